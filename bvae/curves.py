@@ -1,0 +1,257 @@
+"""Curves of every loss option by epoch: losses, accuracy against background rate and band, foreground, KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from bvae.canvas import (
+    EDGE,
+    FONT,
+    GAP,
+    INK,
+    SOFT_INK,
+    TEXT_SIZE,
+    Destination,
+    pixel_figure,
+    save_png,
+    title_height,
+    title_lines,
+    write,
+    write_title,
+)
+
+Record = Mapping[str, Any]
+Histories = Mapping[str, Sequence[Sequence[Record]]]
+Values = npt.NDArray[np.float64]
+
+# Okabe and Ito, Color Universal Design; without its yellow, which is lost on white. Line styles and markers
+# tell the options apart where colours do not.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
+MARKERS = ("o", "s", "^", "D", "v")
+
+WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 1640, 424, 300
+LEFT, HEADING, FOOT = 104, 44, 84  # pixels around a panel, for its y ticks, its heading and its x axis
+TICK_SIZE = 22
+MARKED_EPOCHS = 12
+LEGEND_LINE = 90
+LARGEST = float(np.finfo(np.float32).max)
+BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "linewidth": 1, "zorder": 0}
+RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "zorder": 1}
+NOTHING_YET = "No run has finished an epoch yet."
+
+
+class Panel(NamedTuple):
+    """A panel's heading, and where its number lies in an epoch's record."""
+
+    heading: str
+    keys: tuple[str, str]
+    fraction: bool = False
+
+
+TRAINING_LOSS = Panel("Training loss (nats)", ("train", "loss"))
+VALIDATION_LOSS = Panel("Validation loss (nats)", ("validation", "loss"))
+ACCURACY = Panel("Validation accuracy", ("validation", "pixel_accuracy"), fraction=True)
+FOREGROUND = Panel("Validation foreground IoU", ("validation", "foreground_iou"), fraction=True)
+KL = Panel("KL per latent dimension (nats)", ("validation", "kl_per_dim"))
+PANELS = (TRAINING_LOSS, VALIDATION_LOSS, ACCURACY, FOREGROUND, KL)
+
+
+class Curve(NamedTuple):
+    """A number by epoch over the seeds that have it, each `[E]`; NaN where none has."""
+
+    epochs: npt.NDArray[np.int64]
+    lowest: Values
+    mean: Values
+    highest: Values
+
+
+def plot_curves(
+    histories: Histories,
+    *,
+    background_rate: float | None,
+    band: Sequence[float],
+    path: Destination | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw each option's numbers by epoch: the mean over its seeds in a band from the lowest to the highest.
+
+    A number that is missing, None or not finite in single precision leaves a gap. The axis of a loss that
+    spans more than two orders of magnitude is logarithmic.
+
+    Args:
+        histories: for each option, each seed's epoch records, as they stand in `metrics.jsonl`.
+        background_rate: the accuracy of painting everything background, a fraction.
+        band: the lowest and the highest accuracy of a healthy option, fractions.
+        path: where the PNG goes.
+        title: the first line becomes a headline.
+
+    Raises:
+        ValueError: for a rate or a band outside 0–1.
+    """
+    lo, hi = band
+    if not 0 <= lo <= hi <= 1 or not 0 <= (background_rate or 0) <= 1:
+        given = f"band {lo}–{hi}, background rate {background_rate}"
+        raise ValueError(f"{given}; expected fractions 0–1, the lower end of the band first")
+    known = _with_epochs(histories)
+    lines = title_lines(title, WIDTH - 2 * EDGE)
+    top, row = title_height(lines), HEADING + PANEL_HEIGHT + FOOT
+    figure, page = pixel_figure(WIDTH, top + 2 * row if known else top + 2 * TEXT_SIZE)
+    write_title(page, lines)
+    places = [(LEFT + x * (PANEL_WIDTH + LEFT), top + HEADING + y * row) for y in range(2) for x in range(3)]
+    if not known:
+        write(page, EDGE, top, NOTHING_YET, size=TEXT_SIZE, width=WIDTH - 2 * EDGE, va="top")
+    for panel, place in zip(PANELS if known else (), places, strict=False):
+        axes = _add_panel(page, panel, *place)
+        if panel is ACCURACY:
+            axes.axhspan(lo, hi, **BAND_LOOK)
+            if background_rate is not None:
+                axes.axhline(background_rate, **RATE_LOOK)
+        curves = [curve(seeds, panel.keys) for seeds in known.values()]
+        for number, drawn in enumerate(curves):
+            _draw_curve(axes, drawn, _look(number))
+        _scale(axes, panel, curves)
+    if known:
+        _draw_legend(page, known, (background_rate, lo, hi), *places[-1])
+    save_png(figure, path)
+    return figure
+
+
+def describe_curves(histories: Histories) -> str:
+    """Say in a sentence at which accuracy and foreground IoU, means over the seeds, each option ended."""
+
+    def end(seeds: Sequence[Sequence[Record]], panel: Panel) -> str:
+        value = curve(seeds, panel.keys).mean[-1]
+        return f"{value:.1%}" if math.isfinite(value) else "undefined"
+
+    ends = [
+        f"option {name} accuracy {end(seeds, ACCURACY)} and foreground IoU {end(seeds, FOREGROUND)}"
+        for name, seeds in _with_epochs(histories).items()
+    ]
+    return f"Curves by epoch, ending at {'; '.join(ends)}." if ends else NOTHING_YET
+
+
+def curve(seeds: Sequence[Sequence[Record]], keys: tuple[str, str]) -> Curve:
+    """Lowest, mean and highest value of a number over seeds, at every epoch that any of them has."""
+    values = [{record["epoch"]: _number(record, keys) for record in history} for history in seeds]
+    epochs = sorted(set().union(*values))
+    table = np.array([[history.get(epoch, math.nan) for epoch in epochs] for history in values])
+    known = np.isfinite(table).sum(0)
+    mean = np.where(known > 0, np.nansum(table / np.maximum(known, 1), axis=0), math.nan)
+    return Curve(np.array(epochs), np.fmin.reduce(table), mean, np.fmax.reduce(table))
+
+
+def _number(record: Record, keys: tuple[str, str]) -> float:
+    """A record's number, of a list the mean; NaN where it is missing, None or beyond single precision."""
+    split, name = keys
+    value = (record.get(split) or {}).get(name)
+    parts = [
+        math.nan if part is None else part for part in (value if isinstance(value, Sequence) else [value])
+    ]
+    mean = sum(parts) / len(parts) if parts else math.nan
+    return mean if abs(mean) <= LARGEST else math.nan
+
+
+def _with_epochs(histories: Histories) -> dict[str, list[Sequence[Record]]]:
+    """The options of which a seed has finished an epoch, each with those seeds."""
+    begun = {name: [history for history in seeds if history] for name, seeds in histories.items()}
+    return {name: seeds for name, seeds in begun.items() if seeds}
+
+
+def _look(option: int) -> dict[str, Any]:
+    """Colour, dash and marker of an option's line; no two of 140 options have all three alike."""
+    return {
+        "color": COLOURS[option % len(COLOURS)],
+        "linestyle": DASHES[option % len(DASHES)],
+        "marker": MARKERS[option % len(MARKERS)],
+        "linewidth": 3.5,
+        "markersize": 13,
+        "markeredgecolor": "white",
+        "markeredgewidth": 1.5,
+    }
+
+
+def _add_panel(page: Axes, panel: Panel, left: int, top: int) -> Axes:
+    """Empty axes with the panel's heading, `left` and `top` pixels from the corner of the page."""
+    width, height = page.get_xlim()[1], page.get_ylim()[0]
+    place = (left / width, 1 - (top + PANEL_HEIGHT) / height, PANEL_WIDTH / width, PANEL_HEIGHT / height)
+    axes = page.figure.add_axes(place, facecolor="white")
+    axes.tick_params(labelsize=TICK_SIZE, labelfontfamily=FONT, color=SOFT_INK, labelcolor=INK, length=6)
+    axes.spines[:].set(color=SOFT_INK, linewidth=1)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, axis="y", color="#DDDDDD", linewidth=1, linestyle="solid")
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    write(page, left, top - GAP, panel.heading, size=TEXT_SIZE, width=PANEL_WIDTH, va="bottom")
+    middle, under = left + PANEL_WIDTH / 2, top + PANEL_HEIGHT + FOOT - EDGE
+    write(page, middle, under, "epoch", size=TICK_SIZE, width=PANEL_WIDTH, ha="center", va="bottom")
+    return axes
+
+
+def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
+    """The mean with markers, at every epoch of a short curve, and the band of the seeds as a shade."""
+    epochs, lowest, mean, highest = drawn
+    here = np.isfinite(mean)
+    alone = here & ~np.append(here[1:], False) & ~np.insert(here[:-1], 0, False)
+    every = -(-len(epochs) // MARKED_EPOCHS)
+    marked = np.flatnonzero(here & ((np.arange(len(epochs)) % every == 0) | alone))
+    axes.fill_between(epochs, lowest, highest, color=look["color"], alpha=0.18, linewidth=0)
+    # A shade needs two neighbouring epochs; a bar shows the spread at one that stands alone.
+    axes.vlines(epochs[alone], lowest[alone], highest[alone], color=look["color"], linewidth=2)
+    axes.plot(epochs, mean, **look, markevery=marked.tolist(), zorder=3)
+
+
+def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
+    """Limits, ticks and tick labels that suit the numbers."""
+    epochs = np.concatenate([drawn.epochs for drawn in curves])
+    margin = np.clip(0.03 * (epochs.max() - epochs.min()), 0.25, 0.9)
+    axes.set_xlim(epochs.min() - margin, epochs.max() + margin)
+    values = np.concatenate([[*drawn.lowest, *drawn.highest] for drawn in curves])
+    values = values[np.isfinite(values)]
+    if panel in (TRAINING_LOSS, VALIDATION_LOSS) and values.size and 0 < 100 * values.min() < values.max():
+        axes.set_yscale("log")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
+    if panel in (FOREGROUND, KL):
+        # A little below 0, so that a curve along the axis is seen whole.
+        axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
+    unit, factor = ("%", 100) if panel.fraction else ("", 1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}{unit}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _draw_legend(
+    page: Axes,
+    known: Mapping[str, Sequence[Sequence[Record]]],
+    references: tuple[float | None, float, float],
+    left: int,
+    top: int,
+) -> None:
+    """The name of every line, of the band and of the background rate, and what line and shade stand for."""
+    rate, lo, hi = references
+    names = [f"Option {name}" for name in known] + [f"healthy: {lo:.0%} to {hi:.0%}"]
+    names += [] if rate is None else [f"all background: {rate:.1%}"]
+    step = min(42, PANEL_HEIGHT // len(names))
+    for row, name in enumerate(names):
+        y = top + (row + 0.5) * step
+        x = np.array([0, 0.5, 1]) * LEGEND_LINE + left
+        if row == len(known):
+            page.fill_between(x, y - 0.3 * step, y + 0.3 * step, **BAND_LOOK)
+        else:
+            look = RATE_LOOK if row > len(known) else _look(row) | {"markevery": [1]}
+            page.plot(x, [y] * 3, **look)
+        room = PANEL_WIDTH - LEGEND_LINE
+        write(page, x[-1] + EDGE, y, name, size=min(TICK_SIZE + 2, step), width=room, va="center")
+    notes = ["each option has its own loss"] * (len(known) > 1)
+    notes += ["line: mean over seeds", "shade: lowest to highest seed"] * (max(map(len, known.values())) > 1)
+    below = top + len(names) * step + EDGE / 2
+    quiet: dict[str, Any] = {"size": TICK_SIZE - 2, "color": SOFT_INK}
+    write(page, left, below, "\n".join(notes), **quiet, width=PANEL_WIDTH, va="top")

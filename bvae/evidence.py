@@ -1,0 +1,129 @@
+"""The `comparison/` folder of a session: what its runs say together, as data, as text and as pictures.
+
+comparison/
+  curves.png  reconstructions.png  comparison.md
+  comparison.json                               written last: its presence means complete
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bvae.comparison import Comparison, compare
+from bvae.config import RunConfig, read_json, to_json
+from bvae.corpus import Corpus
+from bvae.curves import plot_curves
+from bvae.files import write_whole
+from bvae.run import (
+    RunCrashError,
+    RunResult,
+    load_model,
+    newest_checkpoint,
+    obtain_run,
+    read_history,
+    read_result,
+)
+from bvae.session import Session
+from bvae.summary import to_markdown
+from bvae.visualization import plot_comparison
+
+RunOutcomes = dict[str, dict[int, RunResult | str]]
+
+
+def obtain_outcomes(session: Session, corpus: Corpus, runs: Iterable[RunConfig]) -> RunOutcomes:
+    """The result of each run, trained now where nobody has begun it; of a crashed run, what happened."""
+    outcomes: RunOutcomes = {}
+    for run in runs:
+        try:
+            outcome: RunResult | str = obtain_run(session, run, corpus)
+        except RunCrashError as crash:
+            outcome = str(crash)
+        outcomes.setdefault(run.option.name, {})[run.seed] = outcome
+    return outcomes
+
+
+def found_outcomes(session: Session) -> RunOutcomes:
+    """The result of each run that was begun in a session folder, as it lies there; nothing is trained."""
+    outcomes: RunOutcomes = {}
+    config = session.record.config
+    for option in config.options:
+        for seed in range(config.seeds):
+            directory = session.path / session.run_config(option, seed).name
+            if (directory / "result.json").exists():
+                outcomes.setdefault(option.name, {})[seed] = read_result(directory)
+            elif directory.exists():
+                outcomes.setdefault(option.name, {})[seed] = f"{directory.name} was begun and did not finish"
+    return outcomes
+
+
+def write_comparison(session: Session, corpus: Corpus, outcomes: RunOutcomes) -> Comparison:
+    """Compare the runs and write the folder. Raises StorageError."""
+    record = session.record
+    comparison = compare(record.corpus, record.config.band, record.config.options, outcomes)
+    folder = comparison_folder(session)
+    folder.mkdir(exist_ok=True)
+    write_whole(folder / "curves.png", draw_curves(session, comparison))
+    write_whole(folder / "reconstructions.png", _draw_reconstructions(session, corpus, comparison))
+    write_whole(folder / "comparison.md", to_markdown(comparison).encode())
+    write_whole(folder / "comparison.json", to_json(comparison))
+    return comparison
+
+
+def read_comparison(session: Session) -> Comparison | None:
+    """The comparison of a session, None before it is complete."""
+    path = comparison_folder(session) / "comparison.json"
+    return read_json(path, Comparison) if path.exists() else None
+
+
+def comparison_folder(session: Session) -> Path:
+    """Where the comparison of a session lies."""
+    return session.path / "comparison"
+
+
+def draw_curves(session: Session, comparison: Comparison) -> bytes:
+    """A PNG of the curves of every option, its seeds as a band."""
+    histories = {
+        name: [msgspec.to_builtins(read_history(session.path / run.path)) for run in option.runs]
+        for name, option in comparison.options.items()
+    }
+    picture = io.BytesIO()
+    plot_curves(
+        histories,
+        background_rate=comparison.corpus.background_rate,
+        band=comparison.band,
+        path=picture,
+        title=f"Loss options on {comparison.corpus.name}",
+    )
+    return picture.getvalue()
+
+
+def _draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
+    grids = corpus.showcase()
+    painted = {
+        f"Option {name}": reconstruct(checkpoint, grids)
+        for name, option in comparison.options.items()
+        if (checkpoint := newest_checkpoint(session.path / option.runs[0].path)) is not None
+    }
+    picture = io.BytesIO()
+    plot_comparison(
+        grids,
+        painted,
+        path=picture,
+        title=f"The same training grids of {corpus.name} under each option: newest checkpoint, first seed",
+    )
+    return picture.getvalue()
+
+
+def reconstruct(checkpoint: Path, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What the model in a checkpoint makes of grids `[B, H, W]`, decoded from the posterior mean."""
+    model, _ = load_model(checkpoint)
+    with torch.inference_mode():
+        painted: NDArray[np.uint8] = model(torch.from_numpy(grids)).logits.argmax(1).byte().numpy()
+    return painted

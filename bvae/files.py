@@ -1,0 +1,45 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+
+
+class StorageError(OSError):
+    """A file could not be written; the message names the path, the cause and what to do."""
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that whatever happens it holds its old content or the new one, never a part.
+
+    A temporary file beside it is flushed to the disk, renamed over it, and the rename flushed too.
+
+    Raises:
+        StorageError: where the system refuses (disk full, read-only, deleted directory, quota).
+    """
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                Path(name).unlink()
+            raise
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be written: {error.strerror or error}. Files written before are whole; "
+            "make room or restore access and resume the session"
+        ) from error

@@ -1,0 +1,247 @@
+"""Files of grids, `.npy` and `.npz`, read without trusting a byte of them.
+
+Nothing is ever unpickled, evaluated or unpacked to disk, and a header's claim is compared with what the file
+really holds before memory is spent on it. A `.npy` is memory-mapped, whatever its size. The members of an
+`.npz` are decompressed in memory and may hold `MAX_NPZ_BYTES` together: padded grids compress almost as well
+as a decompression bomb, so only the size itself tells them apart.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+import os
+import re
+import struct
+import warnings
+import zipfile
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy_format
+
+MAX_GRIDS = 2**25
+MAX_NPZ_BYTES = 256 * 2**20
+BLOCK_BYTES = 2**20
+# numpy writes 128 bytes for an integer array.
+MAX_HEADER_BYTES = 4096
+
+Integers = npt.NDArray[np.integer[Any]]
+
+NPY_VERSIONS = {(1, 0): ("<H", "latin1"), (2, 0): ("<I", "latin1"), (3, 0): ("<I", "utf8")}
+INTEGER_TYPE = re.compile(r"[<>=|]?[iu][1248]")
+OTHER_TYPES = {
+    "O": "pickled Python objects, which are never loaded",
+    "b": "booleans",
+    "c": "complex numbers",
+    "f": "floats",
+    "S": "text",
+    "U": "text",
+}
+HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, struct.error)
+ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    ValueError,
+)
+
+
+class CorpusError(ValueError):
+    """A corpus cannot be used; the message is one line that says what was given and what is expected."""
+
+
+class StoredGrids(NamedTuple):
+    """The stored arrays `[N, H, W]` of a file, all values 0–9; `val` is None where the file names none."""
+
+    train: Integers
+    val: Integers | None = None
+
+
+class _Header(NamedTuple):
+    dtype: np.dtype[np.integer[Any]]
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    length: int
+
+
+class _BoundedReads(io.BufferedReader):
+    """A file that gives at most a block at once, so that an archive's directory cannot ask for gigabytes."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size < 0:
+            size = BLOCK_BYTES
+        if size > BLOCK_BYTES:
+            raise zipfile.BadZipFile("its directory is too large")
+        return super().read(size)
+
+
+def printable(text: str) -> str:
+    r"""Escape what would break or restyle a line (`\n`, `\x1b`, `\u202e`, …); keep everything else."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _brief(text: str) -> str:
+    """Escape and cut short what a file brings into a message."""
+    return printable(text if len(text) <= 80 else text[:80] + "…")
+
+
+def read_grids(path: str | os.PathLike[str], grid_size: int) -> StoredGrids:
+    """Read the grids of a `.npy` (a read-only memory map) or `.npz` (uint8 arrays) file.
+
+    An `.npz` gives `train` and, if present, `val`, or its only array as `train`; all else in it is left
+    untouched. Grids hold integers 0–9 and have at most `grid_size` rows and columns. Raises CorpusError.
+    """
+    try:
+        if not Path(path).is_file():
+            raise CorpusError("is not a regular file; expected a .npy or .npz file")
+        with _BoundedReads(io.FileIO(path)) as file:
+            start = file.read(MAX_HEADER_BYTES)
+            if start.startswith(npy_format.MAGIC_PREFIX):
+                return StoredGrids(_map_npy(file, _parse_header(start, "array"), grid_size))
+            if start.startswith(b"PK"):
+                return _read_npz(file, grid_size)
+        raise CorpusError("is not an array file; expected .npy or .npz, as numpy.save or numpy.savez writes")
+    except CorpusError as error:
+        raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
+    except OSError as error:
+        raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
+
+
+def _map_npy(file: io.BufferedReader, header: _Header, grid_size: int) -> Integers:
+    """Map the array of an open `.npy` file and check every value, a block at a time."""
+    _check_claims(header, "array", os.fstat(file.fileno()).st_size, grid_size)
+    dtype, shape, order, length = header
+    grids: Integers = np.memmap(file, dtype=dtype, mode="r", offset=length, shape=shape, order=order)
+    rows = max(1, BLOCK_BYTES // math.prod(shape[1:]))
+    for start in range(0, len(grids), rows):
+        _check_values(grids[start : start + rows], "array", header, start * math.prod(shape[1:]))
+    return grids
+
+
+def _read_npz(file: io.BufferedReader, grid_size: int) -> StoredGrids:
+    """Read the arrays of an open `.npz` file that make a corpus."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = _choose_members(archive)
+            if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
+                limit = MAX_NPZ_BYTES // 2**20
+                raise CorpusError(
+                    f"unpacks to more than {limit} MiB; save uint8, or .npy, which has no such limit"
+                )
+            return StoredGrids(*(_read_member(archive, member, grid_size) for member in members))
+    except CorpusError:
+        raise
+    except ARCHIVE_ERRORS as error:
+        reason = _brief(str(error)) or "it ends too early"
+        raise CorpusError(f"is a damaged or unsupported archive ({reason})") from None
+
+
+def _choose_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """Choose `train` and `val`, or the only array."""
+    members = {member.filename: member for member in archive.infolist()}
+    if len(members) < len(archive.infolist()):
+        name, _ = Counter(archive.namelist()).most_common(1)[0]
+        raise CorpusError(f"has more than one member named {_brief(name)}")
+    arrays = [name for name in members if name.endswith(".npy")]
+    if "train.npy" in arrays:
+        return [members[name] for name in ("train.npy", "val.npy") if name in members]
+    if len(arrays) == 1:
+        return [members[arrays[0]]]
+    if not arrays:
+        raise CorpusError("holds no arrays; expected train and optionally val")
+    names = _brief(", ".join(name.removesuffix(".npy") for name in arrays))
+    raise CorpusError(f"holds {len(arrays)} arrays ({names}) but none named train")
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, grid_size: int) -> npt.NDArray[np.uint8]:
+    """Decompress one array a block at a time, narrowing it to uint8 as it arrives."""
+    name = _brief(member.filename.removesuffix(".npy"))
+    if member.flag_bits & 1:
+        raise CorpusError(f"{name} is encrypted; expected an archive as numpy.savez writes it")
+    # The decompressors of the other methods may take any amount of memory for a few bytes.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CorpusError(f"{name} is compressed by another method than deflate; use numpy.savez_compressed")
+    # Deflate grows data by less than a thousandth; beyond it, blocks without content only cost time.
+    if member.compress_size > member.file_size + member.file_size // 100 + 1024:
+        raise CorpusError(f"{name} takes more bytes packed than unpacked")
+    with archive.open(member) as stream:
+        header = _parse_header(stream.read(MAX_HEADER_BYTES), name)
+    _check_claims(header, name, member.file_size, grid_size)
+    cells = bytearray()
+    with archive.open(member) as stream:
+        stream.read(header.length)
+        while block := stream.read(BLOCK_BYTES):
+            if len(block) % header.dtype.itemsize:
+                break
+            values = np.frombuffer(block, header.dtype)
+            _check_values(values, name, header, len(cells))
+            cells += values.astype(np.uint8).tobytes()
+    if len(cells) != math.prod(header.shape):
+        raise CorpusError(f"{name} is cut short")
+    return np.frombuffer(cells, np.uint8).reshape(header.shape, order=header.order)
+
+
+def _parse_header(start: bytes, name: str) -> _Header:
+    """Parse the first bytes of a `.npy` stream.
+
+    numpy's own parser gives any type name to numpy.dtype, where some end the process (the time unit of
+    `<m8[s/0]` divides by zero); here only the name of an integer type gets that far.
+    """
+    try:
+        length_format, encoding = NPY_VERSIONS[npy_format.read_magic(io.BytesIO(start))]
+        (text_length,) = struct.unpack_from(length_format, start, npy_format.MAGIC_LEN)
+        text_start = npy_format.MAGIC_LEN + struct.calcsize(length_format)
+        length = text_start + text_length
+        if length > len(start):
+            raise ValueError("the header is longer than the file or the limit")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fields = ast.literal_eval(start[text_start:length].decode(encoding))
+        descr, fortran_order, shape = fields["descr"], fields["fortran_order"], fields["shape"]
+        if not isinstance(fortran_order, bool) or not isinstance(shape, tuple):
+            raise TypeError("the header's fields have other types")
+        if not all(type(side) is int and 0 <= side < 2**63 for side in shape):
+            raise ValueError("the shape is not made of lengths")
+    except HEADER_ERRORS:
+        raise CorpusError(f"{name} has a damaged header; expected one as numpy.save writes it") from None
+    if not isinstance(descr, str) or not INTEGER_TYPE.fullmatch(descr):
+        kind = OTHER_TYPES.get(str(descr).lstrip("<>=|")[:1], f"values of type {_brief(repr(descr))}")
+        raise CorpusError(f"{name} holds {kind}; expected integers 0–9, as from grids.astype('uint8')")
+    return _Header(np.dtype(descr), shape, "F" if fortran_order else "C", length)
+
+
+def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int) -> None:
+    """Refuse a header whose shape is no corpus, or that promises other than what is stored."""
+    if len(header.shape) != 3:
+        raise CorpusError(f"{name} has shape {_brief(str(header.shape))}; expected (grids, rows, columns)")
+    count, rows, columns = header.shape
+    if not count * rows * columns:
+        raise CorpusError(f"{name} is empty: its shape is {header.shape}")
+    if max(rows, columns) > grid_size:
+        raise CorpusError(f"{name} has grids of {rows}×{columns}, larger than the grid size {grid_size}")
+    if count > MAX_GRIDS:
+        raise CorpusError(f"{name} has {count} grids; expected at most {MAX_GRIDS}")
+    promised, held = math.prod(header.shape) * header.dtype.itemsize, stored_bytes - header.length
+    if held != promised:
+        raise CorpusError(f"{name} promises {promised} bytes of grids, but the file holds {held}")
+
+
+def _check_values(values: Integers, name: str, header: _Header, first: int) -> None:
+    """Refuse values outside 0–9; `first` is the position of `values` in the order it is walked in."""
+    if values.max() <= 9 and values.min() >= 0:
+        return
+    position = int(np.argmax((values < 0) | (values > 9)))
+    # A map is walked grid by grid, a stream in the order in which it is stored.
+    order = "C" if values.ndim == 3 else header.order
+    index = ", ".join(str(int(i)) for i in np.unravel_index(first + position, header.shape, order))
+    raise CorpusError(f"{name}[{index}] is {values.flat[position]}; cells are the classes 0–9")

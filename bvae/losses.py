@@ -1,0 +1,101 @@
+"""The loss of a β-VAE of categorical grids: a weighted focal reconstruction term and a KL divergence."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    *,
+    gamma: float,
+    weight: Tensor | None = None,
+    reduction: Literal["mean", "none"] = "mean",
+) -> Tensor:
+    """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells and not over weights.
+
+    With the margin m = log Σ_{c≠y} exp z_c − z_y, the probability of the target is p_y = σ(−m), so the loss
+    is `w·σ(m)^γ·softplus(m)`: no difference of nearly equal numbers where p_y is close to 1, and a finite
+    gradient for every γ ≥ 0, also γ < 1, where the gradient of (1 − p)^γ itself has a pole.
+
+    Args:
+        logits: `[B, C, H, W]`, C ≥ 2, any floating type; computed in float32 at least, under autocast too.
+        target: `[B, H, W]`, class indices.
+        gamma: focusing exponent, γ ≥ 0; 0 is the cross-entropy.
+        weight: `[C]` class weights, or None for none.
+        reduction: "mean" over all cells, or "none" for `[B, H, W]`.
+
+    Raises:
+        ValueError: for shapes that do not fit, a negative γ or an unknown reduction.
+
+    Source: Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5.
+    """
+    if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]) or logits.shape[1] < 2:
+        raise ValueError(
+            f"logits are {list(logits.shape)} and target {list(target.shape)}; "
+            "expected [B, C, H, W] with C >= 2, and [B, H, W]"
+        )
+    if not gamma >= 0:
+        raise ValueError(f"gamma is {gamma}; expected a number of at least 0")
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'none'")
+    with torch.autocast(logits.device.type, enabled=False):
+        if logits.dtype in (torch.bfloat16, torch.float16):
+            logits = logits.float()
+        index = target.long().unsqueeze(1)
+        others = logits.scatter(1, index, -torch.inf).logsumexp(1)
+        margin = others - logits.gather(1, index).squeeze(1)
+        loss = torch.exp(gamma * F.logsigmoid(margin)) * -F.logsigmoid(-margin)
+        if weight is not None:
+            if weight.shape != logits.shape[1:2]:
+                raise ValueError(
+                    f"weight is {list(weight.shape)}; expected one for each class: [{logits.shape[1]}]"
+                )
+            loss = weight.to(loss)[target.long()] * loss
+    return loss.mean() if reduction == "mean" else loss
+
+
+def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL divergence of N(mean, exp(log_variance)) from N(0, 1), in nats, for each dimension by itself.
+
+    Args:
+        mean, log_variance: `[B, Z]`.
+
+    Returns: `[B, Z]`, float32 at least.
+
+    Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, appendix B.
+    """
+    if mean.dtype in (torch.bfloat16, torch.float16):
+        mean, log_variance = mean.float(), log_variance.float()
+    # expm1 keeps the digits of exp(v) − 1 − v near v = 0, where a collapsed posterior lives.
+    return 0.5 * (mean.square() + torch.expm1(log_variance) - log_variance)
+
+
+class LossTerms(NamedTuple):
+    """The loss and its two terms, one value a grid, each `[B]`, in nats; total = reconstruction + β·kl."""
+
+    total: Tensor
+    reconstruction: Tensor
+    kl: Tensor
+
+
+class BetaVAELoss:
+    """`mean over cells of the focal loss + β·(KL summed over latent dimensions)`, one value a grid.
+
+    Source: Higgins et al., β-VAE, 2017, eq. 4, with the focal loss as reconstruction term.
+    """
+
+    def __init__(self, *, gamma: float, weight: Tensor | None, beta: float) -> None:
+        self.gamma, self.weight, self.beta = gamma, weight, beta
+
+    def __call__(self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor) -> LossTerms:
+        """The terms for logits `[B, C, H, W]`, posterior `[B, Z]` and target `[B, H, W]`."""
+        cells = focal_loss(logits, target, gamma=self.gamma, weight=self.weight, reduction="none")
+        reconstruction = cells.flatten(1).mean(1)
+        kl = kl_divergence(mean, log_variance).sum(1)
+        return LossTerms(reconstruction + self.beta * kl, reconstruction, kl)

@@ -1,0 +1,172 @@
+"""What a model has learned, measured on grids it was not trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bvae.beta_vae import CLASSES, BetaVAE
+from bvae.corpus import Grids
+from bvae.losses import BetaVAELoss, kl_divergence
+
+ACTIVE_KL = 0.05
+"""A latent dimension is active above this KL divergence, in nats."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReconstructionMetrics:
+    """How reconstructed grids compare with the originals; fractions, null where nothing was there to count.
+
+    Attributes:
+        pixel_accuracy: cells with the right class.
+        background_rate: background cells, which is the accuracy of painting everything background.
+        foreground_rate, predicted_foreground_rate: cells that are, and that were painted, non-background.
+        foreground_iou: intersection over union of the painted and the true foreground masks.
+        foreground_recall: non-background cells with exactly the right class.
+        balanced_accuracy: mean over the classes that occur of the share of their cells that is right.
+        perfect_rate: grids with no wrong cell.
+    """
+
+    pixel_accuracy: float | None
+    background_rate: float | None
+    foreground_rate: float | None
+    predicted_foreground_rate: float | None
+    foreground_iou: float | None
+    foreground_recall: float | None
+    balanced_accuracy: float | None
+    perfect_rate: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation(ReconstructionMetrics):
+    """The metrics of a model on the validation split, decoded from the posterior mean.
+
+    Attributes:
+        loss, reconstruction, kl: the training objective and its terms, nats.
+        kl_per_dim: KL divergence of each latent dimension, nats, averaged over grids.
+        active_units: dimensions whose KL exceeds 0.05 nats.
+        shuffled: the same metrics when each grid is decoded from another grid's latent. What survives the
+            shuffle the decoder knew without looking.
+    """
+
+    loss: float
+    reconstruction: float
+    kl: float
+    kl_per_dim: tuple[float, ...]
+    active_units: int
+    shuffled: ReconstructionMetrics
+
+
+def confusion_matrix(target: NDArray[np.integer], predicted: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Counts `[C, C]` of cells by true class (row) and predicted class (column)."""
+    index = target.astype(np.int64).ravel() * CLASSES + predicted.astype(np.int64).ravel()
+    return np.bincount(index, minlength=CLASSES * CLASSES).reshape(CLASSES, CLASSES)
+
+
+def reconstruction_metrics(confusion: NDArray[np.int64], perfect: int, grids: int) -> ReconstructionMetrics:
+    """Metrics from a confusion matrix `[C, C]` (rows true), the number of perfect grids and of all grids."""
+    cells, true = int(confusion.sum()), confusion.sum(1)
+    right = np.diag(confusion)
+    either = cells - int(confusion[0, 0])
+    present = true > 0
+    return ReconstructionMetrics(
+        pixel_accuracy=_ratio(right.sum(), cells),
+        background_rate=_ratio(true[0], cells),
+        foreground_rate=_ratio(true[1:].sum(), cells),
+        predicted_foreground_rate=_ratio(confusion[:, 1:].sum(), cells),
+        foreground_iou=_ratio(confusion[1:, 1:].sum(), either),
+        foreground_recall=_ratio(right[1:].sum(), true[1:].sum()),
+        balanced_accuracy=float((right[present] / true[present]).mean()) if present.any() else None,
+        perfect_rate=_ratio(perfect, grids),
+    )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return float(part) / float(whole) if whole else None
+
+
+class _Tally:
+    """A confusion matrix and a count of perfect grids, over batches."""
+
+    def __init__(self) -> None:
+        self.confusion = np.zeros((CLASSES, CLASSES), np.int64)
+        self.perfect = self.grids = 0
+
+    def add(self, target: NDArray[np.uint8], logits: Tensor) -> None:
+        predicted = logits.argmax(1).cpu().numpy()
+        self.confusion += confusion_matrix(target, predicted)
+        self.perfect += int((predicted == target).reshape(len(target), -1).all(1).sum())
+        self.grids += len(target)
+
+    def metrics(self) -> ReconstructionMetrics:
+        return reconstruction_metrics(self.confusion, self.perfect, self.grids)
+
+
+def derangement(n: int, seed: int = 0) -> NDArray[np.int64]:
+    """A random permutation of 0 … n−1 that leaves nothing in place: one cycle through all.
+
+    Neighbouring grids of a corpus are often alike, so a shift by one would not be a control.
+    """
+    cycle = np.random.default_rng(seed).permutation(n)
+    successor = np.empty(n, np.int64)
+    successor[cycle] = np.roll(cycle, -1)
+    return successor
+
+
+@torch.inference_mode()
+def evaluate(
+    model: BetaVAE,
+    grids: Grids,
+    loss: BetaVAELoss,
+    *,
+    batch_size: int = 256,
+    precision: str = "fp32",
+) -> Evaluation:
+    """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness."""
+    device = next(model.parameters()).device
+    terms, kl_per_dim, latents = [], [], []
+    seen, shuffled = _Tally(), _Tally()
+    was_training = model.training
+    model.eval()
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for rows in _blocks(len(grids), batch_size):
+            batch = grids[rows]
+            target = torch.from_numpy(batch).to(device)
+            mean, log_variance = model.encode(target)
+            logits = model.decode(mean)
+            seen.add(batch, logits)
+            terms.append(torch.stack(loss(logits, mean, log_variance, target)).double().cpu())
+            kl_per_dim.append(kl_divergence(mean, log_variance).double().cpu())
+            latents.append(mean)
+        latent, other = torch.cat(latents), torch.from_numpy(derangement(len(grids)))
+        for rows in _blocks(len(grids), batch_size):
+            shuffled.add(grids[rows], model.decode(latent[other[rows].to(device)]))
+    model.train(was_training)
+    total, reconstruction, kl = torch.cat(terms, dim=1).mean(1).tolist()
+    kl_of_dim = torch.cat(kl_per_dim).mean(0).tolist()
+    return Evaluation(
+        **dataclasses.asdict(seen.metrics()),
+        loss=total,
+        reconstruction=reconstruction,
+        kl=kl,
+        kl_per_dim=tuple(kl_of_dim),
+        active_units=sum(value > ACTIVE_KL for value in kl_of_dim),
+        shuffled=shuffled.metrics(),
+    )
+
+
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and sample standard deviation over seeds; None where undefined (a value is, or one seed)."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None, None
+    return float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None

@@ -1,0 +1,161 @@
+"""The pytest plugin: it translates between pytest and the laboratory, and decides nothing itself.
+
+The controller validates everything and makes the session folder before any worker starts; workers are handed
+the folder and train what they are given. This module is loaded in every pytest session of an environment that
+has bvae, so it imports torch only where experiments are run.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+
+from bvae.config import ExperimentConfig
+from bvae.options import FLAGS, parse_experiment, separated_path
+
+if TYPE_CHECKING:
+    from bvae.laboratory import Laboratory
+
+LABORATORY = pytest.StashKey["Laboratory"]()
+SESSION_KEY = "bvae_session"
+GATE = "gate"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bvae", "bvae: which loss does the β-VAE learn under?")
+    for flag in FLAGS:
+        group.addoption(f"--{flag.name}", default=flag.default, metavar=flag.metavar, help=flag.help)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    if complaint := separated_path(args):
+        raise pytest.UsageError(complaint)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", f"{GATE}: judges the runs of the session, so it is run last")
+    if not runs_experiments(config):
+        return
+    from bvae.laboratory import Laboratory, SetupError
+
+    try:
+        if is_worker(config):
+            path, invocation = cast(Any, config).workerinput[SESSION_KEY]
+            config.stash[LABORATORY] = Laboratory.join(Path(path), invocation)
+        else:
+            config.stash[LABORATORY] = Laboratory.prepare(
+                asked_experiment(config), Path(config.getoption("run_dir")), config.invocation_params.args
+            )
+    except SetupError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    from bvae.files import StorageError
+
+    laboratory = session.config.stash.get(LABORATORY, None)
+    if laboratory is not None and not is_worker(session.config):
+        try:
+            laboratory.open_session()
+        except StorageError as error:
+            raise pytest.UsageError(str(error)) from error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    laboratory = node.config.stash.get(LABORATORY, None)
+    if laboratory is not None:
+        node.workerinput[SESSION_KEY] = (str(laboratory.session.path), laboratory.session.invocation)
+
+
+@pytest.hookimpl(tryfirst=True, optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """As many workers as cores, but no more than runs; None leaves the number to xdist."""
+    if not runs_experiments(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    experiment = asked_experiment(config)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, len(experiment.options) * experiment.seeds)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "loss_run" in metafunc.fixturenames:
+        experiment = asked_experiment(metafunc.config)
+        runs = [(option, seed) for option in experiment.options for seed in range(experiment.seeds)]
+        ids = [f"{option.name}-seed{seed}" for option, seed in runs]
+        metafunc.parametrize("loss_run", runs, ids=ids)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker(GATE) is not None)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    laboratory = session.config.stash.get(LABORATORY, None)
+    if laboratory is not None:
+        calls = (getattr(item, "callspec", None) for item in session.items)
+        laboratory.select([call.params["loss_run"] for call in calls if call and "loss_run" in call.params])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    laboratory = session.config.stash.get(LABORATORY, None)
+    if laboratory is not None and not is_worker(session.config):
+        laboratory.close_session()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    laboratory = terminalreporter.config.stash.get(LABORATORY, None)
+    if laboratory is not None and (lines := laboratory.summary()):
+        terminalreporter.section("loss options")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+def pytest_html_results_summary(prefix: list[str], session: pytest.Session) -> None:
+    laboratory = session.config.stash.get(LABORATORY, None)
+    if laboratory is not None:
+        prefix.extend(laboratory.report_head())
+
+
+@pytest.fixture(scope="session")
+def laboratory(pytestconfig: pytest.Config) -> Laboratory:
+    """Trains, judges and shows the runs of this session."""
+    found = pytestconfig.stash.get(LABORATORY, None)
+    if found is None:
+        pytest.fail(
+            "no laboratory here: run `pytest experiments/` in the folder of pytest.ini", False
+        )
+    return found
+
+
+def runs_experiments(config: pytest.Config) -> bool:
+    """Whether tests of `experiments/` are to be run: it overlaps a path given, and this is no mere listing."""
+    option = config.option
+    if any(getattr(option, name, False) for name in ("help", "version", "collectonly", "showfixtures")):
+        return False
+    experiments = config.rootpath / "experiments"
+    paths = [(config.invocation_params.dir / arg.split("::")[0]).resolve() for arg in config.args]
+    return experiments.is_dir() and any(
+        path == experiments or experiments in path.parents or path in experiments.parents for path in paths
+    )
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this process is a worker of pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
+def asked_experiment(config: pytest.Config) -> ExperimentConfig:
+    """The experiment that the command line asks for. Raises UsageError."""
+    try:
+        return parse_experiment({flag.key: config.getoption(flag.key) for flag in FLAGS})
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error

@@ -1,0 +1,200 @@
+"""One run of a session: trained by whoever asks first, read by everyone after.
+
+A-seed0/
+  config.json           everything needed to train it again
+  metrics.jsonl         one line an epoch
+  checkpoints/          epoch_001.safetensors, best.safetensors, and a picture beside each
+  result.json           metrics, verdict, reasons; written last: its presence means complete
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import msgspec
+import torch
+from filelock import FileLock
+
+from bvae.beta_vae import BetaVAE, Output
+from bvae.checkpoint import load_checkpoint
+from bvae.config import AccuracyBand, RunConfig, read_json, to_json
+from bvae.corpus import Corpus
+from bvae.files import write_whole
+from bvae.metrics import Evaluation
+from bvae.session import Session
+from bvae.trainer import (
+    CheckpointSaved,
+    Divergence,
+    EpochEnded,
+    EpochRecord,
+    Progress,
+    Trainer,
+    run_loss,
+)
+from bvae.verdict import VerdictName, judge_run
+from bvae.visualization import plot_reconstructions
+
+_RECORDS = msgspec.json.Decoder(EpochRecord)
+
+
+class RunCrashError(RuntimeError):
+    """A run was begun in this session and its process is gone without a result."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The content of `result.json`.
+
+    Attributes:
+        verdict, reason: the judgement on this run by itself.
+        metrics: on the validation split after the last completed epoch; null where none was completed.
+        divergence: where training stopped because a number was not finite.
+        seconds: wall time of training and evaluation.
+        failed_pictures: the pictures that could not be drawn, each with its reason.
+    """
+
+    schema: int = 1
+    option: str
+    seed: int
+    verdict: VerdictName
+    reason: str
+    metrics: Evaluation | None
+    divergence: Divergence | None
+    seconds: float
+    failed_pictures: tuple[str, ...]
+
+
+def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
+    """The result of a run: read if it is complete, waited for while another process trains it, else trained.
+
+    The lock belongs to the operating system, which releases it when its holder dies. So nobody waits for a
+    dead process, and a run that this invocation began, that has no result and that nobody holds has crashed.
+
+    Raises:
+        RunCrashError: where it did; it is not trained again.
+        StorageError: where a file cannot be written.
+    """
+    directory = session.path / run.name
+    directory.mkdir(exist_ok=True)
+    begun = directory / ".begun"
+    with FileLock(directory / ".lock"):
+        if (directory / "result.json").exists():
+            return read_result(directory)
+        if begun.exists() and begun.read_text() == session.invocation:
+            raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
+        write_whole(begun, session.invocation.encode())
+        session.point_latest()
+        return train_run(run, corpus, directory, session.record.config.band)
+
+
+def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
+    """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
+    write_whole(directory / "config.json", to_json(run))
+    gallery = Gallery(run, corpus)
+    trainer = Trainer(run, corpus, directory, listeners=[MetricsLog(directory / "metrics.jsonl"), gallery])
+    history = trainer.fit()
+    verdict = judge_run(history, trainer.divergence, band)
+    result = RunResult(
+        option=run.option.name,
+        seed=run.seed,
+        verdict=verdict.name,
+        reason=verdict.reason,
+        metrics=history[-1].validation if history else None,
+        divergence=trainer.divergence,
+        seconds=sum(record.seconds for record in history),
+        failed_pictures=tuple(gallery.failures),
+    )
+    write_whole(directory / "result.json", to_json(result))
+    return result
+
+
+def read_result(directory: Path) -> RunResult:
+    """The result of a complete run. Raises OSError or ValueError where there is none."""
+    return read_json(directory / "result.json", RunResult)
+
+
+def read_history(directory: Path) -> list[EpochRecord]:
+    """The epochs of a run so far, oldest first; empty where none was completed."""
+    path = directory / "metrics.jsonl"
+    return _RECORDS.decode_lines(path.read_bytes()) if path.exists() else []
+
+
+def newest_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint of a run's last saved epoch, None where there is none."""
+    return max((directory / "checkpoints").glob("epoch_*.safetensors"), key=lambda p: p.stem, default=None)
+
+
+def load_model(checkpoint: Path) -> tuple[BetaVAE, RunConfig]:
+    """The model in a checkpoint, in evaluation mode, and the run it is of. Raises CheckpointError."""
+    loaded = load_checkpoint(checkpoint, Progress)
+    config = loaded.state.config
+    model = BetaVAE(grid_size=config.grid_size, latent_dim=config.training.latent_dim).eval()
+    prefix = "model."
+    model.load_state_dict(
+        {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
+    )
+    return model, config
+
+
+class MetricsLog:
+    """Keeps `metrics.jsonl`: rewritten whole each epoch, so no line is ever torn, doubled or missing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: EpochEnded | CheckpointSaved) -> None:
+        if isinstance(event, EpochEnded):
+            write_whole(self.path, msgspec.json.Encoder().encode_lines(event.history))
+
+
+class Gallery:
+    """Draws the same ten training grids at every checkpoint save, in a picture named after the checkpoint.
+
+    A picture that fails costs neither training nor a checkpoint: the failure is kept, to be reported.
+    """
+
+    def __init__(self, run: RunConfig, corpus: Corpus) -> None:
+        self.run, self.corpus_name = run, corpus.name
+        self.grids = corpus.showcase()
+        self.loss = run_loss(run, corpus)
+        self.failures: list[str] = []
+        self.last: Evaluation | None = None
+
+    def __call__(self, event: EpochEnded | CheckpointSaved) -> None:
+        if isinstance(event, EpochEnded):
+            self.last = event.history[-1].validation
+            return
+        try:
+            picture = io.BytesIO()
+            plot_reconstructions(
+                event.model, self.grids, path=picture, title=self._title(event.epoch), loss=self._loss
+            )
+            for path in event.paths:
+                write_whole(picture_of(path), picture.getvalue())
+        except Exception as error:
+            names = ", ".join(picture_of(path).name for path in event.paths)
+            self.failures.append(f"{names}: {type(error).__name__}: {error}")
+
+    def _loss(self, output: Output, target: torch.Tensor) -> torch.Tensor:
+        return self.loss(*output, target).total
+
+    def _title(self, epoch: int) -> str:
+        option, training = self.run.option, self.run.training
+        title = (
+            f"Option {option.name} (γ = {option.gamma:g}, class weights {option.class_weights}), "
+            f"seed {self.run.seed}, epoch {epoch} of {training.epochs}, training grids of {self.corpus_name}"
+        )
+        if self.last is not None:
+            title += (
+                f"\nvalidation: accuracy {self.last.pixel_accuracy:.1%} "
+                f"(all background {self.last.background_rate:.1%}), "
+                f"foreground IoU {self.last.foreground_iou:.2f}, loss {self.last.loss:.3f}"
+            )
+        return title
+
+
+def picture_of(checkpoint: Path) -> Path:
+    """Where the picture of a checkpoint lies."""
+    return checkpoint.with_name(f"reconstructions_{checkpoint.stem}.png")

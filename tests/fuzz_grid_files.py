@@ -1,0 +1,258 @@
+"""Load mutated .npy and .npz files: each is a corpus or a CorpusError, quickly and in little memory.
+
+Exits with 1, and keeps the file, as soon as another exception escapes, a case takes more than 2 s, or the
+memory of the process has grown by more than 500 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import random
+import resource
+import struct
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from bvae.corpus import CorpusError, load_corpus
+from bvae.grid_files import printable
+
+MAX_SECONDS = 2.0
+MAX_GROWTH = 500 * 10**6
+
+DTYPES = (
+    "|u1",
+    "<i8",
+    ">i4",
+    "<u2",
+    "|i1",
+    "<f4",
+    "|b1",
+    "|O",
+    "<m8[s/0]",
+    "<U1",
+    "<i3",
+    "V9",
+    "i1,i1",
+    "x",
+    "",
+)
+NAMES = (
+    "train.npy",
+    "val.npy",
+    "test.npy",
+    "arr_0.npy",
+    "../../train.npy",
+    "/train.npy",
+    "a\n\x1b[31m.npy",
+    "train",
+)
+METHODS = (
+    zipfile.ZIP_STORED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_DEFLATED,
+    zipfile.ZIP_BZIP2,
+    zipfile.ZIP_LZMA,
+)
+SIDES = (0, 1, 2, 4, 5, 8, 15, 16, 17, 30, -1, 2**31, 2**62, 2**63, 2**64, 10**300)
+NUMBERS = (0, 1, 2, 8, 9, 12, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
+# Where the fields of a zip archive's headers lie after these signatures.
+SIGNATURES = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")
+HEADER_TEXTS = (
+    "{'descr': %r, 'fortran_order': %s, 'shape': %s, }",
+    "{'descr': [('a', %r)], 'fortran_order': %s, 'shape': %s}",
+    "{'shape': %.0s%.0s%s}",
+    "__import__('os').abort() or {'descr': %r, 'fortran_order': %s, 'shape': %s}",
+    "-" * 3000 + "{'descr': %r, 'fortran_order': %s, 'shape': %s}",
+    "(" * 300 + "{'descr': %r, 'fortran_order': %s, 'shape': %s}",
+    "1+" * 1500 + "{'descr': %r, 'fortran_order': %s, 'shape': %s}",
+    "{'descr': %r, 'fortran_order': %s, 'shape': %sL, '\\d': 0}",
+)
+
+
+def grids(rng: random.Random) -> np.ndarray:
+    """Draw a small array of grids, seldom with a value outside 0–9."""
+    shape = [rng.randint(1, 30), rng.choice((1, 2, 4, 8, 16)), rng.choice((1, 3, 8, 16))]
+    values = np.random.default_rng(rng.getrandbits(32)).integers(0, rng.choice((2, 10, 10, 10, 11)), shape)
+    array = values.astype(rng.choice(("u1", "i1", "<i2", ">i4", "<i8", ">u8", "<u4")))
+    return np.asfortranarray(array) if rng.random() < 0.3 else array
+
+
+def npy(rng: random.Random) -> bytes:
+    """Write an array as a .npy file, seldom with an edited header."""
+    file = io.BytesIO()
+    array = grids(rng)
+    np.lib.format.write_array(file, array, rng.choice(((1, 0), (2, 0), (3, 0))))
+    return file.getvalue() if rng.random() < 0.7 else with_header(rng, array)
+
+
+def with_header(rng: random.Random, array: np.ndarray) -> bytes:
+    """Write an array under a header that tells something else."""
+    shape = list(array.shape)
+    if rng.random() < 0.5:
+        shape[rng.randrange(3)] = rng.choice(SIDES)
+    if rng.random() < 0.1:
+        shape = shape * rng.choice((0, 2, 100))
+    descr = rng.choice(DTYPES) if rng.random() < 0.5 else array.dtype.str
+    order = rng.choice(("False", "False", "True", "None", "'x'"))
+    template = HEADER_TEXTS[0] if rng.random() < 0.7 else rng.choice(HEADER_TEXTS)
+    text = (template % (descr, order, tuple(shape)) + "\n").encode()
+    length = len(text) if rng.random() < 0.9 else rng.choice((0, 1, 2**16 - 1))
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", length) + text + array.tobytes()
+
+
+def npz(rng: random.Random) -> bytes:
+    """Write one to four members, usually the named arrays of a corpus."""
+    file = io.BytesIO()
+    usual = rng.random() < 0.7
+    names = ["train.npy", "val.npy", "test.npy"][: rng.randint(1, 3)] if usual else rng.choices(NAMES, k=3)
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in dict.fromkeys(names):
+            content = rng.choice((npz, bytes_of_noise))(rng) if rng.random() < 0.02 else npy(rng)
+            method = rng.choice(METHODS[:2] if rng.random() < 0.9 else METHODS)
+            archive.writestr(name, content, method)
+    return file.getvalue()
+
+
+def bytes_of_noise(rng: random.Random) -> bytes:
+    return rng.randbytes(rng.randint(0, 300))
+
+
+def flip_bits(rng: random.Random, content: bytes) -> bytes:
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 8, 64))):
+        changed[place(rng, content)] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def truncate(rng: random.Random, content: bytes) -> bytes:
+    return content[: rng.randrange(len(content))]
+
+
+def splice(rng: random.Random, content: bytes) -> bytes:
+    other = rng.choice((npy, npz, bytes_of_noise))(rng)
+    return content[: rng.randrange(len(content) + 1)] + other[rng.randrange(len(other) + 1) :]
+
+
+def shift(rng: random.Random, content: bytes) -> bytes:
+    """Remove, repeat or insert a few bytes."""
+    first = place(rng, content)
+    last = first + rng.randint(0, 40)
+    middle = rng.choice((b"", content[first:last] * 2, rng.randbytes(rng.randint(0, 40))))
+    return content[:first] + middle + content[last:]
+
+
+def edit_number(rng: random.Random, content: bytes) -> bytes:
+    """Overwrite a field, usually of a header, by a number that a size may not be."""
+    width, code = rng.choice(((2, "<H"), (4, "<I"), (8, "<Q")))
+    first = place(rng, content)
+    number = rng.choice(NUMBERS) % (1 << 8 * width)
+    return content[:first] + struct.pack(code, number) + content[first + width :]
+
+
+def place(rng: random.Random, content: bytes) -> int:
+    """Draw a position, usually in a header."""
+    starts = [0] if content.startswith(b"\x93") else [content.find(mark) for mark in SIGNATURES]
+    start = rng.choice([start for start in starts if start >= 0] or [0])
+    if rng.random() < 0.3:
+        return rng.randrange(len(content))
+    return min(start + rng.randrange(60), len(content) - 1)
+
+
+MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
+    flip_bits,
+    truncate,
+    splice,
+    shift,
+    edit_number,
+)
+
+
+def mutated_file(rng: random.Random) -> bytes:
+    content = rng.choice((npy, npz))(rng)
+    for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
+        content = rng.choice(MUTATIONS)(rng, content) if content else content
+    return content
+
+
+def is_accepted(path: Path) -> bool:
+    """Load a file; whatever is accepted must be a corpus, and a refusal one printable line."""
+    try:
+        corpus = load_corpus(str(path))
+    except CorpusError as error:
+        message = str(error)
+        if message != printable(message) or len(message) > 500:
+            raise AssertionError(f"not one short line: {message!r}") from error
+        return False
+    for split in (corpus.train, corpus.val):
+        grids = split[:]
+        if grids.shape[1:] != (16, 16) or grids.dtype != np.uint8 or not len(grids) or grids.max() > 9:
+            raise AssertionError(f"not grids of classes: {grids.dtype} {grids.shape}")
+    return True
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def limit_claims() -> None:
+    """Let an allocation of more than the limit fail, even where its memory would never be touched."""
+    status = Path("/proc/self/status").read_text()
+    used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (used + MAX_GROWTH, -1))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=10_000, help="files to load (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations (default: %(default)s)")
+    parser.add_argument(
+        "--max-seconds", type=float, default=3600, help="stop after so long (default: %(default)s)"
+    )
+    arguments = parser.parse_args()
+    started = reported = time.monotonic()
+    base, accepted, refused, slowest = peak_bytes(), 0, 0, (0.0, -1)
+    limit_claims()
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        path = Path(folder) / "grids"
+        for case in range(arguments.cases):
+            content = mutated_file(random.Random(f"{arguments.seed}-{case}"))
+            path.write_bytes(content)
+            before = time.monotonic()
+            if before - started > arguments.max_seconds:
+                break
+            failure = ""
+            try:
+                good = is_accepted(path)
+            except Exception as error:
+                failure, good = f"{type(error).__name__}: {error}", False
+            now = time.monotonic()
+            slowest = max(slowest, (now - before, case))
+            accepted, refused = accepted + good, refused + (not good)
+            if now - before > MAX_SECONDS or peak_bytes() - base > MAX_GROWTH:
+                failure = failure or f"took {now - before:.2f} s, memory grew by {peak_bytes() - base} bytes"
+            if failure:
+                kept = Path(tempfile.gettempdir()) / f"fuzz-{arguments.seed}-{case}"
+                kept.write_bytes(content)
+                print(f"FAILED case {case}, kept as {kept}: {printable(failure)}")
+                return 1
+            if now - reported > 10:
+                reported = now
+                print(f"{case + 1:,} cases, {now - started:.0f} s", flush=True)
+    print(
+        f"{accepted + refused:,} cases in {time.monotonic() - started:.0f} s: {accepted:,} accepted, "
+        f"{refused:,} refused, slowest {slowest[0]:.3f} s (case {slowest[1]}), "
+        f"peak memory +{(peak_bytes() - base) / 1e6:.0f} MB"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,377 @@
+"""The main job as people run it: pytest in a child process, on a tiny corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+TINY = ("--corpus=corpus.npz", "--grid-size", "8", "--epochs", "2", "--seeds", "1", "--batch-size", "16")
+"""Trains a run in a fraction of a second."""
+
+
+@pytest.fixture
+def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the experiments beside a tiny corpus, outside any xdist session."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    # pytester gives each test a home of its own, in which matplotlib would look for fonts anew every time.
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
+    (pytester.path / "experiments").mkdir()
+    shutil.copy(ROOT / "experiments/test_loss_options.py", pytester.path / "experiments")
+    shutil.copy(ROOT / "pytest.ini", pytester.path)
+    grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8)) * (np.arange(8) < 3)
+    np.savez(pytester.path / "corpus.npz", train=grids[:48], val=grids[48:])
+    return pytester.path
+
+
+def run_pytest(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def newest(lab: Path) -> Path:
+    return (lab / "runs/latest").resolve()
+
+
+def comparison(lab: Path) -> dict:
+    return json.loads((newest(lab) / "comparison/comparison.json").read_text())
+
+
+def weights_hash(run: Path) -> str:
+    tensors = load_file(run / "checkpoints/epoch_002.safetensors")
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+def hashes(session: Path) -> dict[str, str]:
+    return {run.name: weights_hash(run) for run in session.glob("*-seed*")}
+
+
+def test_a_session_leaves_every_documented_file(lab: Path) -> None:
+    done = run_pytest("experiments/", *TINY, "-n0", "--html=report.html")
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    session = newest(lab)
+    for option in "ABC":
+        run = session / f"{option}-seed0"
+        checkpoints = {path.name for path in (run / "checkpoints").iterdir()}
+        names = ("epoch_001", "epoch_002", "best")
+        assert checkpoints >= {f"{name}.safetensors" for name in names}
+        assert checkpoints >= {f"reconstructions_{name}.png" for name in names}
+        epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+        assert epochs[-1]["validation"] == json.loads((run / "result.json").read_text())["metrics"]
+        assert json.loads((run / "config.json").read_text())["option"]["name"] == option
+    assert {path.name for path in (session / "comparison").iterdir()} == {
+        *("comparison.json", "comparison.md", "curves.png", "reconstructions.png")
+    }
+    record = json.loads((session / "session.json").read_text())
+    assert record["corpus"]["fingerprint"] == comparison(lab)["corpus"]["fingerprint"]
+    assert record["versions"].keys() >= {"bvae", "torch", "numpy", "python"}
+    ours = {"corpus.npz", "experiments", "pytest.ini", "report.html", "runs"}
+    caches = {"__pycache__", ".pytest_cache", ".hypothesis"}
+    assert {path.name for path in lab.iterdir()} - caches == ours
+
+
+def test_weights_are_the_same_in_one_process_and_over_workers(lab: Path) -> None:
+    found = []
+    for workers in ("-n0", "-n2"):
+        run_pytest("experiments/", *TINY, "--seeds", "2", workers)
+        found.append(hashes(newest(lab)))
+    assert len(found[0]) == 6
+    assert len(set(found[0].values())) == 6
+    assert found[0] == found[1]
+
+
+def test_runs_go_in_order_and_the_gate_last(lab: Path) -> None:
+    done = run_pytest("experiments/", *TINY, "-n0", "-v", "-p", "no:randomly")
+    ids = [
+        line.split("::")[1].split()[0]
+        for line in done.stdout.splitlines()
+        if "::test_" in line and "%" in line
+    ]
+    assert ids == [*(f"test_loss_option[{o}-seed0]" for o in "ABC"), "test_stable_option_exists"]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        ("-n0",),
+        ("-n1",),
+        ("-n2",),
+        ("-n4",),
+        ("-n2", "--dist", "worksteal"),
+        ("-n2", "-k", "B-seed or stable"),
+    ],
+    ids=" ".join,
+)
+def test_the_gate_comes_to_an_end_however_runs_are_spread(lab: Path, how: tuple[str, ...]) -> None:
+    done = run_pytest("experiments/", *TINY, *how)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "test_stable_option_exists" in done.stdout
+    assert "The gate failed: no candidate is healthy" in done.stdout
+    asked = {"B"} if "-k" in how else {"A", "B", "C"}
+    assert comparison(lab)["options"].keys() == asked
+
+
+def test_a_gate_alone_has_no_run_to_judge(lab: Path) -> None:
+    done = run_pytest("experiments/", *TINY, "-n0", "-k", "stable")
+    assert done.returncode == 1
+    assert "no run of a candidate was selected" in done.stdout
+
+
+def test_without_the_gate_the_comparison_is_still_written_and_says_so(lab: Path) -> None:
+    for workers in ("-n0", "-n2"):
+        done = run_pytest("experiments/", *TINY, workers, "-k", "A-seed or B-seed")
+        assert done.returncode == 0, done.stdout
+        assert "The gate was not run" in done.stdout
+        assert comparison(lab)["options"].keys() == {"A", "B"}
+
+
+def test_nothing_selected_leaves_no_session(lab: Path) -> None:
+    for workers in ("-n0", "-n2"):
+        assert run_pytest("experiments/", *TINY, workers, "-k", "nothing").returncode == 5
+        assert list((lab / "runs").iterdir()) == []
+    assert run_pytest("experiments/", *TINY, "--collect-only", "-q").returncode == 0
+    assert list((lab / "runs").iterdir()) == []
+
+
+def test_runxfail_makes_every_option_a_hard_assertion(lab: Path) -> None:
+    band = ("--accuracy-band", "0.9999:1")
+    assert "3 xfailed" in run_pytest("experiments/", *TINY, *band, "-n0").stdout
+    assert "4 failed" in run_pytest("experiments/", *TINY, *band, "-n0", "--runxfail").stdout
+
+
+CRASH = """
+import os, signal
+import bvae.trainer as trainer
+
+step = trainer.Trainer._step
+
+def dies(self, rows):
+    if self.config.name == "B-seed0":
+        {how}
+    return step(self, rows)
+
+trainer.Trainer._step = dies
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "arguments"),
+    [
+        ("raise RuntimeError('made to fail')", ("-n0",)),
+        ("raise RuntimeError('made to fail')", ("-n2",)),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ("-n2",)),
+        ("os.kill(os.getpid(), signal.SIGKILL)", ("-n1",)),
+    ],
+    ids=["error -n0", "error -n2", "killed worker -n2", "killed worker -n1"],
+)
+def test_a_crashed_run_is_reported_and_not_trained_again(
+    lab: Path, how: str, arguments: tuple[str, ...]
+) -> None:
+    (lab / "conftest.py").write_text(CRASH.format(how=how))
+    done = run_pytest("experiments/", *TINY, *arguments)
+    assert done.returncode == 1, done.stdout + done.stderr
+    b = comparison(lab)["options"]["B"]
+    assert b["verdict"] == "incomplete"
+    assert b["runs"][0]["metrics"] is None
+    assert "B-seed0 was begun in this session and ended without a result" in done.stdout
+    assert not (newest(lab) / "B-seed0/result.json").exists()
+    assert (newest(lab) / "C-seed0/result.json").exists()
+
+
+def test_where_no_worker_is_left_the_controller_compares_what_was_found(lab: Path) -> None:
+    (lab / "conftest.py").write_text(CRASH.format(how="os.kill(os.getpid(), signal.SIGKILL)"))
+    done = run_pytest("experiments/", *TINY, "-n1", "--max-worker-restart=0")
+    assert done.returncode not in (0, 5)
+    assert "The gate was not run" in done.stdout
+    assert comparison(lab)["options"]["B"]["verdict"] == "incomplete"
+    assert comparison(lab)["gate"]["passed"] is False
+
+
+def save(path: Path, **arrays: np.ndarray) -> str:
+    np.savez(path, **arrays)
+    return f"--corpus={path.name}"
+
+
+def objects(count: int) -> np.ndarray:
+    """A square of one of three colours in one of four corners: quickly learned, and only by looking."""
+    rng = np.random.default_rng(3)
+    grids = np.zeros((count, 8, 8), int)
+    for grid, row, column, colour in zip(
+        grids, *rng.integers(0, 2, (2, count)), rng.integers(1, 4, count), strict=True
+    ):
+        grid[4 * row : 4 * row + 3, 4 * column : 4 * column + 3] = colour
+    return grids
+
+
+LEARNING = ("--epochs", "8", "--learning-rate", "0.003", "-n0")
+
+
+def test_the_gate_passes_when_c_alone_is_healthy(lab: Path) -> None:
+    corpus = save(lab / "objects.npz", train=objects(480), val=objects(60))
+    done = run_pytest(
+        "experiments/", *TINY, corpus, *LEARNING, "--loss-options", "A,C", "--accuracy-band", "0.8:1"
+    )
+    assert comparison(lab)["options"]["C"]["verdict"] == "healthy", done.stdout
+    assert comparison(lab)["gate"] == {"candidates": ["C"], "passed": True, "passed_by": ["C"]}
+    assert done.returncode == 0
+
+
+def test_the_gate_fails_when_only_a_passes(lab: Path) -> None:
+    corpus = save(lab / "objects.npz", train=objects(480), val=objects(60))
+    done = run_pytest(
+        "experiments/", *TINY, corpus, *LEARNING, "--loss-options", "A", "--accuracy-band", "0.8:1"
+    )
+    assert comparison(lab)["options"]["A"]["verdict"] == "healthy", done.stdout
+    assert "no run of a candidate was selected" in done.stdout
+    assert done.returncode == 1
+
+
+def test_a_collapsed_model_in_the_band_fails_the_gate(lab: Path) -> None:
+    """75 % background and random colours: in a few steps there is nothing to learn but the background."""
+    rng = np.random.default_rng(1)
+    noise = rng.integers(1, 10, (560, 8, 8)) * (rng.random((560, 8, 8)) > 0.75)
+    corpus = save(lab / "noise.npz", train=noise[:480], val=noise[480:])
+    done = run_pytest(
+        "experiments/", *TINY, corpus, "-n0", "--loss-options", "B", "--accuracy-band", "0.7:0.8"
+    )
+    b = comparison(lab)["options"]["B"]
+    assert b["pixel_accuracy"]["mean"] == pytest.approx(0.75, abs=0.03)
+    assert b["verdict"] == "mode_collapse"
+    assert done.returncode == 1
+
+
+def test_a_position_prior_in_the_band_fails_the_gate(lab: Path) -> None:
+    """Objects in the same place in every grid: painted without looking, accurate, and not learned."""
+    rng = np.random.default_rng(2)
+    grids = np.zeros((400, 8, 8), int)
+    grids[:, :4] = 3
+    noise = rng.random(grids.shape) < 0.25
+    grids[noise] = rng.integers(0, 10, noise.sum())
+    corpus = save(lab / "prior.npz", train=grids[:320], val=grids[320:])
+    done = run_pytest(
+        *("experiments/", *TINY, corpus, "-n0", "--loss-options", "B", "--epochs", "15"),
+        *("--learning-rate", "0.003", "--beta", "1", "--accuracy-band", "0.6:0.9"),
+    )
+    b = comparison(lab)["options"]["B"]
+    assert 0.6 <= b["pixel_accuracy"]["mean"] <= 0.9, done.stdout
+    assert b["verdict"] == "posterior_collapse"
+    assert done.returncode == 1
+
+
+def test_a_diverged_run_fails_the_gate_and_the_others_go_on(lab: Path) -> None:
+    done = run_pytest("experiments/", *TINY, "-n0", "--learning-rate", "1e5", "--epochs", "3")
+    options = comparison(lab)["options"]
+    assert options["B"]["verdict"] == "diverged"
+    assert options.keys() == {"A", "B", "C"}
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("workers", ["-n0", "-n2"])
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--corpus=missing.npz"], "missing.npz"),
+        (["--corpus=corpus.txt"], "corpus.txt"),
+        (["--corpus=objects.npz"], "pickle"),
+        (["--corpus=floats.npy"], "float"),
+        (["--corpus=range.npy"], "[5, 1, 2] is 11"),
+        (["--epochs", "0"], "--epochs is 0; expected a whole number of at least 1"),
+        (["--beta", "nan"], "--beta is nan; expected a finite number of at least 0"),
+        (["--accuracy-band", "0.8:0.7"], "--accuracy-band is 0.8:0.7; expected LO:HI"),
+        (["--loss-options", "A,Z"], "--loss-options names 'Z'; expected names among A,B,C"),
+        (["--device", "cuda:9"], "--device is 'cuda:9'"),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else None,
+)
+def test_a_mistake_ends_in_one_sentence_and_exit_code_4(
+    lab: Path, workers: str, arguments: list[str], complaint: str
+) -> None:
+    (lab / "corpus.txt").write_text("no array")
+    np.savez(lab / "objects.npz", train=np.array([{"a": 1}], dtype=object))
+    np.save(lab / "floats.npy", np.zeros((9, 8, 8)))
+    grids = np.zeros((9, 8, 8), int)
+    grids[5, 1, 2] = 11
+    np.save(lab / "range.npy", grids)
+    done = run_pytest("experiments/", *TINY, workers, *arguments)
+    assert done.returncode == 4, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line]
+    assert len(errors) == 1, done.stderr
+    assert errors[0].startswith("ERROR: ")
+    assert complaint in errors[0]
+    assert not (lab / "runs").exists()
+
+
+@pytest.fixture
+def hostile(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A corpus with a conftest.py and a pytest.ini beside it that leave a mark when they are used."""
+    folder = tmp_path_factory.mktemp("downloads")
+    shutil.copy(lab / "corpus.npz", folder)
+    (folder / "conftest.py").write_text(f"open({str(folder / 'used')!r}, 'w')\n")
+    (folder / "pytest.ini").write_text("[pytest]\naddopts = --collect-only\n")
+    yield folder
+    assert not (folder / "used").exists()
+
+
+def test_configuration_beside_a_corpus_is_not_used(lab: Path, hostile: Path) -> None:
+    done = run_pytest("experiments/", *TINY, f"--corpus={hostile / 'corpus.npz'}", "-n0")
+    assert done.returncode in (0, 1)
+    assert f"configfile: {hostile}" not in done.stdout
+    assert comparison(lab)["options"].keys() == {"A", "B", "C"}
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before the tests", "after the tests"])
+@pytest.mark.parametrize("option", ["--corpus", "--run-dir"])
+def test_a_path_apart_from_its_option_is_refused_with_the_correction(
+    lab: Path, hostile: Path, option: str, first: bool
+) -> None:
+    path = str(hostile / "corpus.npz" if option == "--corpus" else hostile)
+    arguments = [option, path, "experiments/"] if first else ["experiments/", option, path]
+    done = run_pytest(*arguments)
+    assert done.returncode == 4
+    assert f"{option}={path}" in done.stderr
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def test_the_gate_waits_for_a_live_holder_and_then_reads(lab: Path) -> None:
+    """A worker that trains slowly holds the lock; the gate in another worker waits and trains nothing."""
+    (lab / "conftest.py").write_text(CRASH.format(how="import time; time.sleep(1.0)"))
+    done = run_pytest("experiments/", *TINY, "-n2", "--maxschedchunk=1")
+    assert done.returncode in (0, 1), done.stdout
+    assert comparison(lab)["options"]["B"]["verdict"] != "incomplete"
+    assert len((newest(lab) / "B-seed0/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_interrupting_stops_the_session_with_exit_code_2(lab: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "experiments/", *TINY, "-n0", "--epochs", "100000"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    wait_for(lambda: (lab / "runs/latest/A-seed0/metrics.jsonl").exists())
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from bvae.beta_vae import BetaVAE
+from bvae.losses import BetaVAELoss, kl_divergence
+from bvae.metrics import confusion_matrix, derangement, evaluate, mean_and_sd, reconstruction_metrics
+
+pytestmark = pytest.mark.unit
+
+grids = arrays.arrays(np.uint8, (4, 3, 3), elements=st.integers(0, 9))
+
+
+def measured(target: np.ndarray, predicted: np.ndarray) -> dict[str, float | None]:
+    perfect = int((target == predicted).all((1, 2)).sum())
+    return vars(reconstruction_metrics(confusion_matrix(target, predicted), perfect, len(target)))
+
+
+@given(grids, grids)
+def test_metrics_are_those_of_their_definitions(target: np.ndarray, predicted: np.ndarray) -> None:
+    metrics = measured(target, predicted)
+    true, painted, right = target > 0, predicted > 0, target == predicted
+    assert metrics["pixel_accuracy"] == pytest.approx(right.mean())
+    assert metrics["background_rate"] == pytest.approx((~true).mean())
+    assert metrics["foreground_rate"] == pytest.approx(true.mean())
+    assert metrics["predicted_foreground_rate"] == pytest.approx(painted.mean())
+    assert metrics["perfect_rate"] == pytest.approx(right.reshape(4, -1).all(1).mean())
+    union = (true | painted).sum()
+    expected = (true & painted).sum() / union if union else None
+    assert metrics["foreground_iou"] == (None if expected is None else pytest.approx(expected))
+    expected = right[true].mean() if true.any() else None
+    assert metrics["foreground_recall"] == (None if expected is None else pytest.approx(expected))
+    recalls = [right[target == c].mean() for c in range(10) if (target == c).any()]
+    assert metrics["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+
+
+@given(grids)
+def test_painting_everything_background_scores_the_background_rate(target: np.ndarray) -> None:
+    metrics = measured(target, np.zeros_like(target))
+    assert metrics["pixel_accuracy"] == metrics["background_rate"]
+    assert metrics["predicted_foreground_rate"] == 0.0
+
+
+@given(grids)
+def test_a_perfect_reconstruction_is_perfect(target: np.ndarray) -> None:
+    metrics = measured(target, target)
+    assert metrics["pixel_accuracy"] == metrics["perfect_rate"] == metrics["balanced_accuracy"] == 1.0
+
+
+@given(st.integers(2, 200), st.integers(0, 100))
+def test_every_grid_is_decoded_from_another_grid_in_the_control(n: int, seed: int) -> None:
+    other = derangement(n, seed)
+    assert sorted(other) == list(range(n))
+    assert (other != np.arange(n)).all()
+
+
+def test_evaluation_agrees_with_the_model_grid_by_grid_and_leaves_no_trace() -> None:
+    torch.manual_seed(3)
+    model, loss = BetaVAE(latent_dim=3), BetaVAELoss(gamma=2.0, weight=None, beta=0.5)
+    corpus = torch.randint(0, 10, (7, 16, 16), dtype=torch.uint8)
+    model.train()
+    state = torch.get_rng_state()
+    result = evaluate(model, corpus.numpy(), loss, batch_size=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+
+    model.eval()
+    with torch.no_grad():
+        output = model(corpus.long())
+        terms = loss(*output, corpus.long())
+    kl = kl_divergence(output.mean, output.log_variance)
+    assert result.loss == pytest.approx(terms.total.mean().item(), rel=1e-5)
+    assert result.kl == pytest.approx(kl.sum(1).mean().item(), rel=1e-5)
+    assert result.kl_per_dim == pytest.approx(kl.mean(0).tolist(), rel=1e-4)
+    assert result.active_units == sum(value > 0.05 for value in result.kl_per_dim)
+    right = output.logits.argmax(1) == corpus
+    assert result.pixel_accuracy == pytest.approx(right.double().mean().item())
+    other = torch.from_numpy(derangement(7))
+    shuffled = model.decode(output.mean[other]).argmax(1) == corpus
+    assert result.shuffled.pixel_accuracy == pytest.approx(shuffled.double().mean().item())
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
+def test_spread_over_seeds_is_mean_and_sample_deviation(values: list[float]) -> None:
+    mean, sd = mean_and_sd(values)
+    assert mean == pytest.approx(np.mean(values))
+    assert sd == pytest.approx(np.std(values, ddof=1))
+
+
+def test_spread_is_undefined_where_it_cannot_be_said() -> None:
+    assert mean_and_sd([0.5]) == (0.5, None)
+    assert mean_and_sd([0.5, None]) == (None, None)
+    assert mean_and_sd([]) == (None, None)
