@@ -55,6 +55,23 @@ class Output(NamedTuple):
     log_variance: Tensor
 
 
+class Doubling(nn.ConvTranspose2d):
+    """A 4×4 transposed convolution of stride 2: `[B, C, H, W]` to `[B, C', 2H, 2W]`."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, maps: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """The convolution of channels-last maps, and then the bias.
+
+        Inside the convolution, the gradient of the bias would take as long as that of the weight on a CPU.
+        """
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        doubled = F.conv_transpose2d(maps, self.weight, None, stride=2, padding=1)
+        assert self.bias is not None
+        return doubled + self.bias[:, None, None]
+
+
 class BetaVAE(nn.Module):
     """A β-VAE of H×W grids with `classes` categories.
 
@@ -73,11 +90,13 @@ class BetaVAE(nn.Module):
     Source: Kingma and Welling 2014; Higgins et al. 2017.
     """
 
+    one_hot: Tensor
+
     def __init__(self, *, grid_size: int = 16, latent_dim: int = 16, classes: int = CLASSES) -> None:
         super().__init__()
         if grid_size < 4 or grid_size % 4:
             raise ValueError(f"grid_size is {grid_size}; expected a multiple of 4, such as 16")
-        self.classes = classes
+        self.register_buffer("one_hot", torch.eye(classes), persistent=False)
         quarter = grid_size // 4
         features = 128 * quarter * quarter
         self.encoder = nn.Sequential(
@@ -98,17 +117,17 @@ class BetaVAE(nn.Module):
             nn.Linear(128, features),
             nn.ReLU(),
             nn.Unflatten(1, (128, quarter, quarter)),
-            nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1),
+            Doubling(128, 64),
             nn.ReLU(),
-            nn.ConvTranspose2d(64, 32, 4, stride=2, padding=1),
+            Doubling(64, 32),
             nn.ReLU(),
             nn.Conv2d(32, classes, 3, padding=1),
         )
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`."""
-        one_hot = F.one_hot(grids.long(), self.classes).permute(0, 3, 1, 2)
-        mean, log_variance = self.encoder(one_hot.to(self.dtype)).chunk(2, dim=1)
+        one_hot = F.embedding(grids.long(), self.one_hot).permute(0, 3, 1, 2)  # channels last, as it lies
+        mean, log_variance = self.encoder(one_hot).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -121,11 +140,6 @@ class BetaVAE(nn.Module):
         mean, log_variance = self.encode(grids)
         latent = sample_posterior(mean, log_variance, generator) if self.training else mean
         return Output(self.decode(latent), mean, log_variance)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the parameters."""
-        return next(self.parameters()).dtype
 
 
 def sample_posterior(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bvae.canvas import (
     EDGE,
@@ -44,8 +44,14 @@ TICK_SIZE = 22
 MARKED_EPOCHS = 12
 LEGEND_LINE = 90
 LARGEST = float(np.finfo(np.float32).max)
+# Everything that a user's style would decide otherwise is said.
+TICK_LOOK: dict[str, Any] = {
+    **{"labelsize": TICK_SIZE, "labelfontfamily": FONT, "color": SOFT_INK, "labelcolor": INK},
+    **{"length": 6, "width": 1, "pad": 6, "direction": "out"},
+    **{"top": False, "right": False, "bottom": True, "left": True},
+}
 BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "linewidth": 1, "zorder": 0}
-RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "zorder": 1}
+RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
 NOTHING_YET = "No run has finished an epoch yet."
 
 
@@ -176,6 +182,8 @@ def _look(option: int) -> dict[str, Any]:
         "markersize": 13,
         "markeredgecolor": "white",
         "markeredgewidth": 1.5,
+        "solid_capstyle": "round",
+        "dash_capstyle": "butt",
     }
 
 
@@ -184,11 +192,13 @@ def _add_panel(page: Axes, panel: Panel, left: int, top: int) -> Axes:
     width, height = page.get_xlim()[1], page.get_ylim()[0]
     place = (left / width, 1 - (top + PANEL_HEIGHT) / height, PANEL_WIDTH / width, PANEL_HEIGHT / height)
     axes = page.figure.add_axes(place, facecolor="white")
-    axes.tick_params(labelsize=TICK_SIZE, labelfontfamily=FONT, color=SOFT_INK, labelcolor=INK, length=6)
-    axes.spines[:].set(color=SOFT_INK, linewidth=1)
+    axes.tick_params(**TICK_LOOK)
+    axes.spines[:].set(color=SOFT_INK, linewidth=1, visible=True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, axis="y", color="#DDDDDD", linewidth=1, linestyle="solid")
+    axes.grid(visible=False)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=1, linestyle="solid", alpha=1)
     axes.set_axisbelow(True)
+    axes.margins(y=0.05)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     write(page, left, top - GAP, panel.heading, size=TEXT_SIZE, width=PANEL_WIDTH, va="bottom")
     middle, under = left + PANEL_WIDTH / 2, top + PANEL_HEIGHT + FOOT - EDGE
@@ -225,7 +235,7 @@ def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
         axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
     unit, factor = ("%", 100) if panel.fraction else ("", 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}{unit}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()
 
 
 def _draw_legend(

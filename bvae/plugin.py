@@ -130,9 +130,7 @@ def laboratory(pytestconfig: pytest.Config) -> Laboratory:
     """Trains, judges and shows the runs of this session."""
     found = pytestconfig.stash.get(LABORATORY, None)
     if found is None:
-        pytest.fail(
-            "no laboratory here: run `pytest experiments/` in the folder of pytest.ini", False
-        )
+        pytest.fail("no laboratory here: run `pytest experiments/` in the folder of pytest.ini", False)
     return found
 
 

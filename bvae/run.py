@@ -183,14 +183,15 @@ class Gallery:
     def _title(self, epoch: int) -> str:
         option, training = self.run.option, self.run.training
         title = (
-            f"Option {option.name} (γ = {option.gamma:g}, class weights {option.class_weights}), "
-            f"seed {self.run.seed}, epoch {epoch} of {training.epochs}, training grids of {self.corpus_name}"
+            f"Option {option.name}, seed {self.run.seed}, epoch {epoch} of {training.epochs} "
+            f"on {self.corpus_name}\n"
+            f"Training grids; γ = {option.gamma:g}, class weights {option.class_weights}"
         )
         if self.last is not None:
             title += (
-                f"\nvalidation: accuracy {self.last.pixel_accuracy:.1%} "
+                f"\nValidation: accuracy {self.last.pixel_accuracy:.1%} "
                 f"(all background {self.last.background_rate:.1%}), "
-                f"foreground IoU {self.last.foreground_iou:.2f}, loss {self.last.loss:.3f}"
+                f"foreground IoU {self.last.foreground_iou:.1%}, loss {self.last.loss:.3f}"
             )
         return title
 

@@ -58,7 +58,7 @@ def plot_reconstructions(
         losses = (
             loss(output, target) if loss else F.cross_entropy(logits, target, reduction="none").mean((1, 2))
         )
-        painted, each = logits.argmax(1).cpu().numpy(), losses.float().cpu().numpy()
+        painted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()
     return draw_reconstructions(originals, painted, each, path=path, title=title)
 
 

@@ -84,7 +84,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
 def test_a_state_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(Checkpoint({}, {"something": "else"}), path)
-    with pytest.raises(CheckpointError, match="no checkpoint in it.*step"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint in it.*step"):
         load_checkpoint(path, State)
 
 

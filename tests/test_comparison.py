@@ -14,8 +14,8 @@ from bvae.summary import explain_gate, to_markdown, to_text_table
 pytestmark = pytest.mark.unit
 
 
-def compared(outcomes: Outcomes, band: AccuracyBand = AccuracyBand(0.70, 0.80)) -> Comparison:
-    return compare(CORPUS, band, tuple(LOSS_OPTIONS.values()), outcomes)
+def compared(outcomes: Outcomes) -> Comparison:
+    return compare(CORPUS, AccuracyBand(0.70, 0.80), tuple(LOSS_OPTIONS.values()), outcomes)
 
 
 def seeds(option: str, *verdicts: str, **changes: object) -> dict:

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import io
+import math
+from itertools import combinations
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from bvae.curves import curve, describe_curves, plot_curves
+
+pytestmark = pytest.mark.unit
+
+Histories = dict[str, list[list[dict[str, Any]]]]
+HEADINGS = [
+    "Training loss (nats)",
+    "Validation loss (nats)",
+    "Validation accuracy",
+    "Validation foreground IoU",
+    "KL per latent dimension (nats)",
+]
+TRAINING, VALIDATION, ACCURACY, FOREGROUND, KL = range(1, 6)
+
+losses = st.none() | st.floats(allow_nan=True, allow_infinity=True)
+fractions = st.none() | st.floats(0, 1)
+
+
+def record(
+    epoch: int, loss: float | None = 0.5, accuracy: float | None = 0.75, kl: Any = (0.25, 0.75)
+) -> dict[str, Any]:
+    return {
+        "epoch": epoch,
+        "learning_rate": 1e-3,
+        "seconds": 1.0,
+        "train": {"loss": loss, "reconstruction": loss, "kl": 1.0, "pixel_accuracy": accuracy},
+        "validation": {
+            "loss": loss,
+            "pixel_accuracy": accuracy,
+            "foreground_iou": accuracy,
+            "kl_per_dim": kl,
+        },
+    }
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> Histories:
+    """Up to four options of up to three seeds with up to five epochs, numbers undefined here and there."""
+
+    def history() -> list[dict[str, Any]]:
+        kl = st.none() | st.lists(losses, max_size=3)
+        return [
+            record(e, draw(losses), draw(fractions), draw(kl)) for e in range(1, 1 + draw(st.integers(0, 5)))
+        ]
+
+    names = draw(st.lists(st.text(max_size=12), max_size=4, unique=True))
+    return {name: [history() for _ in range(draw(st.integers(0, 3)))] for name in names}
+
+
+def plot(of: Histories, path: io.BytesIO | None = None, title: str | None = None, **changed: Any) -> Figure:
+    return plot_curves(of, **{"background_rate": 0.819, "band": (0.7, 0.8)} | changed, path=path, title=title)
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def lines(figure: Figure, panel: int) -> list[Any]:
+    """The options' lines in a panel, without the background rate."""
+    return [line for line in figure.axes[panel].lines if line.get_marker() != "None"]
+
+
+@settings(max_examples=20)
+@given(histories(), st.none() | st.text(max_size=80))
+@example({"A": [[record(1, 3.4e38)], [record(1, 0.0)]]}, "$x^2$ <b>\n日本")
+@example({"A": [[record(1, 1e308)], [record(1, -1e308)]]}, None)
+@example({"A": [[record(1, 1e-300), record(2, 3.4e38)]]}, None)
+def test_any_histories_make_a_picture_of_one_width(of: Histories, title: str | None) -> None:
+    png = io.BytesIO()
+    figure = plot(of, png, title)
+    height, width, _ = imread(io.BytesIO(png.getvalue())).shape
+    assert width == 1640
+    assert height <= 1300
+    assert len(figure.axes) == (6 if any(any(seeds) for seeds in of.values()) else 1)
+
+
+def test_panels_are_named_with_their_units() -> None:
+    drawn = texts(plot({"A": [[record(1)]]}, title="Options"))
+    assert [text for text in drawn if text in HEADINGS] == HEADINGS
+    assert drawn.count("epoch") == len(HEADINGS)
+
+
+@given(st.lists(st.lists(losses, min_size=1, max_size=6), min_size=1, max_size=5))
+def test_the_mean_lies_between_the_lowest_and_the_highest_seed(values: list[list[float | None]]) -> None:
+    drawn = curve([[record(e, loss) for e, loss in enumerate(seed, 1)] for seed in values], ("train", "loss"))
+    largest = float(np.finfo(np.float32).max)
+    for index, epoch in enumerate(drawn.epochs):
+        known = [
+            float(loss)
+            for seed in values
+            if epoch <= len(seed) and (loss := seed[epoch - 1]) is not None and abs(loss) <= largest
+        ]
+        if known:
+            assert drawn.lowest[index] == min(known)
+            assert drawn.highest[index] == max(known)
+            assert drawn.mean[index] == pytest.approx(
+                math.fsum(known) / len(known), abs=1e-9 * max(map(abs, known))
+            )
+        else:
+            assert np.isnan([drawn.lowest[index], drawn.mean[index], drawn.highest[index]]).all()
+    assert list(drawn.epochs) == list(range(1, 1 + max(map(len, values))))
+
+
+def test_an_undefined_number_leaves_a_gap() -> None:
+    values = [0.5, None, 0.3, math.nan, math.inf]
+    figure = plot({"B": [[record(epoch, loss) for epoch, loss in enumerate(values, 1)]]})
+    (line,) = lines(figure, TRAINING)
+    np.testing.assert_array_equal(line.get_ydata(), [0.5, math.nan, 0.3, math.nan, math.nan])
+
+
+def test_a_record_without_validation_leaves_a_gap() -> None:
+    figure = plot({"B": [[record(1), {"epoch": 2, "train": {"loss": 0.1}, "validation": None}]]})
+    assert np.isnan(lines(figure, ACCURACY)[0].get_ydata()).tolist() == [False, True]
+
+
+def test_kl_is_the_mean_over_dimensions() -> None:
+    drawn = curve([[record(1, kl=[0.0, 1.0, 2.0])], [record(1, kl=(3.0,))]], ("validation", "kl_per_dim"))
+    assert (drawn.lowest[0], drawn.mean[0], drawn.highest[0]) == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 5, 7, 60, 1000])
+def test_epoch_ticks_are_epochs(epochs: int) -> None:
+    figure = plot({"A": [[record(epoch) for epoch in range(1, epochs + 1)]]})
+    lowest, highest = figure.axes[ACCURACY].get_xlim()
+    ticks = [tick for tick in figure.axes[ACCURACY].get_xticks() if lowest <= tick <= highest]
+    assert ticks
+    assert all(tick == int(tick) and 1 <= tick <= epochs for tick in ticks)
+
+
+@pytest.mark.parametrize(
+    "values", [[0.5], [None, 0.5, None], [0.5] * 40, [*[0.4] * 12, None, 0.5, None, *[0.4] * 20]]
+)
+def test_a_value_that_stands_alone_has_a_marker(values: list[float | None]) -> None:
+    figure = plot({"A": [[record(epoch, loss) for epoch, loss in enumerate(values, 1)]]})
+    (line,) = lines(figure, TRAINING)
+    padded = [None, *values, None]
+    alone = [
+        index
+        for index, loss in enumerate(values)
+        if loss is not None and padded[index] is None and padded[index + 2] is None
+    ]
+    assert set(alone) <= set(line.get_markevery())
+    assert 1 <= len(line.get_markevery()) <= 13
+
+
+def test_one_epoch_shows_its_seeds_as_a_bar() -> None:
+    figure = plot({"A": [[record(1, 0.2)], [record(1, 0.6)]]})
+    bars = [path.vertices[:, 1].tolist() for c in figure.axes[TRAINING].collections for path in c.get_paths()]
+    assert [0.2, 0.6] in bars
+
+
+def test_every_pair_of_options_can_be_told_apart_without_colour() -> None:
+    figure = plot({name: [[record(1), record(2)]] for name in "ABCDEFGHIJ"})
+    looks = [
+        (line.get_linestyle(), str(line._dash_pattern), line.get_marker()) for line in lines(figure, ACCURACY)
+    ]
+    assert len(looks) == 10
+    assert all(one != other for one, other in combinations(looks, 2))
+    colours = [line.get_color() for line in lines(figure, ACCURACY)]
+    assert len(set(colours[:7])) == 7
+
+
+def test_background_rate_and_band_are_drawn_and_named() -> None:
+    figure = plot({"A": [[record(1)]]}, background_rate=0.819, band=[0.7, 0.8])
+    panel = figure.axes[ACCURACY]
+    (rate,) = [line for line in panel.lines if line.get_marker() == "None"]
+    assert set(rate.get_ydata()) == {0.819}
+    assert rate.get_linestyle() == "--"
+    (band,) = panel.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((0.7, 0.8))
+    assert {"Option A", "healthy: 70% to 80%", "all background: 81.9%"} <= set(texts(figure))
+
+
+def test_an_unknown_background_rate_is_left_out() -> None:
+    assert not any(
+        "all background" in text for text in texts(plot({"A": [[record(1)]]}, background_rate=None))
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "scale"),
+    [([0.5, 40.0], "linear"), ([0.5, 60.0], "log"), ([0.0, 60.0], "linear"), ([None], "linear")],
+)
+def test_a_loss_that_explodes_gets_a_logarithmic_axis(values: list[float | None], scale: str) -> None:
+    figure = plot({"A": [[record(epoch, loss) for epoch, loss in enumerate(values, 1)]]})
+    assert figure.axes[TRAINING].get_yscale() == figure.axes[VALIDATION].get_yscale() == scale
+    assert figure.axes[ACCURACY].get_yscale() == figure.axes[KL].get_yscale() == "linear"
+
+
+def test_a_curve_along_zero_is_above_the_axis() -> None:
+    figure = plot({"A": [[record(1, accuracy=0.0, kl=[0.0]), record(2, accuracy=0.4, kl=[0.1])]]})
+    assert all(figure.axes[panel].get_ylim()[0] < 0 for panel in (FOREGROUND, KL))
+
+
+@pytest.mark.parametrize("of", [{}, {"A": []}, {"A": [[]], "B": [[], []]}])
+def test_without_an_epoch_the_picture_says_so(of: Histories) -> None:
+    assert "No run has finished an epoch yet." in texts(plot(of))
+    assert describe_curves(of) == "No run has finished an epoch yet."
+
+
+def test_an_option_without_an_epoch_is_not_named() -> None:
+    assert not any("Option B" in text for text in texts(plot({"A": [[record(1)], []], "B": [[]]})))
+
+
+@pytest.mark.parametrize("wrong", [{"band": (0.8, 0.7)}, {"band": (-0.1, 0.7)}, {"background_rate": 81.9}])
+def test_percentages_and_reversed_bands_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="expected fractions 0–1"):
+        plot({}, **wrong)
+
+
+def test_one_input_gives_one_file_under_every_style() -> None:
+    def drawn() -> bytes:
+        png = io.BytesIO()
+        plot(
+            {"A": [[record(e, 1 / e) for e in range(1, 6)]], "B": [[record(1, 500.0)]]}, png, "Options on arc"
+        )
+        return png.getvalue()
+
+    expected, settings_before = drawn(), dict(matplotlib.rcParams)
+    assert drawn() == expected
+    assert dict(matplotlib.rcParams) == settings_before
+    assert plt.get_fignums() == []
+    for style in ("dark_background", "ggplot", "fivethirtyeight", "seaborn-v0_8"):
+        with plt.style.context(style), matplotlib.rc_context({"savefig.dpi": 300}):
+            assert drawn() == expected
+
+
+def test_a_description_tells_where_every_option_ended() -> None:
+    of = {
+        "A": [[record(1, accuracy=0.7)], [record(1, accuracy=0.8)]],
+        "B": [[record(1, accuracy=None)]],
+        "C": [[]],
+    }
+    assert describe_curves(of) == (
+        "Curves by epoch, ending at option A accuracy 75.0% and foreground IoU 75.0%; "
+        "option B accuracy undefined and foreground IoU undefined."
+    )

@@ -1,0 +1,383 @@
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bvae.beta_vae import BetaVAE
+from bvae.mosaic import ARC_COLOURS, SYMBOL_COLOURS, WRONG
+from bvae.visualization import (
+    MAX_CHECKPOINTS,
+    describe_comparison,
+    describe_filmstrip,
+    describe_reconstructions,
+    draw_reconstructions,
+    plot_comparison,
+    plot_filmstrip,
+    plot_reconstructions,
+)
+
+pytestmark = pytest.mark.unit
+
+Classes = NDArray[np.uint8]
+shapes = st.tuples(st.integers(1, 20), st.integers(4, 64), st.integers(4, 64))
+small = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9))
+NOTHING, ONE_CELL = np.zeros((2, 3, 6, 5), np.uint8)
+ONE_CELL[0, 0, 0] = 1
+
+
+def random_grids(*shape: int, seed: int = 0) -> Classes:
+    return np.random.default_rng(seed).integers(0, 10, shape, dtype=np.uint8)
+
+
+def pixels(png: io.BytesIO) -> NDArray[np.uint8]:
+    """Decode a picture: `[height, width, RGBA]`."""
+    return np.round(imread(io.BytesIO(png.getvalue())) * 255).astype(np.uint8)
+
+
+def count_pixels(png: io.BytesIO, colour: str) -> int:
+    return int((pixels(png)[..., :3] == list(bytes.fromhex(colour[1:]))).all(-1).sum())
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+
+
+class OneHotModel(nn.Module):
+    """Reconstructs its input, in evaluation mode only: in training its dropout draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.5)
+        self.frozen = nn.Dropout(0.5).eval()
+
+    def forward(self, grids: Tensor) -> Tensor:
+        logits: Tensor = self.dropout(20.0 * F.one_hot(grids, 10).permute(0, 3, 1, 2))
+        return logits
+
+
+def draw_each(path: io.BytesIO, title: str | None = None, seed: int = 0) -> list[Figure]:
+    """Every picture of the module, one after the other, in one stream."""
+    target, painted = random_grids(3, 6, 5, seed=seed), random_grids(3, 6, 5, seed=seed + 1)
+    return [
+        draw_reconstructions(target, painted, [0.1, 0.2, 0.3], path=path, title=title),
+        plot_comparison(target, {"A": painted, "B": target}, path=path, title=title),
+        plot_filmstrip(target, [("epoch 1", painted), ("best", target)], path=path, title=title),
+    ]
+
+
+@settings(max_examples=15)
+@given(shapes, st.integers(0, 99))
+@example((10, 16, 16), 0)
+@example((20, 64, 64), 0)
+@example((1, 4, 64), 0)
+def test_grids_of_any_size_make_one_axes_of_bounded_size(shape: tuple[int, int, int], seed: int) -> None:
+    png = io.BytesIO()
+    target, painted = random_grids(*shape, seed=seed), random_grids(*shape, seed=seed + 1)
+    figure = draw_reconstructions(target, painted, [0.5] * shape[0], path=png, title="Option B\nepoch 1")
+    height, width, _ = pixels(png).shape
+    assert 600 <= width <= 1800
+    assert 200 <= height <= 1800
+    assert len(figure.axes) == 1
+    assert sum("%" in text for text in texts(figure)) == shape[0]
+
+
+@given(st.text(max_size=300))
+@example("$\\frac{1}{$ <b>bold</b> & \x00 \t日本 \U0001f9ea \u0301\r\n\u2028" + "W" * 500)
+@example("\n" * 50)
+@settings(max_examples=20)
+def test_no_title_breaks_a_picture(title: str) -> None:
+    png = io.BytesIO()
+    draw_reconstructions(random_grids(1, 4, 4), random_grids(1, 4, 4), [0.5], path=png, title=title)
+    assert max(pixels(png).shape) <= 1800
+
+
+def test_markup_in_a_title_is_written_as_it_stands() -> None:
+    figure = plot_comparison(random_grids(3, 6, 5), {}, title="$x^2$ <b>\nσ² & γ")
+    assert {"$x^2$ <b>", "σ² & γ"} <= set(texts(figure))
+
+
+@settings(max_examples=20)
+@given(small, small)
+def test_the_wrong_cells_drawn_are_those_where_the_arrays_differ(target: Classes, painted: Classes) -> None:
+    drawn, one = io.BytesIO(), io.BytesIO()
+    draw_reconstructions(target, painted, [0.0] * 3, path=drawn)
+    draw_reconstructions(NOTHING, ONE_CELL, [0.0] * 3, path=one)
+    each = count_pixels(one, SYMBOL_COLOURS[WRONG])
+    assert each > 0
+    assert count_pixels(drawn, SYMBOL_COLOURS[WRONG]) == each * (target != painted).sum()
+
+
+@settings(max_examples=20)
+@given(small)
+def test_every_cell_is_drawn_in_the_colour_of_its_class(target: Classes) -> None:
+    # Black, grey and the text's shades between them are left out.
+    drawn, one = io.BytesIO(), io.BytesIO()
+    plot_comparison(target, {}, path=drawn)
+    plot_comparison(ONE_CELL, {}, path=one)
+    each = count_pixels(one, ARC_COLOURS[1])
+    assert each > 0
+    for colour in (1, 2, 3, 4, 6, 7, 8, 9):
+        assert count_pixels(drawn, ARC_COLOURS[colour]) == each * (target == colour).sum()
+
+
+@pytest.mark.parametrize("symbol", [WRONG - 2, WRONG - 1], ids=["background", "object"])
+def test_wrong_cells_differ_from_right_ones_without_colour(symbol: int) -> None:
+    def luminance(colour: str) -> float:
+        return float(np.dot([0.2126, 0.7152, 0.0722], list(bytes.fromhex(colour[1:])))) / 255
+
+    assert luminance(SYMBOL_COLOURS[symbol]) - luminance(SYMBOL_COLOURS[WRONG]) > 0.5
+
+
+def test_wrong_cells_carry_a_mark() -> None:
+    background = np.zeros((1, 4, 4), np.uint8)
+    wrong, dotted = io.BytesIO(), io.BytesIO()
+    draw_reconstructions(background, background + 1, [0.0], path=wrong)
+    plot_comparison(background, {"A": background + 1}, path=dotted)
+    cell = 48 * 48
+    assert 0 < count_pixels(wrong, SYMBOL_COLOURS[WRONG]) < 16 * cell * 0.95
+    assert 0 < count_pixels(dotted, ARC_COLOURS[1]) < count_pixels(wrong, ARC_COLOURS[1])
+
+
+def test_one_input_gives_one_file_on_every_thread_and_under_every_style() -> None:
+    def drawn(_: int = 0) -> bytes:
+        png = io.BytesIO()
+        draw_each(png, title="Option B\nσ²")
+        return png.getvalue()
+
+    expected = drawn()
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(drawn, range(8))) == {expected}
+    with plt.style.context(["dark_background", "ggplot"]), matplotlib.rc_context({"savefig.dpi": 300}):
+        assert drawn() == expected
+
+
+def test_a_file_holds_the_picture_and_no_date_or_version() -> None:
+    png = io.BytesIO()
+    draw_reconstructions(random_grids(2, 8, 8), random_grids(2, 8, 8), [0.1, 0.2], path=png)
+    data, kinds, place = png.getvalue(), set(), 8
+    while place < len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        kinds.add(data[place + 4 : place + 8])
+        place += 12 + length
+    assert kinds == {b"IHDR", b"pHYs", b"IDAT", b"IEND"}
+
+
+def test_ten_grids_of_noise_stay_well_under_80_kilobytes() -> None:
+    png = io.BytesIO()
+    grids = random_grids(10, 16, 16), random_grids(10, 16, 16, seed=1)
+    draw_reconstructions(*grids, [0.5] * 10, path=png, title="Option B, seed 0, epoch 5\naccuracy 77.1%")
+    assert len(png.getvalue()) < 70_000
+
+
+def test_a_path_may_be_text_a_path_or_a_stream(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    for path in (str(tmp_path / "text.png"), tmp_path / "path.png", stream):
+        plot_comparison(random_grids(2, 5, 4), {}, path=path)
+    assert {file.read_bytes() for file in tmp_path.iterdir()} == {stream.getvalue()}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_drawing_leaves_pyplot_and_the_settings_alone() -> None:
+    settings_before = dict(matplotlib.rcParams)
+    draw_each(io.BytesIO(), title="x")
+    assert plt.get_fignums() == []
+    assert dict(matplotlib.rcParams) == settings_before
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=5)
+def test_drawing_draws_no_random_number(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
+    figure = plot_reconstructions(OneHotModel(), random_grids(2, 6, 5))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpy_before  # type: ignore[index]
+    assert texts(figure).count("100.0%\n0.000") == 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_part_of_a_model_gets_its_mode_back(training: bool) -> None:
+    model = OneHotModel()
+    model.training = model.dropout.training = training
+    before = [part.training for part in model.modules()]
+    plot_reconstructions(model, random_grids(2, 6, 5))
+    assert [part.training for part in model.modules()] == before
+
+    def failing(_output: object, _target: Tensor) -> Tensor:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        plot_reconstructions(model, random_grids(2, 6, 5), loss=failing)
+    assert [part.training for part in model.modules()] == before
+
+
+def test_logits_may_come_alone_in_a_tuple_or_as_an_attribute() -> None:
+    model = OneHotModel()
+    forms: list[Callable[[Tensor], Any]] = [
+        model.eval(),
+        lambda grids: (model(grids), None),
+        lambda grids: SimpleNamespace(logits=model(grids)),
+    ]
+    pictures = []
+    for form in forms:
+        png = io.BytesIO()
+        plot_reconstructions(form, torch.from_numpy(random_grids(2, 6, 5)), path=png)
+        pictures.append(png.getvalue())
+    assert len(set(pictures)) == 1
+
+
+def test_accuracy_and_cross_entropy_are_those_of_the_model() -> None:
+    torch.manual_seed(0)
+    model, grids = BetaVAE(grid_size=8), random_grids(4, 8, 8)
+    with torch.inference_mode():
+        target = torch.from_numpy(grids).long()
+        logits = model.eval()(target).logits
+    right = (logits.argmax(1) == target).sum((1, 2)).tolist()
+    nats = [F.cross_entropy(one[None], own[None]).item() for one, own in zip(logits, target, strict=True)]
+    expected = [f"{1000 * n // 64 / 10}%\n{loss:.3f}" for n, loss in zip(right, nats, strict=True)]
+    drawn = texts(plot_reconstructions(model.train(), grids))
+    assert [text for text in drawn if "%" in text] == expected
+
+
+def test_another_loss_is_given_the_output_and_the_grids() -> None:
+    model, grids = BetaVAE(grid_size=8), random_grids(2, 8, 8)
+
+    def kl(output: Any, target: Tensor) -> Tensor:
+        assert target.dtype == torch.int64
+        assert output.mean.shape[0] == len(target)
+        return torch.tensor([1.25, float("nan")])
+
+    drawn = texts(plot_reconstructions(model, grids, loss=kl))
+    assert [text.splitlines()[1] for text in drawn if "%" in text] == ["1.250", "nan"]
+
+
+@pytest.mark.parametrize(
+    ("grids", "complaint"),
+    [
+        (np.zeros((4, 4), np.uint8), r"grids: shape \(4, 4\); expected \[B, H, W\]"),
+        (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\)"),
+        (np.zeros((41, 4, 4), np.uint8), "1–40.*select the grids"),
+        (np.zeros((1, 65, 4), np.uint8), "1–64"),
+        (np.zeros((1, 4, 4)), "float64 values; expected the classes 0–9"),
+        (torch.zeros(1, 4, 4), "values; expected the classes 0–9 as whole numbers"),
+        (np.zeros((1, 4, 4), bool), "bool values"),
+        (np.full((1, 4, 4), 10), "values 10 to 10; expected the classes 0–9"),
+        (np.full((1, 4, 4), -1), "values -1 to -1"),
+    ],
+)
+def test_grids_of_another_kind_are_refused_in_one_line(grids: Any, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint) as refusal:
+        plot_reconstructions(OneHotModel(), grids)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "complaint"),
+    [
+        (
+            lambda _: torch.zeros(1, 9, 4, 4),
+            r"returned \(1, 9, 4, 4\); expected logits .* = \(1, 10, 4, 4\)",
+        ),
+        (lambda _: None, "returned NoneType; expected logits"),
+    ],
+)
+def test_logits_of_another_kind_are_refused(model: Callable[[Tensor], Any], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        plot_reconstructions(model, np.zeros((1, 4, 4), np.uint8))
+
+
+def test_a_loss_for_the_batch_instead_of_each_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"losses has shape \(\); expected one for each grid: \(2,\)"):
+        plot_reconstructions(OneHotModel(), random_grids(2, 4, 4), loss=lambda output, _: output.mean())
+
+
+def test_reconstructions_of_another_shape_are_refused_by_name() -> None:
+    for draw in (plot_comparison, describe_comparison):
+        with pytest.raises(ValueError, match=r"'B': shape \(2, 4, 5\); expected .* \(2, 4, 4\)"):
+            draw(random_grids(2, 4, 4), {"A": random_grids(2, 4, 4), "B": random_grids(2, 4, 5)})
+
+
+@settings(max_examples=10)
+@given(st.lists(st.text(max_size=40), max_size=4, unique=True), st.integers(1, 12))
+def test_a_comparison_has_a_row_for_each_option_in_order(names: list[str], grids: int) -> None:
+    png = io.BytesIO()
+    options = {name: random_grids(grids, 8, 6, seed=seed) for seed, name in enumerate(names)}
+    figure = plot_comparison(random_grids(grids, 8, 6), options, path=png, title="Same grids")
+    height, width, _ = pixels(png).shape
+    assert len(figure.axes) == 1
+    assert width <= 1800
+    assert height >= 6 * (len(names) + 1) * 8
+    assert sum(text.endswith("%") for text in texts(figure)) == grids * len(names)
+
+
+def test_rows_of_a_comparison_are_named_and_show_their_accuracy() -> None:
+    target = random_grids(1, 4, 4)
+    wrong = target.copy()
+    wrong[0, 0, 0] ^= 1
+    figure = plot_comparison(target, {"Option A": target, "Option B": wrong})
+    assert texts(figure)[:-1] == [
+        "Original",
+        "Option A",
+        "Accuracy",
+        "100.0%",
+        "Option B",
+        "Accuracy",
+        "93.7%",
+    ]
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 30))
+def test_a_film_strip_keeps_the_first_and_the_last_checkpoint(count: int) -> None:
+    png = io.BytesIO()
+    checkpoints = [(f"epoch {number}", random_grids(2, 5, 5, seed=number)) for number in range(count)]
+    figure = plot_filmstrip(random_grids(2, 5, 5), checkpoints, path=png)
+    shown = [int(text.removeprefix("epoch ")) for text in texts(figure) if text.startswith("epoch ")]
+    assert len(figure.axes) == 1
+    assert pixels(png).shape[1] <= 1800
+    assert len(shown) == min(count, MAX_CHECKPOINTS)
+    assert shown == sorted(set(shown))
+    assert {0, count - 1} <= set(shown) if count else not shown
+
+
+@given(small, small)
+def test_a_description_counts_the_wrong_cells(target: Classes, painted: Classes) -> None:
+    wrong = int((target != painted).sum())
+    sentence = describe_reconstructions(target, painted)
+    assert sentence.endswith(f"{wrong} of 90 cells wrong.")
+    assert ("accuracy 100.0%" in sentence) == (wrong == 0)
+    overall, worst, best = (float(word.rstrip("%,);")) for word in sentence.split() if "%" in word)
+    assert worst <= overall <= best
+
+
+def test_descriptions_name_every_option_and_checkpoint_with_its_accuracy() -> None:
+    target = np.zeros((1, 2, 5), np.uint8)
+    half = target.copy()
+    half[0, 0] = 3
+    assert describe_comparison(target, {"A": target, "B": half}) == (
+        "Reconstructions of 1 grid under each option: A 100.0% accurate, B 50.0% accurate."
+    )
+    assert describe_filmstrip(target, [("epoch 1", half)]) == (
+        "Reconstructions of 1 grid at each checkpoint: epoch 1 50.0% accurate."
+    )
+    assert describe_filmstrip(target, []).endswith("none yet.")
