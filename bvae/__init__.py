@@ -5,3 +5,7 @@ report. Importing this package imports none of them, so that what needs no torch
 """
 
 __version__ = "0.1.0"
+
+
+class EvidenceWarning(UserWarning):
+    """Something was lost on the way, such as a damaged checkpoint or a picture, and training went on."""

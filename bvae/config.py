@@ -94,6 +94,7 @@ class TrainingConfig:
         warmup_steps: steps of the linear warm-up, at most a quarter of all steps.
         max_gradient_norm: the gradient's 2-norm is clipped to this.
         checkpoint_every: epochs between checkpoints.
+        checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
         device: where to train, as PyTorch names it.
         precision: of the matrix products; the loss is always float32.
     """
@@ -106,13 +107,15 @@ class TrainingConfig:
     warmup_steps: int = 50
     max_gradient_norm: float = 1.0
     checkpoint_every: int = 1
+    checkpoint_every_steps: int = 0
     device: str = "cpu"
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "latent_dim", "checkpoint_every"):
             _check_whole(name, getattr(self, name), at_least=1)
-        _check_whole("warmup_steps", self.warmup_steps, at_least=0)
+        for name in ("warmup_steps", "checkpoint_every_steps"):
+            _check_whole(name, getattr(self, name), at_least=0)
         _check_number("beta", self.beta, at_least=0.0)
         _check_number("learning_rate", self.learning_rate, above=0.0)
         _check_number("max_gradient_norm", self.max_gradient_norm, above=0.0)
@@ -219,6 +222,26 @@ def from_json(data: bytes | str, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"not the JSON of a {kind.__name__}: {error}") from error
+
+
+def differences(ours: Any, theirs: Any) -> list[str]:
+    """The fields in which two dataclasses of one kind differ, each with both values, theirs first."""
+    ours, theirs = _flat(msgspec.to_builtins(ours)), _flat(msgspec.to_builtins(theirs))
+    keys = dict.fromkeys([*theirs, *ours])
+    return [
+        f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}"
+        for key in keys
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    flat: dict[str, Any] = {}
+    for key, item in items:
+        nested = isinstance(item, dict | list | tuple)
+        flat |= _flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
+    return flat
 
 
 def read_json(path: Path, kind: type[T]) -> T:

@@ -16,20 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bvae.beta_vae import BetaVAE
 from bvae.comparison import Comparison, compare
 from bvae.config import RunConfig, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.curves import plot_curves
 from bvae.files import write_whole
-from bvae.run import (
-    RunCrashError,
-    RunResult,
-    load_model,
-    newest_checkpoint,
-    obtain_run,
-    read_history,
-    read_result,
-)
+from bvae.run import RunCrashError, RunResult, newest_model, obtain_run, read_history, read_result
 from bvae.session import Session
 from bvae.summary import to_markdown
 from bvae.visualization import plot_comparison
@@ -82,6 +75,11 @@ def read_comparison(session: Session) -> Comparison | None:
     return read_json(path, Comparison) if path.exists() else None
 
 
+def discard_comparison(session: Session) -> None:
+    """Say that the comparison of a session is no longer complete, since runs are to be added."""
+    (comparison_folder(session) / "comparison.json").unlink(missing_ok=True)
+
+
 def comparison_folder(session: Session) -> Path:
     """Where the comparison of a session lies."""
     return session.path / "comparison"
@@ -107,9 +105,9 @@ def draw_curves(session: Session, comparison: Comparison) -> bytes:
 def _draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
     grids = corpus.showcase()
     painted = {
-        f"Option {name}": reconstruct(checkpoint, grids)
+        f"Option {name}": reconstruct(model, grids)
         for name, option in comparison.options.items()
-        if (checkpoint := newest_checkpoint(session.path / option.runs[0].path)) is not None
+        if (model := newest_model(session.path / option.runs[0].path)) is not None
     }
     picture = io.BytesIO()
     plot_comparison(
@@ -121,9 +119,8 @@ def _draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparis
     return picture.getvalue()
 
 
-def reconstruct(checkpoint: Path, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What the model in a checkpoint makes of grids `[B, H, W]`, decoded from the posterior mean."""
-    model, _ = load_model(checkpoint)
+def reconstruct(model: BetaVAE, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What a model in evaluation mode makes of grids `[B, H, W]`, decoded from the posterior mean."""
     with torch.inference_mode():
         painted: NDArray[np.uint8] = model(torch.from_numpy(grids)).logits.argmax(1).byte().numpy()
     return painted

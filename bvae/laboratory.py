@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Sequence
+import secrets
+import signal
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import msgspec
 import torch
+from filelock import FileLock
 
 from bvae.comparison import Comparison
 from bvae.config import ExperimentConfig, LossOption, RunConfig
@@ -17,14 +20,17 @@ from bvae.corpus import Corpus, CorpusError, load_corpus
 from bvae.curves import plot_curves
 from bvae.evidence import (
     comparison_folder,
+    discard_comparison,
     found_outcomes,
     obtain_outcomes,
     read_comparison,
     write_comparison,
 )
+from bvae.grid_files import printable
+from bvae.options import parse_experiment
 from bvae.report import STYLE, comparison_summary, picture, picture_text, run_verdict
 from bvae.run import RunResult, obtain_run, picture_of, read_history
-from bvae.session import Session
+from bvae.session import Session, SessionHeldError, changes_since, hold
 from bvae.summary import describe_setting, explain_gate, to_text_table
 from bvae.trainer import resolve_precision
 
@@ -47,6 +53,8 @@ class Laboratory:
         self.experiment, self.run_dir, self.command = experiment, run_dir, tuple(command)
         self.selected: list[RunConfig] = []
         self._session: Session | None = None
+        self._lock: FileLock | None = None  # held for as long as this object lives
+        self._closed = self._interrupted = False
         self._gate_ran = True
 
     @classmethod
@@ -62,6 +70,35 @@ class Laboratory:
             laboratory.corpus  # noqa: B018  # loading is validating
         except (ValueError, CorpusError) as error:
             raise SetupError(str(error)) from error
+        return laboratory
+
+    @classmethod
+    def resume(
+        cls, given: Mapping[str, str | None], run_dir: Path, command: Sequence[str], resumed: str
+    ) -> Laboratory:
+        """Take up an interrupted session, named by its folder or as `latest`. Raises SetupError.
+
+        Settings that are not given are those of the session; what differs from it is refused.
+        """
+        path = (run_dir / "latest" if resumed == "latest" else Path(resumed)).resolve()
+        try:
+            session = Session.open(path, secrets.token_hex(8))
+            laboratory = cls.prepare(parse_experiment(given, session.record.config), path.parent, command)
+            changes = changes_since(session.record, laboratory.experiment, laboratory.corpus)
+            if changes:
+                raise SetupError(
+                    f"--resume {printable(str(path))} cannot go on to the same result: {'; '.join(changes)}; "
+                    "restore that, or start a new session"
+                )
+            laboratory._lock = hold(path)
+        except (OSError, ValueError, SessionHeldError) as error:
+            if isinstance(error, SetupError):
+                raise
+            raise SetupError(
+                f"--resume {printable(resumed)} is not possible: {printable(str(error))}"
+            ) from error
+        discard_comparison(session)
+        laboratory._session = session
         return laboratory
 
     @classmethod
@@ -88,9 +125,11 @@ class Laboratory:
         return corpus
 
     def open_session(self) -> None:
-        """Make the session folder. Raises StorageError."""
+        """Make the session folder, unless one was taken up. Raises StorageError."""
         torch.set_num_threads(1)  # before the first operator: runs are spread over processes instead
-        self._session = Session.create(self.run_dir, self.experiment, self.corpus, self.command)
+        if self._session is None:
+            self._session = Session.create(self.run_dir, self.experiment, self.corpus, self.command)
+            self._lock = hold(self._session.path)
 
     def select(self, runs: Sequence[Selection]) -> None:
         """Say which runs this invocation is to have."""
@@ -139,10 +178,19 @@ class Laboratory:
             for path in (folder / "curves.png", folder / "reconstructions.png")
         ]
 
-    def close_session(self) -> None:
+    @property
+    def is_open(self) -> bool:
+        """Whether the session was opened and not yet closed."""
+        return self._session is not None and not self._closed
+
+    def close_session(self, *, interrupted: bool) -> None:
         """Write the comparison where the gate did not; remove the folder where nothing began."""
-        if self._session is None:
+        if not self.is_open:
             return
+        self._closed, self._interrupted = True, interrupted
+        if interrupted:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what remains takes a second
+            self.session.stop()
         if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
             self._gate_ran = False
             write_comparison(self.session, self.corpus, outcomes)
@@ -151,13 +199,17 @@ class Laboratory:
     def summary(self) -> list[str]:
         """The lines that end the terminal output; none where nothing was run."""
         comparison = read_comparison(self.session) if self._session is not None else None
+        resume = [
+            f"Interrupted. Resume with: pytest experiments/ --resume={printable(str(self.session.path))}"
+        ]
         if comparison is None:
-            return []
+            return resume if self._interrupted and self.session.path.exists() else []
         lines = [describe_setting(comparison), "", *to_text_table(comparison), ""]
         if not self._gate_ran:
             lines += ["The gate was not run; this is a comparison of what was found.", ""]
         lines += [*explain_gate(comparison).splitlines(), comparison.recommendation]
-        return [*lines, f"Session: {self.session.path}"]
+        lines.append(f"Session: {printable(str(self.session.path))}")
+        return [*lines, *(resume if self._interrupted else [])]
 
     def report_head(self) -> list[str]:
         """HTML that comes before the table of tests in the report."""

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from bvae.config import AccuracyBand, ExperimentConfig, TrainingConfig, select_options
-
-T = TypeVar("T", int, float)
+from bvae.grid_files import printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +25,18 @@ class Flag:
     metavar: str
     help: str
     takes_path: bool = False
+    words: str = ""
+    """A pattern of the values of a path option that are no paths."""
 
     @property
     def key(self) -> str:
+        """The option's name among parsed values."""
         return self.name.replace("-", "_")
+
+    @property
+    def explanation(self) -> str:
+        """The help text with the default filled in."""
+        return self.help.format(default=self.default)
 
 
 _EXPERIMENT, _TRAINING = ExperimentConfig(), TrainingConfig()
@@ -38,112 +47,150 @@ FLAGS = (
         _EXPERIMENT.corpus,
         "CORPUS",
         "What to train on: arc (real ARC-AGI-2 grids), atomic[:N] (N procedural grids), or the path of a "
-        ".npz or .npy file, given as --corpus=PATH. Default: %(default)s",
+        ".npz or .npy file, given as --corpus=PATH. Default: {default}",
         takes_path=True,
+        words=r"arc|atomic(:\d+)?",
     ),
     Flag(
         "grid-size",
         str(_EXPERIMENT.grid_size),
         "S",
-        "Grids are S×S cells, smaller ones padded with background; a multiple of 4. Default: %(default)s",
+        "Grids are S×S cells, smaller ones padded with background; a multiple of 4. Default: {default}",
     ),
-    Flag("epochs", str(_TRAINING.epochs), "N", "Epochs to train each run. Default: %(default)s"),
-    Flag("seeds", str(_EXPERIMENT.seeds), "N", "Runs of each option, seeds 0 to N-1. Default: %(default)s"),
+    Flag("epochs", str(_TRAINING.epochs), "N", "Epochs to train each run. Default: {default}"),
+    Flag("seeds", str(_EXPERIMENT.seeds), "N", "Runs of each option, seeds 0 to N-1. Default: {default}"),
     Flag(
         "loss-options",
         ",".join(option.name for option in _EXPERIMENT.options),
         "NAMES",
-        "Loss options to compare, by name, separated by commas. Default: %(default)s",
+        "Loss options to compare, by name, separated by commas. Default: {default}",
     ),
-    Flag("beta", str(_TRAINING.beta), "BETA", "Weight of the KL divergence. Default: %(default)s"),
+    Flag("beta", str(_TRAINING.beta), "BETA", "Weight of the KL divergence. Default: {default}"),
     Flag(
         "learning-rate",
         str(_TRAINING.learning_rate),
         "RATE",
-        "Peak learning rate of Adam: warm-up, then cosine to 0. Default: %(default)s",
+        "Peak learning rate of Adam: warm-up, then cosine to 0. Default: {default}",
     ),
-    Flag("batch-size", str(_TRAINING.batch_size), "N", "Grids a step. Default: %(default)s"),
-    Flag("latent-dim", str(_TRAINING.latent_dim), "N", "Latent dimensions. Default: %(default)s"),
+    Flag("batch-size", str(_TRAINING.batch_size), "N", "Grids a step. Default: {default}"),
+    Flag("latent-dim", str(_TRAINING.latent_dim), "N", "Latent dimensions. Default: {default}"),
     Flag(
         "checkpoint-every",
         str(_TRAINING.checkpoint_every),
         "N",
         "Epochs between checkpoints, each with its picture; the last epoch and the best are always saved. "
-        "Default: %(default)s",
+        "Default: {default}",
     ),
-    Flag("device", _TRAINING.device, "DEVICE", "cpu, cuda or cuda:INDEX. Default: %(default)s"),
+    Flag(
+        "checkpoint-every-steps",
+        str(_TRAINING.checkpoint_every_steps),
+        "K",
+        "Steps between checkpoints inside an epoch; 0 for none. Default: {default}",
+    ),
+    Flag("device", _TRAINING.device, "DEVICE", "cpu, cuda or cuda:INDEX. Default: {default}"),
     Flag(
         "precision",
         _TRAINING.precision,
         "P",
         "Of the matrix products: fp32, bf16, or auto (bf16 where the processor multiplies in it). "
-        "Default: %(default)s",
+        "Default: {default}",
     ),
     Flag(
         "accuracy-band",
         str(_EXPERIMENT.band),
         "LO:HI",
-        "Pixel accuracy in which a stable option that learned the objects is healthy. Default: %(default)s",
+        "Pixel accuracy in which a stable option that learned the objects is healthy. Default: {default}",
     ),
     Flag(
         "run-dir",
         "runs",
         "DIR",
-        "Folder of the sessions, given as --run-dir=DIR; each invocation makes one. Default: %(default)s",
+        "Folder of the sessions, given as --run-dir=DIR; each invocation makes one. Default: {default}",
         takes_path=True,
+    ),
+    Flag(
+        "resume",
+        "",
+        "SESSION",
+        "Finish an interrupted session: latest (in --run-dir), or its folder, given as --resume=DIR. "
+        "Settings are those of the session; other ones are refused",
+        takes_path=True,
+        words="latest",
     ),
 )
 
 
-def parse_experiment(values: Mapping[str, str]) -> ExperimentConfig:
-    """The experiment that option values by key (such as `grid_size`) ask for.
+def parse_experiment(
+    given: Mapping[str, str | None], base: ExperimentConfig = _EXPERIMENT
+) -> ExperimentConfig:
+    """The experiment that option values by key (such as `grid_size`) ask for; `base` where none is given.
 
     Raises:
         ValueError: one sentence that begins with the option, what was given and what was expected.
     """
-
-    def number(key: str, read: Callable[[str], T], kind: str) -> T:
-        try:
-            return read(values[key])
-        except ValueError:
-            raise ValueError(f"{key} is {values[key]!r}; expected {kind}") from None
-
-    def whole(key: str) -> int:
-        return number(key, int, "a whole number")
-
+    readers: dict[str, Callable[[str], Any]] = {
+        "corpus": str,
+        "grid_size": _whole,
+        "seeds": _whole,
+        "loss_options": select_options,
+        "accuracy_band": AccuracyBand.parse,
+        **dict.fromkeys(("epochs", "batch_size", "latent_dim"), _whole),
+        **dict.fromkeys(("checkpoint_every", "checkpoint_every_steps"), _whole),
+        **dict.fromkeys(("beta", "learning_rate"), _number),
+        **dict.fromkeys(("device", "precision"), str),
+    }
+    names = {"loss_options": "options", "accuracy_band": "band"}
+    of_training = {field.name for field in dataclasses.fields(TrainingConfig)}
+    experiment: dict[str, Any] = {}
+    training: dict[str, Any] = {}
     try:
-        return ExperimentConfig(
-            corpus=values["corpus"],
-            grid_size=whole("grid_size"),
-            options=select_options(values["loss_options"]),
-            seeds=whole("seeds"),
-            band=AccuracyBand.parse(values["accuracy_band"]),
-            training=TrainingConfig(
-                epochs=whole("epochs"),
-                beta=number("beta", float, "a number"),
-                learning_rate=number("learning_rate", float, "a number"),
-                batch_size=whole("batch_size"),
-                latent_dim=whole("latent_dim"),
-                checkpoint_every=whole("checkpoint_every"),
-                device=values["device"],
-                precision=values["precision"],  # type: ignore[arg-type]  # validated by the class
-            ),
-        )
+        for key, read in readers.items():
+            if (text := given.get(key)) is not None:
+                try:
+                    value = read(text)
+                except _UnreadableError as error:
+                    raise ValueError(f"{key} is {text!r}; expected {error}") from None
+                (training if key in of_training else experiment)[names.get(key, key)] = value
+        trained = dataclasses.replace(base.training, **training)
+        return dataclasses.replace(base, training=trained, **experiment)
     except ValueError as error:
         key, _, rest = str(error).partition(" ")
         raise ValueError(f"--{key.replace('_', '-')} {rest}") from None
 
 
-def separated_path(arguments: list[str]) -> str | None:
+class _UnreadableError(Exception):
+    """A text that is no value of its kind; says what was expected."""
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _UnreadableError("a whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise _UnreadableError("a number") from None
+
+
+def separated_path(arguments: Sequence[str]) -> str | None:
     """A complaint about the first path that stands apart from its option, as in `--corpus PATH`.
 
     pytest looks for its configuration before it knows our options and takes such a path for one of tests, so
-    it would import a conftest.py that lies beside a corpus.
+    it would import a conftest.py that lies beside a corpus. A word such as `arc` is harmless as long as there
+    is nothing of that name.
     """
     paths = {f"--{flag.name}": flag for flag in FLAGS if flag.takes_path}
     for argument, value in itertools.pairwise(arguments):
         if argument == "--":
             break
-        if argument in paths:
-            return f"{argument} and its value are apart; write them in one piece: {argument}={value}"
+        if (flag := paths.get(argument)) is None:
+            continue
+        if not re.fullmatch(flag.words, value) or Path(value).exists():
+            return (
+                f"{argument} and its value are apart; write them in one piece: {argument}={printable(value)}"
+            )
     return None

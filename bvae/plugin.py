@@ -8,6 +8,10 @@ has bvae, so it imports torch only where experiments are run.
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +22,7 @@ from bvae.options import FLAGS, parse_experiment, separated_path
 
 if TYPE_CHECKING:
     from bvae.laboratory import Laboratory
+    from bvae.session import Session
 
 LABORATORY = pytest.StashKey["Laboratory"]()
 SESSION_KEY = "bvae_session"
@@ -27,7 +32,7 @@ GATE = "gate"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bvae", "bvae: which loss does the β-VAE learn under?")
     for flag in FLAGS:
-        group.addoption(f"--{flag.name}", default=flag.default, metavar=flag.metavar, help=flag.help)
+        group.addoption(f"--{flag.name}", metavar=flag.metavar, help=flag.explanation)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -46,11 +51,16 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if is_worker(config):
             path, invocation = cast(Any, config).workerinput[SESSION_KEY]
-            config.stash[LABORATORY] = Laboratory.join(Path(path), invocation)
+            config.stash[LABORATORY] = laboratory = Laboratory.join(Path(path), invocation)
+            follow_controller(laboratory.session)
         else:
-            config.stash[LABORATORY] = Laboratory.prepare(
-                asked_experiment(config), Path(config.getoption("run_dir")), config.invocation_params.args
-            )
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, and so resumable
+            given, command = given_values(config), config.invocation_params.args
+            run_dir = Path(given["run_dir"] or "runs")
+            if given["resume"] is not None:
+                config.stash[LABORATORY] = Laboratory.resume(given, run_dir, command, given["resume"])
+            else:
+                config.stash[LABORATORY] = Laboratory.prepare(asked_experiment(config), run_dir, command)
     except SetupError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -105,10 +115,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     laboratory = session.config.stash.get(LABORATORY, None)
     if laboratory is not None and not is_worker(session.config):
-        laboratory.close_session()
+        laboratory.close_session(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    laboratory = config.stash.get(LABORATORY, None)
+    if laboratory is not None and not is_worker(config) and laboratory.is_open:
+        # Interrupted while workers were starting: pytest finishes no session then.
+        laboratory.close_session(interrupted=True)
+        print(*laboratory.summary(), sep="\n", file=sys.stderr)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -135,7 +153,7 @@ def laboratory(pytestconfig: pytest.Config) -> Laboratory:
 
 
 def runs_experiments(config: pytest.Config) -> bool:
-    """Whether tests of `experiments/` are to be run: it overlaps a path given, and this is no mere listing."""
+    """Whether tests of `experiments/` are to be run: a path given overlaps it, and this is no listing."""
     option = config.option
     if any(getattr(option, name, False) for name in ("help", "version", "collectonly", "showfixtures")):
         return False
@@ -146,6 +164,23 @@ def runs_experiments(config: pytest.Config) -> bool:
     )
 
 
+def follow_controller(session: Session) -> None:
+    """Leave signals to the controller, and end with it or when it says so, even in the middle of a step.
+
+    A terminal sends Ctrl-C to workers too. If they died of it, they would be reported as crashed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    controller = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == controller and not session.stopped:
+            time.sleep(0.2)
+        os._exit(1)  # files are whole or absent, so any moment will do
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def is_worker(config: pytest.Config) -> bool:
     """Whether this process is a worker of pytest-xdist."""
     return hasattr(config, "workerinput")
@@ -153,7 +188,14 @@ def is_worker(config: pytest.Config) -> bool:
 
 def asked_experiment(config: pytest.Config) -> ExperimentConfig:
     """The experiment that the command line asks for. Raises UsageError."""
+    if (laboratory := config.stash.get(LABORATORY, None)) is not None:
+        return laboratory.experiment
     try:
-        return parse_experiment({flag.key: config.getoption(flag.key) for flag in FLAGS})
+        return parse_experiment(given_values(config))
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def given_values(config: pytest.Config) -> dict[str, str | None]:
+    """The text of each of our options, None where it was not given."""
+    return {flag.key: config.getoption(flag.key) for flag in FLAGS}

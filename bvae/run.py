@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
+import re
+import warnings
 from pathlib import Path
 
 import msgspec
 import torch
 from filelock import FileLock
 
+from bvae import EvidenceWarning
 from bvae.beta_vae import BetaVAE, Output
-from bvae.checkpoint import load_checkpoint
+from bvae.checkpoint import CheckpointError, load_checkpoint
 from bvae.config import AccuracyBand, RunConfig, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.files import write_whole
@@ -85,6 +89,8 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
         if begun.exists() and begun.read_text() == session.invocation:
             raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
         write_whole(begun, session.invocation.encode())
+        for part in directory.rglob("*.part"):  # of a process that was killed while it wrote
+            part.unlink()
         session.point_latest()
         return train_run(run, corpus, directory, session.record.config.band)
 
@@ -94,6 +100,7 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
     write_whole(directory / "config.json", to_json(run))
     gallery = Gallery(run, corpus)
     trainer = Trainer(run, corpus, directory, listeners=[MetricsLog(directory / "metrics.jsonl"), gallery])
+    restore_newest(trainer, directory)
     history = trainer.fit()
     verdict = judge_run(history, trainer.divergence, band)
     result = RunResult(
@@ -121,9 +128,25 @@ def read_history(directory: Path) -> list[EpochRecord]:
     return _RECORDS.decode_lines(path.read_bytes()) if path.exists() else []
 
 
-def newest_checkpoint(directory: Path) -> Path | None:
-    """The checkpoint of a run's last saved epoch, None where there is none."""
-    return max((directory / "checkpoints").glob("epoch_*.safetensors"), key=lambda p: p.stem, default=None)
+def checkpoints(directory: Path) -> list[Path]:
+    """The checkpoints of a run, newest first; `best`, whose age its name does not tell, comes last."""
+
+    def age(path: Path) -> tuple[float, ...]:
+        numbers = [int(number) for number in re.findall(r"\d+", path.stem)]
+        return (*numbers, math.inf) if numbers else ()  # epoch_002 is newer than epoch_002_step_000123
+
+    return sorted((directory / "checkpoints").glob("*.safetensors"), key=age, reverse=True)
+
+
+def restore_newest(trainer: Trainer, directory: Path) -> None:
+    """Take up training at the newest sound checkpoint, else at the beginning; warn of those passed over."""
+    for path in checkpoints(directory):
+        try:
+            trainer.restore(path)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; an older checkpoint is used", EvidenceWarning, stacklevel=2)
+        else:
+            return
 
 
 def load_model(checkpoint: Path) -> tuple[BetaVAE, RunConfig]:
@@ -136,6 +159,16 @@ def load_model(checkpoint: Path) -> tuple[BetaVAE, RunConfig]:
         {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
     )
     return model, config
+
+
+def newest_model(directory: Path) -> BetaVAE | None:
+    """The model of a run's newest sound checkpoint, None where there is none."""
+    for path in checkpoints(directory):
+        try:
+            return load_model(path)[0]
+        except CheckpointError as error:
+            warnings.warn(f"{error}; an older checkpoint is shown", EvidenceWarning, stacklevel=2)
+    return None
 
 
 class MetricsLog:
@@ -169,7 +202,7 @@ class Gallery:
         try:
             picture = io.BytesIO()
             plot_reconstructions(
-                event.model, self.grids, path=picture, title=self._title(event.epoch), loss=self._loss
+                event.model, self.grids, path=picture, title=self._title(event), loss=self._loss
             )
             for path in event.paths:
                 write_whole(picture_of(path), picture.getvalue())
@@ -180,11 +213,11 @@ class Gallery:
     def _loss(self, output: Output, target: torch.Tensor) -> torch.Tensor:
         return self.loss(*output, target).total
 
-    def _title(self, epoch: int) -> str:
+    def _title(self, saved: CheckpointSaved) -> str:
         option, training = self.run.option, self.run.training
         title = (
-            f"Option {option.name}, seed {self.run.seed}, epoch {epoch} of {training.epochs} "
-            f"on {self.corpus_name}\n"
+            f"Option {option.name}, seed {self.run.seed}, epoch {saved.epoch} of {training.epochs} "
+            f"(step {saved.step:,}) on {self.corpus_name}\n"
             f"Training grids; γ = {option.gamma:g}, class weights {option.class_weights}"
         )
         if self.last is not None:

