@@ -18,6 +18,7 @@ from bvae.comparison import Comparison
 from bvae.config import ExperimentConfig, LossOption, RunConfig
 from bvae.corpus import Corpus, CorpusError, load_corpus
 from bvae.curves import plot_curves
+from bvae.device import resolve_precision
 from bvae.evidence import (
     comparison_folder,
     discard_comparison,
@@ -32,7 +33,6 @@ from bvae.report import STYLE, comparison_summary, picture, picture_text, run_ve
 from bvae.run import RunResult, obtain_run, picture_of, read_history
 from bvae.session import Session, SessionHeldError, changes_since, hold
 from bvae.summary import describe_setting, explain_gate, to_text_table
-from bvae.trainer import resolve_precision
 
 Selection = tuple[LossOption, int]
 

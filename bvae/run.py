@@ -27,16 +27,9 @@ from bvae.config import AccuracyBand, RunConfig, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.files import write_whole
 from bvae.metrics import Evaluation
+from bvae.records import Divergence, EpochRecord, Progress
 from bvae.session import Session
-from bvae.trainer import (
-    CheckpointSaved,
-    Divergence,
-    EpochEnded,
-    EpochRecord,
-    Progress,
-    Trainer,
-    run_loss,
-)
+from bvae.trainer import CheckpointSaved, EpochEnded, Trainer, run_loss
 from bvae.verdict import VerdictName, judge_run
 from bvae.visualization import plot_reconstructions
 

@@ -6,11 +6,10 @@ seed and is part of the checkpoint, so a run that is interrupted and restored en
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,54 +19,12 @@ from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, class_weights, sample_posterior
 from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
-from bvae.config import Precision, RunConfig
+from bvae.config import RunConfig
 from bvae.corpus import Corpus
+from bvae.device import reproducible
 from bvae.losses import BetaVAELoss
-from bvae.metrics import Evaluation, evaluate
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingMeans:
-    """Means over the batches of an epoch while the model was learning, decoded from posterior samples."""
-
-    loss: float
-    reconstruction: float
-    kl: float
-    pixel_accuracy: float
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """One line of `metrics.jsonl`: losses in nats, learning rate of the last step, wall time in seconds."""
-
-    epoch: int
-    step: int
-    learning_rate: float
-    seconds: float
-    train: TrainingMeans
-    validation: Evaluation
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Divergence:
-    """Where a loss or gradient norm stopped being finite; the terms as text, since JSON has no NaN."""
-
-    epoch: int
-    step: int
-    batch: tuple[int, ...]
-    terms: dict[str, str]
-
-
-@dataclasses.dataclass(kw_only=True)
-class Progress:
-    """How far training has come: what a checkpoint holds beside tensors."""
-
-    config: RunConfig
-    step: int = 0
-    noise_state: bytes = b""
-    epoch_sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    epoch_seconds: float = 0.0
-    history: list[EpochRecord] = dataclasses.field(default_factory=list)
+from bvae.metrics import evaluate
+from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -327,44 +284,3 @@ def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
-def resolve_precision(precision: Precision, device: str) -> Precision:
-    """What `auto` means on a device: bf16 where it multiplies in bf16, fp32 elsewhere.
-
-    Raises:
-        ValueError: for a device that is not there.
-    """
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"--device is {device!r}; expected cpu, cuda or cuda:INDEX") from None
-    gpus = torch.cuda.device_count()
-    if kind.type not in ("cpu", "cuda") or (kind.type == "cuda" and (kind.index or 0) >= gpus):
-        raise ValueError(
-            f"--device is {device!r}; expected cpu, or one of the {gpus} CUDA devices found here"
-        )
-    if precision != "auto":
-        return precision
-    if kind.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
-
-
-@contextlib.contextmanager
-def reproducible(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels and, on the CPU, one compute thread; the previous settings come back after.
-
-    Sums over a varying number of threads round differently; and two processes with two threads each on two
-    cores are ten times slower than with one, since the threads of one spin while those of the other work.
-    """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from bvae.config import AccuracyBand
 from bvae.metrics import Evaluation, mean_and_sd
-from bvae.trainer import Divergence, EpochRecord
+from bvae.records import Divergence, EpochRecord
 
 VerdictName = Literal[
     "incomplete",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from bvae.metrics import Evaluation, ReconstructionMetrics
+from bvae.records import EpochRecord, TrainingMeans
 from bvae.run import RunResult
 from bvae.session import CorpusRecord
-from bvae.trainer import EpochRecord, TrainingMeans
 
 CORPUS = CorpusRecord(
     name="made-up",

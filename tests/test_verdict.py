@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bvae.config import AccuracyBand
-from bvae.trainer import Divergence
+from bvae.records import Divergence
 from bvae.verdict import SEVERITY, Verdict, judge_option, judge_run
 
 pytestmark = pytest.mark.unit
