@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bvae.beta_vae import CLASSES, BetaVAE
 from bvae.corpus import Grids
-from bvae.losses import BetaVAELoss, kl_divergence
+from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 
 ACTIVE_KL = 0.05
 """A latent dimension is active above this KL divergence, in nats."""
@@ -50,6 +50,9 @@ class Evaluation(ReconstructionMetrics):
         loss, reconstruction, kl: the training objective and its terms, nats.
         kl_per_dim: KL divergence of each latent dimension, nats, averaged over grids.
         active_units: dimensions whose KL exceeds 0.05 nats.
+        confusion: `[C, C]` cells by true class (row) and predicted class (column).
+        foreground_gradient_share: the part of Σ|∂loss/∂logits| that comes from foreground cells, on the
+            first grids of the split: what the loss tells the model to care about.
         shuffled: the same metrics when each grid is decoded from another grid's latent. What survives the
             shuffle the decoder knew without looking.
     """
@@ -59,6 +62,8 @@ class Evaluation(ReconstructionMetrics):
     kl: float
     kl_per_dim: tuple[float, ...]
     active_units: int
+    confusion: tuple[tuple[int, ...], ...]
+    foreground_gradient_share: float | None
     shuffled: ReconstructionMetrics
 
 
@@ -118,6 +123,17 @@ def derangement(n: int, seed: int = 0) -> NDArray[np.int64]:
     return successor
 
 
+def foreground_gradient_share(logits: Tensor, target: Tensor, loss: BetaVAELoss) -> float | None:
+    """The part of Σ|∂loss/∂logits| of logits `[B, C, H, W]` that foreground cells have; None of nothing."""
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = logits.detach().clone().requires_grad_()
+        cells = focal_loss(logits, target.clone(), gamma=loss.gamma, weight=loss.weight, reduction="none")
+        (gradient,) = torch.autograd.grad(cells.sum(), logits)
+    size = gradient.abs().sum(1, dtype=torch.float64)
+    total = size.sum().item()
+    return size[target > 0].sum().item() / total if total > 0 else None
+
+
 @torch.inference_mode()
 def evaluate(
     model: BetaVAE,
@@ -129,7 +145,10 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness."""
     device = next(model.parameters()).device
-    terms, kl_per_dim, latents = [], [], []
+    terms: list[Tensor] = []
+    kl_per_dim: list[Tensor] = []
+    latents: list[Tensor] = []
+    gradient_share: float | None = None
     seen, shuffled = _Tally(), _Tally()
     was_training = model.training
     model.eval()
@@ -139,6 +158,8 @@ def evaluate(
             target = torch.from_numpy(batch).to(device)
             mean, log_variance = model.encode(target)
             logits = model.decode(mean)
+            if not latents:
+                gradient_share = foreground_gradient_share(logits, target, loss)
             seen.add(batch, logits)
             terms.append(torch.stack(loss(logits, mean, log_variance, target)).double().cpu())
             kl_per_dim.append(kl_divergence(mean, log_variance).double().cpu())
@@ -156,6 +177,8 @@ def evaluate(
         kl=kl,
         kl_per_dim=tuple(kl_of_dim),
         active_units=sum(value > ACTIVE_KL for value in kl_of_dim),
+        confusion=tuple(map(tuple, seen.confusion.tolist())),
+        foreground_gradient_share=gradient_share,
         shuffled=shuffled.metrics(),
     )
 

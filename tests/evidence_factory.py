@@ -50,6 +50,8 @@ def evaluation(*, shuffled: ReconstructionMetrics | None = None, **changes: Any)
         "kl": 4.0,
         "kl_per_dim": (0.25,) * 16,
         "active_units": 16,
+        "confusion": ((1,) * 10,) * 10,
+        "foreground_gradient_share": 0.5,
     }
     return Evaluation(**values | changes, shuffled=shuffled or reconstruction())
 

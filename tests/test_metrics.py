@@ -9,7 +9,14 @@ from hypothesis.extra import numpy as arrays
 
 from bvae.beta_vae import BetaVAE
 from bvae.losses import BetaVAELoss, kl_divergence
-from bvae.metrics import confusion_matrix, derangement, evaluate, mean_and_sd, reconstruction_metrics
+from bvae.metrics import (
+    confusion_matrix,
+    derangement,
+    evaluate,
+    foreground_gradient_share,
+    mean_and_sd,
+    reconstruction_metrics,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -96,3 +103,16 @@ def test_spread_is_undefined_where_it_cannot_be_said() -> None:
     assert mean_and_sd([0.5]) == (0.5, None)
     assert mean_and_sd([0.5, None]) == (None, None)
     assert mean_and_sd([]) == (None, None)
+
+
+def test_class_weights_move_the_gradient_from_background_to_foreground() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(4, 10, 8, 8), (torch.rand(4, 8, 8) < 0.1).long() * 3
+    weight = torch.tensor([0.5] + [5.0] * 9)
+    plain = foreground_gradient_share(logits, target, BetaVAELoss(gamma=0.0, weight=None, beta=0.0))
+    weighted = foreground_gradient_share(logits, target, BetaVAELoss(gamma=0.0, weight=weight, beta=0.0))
+    probability = torch.softmax(logits.double(), 1)
+    size = (probability - torch.nn.functional.one_hot(target, 10).permute(0, 3, 1, 2)).abs().sum(1)
+    front, back = size[target > 0].sum().item(), size[target == 0].sum().item()
+    assert plain == pytest.approx(front / (front + back), rel=1e-5)
+    assert weighted == pytest.approx(5 * front / (5 * front + 0.5 * back), rel=1e-5)
