@@ -11,40 +11,81 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-CLASSES = 10
-"""ARC's colours 0–9; class 0 is the background."""
+from bvae.config import CLASSES, LossOption, check_weight_parameters
 
 WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
 """Class c weighs n_c to minus this exponent."""
 
+WEIGHT_METHODS = (*WEIGHT_EXPONENTS, "power", "effective")
 
-def class_weights(counts: Sequence[float] | NDArray[np.number[Any]] | Tensor, method: str) -> Tensor:
+
+Counts = Sequence[float] | NDArray[np.number[Any]] | Tensor
+"""`[C]`, how often each class occurs in the training split."""
+
+
+def class_weights(
+    counts: Counts, method: str, *, exponent: float | None = None, beta: float | None = None
+) -> Tensor:
     """Weights that make rare classes count more, scaled so that their frequency-weighted mean is 1.
 
     A weighted loss then has the size of an unweighted one, so β and the clipping norm mean the same under
     every method. A class that never occurs gets the weight of the rarest one that does.
 
     Args:
-        counts: `[C]`, how often each class occurs in the training split; only their ratios matter.
-        method: `none` (all 1), `inverse` (w ∝ 1/n) or `sqrt_inverse` (w ∝ 1/√n: 123:1 becomes 11:1).
+        counts: `[C]`, how often each class occurs in the training split; only their ratios matter, except to
+            `effective`.
+        method: `none` (all 1), `inverse` (w ∝ 1/n), `sqrt_inverse` (w ∝ 1/√n: 123:1 becomes 11:1), `power`
+            (w ∝ n to minus the exponent) or `effective` (w ∝ (1 − β)/(1 − βⁿ)).
+        exponent: of `power`, at least 0.
+        beta: of `effective`, in [0, 1): 0 is `none`, and towards 1 it becomes `inverse`.
 
-    Returns: `[C]`, float32.
+    Returns: `[C]`, float32, positive.
 
     Raises:
-        ValueError: for counts that are not one-dimensional, not finite, negative or all zero, and for an
-            unknown method.
+        ValueError: for counts that are not one-dimensional, not finite, negative or all zero, for an unknown
+            method, and for a parameter that is missing, out of bounds or of another method.
+
+    Source: for `effective` Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019, eq. 2.
     """
-    if method not in WEIGHT_EXPONENTS:
-        raise ValueError(f"class weight method is {method!r}; expected one of {', '.join(WEIGHT_EXPONENTS)}")
+    if method not in WEIGHT_METHODS:
+        raise ValueError(f"class weight method is {method!r}; expected one of {', '.join(WEIGHT_METHODS)}")
+    check_weight_parameters(method, exponent, beta)
+    n = _checked(counts)
+    rarest = n[n > 0].min()
+    if beta is not None:
+        # βⁿ is 1 but for its last digits where β is close to 1, so 1 − βⁿ must not be a difference.
+        effective_number = -torch.expm1(n.clamp(min=rarest) * torch.tensor(beta, dtype=n.dtype).log())
+        return _scaled(1 / effective_number, n)
+    power = WEIGHT_EXPONENTS.get(method, exponent)
+    assert power is not None
+    return _scaled((n.clamp(min=rarest) / rarest).pow(-power), n)
+
+
+def option_weights(option: LossOption, counts: Counts) -> Tensor:
+    """The class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
+
+    An explicit weight also holds for a class that never occurs. Raises ValueError as `class_weights` does.
+    """
+    if isinstance(option.class_weights, tuple):
+        return _scaled(torch.tensor(option.class_weights, dtype=torch.float64), _checked(counts))
+    return class_weights(counts, option.class_weights, exponent=option.exponent, beta=option.beta)
+
+
+def _checked(counts: Counts) -> Tensor:
     n = torch.as_tensor(counts, dtype=torch.float64)
     if n.ndim != 1 or not bool(torch.isfinite(n).all()) or bool((n < 0).any()) or not bool((n > 0).any()):
         raise ValueError(
             f"class counts are {n.tolist()}; expected one finite number >= 0 for each class, at least one > 0"
         )
-    frequency = n / n.sum()
-    present = frequency > 0
-    raw = torch.where(present, frequency, frequency[present].min()).pow(-WEIGHT_EXPONENTS[method])
-    return (raw / (frequency * raw).sum()).float()
+    return n
+
+
+def _scaled(weight: Tensor, n: Tensor) -> Tensor:
+    """Weights `[C]` with a mean of 1 over cells of class counts `n`; positive and finite in float32."""
+    present, float32 = n > 0, torch.finfo(torch.float32)
+    weight = weight / weight[present].max()
+    mean = (n / n.sum() * weight)[present].sum()
+    return (weight / mean).clamp(float32.tiny, float32.max).float()
 
 
 class Output(NamedTuple):
@@ -72,7 +113,19 @@ class Doubling(nn.ConvTranspose2d):
         return doubled + self.bias[:, None, None]
 
 
-class BetaVAE(nn.Module):
+class GridModel(nn.Module):
+    """What training and evaluation ask of a model; any module with these methods will do."""
+
+    def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`."""
+        raise NotImplementedError
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Logits `[B, C, H, W]` of latents `[B, Z]`."""
+        raise NotImplementedError
+
+
+class BetaVAE(GridModel):
     """A β-VAE of H×W grids with `classes` categories.
 
     Encoder: one-hot → 3×3 convolutions 32, 64 (stride 2), 128 (stride 2) → 128 units → posterior mean and

@@ -40,11 +40,15 @@ def pixel_figure(width: int, height: int) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def save_png(figure: Figure, path: Destination | None) -> None:
-    """Write a figure as a PNG without date or version; nothing where `path` is None."""
+def save_png(figure: Figure, path: Destination | None, description: str = "") -> None:
+    """Write a figure as a PNG without date or version; nothing where `path` is None.
+
+    The description, its text alternative, goes into the file's text chunk `Description`.
+    """
     if path is not None:
         canvas: Any = figure.canvas
-        canvas.print_png(path, metadata={"Software": None}, pil_kwargs=COMPRESSION)
+        text = {"Software": None} | ({"Description": description} if description else {})
+        canvas.print_png(path, metadata=text, pil_kwargs=COMPRESSION)
 
 
 def printable(text: str) -> str:

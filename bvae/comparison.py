@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from bvae.config import AccuracyBand, LossOption
+from bvae.beta_vae import option_weights
+from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
 from bvae.metrics import Evaluation, mean_and_sd
 from bvae.run import RunResult
 from bvae.session import CorpusRecord
@@ -38,10 +39,19 @@ class RunSummary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptionSummary:
-    """One option over its seeds; accuracies, IoU and recalls are fractions, `kl` is in nats."""
+    """One option over its seeds; accuracies, IoU and recalls are fractions, `kl` is in nats.
+
+    Attributes:
+        class_weights: the name of their method, `explicit` where they were given.
+        weighting: the method with its parameter, see `LossOption.weighting`.
+        weight_ratio: the largest class weight over the smallest.
+        painting_threshold: of each foreground class, see `painting_threshold`.
+    """
 
     gamma: float
     class_weights: str
+    weighting: str
+    weight_ratio: float
     verdict: VerdictName
     reason: str
     healthy: bool
@@ -53,6 +63,7 @@ class OptionSummary:
     shuffled_foreground_recall: Spread
     kl: Spread
     active_units: Spread
+    painting_threshold: tuple[float | None, ...]
     runs: tuple[RunSummary, ...]
 
 
@@ -71,6 +82,8 @@ class Comparison:
 
     schema: int = 1
     corpus: CorpusRecord
+    grid_size: int
+    training: TrainingConfig
     band: tuple[float, float]
     options: dict[str, OptionSummary]
     gate: Gate
@@ -82,18 +95,21 @@ Outcomes = Mapping[str, Mapping[int, RunResult | str]]
 """Option → seed → the run's result, or why there is none."""
 
 
-def compare(
-    corpus: CorpusRecord, band: AccuracyBand, options: Sequence[LossOption], outcomes: Outcomes
-) -> Comparison:
+def compare(corpus: CorpusRecord, experiment: ExperimentConfig, outcomes: Outcomes) -> Comparison:
     """Compare the options of which a run was asked for. A run without a result counts as a failure."""
-    asked = [option for option in options if outcomes.get(option.name)]
-    summaries = {option.name: _summary(option, outcomes[option.name], band) for option in asked}
+    band = experiment.band
+    asked = [option for option in experiment.options if outcomes.get(option.name)]
+    summaries = {
+        option.name: _summary(option, outcomes[option.name], band, corpus.class_counts) for option in asked
+    }
     candidates = tuple(option.name for option in asked if option.candidate)
     passed_by = tuple(name for name in candidates if summaries[name].healthy)
     recommended = max(passed_by, key=lambda name: _mean(summaries[name].foreground_iou), default=None)
     gate = Gate(candidates=candidates, passed=bool(passed_by), passed_by=passed_by)
     return Comparison(
         corpus=corpus,
+        grid_size=experiment.grid_size,
+        training=experiment.training,
         band=(band.lo, band.hi),
         options=summaries,
         gate=gate,
@@ -102,11 +118,33 @@ def compare(
     )
 
 
-def _summary(option: LossOption, runs: Mapping[int, RunResult | str], band: AccuracyBand) -> OptionSummary:
+def painting_threshold(counts: Sequence[int], option: LossOption) -> tuple[float | None, ...]:
+    """How likely each foreground class must be for a cell to be painted with it and not as background.
+
+    The expected focal loss under class weights w is least where the prediction ranks the classes by w·p, so
+    class c is painted over the background once p_c/p_0 > w_0/w_c. In terms of p_c/(p_c + p_0), which is what
+    is returned, that is w_0/(w_0 + w_c): a half where the weights are equal.
+
+    Args:
+        counts: `[C]`, cells of each class in the training split.
+
+    Returns: `[C - 1]`, fractions; None for a class that never occurs.
+    """
+    background, *weights = option_weights(option, counts).tolist()
+    return tuple(
+        background / (background + weight) if count else None
+        for weight, count in zip(weights, counts[1:], strict=True)
+    )
+
+
+def _summary(
+    option: LossOption, runs: Mapping[int, RunResult | str], band: AccuracyBand, counts: Sequence[int]
+) -> OptionSummary:
     summaries = tuple(_run_summary(option.name, seed, runs[seed]) for seed in sorted(runs))
     evaluations = [run.metrics for run in summaries]
     accuracies = [e.pixel_accuracy if e else None for e in evaluations]
     verdict = judge_option([Verdict(run.verdict, run.reason) for run in summaries], accuracies, band)
+    weights = option_weights(option, counts)
 
     def spread(name: str) -> Spread:
         return Spread(*mean_and_sd([getattr(e, name) if e else None for e in evaluations]))
@@ -116,7 +154,9 @@ def _summary(option: LossOption, runs: Mapping[int, RunResult | str], band: Accu
 
     return OptionSummary(
         gamma=option.gamma,
-        class_weights=option.class_weights,
+        class_weights=option.weight_method,
+        weighting=option.weighting,
+        weight_ratio=(weights.max() / weights.min()).item(),
         verdict=verdict.name,
         reason=verdict.reason,
         healthy=verdict.healthy,
@@ -128,6 +168,7 @@ def _summary(option: LossOption, runs: Mapping[int, RunResult | str], band: Accu
         shuffled_foreground_recall=shuffled("foreground_recall"),
         kl=spread("kl"),
         active_units=spread("active_units"),
+        painting_threshold=painting_threshold(counts, option),
         runs=summaries,
     )
 
@@ -153,7 +194,7 @@ def _recommendation(
         others = [name for name in gate.passed_by if name != recommended]
         rival = f", more than {' and '.join(others)}" if others else ", the only candidate that is healthy"
         return (
-            f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.class_weights}): "
+            f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.weighting}): "
             f"foreground IoU {best.foreground_iou}{rival}."
         )
     if not gate.candidates:

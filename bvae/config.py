@@ -15,17 +15,29 @@ from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
-ClassWeights = Literal["none", "inverse", "sqrt_inverse"]
+ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
 
+CLASSES = 10
+"""ARC's colours 0–9; class 0 is the background."""
+
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become folders and test ids
+
+DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
 T = TypeVar("T")
 
 
+MOST = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
+"""Limits of whole numbers, far beyond use: a slip ends in a sentence and not with all memory used up."""
+
+
 def _check_whole(name: str, value: int, *, at_least: int) -> None:
-    if value < at_least:
-        raise ValueError(f"{name} is {value}; expected a whole number of at least {at_least}")
+    at_most = MOST.get(name, 10**9)
+    if not at_least <= value <= at_most:
+        raise ValueError(
+            f"{name} is {value}; expected a whole number of at least {at_least} and at most {at_most}"
+        )
 
 
 def _check_number(
@@ -49,16 +61,21 @@ class LossOption:
     Attributes:
         name: letters, digits, `_` and `-`, at most 32, a letter first.
         gamma: focusing exponent γ ≥ 0 of the focal loss (Lin et al. 2017, eq. 4).
-        class_weights: how training counts become class weights, see `bvae.beta_vae.class_weights`.
+        class_weights: how training counts become class weights, see `bvae.beta_vae.class_weights`; or the
+            weights themselves, one for each class, of which only the ratios matter.
         candidate: whether the gate may pass because of it; a known-bad baseline is no candidate.
         role: what the option is there for, in a few words.
+        exponent: of the method `power`, at least 0; of no other.
+        beta: of the method `effective`, in [0, 1); of no other. It is not the β of the KL divergence.
     """
 
     name: str
     gamma: float
-    class_weights: ClassWeights
+    class_weights: ClassWeights | tuple[float, ...]
     candidate: bool
     role: str = ""
+    exponent: float | None = None
+    beta: float | None = None
 
     def __post_init__(self) -> None:
         if not OPTION_NAME.fullmatch(self.name):
@@ -66,7 +83,48 @@ class LossOption:
                 f"loss option name is {self.name!r}; expected one matching {OPTION_NAME.pattern}"
             )
         _check_number("gamma", self.gamma, at_least=0.0)
-        _check_choice("class_weights", self.class_weights, get_args(ClassWeights))
+        if isinstance(self.class_weights, tuple):
+            _check_explicit_weights(self.class_weights)
+        elif self.class_weights not in get_args(ClassWeights):
+            raise ValueError(
+                f"class_weights is {self.class_weights!r}; expected one of "
+                f"{', '.join(get_args(ClassWeights))}, or {CLASSES} positive finite numbers"
+            )
+        check_weight_parameters(self.weight_method, self.exponent, self.beta)
+
+    @property
+    def weight_method(self) -> str:
+        """The name of the method that makes the class weights; `explicit` where they are given."""
+        return "explicit" if isinstance(self.class_weights, tuple) else self.class_weights
+
+    @property
+    def weighting(self) -> str:
+        """The method with its parameter, such as `power 0.3` or `effective β=0.999`."""
+        parameters = {"power": f" {self.exponent}", "effective": f" β={self.beta}"}
+        return self.weight_method + parameters.get(self.weight_method, "")
+
+
+def _check_explicit_weights(weights: tuple[float, ...]) -> None:
+    if len(weights) != CLASSES:
+        raise ValueError(f"class_weights has {len(weights)} numbers; expected {CLASSES}, of classes 0 to 9")
+    for label, weight in enumerate(weights):
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"class_weights[{label}] is {weight}; expected a positive finite number")
+
+
+def check_weight_parameters(method: str, exponent: float | None, beta: float | None) -> None:
+    """Raise ValueError unless a method of class weights has the parameter that it needs, and no other."""
+    for name, value, owner, bound in (
+        ("exponent", exponent, "power", math.inf),
+        ("beta", beta, "effective", 1.0),
+    ):
+        expected = f"expected {name} with 0 <= {name} < {bound:g}"
+        if method != owner and value is not None:
+            raise ValueError(f"{name} is {value}; expected none, as it belongs to class weights {owner!r}")
+        if method == owner and value is None:
+            raise ValueError(f"{name} is missing, which class weights {owner!r} need; {expected}")
+        if value is not None and not 0 <= value < bound:  # also for NaN
+            raise ValueError(f"{name} is {value}; {expected}")
 
 
 LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
@@ -79,6 +137,8 @@ LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
         )
     }
 )
+"""The built-in options. This is the one place in Python to add one; a file adds others to an experiment, see
+`bvae.option_files`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,6 +155,7 @@ class TrainingConfig:
         max_gradient_norm: the gradient's 2-norm is clipped to this.
         checkpoint_every: epochs between checkpoints.
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
+        model: `package.module:factory` of the model, see `bvae.models`.
         device: where to train, as PyTorch names it.
         precision: of the matrix products; the loss is always float32.
     """
@@ -108,6 +169,7 @@ class TrainingConfig:
     max_gradient_norm: float = 1.0
     checkpoint_every: int = 1
     checkpoint_every_steps: int = 0
+    model: str = DEFAULT_MODEL
     device: str = "cpu"
     precision: Precision = "auto"
 

@@ -43,7 +43,7 @@ LEFT, HEADING, FOOT = 104, 44, 84  # pixels around a panel, for its y ticks, its
 TICK_SIZE = 22
 MARKED_EPOCHS = 12
 LEGEND_LINE = 90
-LARGEST = float(np.finfo(np.float32).max)
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 # Everything that a user's style would decide otherwise is said.
 TICK_LOOK: dict[str, Any] = {
     **{"labelsize": TICK_SIZE, "labelfontfamily": FONT, "color": SOFT_INK, "labelcolor": INK},
@@ -127,7 +127,7 @@ def plot_curves(
         _scale(axes, panel, curves)
     if known:
         _draw_legend(page, known, (background_rate, lo, hi), *places[-1])
-    save_png(figure, path)
+    save_png(figure, path, describe_curves(histories))
     return figure
 
 
@@ -226,7 +226,8 @@ def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
     axes.set_xlim(epochs.min() - margin, epochs.max() + margin)
     values = np.concatenate([[*drawn.lowest, *drawn.highest] for drawn in curves])
     values = values[np.isfinite(values)]
-    if panel in (TRAINING_LOSS, VALIDATION_LOSS) and values.size and 0 < 100 * values.min() < values.max():
+    explodes = values.size and SMALLEST <= values.min() < values.max() / 100
+    if explodes and panel in (TRAINING_LOSS, VALIDATION_LOSS):
         axes.set_yscale("log")
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))

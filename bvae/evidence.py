@@ -1,7 +1,7 @@
 """The `comparison/` folder of a session: what its runs say together, as data, as text and as pictures.
 
 comparison/
-  curves.png  reconstructions.png  comparison.md
+  curves.png  reconstructions.png  why_A.png …  comparison.md
   comparison.json                               written last: its presence means complete
 """
 
@@ -12,20 +12,26 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
-import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from bvae.beta_vae import BetaVAE
-from bvae.comparison import Comparison, compare
+from bvae.baseline import Baseline, compare_with
+from bvae.comparison import Comparison, OptionSummary, compare
 from bvae.config import RunConfig, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.curves import plot_curves
 from bvae.files import write_whole
-from bvae.run import RunCrashError, RunResult, newest_model, obtain_run, read_history, read_result
+from bvae.run import (
+    RunCrashError,
+    RunResult,
+    newest_model,
+    obtain_run,
+    read_history,
+    read_result,
+    reconstruct,
+)
 from bvae.session import Session
 from bvae.summary import to_markdown
 from bvae.visualization import plot_comparison
+from bvae.why import Why, plot_why
 
 RunOutcomes = dict[str, dict[int, RunResult | str]]
 
@@ -56,15 +62,24 @@ def found_outcomes(session: Session) -> RunOutcomes:
     return outcomes
 
 
-def write_comparison(session: Session, corpus: Corpus, outcomes: RunOutcomes) -> Comparison:
+def compare_outcomes(session: Session, outcomes: RunOutcomes) -> Comparison:
+    """Compare the runs of a session, and write nothing."""
+    return compare(session.record.corpus, session.record.config, outcomes)
+
+
+def write_comparison(
+    session: Session, corpus: Corpus, outcomes: RunOutcomes, baseline: Baseline | None = None
+) -> Comparison:
     """Compare the runs and write the folder. Raises StorageError."""
-    record = session.record
-    comparison = compare(record.corpus, record.config.band, record.config.options, outcomes)
+    comparison = compare_outcomes(session, outcomes)
+    differences = compare_with(baseline, comparison)
     folder = comparison_folder(session)
     folder.mkdir(exist_ok=True)
     write_whole(folder / "curves.png", draw_curves(session, comparison))
     write_whole(folder / "reconstructions.png", _draw_reconstructions(session, corpus, comparison))
-    write_whole(folder / "comparison.md", to_markdown(comparison).encode())
+    for name, option in comparison.options.items():
+        write_whole(folder / f"why_{name}.png", _draw_why(session, name, option))
+    write_whole(folder / "comparison.md", to_markdown(comparison, differences).encode())
     write_whole(folder / "comparison.json", to_json(comparison))
     return comparison
 
@@ -102,12 +117,20 @@ def draw_curves(session: Session, comparison: Comparison) -> bytes:
     return picture.getvalue()
 
 
+def _draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
+    histories = [read_history(session.path / run.path) for run in option.runs]
+    title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
+    picture = io.BytesIO()
+    plot_why(Why.of(option, histories), path=picture, title=title)
+    return picture.getvalue()
+
+
 def _draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
-    grids = corpus.showcase()
+    grids, model_name = corpus.showcase(), session.record.config.training.model
     painted = {
         f"Option {name}": reconstruct(model, grids)
         for name, option in comparison.options.items()
-        if (model := newest_model(session.path / option.runs[0].path)) is not None
+        if (model := newest_model(session.path / option.runs[0].path, model_name)) is not None
     }
     picture = io.BytesIO()
     plot_comparison(
@@ -117,10 +140,3 @@ def _draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparis
         title=f"The same training grids of {corpus.name} under each option: newest checkpoint, first seed",
     )
     return picture.getvalue()
-
-
-def reconstruct(model: BetaVAE, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What a model in evaluation mode makes of grids `[B, H, W]`, decoded from the posterior mean."""
-    with torch.inference_mode():
-        painted: NDArray[np.uint8] = model(torch.from_numpy(grids)).logits.argmax(1).byte().numpy()
-    return painted

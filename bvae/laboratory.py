@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+import os
 import secrets
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
-import msgspec
 import torch
 from filelock import FileLock
 
+from bvae.baseline import (
+    BASELINE_FILE,
+    Baseline,
+    Difference,
+    comparable_baseline,
+    compare_with,
+    read_baseline,
+)
 from bvae.comparison import Comparison
-from bvae.config import ExperimentConfig, LossOption, RunConfig
+from bvae.config import ExperimentConfig, LossOption, RunConfig, to_json
 from bvae.corpus import Corpus, CorpusError, load_corpus
-from bvae.curves import plot_curves
 from bvae.device import resolve_precision
 from bvae.evidence import (
-    comparison_folder,
+    compare_outcomes,
     discard_comparison,
     found_outcomes,
     obtain_outcomes,
     read_comparison,
     write_comparison,
 )
+from bvae.files import write_whole
 from bvae.grid_files import printable
+from bvae.models import check_model, check_model_named
 from bvae.options import parse_experiment
-from bvae.report import STYLE, comparison_summary, picture, picture_text, run_verdict
-from bvae.run import RunResult, obtain_run, picture_of, read_history
-from bvae.session import Session, SessionHeldError, changes_since, hold
-from bvae.summary import describe_setting, explain_gate, to_text_table
+from bvae.progress import ProgressDisplay
+from bvae.report import report_head, show_differences, show_gate
+from bvae.report_run import show_run
+from bvae.run import RunResult, obtain_run
+from bvae.session import CorpusRecord, Session, SessionHeldError, changes_since, hold
+from bvae.summary import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
 
 Selection = tuple[LossOption, int]
 
@@ -47,19 +57,24 @@ class Laboratory:
     Attributes:
         experiment: what is compared.
         selected: the runs that this invocation collected and did not deselect.
+        baseline: what the session is compared with, None for nothing.
     """
 
     def __init__(self, experiment: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
         self.experiment, self.run_dir, self.command = experiment, run_dir, tuple(command)
         self.selected: list[RunConfig] = []
+        self.baseline: Baseline | None = None
         self._session: Session | None = None
         self._lock: FileLock | None = None  # held for as long as this object lives
+        self._display: ProgressDisplay | None = None
         self._closed = self._interrupted = False
         self._gate_ran = True
 
     @classmethod
-    def prepare(cls, experiment: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> Laboratory:
-        """Validate an experiment, its corpus included, before anything is trained. Raises SetupError."""
+    def prepare(
+        cls, experiment: ExperimentConfig, run_dir: Path, command: Sequence[str], baseline: str | None = None
+    ) -> Laboratory:
+        """Validate an experiment, its corpus and the path of its baseline. Raises SetupError."""
         try:
             training = experiment.training
             precision = resolve_precision(training.precision, training.device)
@@ -67,7 +82,10 @@ class Laboratory:
                 experiment, training=dataclasses.replace(training, precision=precision)
             )
             laboratory = cls(experiment, run_dir, command)
-            laboratory.corpus  # noqa: B018  # loading is validating
+            check_model(training.model, grid_size=experiment.grid_size, latent_dim=training.latent_dim)
+            corpus = CorpusRecord.of(laboratory.corpus)  # loading is validating
+            if baseline is not None:
+                laboratory.baseline = comparable_baseline(Path(baseline), experiment, corpus)
         except (ValueError, CorpusError) as error:
             raise SetupError(str(error)) from error
         return laboratory
@@ -83,7 +101,12 @@ class Laboratory:
         path = (run_dir / "latest" if resumed == "latest" else Path(resumed)).resolve()
         try:
             session = Session.open(path, secrets.token_hex(8))
-            laboratory = cls.prepare(parse_experiment(given, session.record.config), path.parent, command)
+            check_model_named(session.record.config.training.model, given.get("model"))
+            baseline, stored = given.get("baseline"), path / BASELINE_FILE
+            if baseline is None and stored.exists():
+                baseline = str(stored)
+            experiment = parse_experiment(given, session.record.config)
+            laboratory = cls.prepare(experiment, path.parent, command, baseline)
             changes = changes_since(session.record, laboratory.experiment, laboratory.corpus)
             if changes:
                 raise SetupError(
@@ -107,6 +130,8 @@ class Laboratory:
         session = Session.open(path, invocation)
         laboratory = cls(session.record.config, path.parent, session.record.command)
         laboratory._session = session
+        if (path / BASELINE_FILE).exists():
+            laboratory.baseline = read_baseline(path / BASELINE_FILE)
         return laboratory
 
     @property
@@ -130,10 +155,33 @@ class Laboratory:
         if self._session is None:
             self._session = Session.create(self.run_dir, self.experiment, self.corpus, self.command)
             self._lock = hold(self._session.path)
+        if self.baseline is not None:
+            write_whole(self.session.path / BASELINE_FILE, to_json(self.baseline))
 
     def select(self, runs: Sequence[Selection]) -> None:
         """Say which runs this invocation is to have."""
         self.selected = [self.session.run_config(option, seed) for option, seed in runs]
+
+    def show_progress(self, names: Iterable[str], write: Callable[[str], object], *, live: bool) -> None:
+        """Begin to show how far the runs of these names are; see `bvae.progress`."""
+        wanted = set(names)
+        if self._display is None and (asked := [run for run in self.runs if run.name in wanted]):
+            self._display = ProgressDisplay(self.session.path, asked, write, live=live)
+            self._display.start()
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        """All runs of the experiment: every option with every seed."""
+        return [
+            self.session.run_config(option, seed)
+            for option in self.experiment.options
+            for seed in range(self.experiment.seeds)
+        ]
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether progress is being shown, so that other signs of it would be in the way."""
+        return self._display is not None
 
     def obtain(self, selection: Selection) -> RunResult:
         """The result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""
@@ -142,41 +190,24 @@ class Laboratory:
     def compare(self) -> Comparison:
         """Obtain all selected runs, compare them, and write the comparison."""
         outcomes = obtain_outcomes(self.session, self.corpus, self.selected)
-        return write_comparison(self.session, self.corpus, outcomes)
+        return write_comparison(self.session, self.corpus, outcomes, self.baseline)
+
+    def compare_with_baseline(self) -> tuple[Difference, ...]:
+        """Obtain all selected runs and compare them with the baseline; writing is left to `compare`."""
+        outcomes = obtain_outcomes(self.session, self.corpus, self.selected)
+        return compare_with(self.baseline, compare_outcomes(self.session, outcomes))
 
     def show_run(self, result: RunResult) -> list[str]:
-        """HTML of a run: its verdict, its curves, and the picture of every checkpoint."""
-        name = f"{result.option}-seed{result.seed}"
-        directory = self.session.path / name
-        pictures = sorted(
-            map(picture_of, (directory / "checkpoints").glob("*.safetensors")),
-            key=lambda path: (path.stem.endswith("best"), path.name),
-        )
-        curves = io.BytesIO()
-        plot_curves(
-            {result.option: [msgspec.to_builtins(read_history(directory))]},
-            background_rate=self.session.record.corpus.background_rate,
-            band=(self.experiment.band.lo, self.experiment.band.hi),
-            path=curves,
-            title=f"Run {name}",
-        )
-        return [
-            run_verdict(result),
-            picture(curves.getvalue(), name=f"Curves of {name}", alt=f"Curves of {name}. {result.reason}"),
-            *(
-                picture(path.read_bytes(), name=f"{name}, {path.name}", alt=picture_text(path))
-                for path in pictures
-                if path.exists()
-            ),
-        ]
+        """HTML of a run: its verdict, its story and its pictures."""
+        return [show_run(self.session, result)]
 
     def show_comparison(self, comparison: Comparison) -> list[str]:
-        """HTML of a comparison: outcome, table, curves, and the same grids under each option."""
-        folder = comparison_folder(self.session)
-        return [comparison_summary(comparison)] + [
-            picture(path.read_bytes(), name=path.name, alt=picture_text(path))
-            for path in (folder / "curves.png", folder / "reconstructions.png")
-        ]
+        """HTML of the gate; the comparison itself stands at the head of the report."""
+        return [show_gate(comparison)]
+
+    def show_differences(self, differences: Sequence[Difference]) -> list[str]:
+        """HTML of the differences to the baseline."""
+        return [show_differences(differences)]
 
     @property
     def is_open(self) -> bool:
@@ -188,19 +219,27 @@ class Laboratory:
         if not self.is_open:
             return
         self._closed, self._interrupted = True, interrupted
+        if self._display is not None:
+            self._display.stop()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what remains takes a second
         if interrupted:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what remains takes a second
             self.session.stop()
         if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
             self._gate_ran = False
-            write_comparison(self.session, self.corpus, outcomes)
+            write_comparison(self.session, self.corpus, outcomes, self.baseline)
         self.session.discard_if_unused()
+        # GitHub shows the Markdown in this file on the page of the workflow's run.
+        step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if step_summary and (comparison := read_comparison(self.session)) is not None:
+            with Path(step_summary).open("a", encoding="utf-8") as file:
+                differences = compare_with(self.baseline, comparison)
+                file.write(to_markdown(comparison, differences, pictures=False))
 
-    def summary(self) -> list[str]:
+    def summary(self, command: str = "pytest experiments/") -> list[str]:
         """The lines that end the terminal output; none where nothing was run."""
         comparison = read_comparison(self.session) if self._session is not None else None
         resume = [
-            f"Interrupted. Resume with: pytest experiments/ --resume={printable(str(self.session.path))}"
+            f"Interrupted. Resume with: {command} --resume={printable(str(self.session.path))}"
         ]
         if comparison is None:
             return resume if self._interrupted and self.session.path.exists() else []
@@ -208,9 +247,14 @@ class Laboratory:
         if not self._gate_ran:
             lines += ["The gate was not run; this is a comparison of what was found.", ""]
         lines += [*explain_gate(comparison).splitlines(), comparison.recommendation]
+        if differences := differences_to_text(compare_with(self.baseline, comparison)):
+            lines += ["", *differences]
         lines.append(f"Session: {printable(str(self.session.path))}")
         return [*lines, *(resume if self._interrupted else [])]
 
     def report_head(self) -> list[str]:
         """HTML that comes before the table of tests in the report."""
-        return [STYLE]
+        if self._session is None or not self.session.path.exists():
+            return []
+        comparison = read_comparison(self.session)
+        return [report_head(self.session, comparison, gate_ran=self._gate_ran)]

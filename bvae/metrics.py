@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bvae.beta_vae import CLASSES, BetaVAE
+from bvae.beta_vae import GridModel
+from bvae.config import CLASSES
 from bvae.corpus import Grids
 from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 
@@ -136,7 +137,7 @@ def foreground_gradient_share(logits: Tensor, target: Tensor, loss: BetaVAELoss)
 
 @torch.inference_mode()
 def evaluate(
-    model: BetaVAE,
+    model: GridModel,
     grids: Grids,
     loss: BetaVAELoss,
     *,

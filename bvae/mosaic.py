@@ -75,6 +75,7 @@ def draw_mosaic(
     note: str = "",
     path: Destination | None = None,
     title: str | None = None,
+    description: str = "",
 ) -> Figure:
     """Draw a matrix of grids with a label before each row and captions under some rows.
 
@@ -86,6 +87,7 @@ def draw_mosaic(
         note: what stands at the foot.
         path: where the PNG goes, at most `MAX_WIDTH` pixels wide.
         title: the first line becomes a headline.
+        description: the text alternative within the PNG.
     """
     layout = _lay_out(symbols.shape, labels, captions, headers, note, title)
     side = symbols.shape[2] * layout.cell
@@ -107,7 +109,7 @@ def draw_mosaic(
         for centre, text in zip(layout.centres, texts, strict=bool(texts)):
             write(axes, centre, top + side + CAPTION_GAP, text, **centred, va="top")
     write(axes, EDGE, layout.height - EDGE, note, **quiet, width=layout.width - 2 * EDGE, va="bottom")
-    save_png(figure, path)
+    save_png(figure, path, description)
     return figure
 
 

@@ -12,13 +12,24 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bvae.config import AccuracyBand, ExperimentConfig, TrainingConfig, select_options
+from bvae.config import (
+    LOSS_OPTIONS,
+    AccuracyBand,
+    ExperimentConfig,
+    LossOption,
+    TrainingConfig,
+    select_options,
+)
 from bvae.grid_files import printable
+from bvae.option_files import OptionFileError, read_options
 
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-    """An option of the command line; a path is given as `--name=PATH`, in one piece."""
+    """An option of the command line; a path is given as `--name=PATH`, in one piece.
+
+    Without a metavar it is a switch, which takes no value.
+    """
 
     name: str
     default: str
@@ -32,6 +43,11 @@ class Flag:
     def key(self) -> str:
         """The option's name among parsed values."""
         return self.name.replace("-", "_")
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether the option takes no value."""
+        return not self.metavar
 
     @property
     def explanation(self) -> str:
@@ -63,7 +79,16 @@ FLAGS = (
         "loss-options",
         ",".join(option.name for option in _EXPERIMENT.options),
         "NAMES",
-        "Loss options to compare, by name, separated by commas. Default: {default}",
+        "Loss options to compare, by name, separated by commas. Default: {default}, and those of "
+        "--loss-options-file",
+    ),
+    Flag(
+        "loss-options-file",
+        "",
+        "FILE",
+        "TOML file that adds or replaces loss options, a table each, given as --loss-options-file=FILE; see "
+        "docs/loss-options.md",
+        takes_path=True,
     ),
     Flag("beta", str(_TRAINING.beta), "BETA", "Weight of the KL divergence. Default: {default}"),
     Flag(
@@ -86,6 +111,12 @@ FLAGS = (
         str(_TRAINING.checkpoint_every_steps),
         "K",
         "Steps between checkpoints inside an epoch; 0 for none. Default: {default}",
+    ),
+    Flag(
+        "model",
+        _TRAINING.model,
+        "MODULE:FACTORY",
+        "The model: a factory of grid_size and latent_dim, see docs/own-model.md. Default: {default}",
     ),
     Flag("device", _TRAINING.device, "DEVICE", "cpu, cuda or cuda:INDEX. Default: {default}"),
     Flag(
@@ -117,6 +148,21 @@ FLAGS = (
         takes_path=True,
         words="latest",
     ),
+    Flag(
+        "baseline",
+        "",
+        "PATH",
+        "Compare with an earlier session, its comparison folder or its comparison.json, given as "
+        "--baseline=PATH: each difference in accuracy, foreground IoU and foreground recall, with Welch's t "
+        "interval (unequal variances) on the means over seeds. Needs two seeds on either side to tell",
+        takes_path=True,
+    ),
+    Flag(
+        "fail-on-regression",
+        "",
+        "",
+        "With --baseline: fail where the whole interval of a difference is below 0, and not only say so",
+    ),
 )
 
 
@@ -132,14 +178,13 @@ def parse_experiment(
         "corpus": str,
         "grid_size": _whole,
         "seeds": _whole,
-        "loss_options": select_options,
         "accuracy_band": AccuracyBand.parse,
         **dict.fromkeys(("epochs", "batch_size", "latent_dim"), _whole),
         **dict.fromkeys(("checkpoint_every", "checkpoint_every_steps"), _whole),
         **dict.fromkeys(("beta", "learning_rate"), _number),
-        **dict.fromkeys(("device", "precision"), str),
+        **dict.fromkeys(("model", "device", "precision"), str),
     }
-    names = {"loss_options": "options", "accuracy_band": "band"}
+    names = {"accuracy_band": "band"}
     of_training = {field.name for field in dataclasses.fields(TrainingConfig)}
     experiment: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -152,10 +197,24 @@ def parse_experiment(
                     raise ValueError(f"{key} is {text!r}; expected {error}") from None
                 (training if key in of_training else experiment)[names.get(key, key)] = value
         trained = dataclasses.replace(base.training, **training)
-        return dataclasses.replace(base, training=trained, **experiment)
+        options = _asked_options(given, base)
+        return dataclasses.replace(base, training=trained, options=options, **experiment)
     except ValueError as error:
         key, _, rest = str(error).partition(" ")
         raise ValueError(f"--{key.replace('_', '-')} {rest}") from None
+
+
+def _asked_options(given: Mapping[str, str | None], base: ExperimentConfig) -> tuple[LossOption, ...]:
+    """The loss options that are selected by name, else those of `base` and of the file."""
+    default = {option.name: option for option in base.options}
+    if (path := given.get("loss_options_file")) is not None:
+        try:
+            default |= read_options(path)
+        except OptionFileError as error:
+            raise ValueError(f"loss_options_file {error}") from None
+    if (names := given.get("loss_options")) is not None:
+        return select_options(names, {**LOSS_OPTIONS, **default})
+    return tuple(default.values())
 
 
 class _UnreadableError(Exception):

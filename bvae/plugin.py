@@ -7,11 +7,14 @@ has bvae, so it imports torch only where experiments are run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,6 +24,7 @@ from bvae.config import ExperimentConfig
 from bvae.options import FLAGS, parse_experiment, separated_path
 
 if TYPE_CHECKING:
+    from bvae.baseline import Baseline
     from bvae.laboratory import Laboratory
     from bvae.session import Session
 
@@ -32,7 +36,10 @@ GATE = "gate"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bvae", "bvae: which loss does the β-VAE learn under?")
     for flag in FLAGS:
-        group.addoption(f"--{flag.name}", metavar=flag.metavar, help=flag.explanation)
+        if flag.is_switch:
+            group.addoption(f"--{flag.name}", action="store_true", help=flag.explanation)
+        else:
+            group.addoption(f"--{flag.name}", metavar=flag.metavar, help=flag.explanation)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -51,16 +58,23 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if is_worker(config):
             path, invocation = cast(Any, config).workerinput[SESSION_KEY]
-            config.stash[LABORATORY] = laboratory = Laboratory.join(Path(path), invocation)
+            try:
+                config.stash[LABORATORY] = laboratory = Laboratory.join(Path(path), invocation)
+            except FileNotFoundError:
+                os._exit(1)  # interrupted before a run began, the controller has removed the session
             follow_controller(laboratory.session)
         else:
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, and so resumable
+            config.pluginmanager.register(Page(), "bvae-page")
             given, command = given_values(config), config.invocation_params.args
             run_dir = Path(given["run_dir"] or "runs")
+            if config.getoption("fail_on_regression") and given["baseline"] is None:
+                raise SetupError("--fail-on-regression has nothing to compare with; add --baseline=PATH")
             if given["resume"] is not None:
                 config.stash[LABORATORY] = Laboratory.resume(given, run_dir, command, given["resume"])
             else:
-                config.stash[LABORATORY] = Laboratory.prepare(asked_experiment(config), run_dir, command)
+                experiment = asked_experiment(config)
+                config.stash[LABORATORY] = Laboratory.prepare(experiment, run_dir, command, given["baseline"])
     except SetupError as error:
         raise pytest.UsageError(str(error)) from error
 
@@ -103,8 +117,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker(GATE) is not None)
+    if not has_baseline(config):
+        idle = [item for item in items if "loss_baseline" in getattr(item, "fixturenames", ())]
+        if idle:
+            config.hook.pytest_deselected(items=idle)
+            items[:] = [item for item in items if item not in idle]
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -112,13 +131,41 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if laboratory is not None:
         calls = (getattr(item, "callspec", None) for item in session.items)
         laboratory.select([call.params["loss_run"] for call in calls if call and "loss_run" in call.params])
+        if not is_worker(session.config):
+            show_progress(session.config, [item.nodeid for item in session.items])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
+    show_progress(node.config, ids)
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -> tuple[str, str, str] | None:
+    """No letter for a run where progress is shown: it would be written into the middle of that."""
+    laboratory = config.stash.get(LABORATORY, None)
+    if (
+        laboratory is None
+        or not laboratory.shows_progress
+        or report.when != "call"
+        or GATE in report.keywords
+    ):
+        return None
+    return "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome, "", ""
+
+
+@pytest.hookimpl(tryfirst=True, wrapper=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
     laboratory = session.config.stash.get(LABORATORY, None)
-    if laboratory is not None and not is_worker(session.config):
+    mine = laboratory is not None and not is_worker(session.config)
+    if laboratory is not None and mine:
         laboratory.close_session(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+    yield
+    if mine and (page := session.config.getoption("htmlpath", None)):
+        from bvae.report_page import mend_file
+
+        # pytest-html has written it, where this path leads.
+        mend_file(Path.cwd() / Path(os.path.expandvars(page)).expanduser())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -137,6 +184,27 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(line)
 
 
+class Page:
+    """What the report of a laboratory has otherwise than other reports of pytest-html."""
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_report_title(self, report: Any) -> None:
+        report.title = "Which loss does the β-VAE learn under?"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
+        verdict = dict(report.user_properties).get("verdict", "")
+        text = f"{escape(report.nodeid)}<br><strong>{escape(str(verdict).replace('_', ' '))}</strong>"
+        cells[1] = f'<td class="col-testId">{text}</td>'  # pytest-html itself does not escape the node id
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
+        if hasattr(report, "wasxfail") and report.skipped:
+            # The reason, and not where it was raised.
+            data[0] = f"A finding about a loss, so no failure of the build. {escape(report.wasxfail)}\n"
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_html_results_summary(prefix: list[str], session: pytest.Session) -> None:
     laboratory = session.config.stash.get(LABORATORY, None)
     if laboratory is not None:
@@ -152,6 +220,19 @@ def laboratory(pytestconfig: pytest.Config) -> Laboratory:
     return found
 
 
+@pytest.fixture(scope="session")
+def loss_baseline(laboratory: Laboratory) -> Baseline | None:
+    """What this session is compared with; a test that asks for it is deselected where there is none."""
+    return laboratory.baseline
+
+
+def has_baseline(config: pytest.Config) -> bool:
+    """Whether the session has a baseline; in a listing, whether one was given."""
+    if (laboratory := config.stash.get(LABORATORY, None)) is not None:
+        return laboratory.baseline is not None
+    return config.getoption("baseline") is not None
+
+
 def runs_experiments(config: pytest.Config) -> bool:
     """Whether tests of `experiments/` are to be run: a path given overlaps it, and this is no listing."""
     option = config.option
@@ -162,6 +243,23 @@ def runs_experiments(config: pytest.Config) -> bool:
     return experiments.is_dir() and any(
         path == experiments or experiments in path.parents or path in experiments.parents for path in paths
     )
+
+
+def show_progress(config: pytest.Config, ids: list[str]) -> None:
+    """Show the progress of the runs among these node ids: on a terminal one line, kept up to date."""
+    laboratory = config.stash.get(LABORATORY, None)
+    if laboratory is None or config.get_verbosity() != 0:
+        return
+    terminal = config.get_terminal_writer()
+    capture = config.pluginmanager.get_plugin("capturemanager")
+
+    def write(text: str) -> None:
+        # A run that trains in this very process has its output captured, and ours with it.
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            terminal.write(text, flush=True)
+
+    names = [node_id.rpartition("[")[2].rstrip("]") for node_id in ids]
+    laboratory.show_progress(names, write, live=bool(terminal.hasmarkup))
 
 
 def follow_controller(session: Session) -> None:
@@ -197,5 +295,5 @@ def asked_experiment(config: pytest.Config) -> ExperimentConfig:
 
 
 def given_values(config: pytest.Config) -> dict[str, str | None]:
-    """The text of each of our options, None where it was not given."""
-    return {flag.key: config.getoption(flag.key) for flag in FLAGS}
+    """The text of each of our options that has one, None where it was not given."""
+    return {flag.key: config.getoption(flag.key) for flag in FLAGS if not flag.is_switch}

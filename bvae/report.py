@@ -1,77 +1,196 @@
-"""Pieces of HTML for the report: pictures that are whole, verdicts, the table of options.
-
-Every text that comes from outside is escaped here, since pytest-html inserts these pieces as they are.
-"""
+"""The head of the report in HTML: what came out, what to use, and why."""
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
-from html import escape
-from pathlib import Path
 
-from PIL import Image
+from bvae.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
+from bvae.comparison import Comparison, OptionSummary, Spread
+from bvae.config import AccuracyBand
+from bvae.markup import Cell, code, disclosure, heading, listing, paragraph, picture_file, section, table
+from bvae.recipe import recipe
+from bvae.run import read_history
+from bvae.session import Session
+from bvae.story import tell_learning, tell_trend
+from bvae.summary import describe_setting, explain_gate
+from bvae.verdict import GAIN, PAINTED, REBOUND
+from bvae.why import Why, explain_why
 
-from bvae.comparison import Comparison
-from bvae.run import RunResult
-from bvae.summary import HEADINGS, describe_setting, explain_gate, table_rows
-
-STYLE = """<style>
-.bvae-picture { margin: 8px 0; }
-.bvae-picture summary { cursor: zoom-in; list-style: none; display: inline-block; max-width: 100%; }
-.bvae-picture summary::-webkit-details-marker { display: none; }
-.bvae-picture summary:focus-visible { outline: 3px solid #0072b2; }
-.bvae-picture img { display: block; max-width: min(100%, 620px); height: auto; border: 1px solid #999; }
-.bvae-picture[open] { overflow-x: auto; }
-.bvae-picture[open] summary { cursor: zoom-out; max-width: none; }
-.bvae-picture[open] img { max-width: none; }
-.bvae-picture .bvae-caption { font-size: 12px; color: #333; }
-.bvae-table { border-collapse: collapse; }
-.bvae-table th, .bvae-table td { border: 1px solid #999; padding: 4px 8px; text-align: left; }
-</style>"""
-"""Goes into the report once; a picture is a thumbnail until it is opened, by mouse or keyboard."""
+SIGNS = {True: "✔", False: "✘"}
 
 
-def picture(png: bytes, *, name: str, alt: str) -> str:
-    """The whole picture as a thumbnail, full size on demand, with a caption and a text alternative."""
-    data = base64.b64encode(png).decode()
+def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bool = True) -> str:
+    """What stands above the table of tests: outcome, options, recommendation, pictures, reasons."""
+    if comparison is None:
+        return paragraph("No run was begun, so there is nothing to compare.")
+    folder = session.path / "comparison"
+    parts = [
+        *_outcome(comparison, gate_ran),
+        _options_table(comparison),
+        *_reading(session, comparison),
+        *_recommendation(session, comparison),
+        heading(3, "The same training grids under each option"),
+        picture_file(folder / "reconstructions.png", "Newest checkpoint, first seed", "bvae-wide"),
+        heading(3, "Curves"),
+        picture_file(folder / "curves.png", "Losses, accuracy, foreground and KL by epoch", "bvae-wide"),
+        heading(3, "Why"),
+        *(_why(session, name, option) for name, option in comparison.options.items()),
+        heading(3, "Runs"),
+        paragraph(
+            "A run that is not healthy is an expected failure, XFailed: a finding about its loss, no broken "
+            "build. Select a row to see how its run went: its filmstrip, its curves and its checkpoints."
+        ),
+    ]
+    return section("Comparison of loss options", "".join(parts))
+
+
+def show_gate(comparison: Comparison) -> str:
+    """The gate's outcome with a line of numbers for each candidate."""
+    return "".join(map(paragraph, [*explain_gate(comparison).splitlines(), comparison.recommendation]))
+
+
+def show_differences(differences: Sequence[Difference]) -> str:
+    """The table of differences to the baseline."""
+    head: list[Cell] = [(text, "") for text in DIFFERENCE_HEADINGS]
+    rows: list[list[Cell]] = [[(text, "") for text in row] for row in difference_rows(differences)]
+    label = "Differences to the baseline"
+    return section(label, table(label, head, rows) + paragraph(CAPTION))
+
+
+def _outcome(comparison: Comparison, gate_ran: bool) -> list[str]:
+    passed = comparison.gate.passed
+    sentence = f"{SIGNS[passed]} {explain_gate(comparison).splitlines()[0]}"
+    return [
+        paragraph(sentence, f"bvae-outcome bvae-{'passed' if passed else 'failed'}"),
+        paragraph(comparison.recommendation, "bvae-advice"),
+        "" if gate_ran else paragraph("The gate was not run; this is a comparison of what was found."),
+    ]
+
+
+def _options_table(comparison: Comparison) -> str:
+    head = [
+        ("option", ""),
+        ("verdict", ""),
+        ("accuracy", f"band {comparison.band[0]:g} to {comparison.band[1]:g}"),
+        ("foreground IoU", "and control"),
+        ("foreground recall", "and control"),
+        ("γ", ""),
+        ("class weights", "largest : smallest"),
+        ("KL", "nats a grid"),
+        ("active units", f"of {comparison.training.latent_dim}"),
+    ]
+    options = comparison.options
+    rows = [_option_row(name, option, comparison) for name, option in options.items()]
+    idle: list[Cell] = [
+        ("paint nothing", ""),
+        ("for comparison", ""),
+        (f"{comparison.corpus.background_rate:.3f}", "background rate"),
+        ("0.000", ""),
+        ("0.000", ""),
+        *[("", "")] * 4,
+    ]
+    chosen = [*options].index(comparison.recommended) if comparison.recommended else None
+    return table("Options", head, [*rows, idle], chosen)
+
+
+def _option_row(name: str, option: OptionSummary, comparison: Comparison) -> list[Cell]:
+    return [
+        (name, "recommended" if name == comparison.recommended else ""),
+        (f"{SIGNS[option.healthy]} {option.verdict.replace('_', ' ')}", ""),
+        (str(option.pixel_accuracy), ""),
+        (str(option.foreground_iou), f"control {option.shuffled_foreground_iou}"),
+        (str(option.foreground_recall), f"control {option.shuffled_foreground_recall}"),
+        (f"{option.gamma:g}", ""),
+        (option.weighting, f"{option.weight_ratio:,.1f} : 1"),
+        (_short(option.kl), ""),
+        (_short(option.active_units), ""),
+    ]
+
+
+def _short(spread: Spread) -> str:
+    if spread.mean is None:
+        return "undefined"
+    return f"{spread.mean:.3g}" + (f" ± {spread.sd:.2g}" if spread.sd is not None else "")
+
+
+def _reading(session: Session, comparison: Comparison) -> list[str]:
+    """How to read the table, what the verdicts mean, and what all this rests on."""
+    experiment, band = session.record.config, AccuracyBand(*comparison.band)
+    seeds = max(len(option.runs) for option in comparison.options.values())
+    certainty = (
+        f"Mean ± standard deviation over {seeds} seeds."
+        if seeds > 1
+        else "One seed each, so nothing is known of the spread: run with --seeds 3 before relying on it."
+    )
+    verdicts = [
+        "diverged: a loss or gradient norm was not finite.",
+        f"unstable: training loss rebounded by more than {REBOUND:.0%}, or did not fall at all.",
+        f"mode collapse: it paints less than {PAINTED:.0%} of the foreground there is.",
+        f"posterior collapse: recall falls by less than {GAIN:.2f} under the control, so the decoder paints "
+        "without looking.",
+        f"below band, above band: stable and learned, but the mean accuracy is outside {band}.",
+        "healthy: stable, learned, and accurate within the band. An option is as bad as its worst seed.",
+    ]
+    return [
+        paragraph(
+            "Accuracy alone proves nothing, as painting nothing shows. An option learned the objects when "
+            "it paints them and, under the control, no longer can: there each grid is decoded from another "
+            f"grid's latent, and what survives, the decoder knew without looking.{_price(comparison)}"
+        ),
+        paragraph(
+            f"{describe_setting(comparison)} Measured on validation grids after "
+            f"{experiment.training.epochs} epochs. {certainty}"
+        ),
+        disclosure("What the verdicts mean, first match wins", listing(verdicts, ordered=True)),
+        disclosure("Where the files are, and how to run this again", _provenance(session)),
+    ]
+
+
+def _price(comparison: Comparison) -> str:
+    """Why a recommended option may be less accurate than painting nothing."""
+    name, rate = comparison.recommended, comparison.corpus.background_rate
+    accuracy = comparison.options[name].pixel_accuracy.mean if name else None
+    if accuracy is None or accuracy >= rate:
+        return ""
     return (
-        '<details class="bvae-picture"><summary>'
-        f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
-        f'<span class="bvae-caption">{escape(name)} (select for full size)</span>'
-        "</summary></details>"
+        f" {name} scores {rate - accuracy:.3f} less than painting nothing: the price of painting objects "
+        "that it does not yet get right in every cell."
     )
 
 
-def picture_text(path: Path) -> str:
-    """The text alternative that a picture of ours carries within, empty where there is none."""
-    with Image.open(path) as image:
-        return str(image.info.get("Description", ""))
-
-
-def run_verdict(result: RunResult) -> str:
-    """The verdict on a run, its reason, and what could not be drawn."""
-    failures = "".join(f"<li>Picture not drawn: {escape(text)}</li>" for text in result.failed_pictures)
-    return f"<p><strong>{escape(result.verdict.replace('_', ' '))}</strong>: {escape(result.reason)}</p>" + (
-        f"<ul>{failures}</ul>" if failures else ""
+def _provenance(session: Session) -> str:
+    record = session.record
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    return listing(
+        [
+            f"Everything lies in {session.path}: comparison/comparison.json, and for each run its metrics, "
+            "checkpoints and pictures.",
+            f"Command: pytest {' '.join(record.command)}",
+            f"Commit: {record.commit or 'unknown'}. Versions: {versions}.",
+        ]
     )
 
 
-def comparison_summary(comparison: Comparison) -> str:
-    """The gate's outcome, the recommendation and the table of options."""
-    gate = explain_gate(comparison).splitlines()[0]
+def _recommendation(session: Session, comparison: Comparison) -> list[str]:
+    if comparison.recommended is None:
+        return []
+    experiment = session.record.config
+    option = next(option for option in experiment.options if option.name == comparison.recommended)
+    text = recipe(experiment, option, comparison.corpus.class_counts)
+    return [heading(3, f"Option {option.name} in code"), code(text, f"Python code of option {option.name}")]
+
+
+def _why(session: Session, name: str, option: OptionSummary) -> str:
+    histories = {run.seed: read_history(session.path / run.path) for run in option.runs}
+    why = Why.of(option, [*histories.values()])
+    stories = [
+        f"Seed {seed}: {tell_learning(history)} {tell_trend(history)}" for seed, history in histories.items()
+    ]
+    file = session.path / "comparison" / f"why_{name}.png"
     return (
-        f"<p><strong>{escape(gate)}</strong> {escape(comparison.recommendation)}</p>"
-        f"<p>{escape(describe_setting(comparison))}</p>" + _table(HEADINGS, table_rows(comparison))
+        heading(4, f"Option {name}: {option.verdict.replace('_', ' ')}")
+        + paragraph(f"Verdict: {option.reason}.")
+        + listing(explain_why(why), ordered=True)
+        + picture_file(file, f"Option {name}: why", "bvae-wide")
+        + disclosure(f"When option {name} learned the objects, and whether it still learns", listing(stories))
     )
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in headings)
-    body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>'
-        + "".join(f"<td>{escape(cell)}</td>" for cell in rest)
-        + "</tr>"
-        for first, *rest in rows
-    )
-    return f'<table class="bvae-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

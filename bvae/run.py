@@ -4,6 +4,7 @@ A-seed0/
   config.json           everything needed to train it again
   metrics.jsonl         one line an epoch
   checkpoints/          epoch_001.safetensors, best.safetensors, and a picture beside each
+  filmstrip.png         the same grids at every epoch's checkpoint
   result.json           metrics, verdict, reasons; written last: its presence means complete
 """
 
@@ -17,22 +18,28 @@ import warnings
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from bvae import EvidenceWarning
-from bvae.beta_vae import BetaVAE, Output
-from bvae.checkpoint import CheckpointError, load_checkpoint
-from bvae.config import AccuracyBand, RunConfig, read_json, to_json
+from bvae.beta_vae import GridModel, Output
+from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
+from bvae.config import DEFAULT_MODEL, AccuracyBand, RunConfig, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.files import write_whole
 from bvae.metrics import Evaluation
+from bvae.models import build_model
+from bvae.progress import ProgressNote
 from bvae.records import Divergence, EpochRecord, Progress
 from bvae.session import Session
-from bvae.trainer import CheckpointSaved, EpochEnded, Trainer, run_loss
+from bvae.trainer import CheckpointSaved, EpochEnded, Event, Trainer, run_loss
 from bvae.verdict import VerdictName, judge_run
-from bvae.visualization import plot_reconstructions
+from bvae.visualization import MAX_CHECKPOINTS, plot_filmstrip, plot_reconstructions
 
+FILMSTRIP = "filmstrip.png"
+EPOCH = re.compile(r"epoch_\d{3,}")
 _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
@@ -61,6 +68,13 @@ class RunResult:
     divergence: Divergence | None
     seconds: float
     failed_pictures: tuple[str, ...]
+
+    def properties(self) -> dict[str, str | float | None]:
+        """Verdict and metrics by name, for a test report that keeps properties (JUnit XML)."""
+        metrics = msgspec.to_builtins(self.metrics) if self.metrics is not None else {}
+        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        controls = {f"shuffled_{name}": value for name, value in metrics.get("shuffled", {}).items()}
+        return {"verdict": self.verdict, "reason": self.reason, **numbers, **controls}
 
 
 def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
@@ -92,9 +106,19 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
     """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
     write_whole(directory / "config.json", to_json(run))
     gallery = Gallery(run, corpus)
-    trainer = Trainer(run, corpus, directory, listeners=[MetricsLog(directory / "metrics.jsonl"), gallery])
+    trainer = Trainer(
+        run,
+        corpus,
+        directory,
+        listeners=[
+            ProgressNote(directory, run.training.epochs),
+            MetricsLog(directory / "metrics.jsonl"),
+            gallery,
+        ],
+    )
     restore_newest(trainer, directory)
     history = trainer.fit()
+    gallery.draw_filmstrip(directory)
     verdict = judge_run(history, trainer.divergence, band)
     result = RunResult(
         option=run.option.name,
@@ -142,23 +166,40 @@ def restore_newest(trainer: Trainer, directory: Path) -> None:
             return
 
 
-def load_model(checkpoint: Path) -> tuple[BetaVAE, RunConfig]:
-    """The model in a checkpoint, in evaluation mode, and the run it is of. Raises CheckpointError."""
+def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridModel, RunConfig]:
+    """The model in a checkpoint, in evaluation mode, and the run it is of.
+
+    A checkpoint only names its model; what is imported is what the caller names, since a file is data.
+
+    Raises:
+        CheckpointError: for a damaged checkpoint, and one of another model than `model_name`.
+    """
     loaded = load_checkpoint(checkpoint, Progress)
     config = loaded.state.config
-    model = BetaVAE(grid_size=config.grid_size, latent_dim=config.training.latent_dim).eval()
+    if config.training.model != model_name:
+        raise CheckpointError(
+            f"{checkpoint} is of the model {config.training.model!r}; expected {model_name!r}"
+        )
+    model = build_model(model_name, grid_size=config.grid_size, latent_dim=config.training.latent_dim)
     prefix = "model."
-    model.load_state_dict(
-        {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
-    )
-    return model, config
+    weights = {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
+    check_tensors(checkpoint, weights, model.state_dict())
+    model.load_state_dict(weights)
+    return model.eval(), config
 
 
-def newest_model(directory: Path) -> BetaVAE | None:
+def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What a model in evaluation mode makes of grids `[B, H, W]`, decoded from the posterior mean."""
+    with torch.inference_mode():
+        painted: NDArray[np.uint8] = model(torch.from_numpy(grids))[0].argmax(1).byte().numpy()
+    return painted
+
+
+def newest_model(directory: Path, model_name: str = DEFAULT_MODEL) -> GridModel | None:
     """The model of a run's newest sound checkpoint, None where there is none."""
     for path in checkpoints(directory):
         try:
-            return load_model(path)[0]
+            return load_model(path, model_name)[0]
         except CheckpointError as error:
             warnings.warn(f"{error}; an older checkpoint is shown", EvidenceWarning, stacklevel=2)
     return None
@@ -170,7 +211,7 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __call__(self, event: EpochEnded | CheckpointSaved) -> None:
+    def __call__(self, event: Event) -> None:
         if isinstance(event, EpochEnded):
             write_whole(self.path, msgspec.json.Encoder().encode_lines(event.history))
 
@@ -188,9 +229,10 @@ class Gallery:
         self.failures: list[str] = []
         self.last: Evaluation | None = None
 
-    def __call__(self, event: EpochEnded | CheckpointSaved) -> None:
+    def __call__(self, event: Event) -> None:
         if isinstance(event, EpochEnded):
             self.last = event.history[-1].validation
+        if not isinstance(event, CheckpointSaved):
             return
         try:
             picture = io.BytesIO()
@@ -203,6 +245,24 @@ class Gallery:
             names = ", ".join(picture_of(path).name for path in event.paths)
             self.failures.append(f"{names}: {type(error).__name__}: {error}")
 
+    def draw_filmstrip(self, directory: Path) -> None:
+        """Draw the grids as the checkpoints in a run's directory reconstruct them, an epoch a column."""
+        name = f"Option {self.run.option.name}, seed {self.run.seed}"
+        try:
+            epochs = [path for path in reversed(checkpoints(directory)) if EPOCH.fullmatch(path.stem)]
+            if not epochs:
+                return
+            places = np.linspace(0, len(epochs) - 1, min(len(epochs), MAX_CHECKPOINTS))
+            strip = []
+            for path in (epochs[round(place)] for place in places):
+                model, _ = load_model(path, self.run.training.model)
+                strip.append((f"Epoch {int(path.stem[6:])}", reconstruct(model, self.grids)))
+            picture = io.BytesIO()
+            plot_filmstrip(self.grids, strip, path=picture, title=f"{name}: training grids epoch by epoch")
+            write_whole(directory / FILMSTRIP, picture.getvalue())
+        except Exception as error:
+            self.failures.append(f"{FILMSTRIP}: {type(error).__name__}: {error}")
+
     def _loss(self, output: Output, target: torch.Tensor) -> torch.Tensor:
         return self.loss(*output, target).total
 
@@ -211,7 +271,7 @@ class Gallery:
         title = (
             f"Option {option.name}, seed {self.run.seed}, epoch {saved.epoch} of {training.epochs} "
             f"(step {saved.step:,}) on {self.corpus_name}\n"
-            f"Training grids; γ = {option.gamma:g}, class weights {option.class_weights}"
+            f"Training grids; γ = {option.gamma:g}, class weights {option.weighting}"
         )
         if self.last is not None:
             title += (

@@ -39,12 +39,17 @@ class SessionHeldError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """What a comparison says of its corpus; rates are fractions, ratios are most:least frequent class."""
+    """What a comparison says of its corpus; rates are fractions, ratios are most:least frequent class.
+
+    Attributes:
+        class_counts: `[C]`, cells of each class in the training split.
+    """
 
     name: str
     fingerprint: str
     train: int
     val: int
+    class_counts: tuple[int, ...]
     background_rate: float
     weight_ratio: dict[str, float]
 
@@ -55,6 +60,7 @@ class CorpusRecord:
             fingerprint=corpus.fingerprint,
             train=len(corpus.train),
             val=len(corpus.val),
+            class_counts=corpus.class_counts,
             background_rate=corpus.background_rate,
             weight_ratio={method: corpus.weight_ratio(method) for method in ("inverse", "sqrt_inverse")},
         )
@@ -171,8 +177,9 @@ def hold(path: Path) -> FileLock:
             f"session {path} is in use by process {pid}; wait for it or interrupt it, then resume"
         ) from None
     write_whole(holder, str(os.getpid()).encode())
-    for sign in path.glob(".stop-*"):  # of invocations that are over
-        sign.unlink()
+    # Of invocations that are over. What is unfinished in a run is left to whoever holds the run.
+    for left in (*path.glob(".stop-*"), *path.glob("*.part"), *path.glob("comparison/*.part")):
+        left.unlink(missing_ok=True)
     return lock
 
 

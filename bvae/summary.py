@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from bvae.comparison import Comparison
+from bvae.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
+from bvae.comparison import Comparison, OptionSummary
 from bvae.config import AccuracyBand
 
 HEADINGS = (
@@ -28,7 +29,7 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         (
             name,
             f"{option.gamma:g}",
-            option.class_weights,
+            _weighting(option, comparison.corpus.weight_ratio),
             option.verdict.replace("_", " "),
             str(option.pixel_accuracy),
             str(option.foreground_iou),
@@ -38,6 +39,12 @@ def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
         )
         for name, option in comparison.options.items()
     ]
+
+
+def _weighting(option: OptionSummary, known: Mapping[str, float]) -> str:
+    """An option's class weights; with their ratio where it is not among those known of the corpus."""
+    built_in = option.class_weights == "none" or option.class_weights in known
+    return option.weighting if built_in else f"{option.weighting} ({option.weight_ratio:,.1f}:1)"
 
 
 def explain_gate(comparison: Comparison) -> str:
@@ -75,15 +82,28 @@ def describe_setting(comparison: Comparison) -> str:
 
 def to_text_table(comparison: Comparison) -> list[str]:
     """The table of options with aligned columns, for a terminal."""
-    rows = [HEADINGS, *table_rows(comparison)]
+    return _aligned([HEADINGS, *table_rows(comparison)])
+
+
+def differences_to_text(differences: Sequence[Difference]) -> list[str]:
+    """The table of differences to the baseline, for a terminal; nothing where there is none."""
+    if not differences:
+        return []
+    table = _aligned([DIFFERENCE_HEADINGS, *difference_rows(differences)])
+    return ["Against the baseline:", "", *table, "", CAPTION, ""]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
 
 
-def to_markdown(comparison: Comparison) -> str:
-    """The comparison as a Markdown document; the pictures beside it are linked."""
+def to_markdown(
+    comparison: Comparison, differences: Sequence[Difference] = (), *, pictures: bool = True
+) -> str:
+    """The comparison as a Markdown document, which links the pictures beside it unless told not to."""
     lines = [
         "# Comparison of loss options",
         "",
@@ -109,13 +129,17 @@ def to_markdown(comparison: Comparison) -> str:
             f"  - seed {run.seed}: {run.verdict.replace('_', ' ')}: {markdown(run.reason)}"
             for run in option.runs
         ]
-    lines += [
-        "",
-        "![Curves of loss, accuracy, foreground IoU and KL by epoch](curves.png)",
-        "",
-        "![The same training grids, and what each option reconstructs](reconstructions.png)",
-        "",
-    ]
+    if differences:
+        rows = [DIFFERENCE_HEADINGS, ["---"] * len(DIFFERENCE_HEADINGS), *difference_rows(differences)]
+        lines += ["", "## Against the baseline", "", *map(_row, rows), "", CAPTION]
+    if pictures:
+        lines += [
+            "",
+            "![Curves of loss, accuracy, foreground IoU and KL by epoch](curves.png)",
+            "",
+            "![The same training grids, and what each option reconstructs](reconstructions.png)",
+        ]
+    lines.append("")
     return "\n".join(lines)
 
 

@@ -17,14 +17,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bvae.beta_vae import BetaVAE, class_weights, sample_posterior
+from bvae.beta_vae import GridModel, option_weights, sample_posterior
 from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.device import reproducible
 from bvae.losses import BetaVAELoss
 from bvae.metrics import evaluate
+from bvae.models import initial_model
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepped:
+    """Announced after each step: `step` of `steps` in `epoch` (from 1), on so many `images`."""
+
+    step: int
+    steps: int
+    epoch: int
+    images: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +52,11 @@ class CheckpointSaved:
     paths: tuple[Path, ...]
     epoch: int
     step: int
-    model: BetaVAE
+    model: GridModel
 
 
-Listener = Callable[[EpochEnded | CheckpointSaved], None]
+Event = Stepped | EpochEnded | CheckpointSaved
+Listener = Callable[[Event], None]
 
 
 class Trainer:
@@ -147,6 +159,8 @@ class Trainer:
             self.progress.step += 1
             self.progress.epoch_sums = tuple(sums.tolist())
             self.progress.epoch_seconds = time.perf_counter() - started
+            total = self.steps_per_epoch * self.config.training.epochs
+            self._announce(Stepped(self.progress.step, total, self.epoch + 1, len(rows)))
             every = self.config.training.checkpoint_every_steps
             if every and self.progress.step % every == 0 and i + 1 < self.steps_per_epoch:
                 self._save(*self._due())
@@ -239,7 +253,7 @@ class Trainer:
             terms={name: f"{value:.6g}" for name, value in numbers.items()},
         )
 
-    def _announce(self, event: EpochEnded | CheckpointSaved) -> None:
+    def _announce(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
 
@@ -260,16 +274,9 @@ class Trainer:
         self._optimizer.step()
 
 
-def initial_model(config: RunConfig) -> BetaVAE:
-    """The untrained model of a run: the same for every loss option with the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return BetaVAE(grid_size=config.grid_size, latent_dim=config.training.latent_dim)
-
-
 def run_loss(config: RunConfig, corpus: Corpus) -> BetaVAELoss:
     """The loss of a run, its class weights from the training counts."""
-    weight = class_weights(corpus.class_counts, config.option.class_weights).to(config.training.device)
+    weight = option_weights(config.option, corpus.class_counts).to(config.training.device)
     return BetaVAELoss(gamma=config.option.gamma, weight=weight, beta=config.training.beta)
 
 

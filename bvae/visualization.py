@@ -84,6 +84,7 @@ def draw_reconstructions(
         captions={2: ("Accuracy\nLoss (nats)", numbers)},
         path=path,
         title=title,
+        description=describe_reconstructions(target, painted),
     )
 
 
@@ -103,6 +104,7 @@ def plot_comparison(
         note=NOTE if options else "",
         path=path,
         title=title,
+        description=describe_comparison(target, dict(options)),
     )
 
 
@@ -128,6 +130,7 @@ def plot_filmstrip(
         note=NOTE if strip else "",
         path=path,
         title=title,
+        description=describe_filmstrip(target, strip),
     )
 
 

@@ -5,16 +5,26 @@ pytest experiments/ --html=report.html
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from pytest_html import extras as attach
 
+from bvae.baseline import Baseline, explain_regressions
 from bvae.laboratory import Laboratory, Selection
 from bvae.summary import explain_gate
 
 
-def test_loss_option(loss_run: Selection, laboratory: Laboratory, extras: list) -> None:
+def test_loss_option(
+    loss_run: Selection,
+    laboratory: Laboratory,
+    extras: list,
+    record_property: Callable[[str, object], None],
+) -> None:
     """One run of one option. An option that is not healthy is a finding (xfailed), not a broken build."""
     result = laboratory.obtain(loss_run)
+    for name, value in result.properties().items():
+        record_property(name, value)
     extras.extend(map(attach.html, laboratory.show_run(result)))
     reason = f"{result.verdict}: {result.reason}"
     if result.verdict != "healthy":
@@ -29,3 +39,16 @@ def test_stable_option_exists(laboratory: Laboratory, extras: list) -> None:
     extras.extend(map(attach.html, laboratory.show_comparison(comparison)))
     passed, explanation = comparison.gate.passed, explain_gate(comparison)
     assert passed, explanation
+
+
+@pytest.mark.gate
+def test_no_regression(
+    loss_baseline: Baseline, laboratory: Laboratory, pytestconfig: pytest.Config, extras: list
+) -> None:
+    """With --baseline: nothing is worse than there by more than the noise of the seeds."""
+    differences = laboratory.compare_with_baseline()
+    extras.extend(map(attach.html, laboratory.show_differences(differences)))
+    regressions = explain_regressions(differences)
+    if regressions and not pytestconfig.getoption("fail_on_regression"):
+        pytest.xfail(regressions)
+    assert not regressions, regressions

@@ -14,6 +14,7 @@ CORPUS = CorpusRecord(
     fingerprint="0" * 64,
     train=100,
     val=10,
+    class_counts=(10_000, *[1000] * 3, *[400] * 3, *[100] * 3),
     background_rate=0.8,
     weight_ratio={"inverse": 100.0, "sqrt_inverse": 10.0},
 )

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import math
+import re
+from decimal import Decimal, localcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,11 +11,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvae.beta_vae import BetaVAE, class_weights
+from bvae.beta_vae import BetaVAE, class_weights, option_weights
+from bvae.config import LossOption
 
 pytestmark = pytest.mark.unit
 
 methods = st.sampled_from(["none", "inverse", "sqrt_inverse"])
+betas = st.floats(0.0, 1.0, exclude_max=True) | st.integers(0, 53).map(lambda bits: 1 - 2.0**-bits)
+relative = methods.map(lambda method: {"method": method}) | st.floats(0, 50).map(
+    lambda exponent: {"method": "power", "exponent": exponent}
+)
+"""Ways to weigh that know ratios of counts alone."""
+weighings = relative | betas.map(lambda beta: {"method": "effective", "beta": beta})
 positive_counts = st.lists(st.integers(1, 10**9), min_size=2, max_size=12)
 counts = st.lists(st.integers(0, 10**9), min_size=1, max_size=12).filter(any)
 close = {"rtol": 1e-6, "atol": 0.0}
@@ -31,39 +41,39 @@ def test_the_ratio_of_sqrt_inverse_is_the_root_of_that_of_inverse(n: list[int]) 
     torch.testing.assert_close(root / root[0], (inverse / inverse[0]).sqrt(), **close)
 
 
-@given(counts, methods)
-def test_the_frequency_weighted_mean_is_one(n: list[int], method: str) -> None:
+@given(counts, weighings)
+def test_the_frequency_weighted_mean_is_one(n: list[int], how: dict[str, Any]) -> None:
     frequency = np.array(n, float) / sum(n)
-    assert float(frequency @ class_weights(n, method).double().numpy()) == pytest.approx(1.0, rel=1e-6)
+    assert float(frequency @ class_weights(n, **how).double().numpy()) == pytest.approx(1.0, rel=1e-6)
 
 
-@given(counts, methods)
-def test_a_rarer_class_never_weighs_less(n: list[int], method: str) -> None:
-    weight = class_weights(n, method)
+@given(counts, weighings)
+def test_a_rarer_class_never_weighs_less(n: list[int], how: dict[str, Any]) -> None:
+    weight = class_weights(n, **how)
     by_count = [w for _, w in sorted(zip(n, weight.tolist(), strict=True), key=lambda pair: -pair[0])]
     assert by_count == sorted(by_count)
 
 
-@given(counts, methods, st.floats(1e-6, 1e6))
-def test_scaling_all_counts_changes_nothing(n: list[int], method: str, scale: float) -> None:
+@given(counts, relative, st.floats(1e-6, 1e6))
+def test_scaling_all_counts_changes_nothing(n: list[int], how: dict[str, Any], scale: float) -> None:
     scaled = [scale * count for count in n]
-    torch.testing.assert_close(class_weights(scaled, method), class_weights(n, method), **close)
+    torch.testing.assert_close(class_weights(scaled, **how), class_weights(n, **how), **close)
 
 
-@given(counts, methods, st.randoms(use_true_random=False))
-def test_permuting_classes_permutes_weights(n: list[int], method: str, random: object) -> None:
+@given(counts, weighings, st.randoms(use_true_random=False))
+def test_permuting_classes_permutes_weights(n: list[int], how: dict[str, Any], random: object) -> None:
     order = list(range(len(n)))
     random.shuffle(order)  # type: ignore[attr-defined]
-    permuted = class_weights([n[i] for i in order], method)
-    torch.testing.assert_close(permuted, class_weights(n, method)[order], **close)
+    permuted = class_weights([n[i] for i in order], **how)
+    torch.testing.assert_close(permuted, class_weights(n, **how)[order], **close)
 
 
-@given(counts, methods)
-def test_an_absent_class_weighs_as_much_as_the_rarest_present_one(n: list[int], method: str) -> None:
-    weight = class_weights([*n, 0], method)
+@given(counts, weighings)
+def test_an_absent_class_weighs_as_much_as_the_rarest_present_one(n: list[int], how: dict[str, Any]) -> None:
+    weight = class_weights([*n, 0], **how)
     rarest = min((count for count in n if count), default=0)
     assert weight[-1] == weight[n.index(rarest)]
-    torch.testing.assert_close(weight[:-1], class_weights(n, method), **close)
+    torch.testing.assert_close(weight[:-1], class_weights(n, **how), **close)
 
 
 @given(counts)
@@ -71,9 +81,107 @@ def test_without_a_method_every_class_weighs_one(n: list[int]) -> None:
     assert class_weights(n, "none").tolist() == [1.0] * len(n)
 
 
-@given(counts, methods)
-def test_lists_arrays_and_tensors_of_counts_weigh_the_same(n: list[int], method: str) -> None:
-    assert torch.equal(class_weights(np.array(n), method), class_weights(torch.tensor(n), method))
+@given(counts, weighings)
+def test_lists_arrays_and_tensors_of_counts_weigh_the_same(n: list[int], how: dict[str, Any]) -> None:
+    assert torch.equal(class_weights(np.array(n), **how), class_weights(torch.tensor(n), **how))
+
+
+@given(counts, weighings)
+def test_weights_are_positive_and_finite(n: list[int], how: dict[str, Any]) -> None:
+    weight = class_weights(n, **how)
+    assert bool((weight > 0).all() & weight.isfinite().all())
+
+
+@given(counts)
+def test_powers_one_and_a_half_are_inverse_and_sqrt_inverse(n: list[int]) -> None:
+    assert torch.equal(class_weights(n, "power", exponent=1.0), class_weights(n, "inverse"))
+    assert torch.equal(class_weights(n, "power", exponent=0.5), class_weights(n, "sqrt_inverse"))
+    assert torch.equal(class_weights(n, "power", exponent=0.0), class_weights(n, "none"))
+
+
+@given(counts)
+def test_effective_is_none_at_zero_and_inverse_towards_one(n: list[int]) -> None:
+    assert torch.equal(class_weights(n, "effective", beta=0.0), class_weights(n, "none"))
+    # 1 − βⁿ = n·(1 − β) but for a relative error of n·(1 − β)/2 ≤ 10⁹·2⁻⁵⁴.
+    nearly_one = math.nextafter(1.0, 0.0)
+    torch.testing.assert_close(
+        class_weights(n, "effective", beta=nearly_one), class_weights(n, "inverse"), **close
+    )
+
+
+@given(st.lists(st.integers(1, 4 * 10**9), min_size=2, max_size=4), betas)
+def test_effective_has_the_ratios_of_60_digit_arithmetic(n: list[int], beta: float) -> None:
+    weight = class_weights(n, "effective", beta=beta).double()
+    with localcontext() as context:
+        context.prec = 60
+        exact = [(1 - Decimal(beta)) / (1 - Decimal(beta) ** count) for count in n]
+        ratios = [float(value / exact[0]) for value in exact]
+    assert (weight / weight[0]).tolist() == pytest.approx(ratios, rel=1e-6)
+
+
+@given(positive_counts, st.floats(0.0, 0.999_999), st.integers(1, 1000))
+def test_effective_with_more_data_is_effective_with_a_smaller_beta(
+    n: list[int], beta: float, scale: int
+) -> None:
+    more = class_weights([scale * count for count in n], "effective", beta=beta)
+    torch.testing.assert_close(more, class_weights(n, "effective", beta=beta**scale), rtol=1e-5, atol=0.0)
+
+
+@given(positive_counts, betas)
+def test_effective_lies_between_none_and_inverse(n: list[int], beta: float) -> None:
+    weight = class_weights(n, "effective", beta=beta)
+    assert 1 <= (weight.max() / weight.min()).item() <= max(n) / min(n) * (1 + 1e-6)
+
+
+explicit = st.lists(st.floats(1e-6, 1e6), min_size=10, max_size=10).map(tuple)
+ten_counts = st.lists(st.integers(0, 10**9), min_size=10, max_size=10).filter(any)
+
+
+def option(**changes: Any) -> LossOption:
+    return LossOption(name="D", gamma=2.0, candidate=True, **changes)
+
+
+@given(ten_counts, explicit)
+def test_explicit_weights_keep_their_ratios_and_have_a_mean_of_one(
+    n: list[int], given_weights: tuple[float, ...]
+) -> None:
+    weight = option_weights(option(class_weights=given_weights), n).double().numpy()
+    assert float(np.array(n) / sum(n) @ weight) == pytest.approx(1.0, rel=1e-6)
+    assert weight / weight[0] == pytest.approx(np.array(given_weights) / given_weights[0], rel=1e-6)
+
+
+@given(ten_counts)
+def test_explicit_weights_stay_positive_and_finite_at_the_ends_of_the_floats(n: list[int]) -> None:
+    weight = option_weights(option(class_weights=(1e-308, 1e308) * 5), n)
+    assert bool((weight > 0).all() & weight.isfinite().all())
+
+
+@given(ten_counts, weighings)
+def test_an_option_weighs_as_its_method_does(n: list[int], how: dict[str, Any]) -> None:
+    parameters = {name: value for name, value in how.items() if name != "method"}
+    weight = option_weights(option(class_weights=how["method"], **parameters), n)
+    assert torch.equal(weight, class_weights(n, **how))
+
+
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [
+        ({"method": "power"}, "exponent is missing, which class weights 'power' need; expected exponent"),
+        ({"method": "effective"}, "beta is missing, which class weights 'effective' need"),
+        ({"method": "power", "exponent": -0.1}, "exponent is -0.1; expected exponent with 0 <="),
+        ({"method": "power", "exponent": math.inf}, "exponent is inf"),
+        ({"method": "effective", "beta": 1.0}, "beta is 1.0; expected beta with 0 <= beta < 1"),
+        ({"method": "effective", "beta": math.nan}, "beta is nan"),
+        ({"method": "inverse", "beta": 0.5}, "beta is 0.5; expected none, as it belongs to class weights"),
+        ({"method": "effective", "beta": 0.5, "exponent": 1}, "exponent is 1; expected none"),
+    ],
+    ids=str,
+)
+def test_a_parameter_that_a_method_lacks_or_does_not_know_is_refused(
+    how: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        class_weights([1, 2], **how)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import pytest
 from evidence_factory import CORPUS, reconstruction, result
 
 from bvae.comparison import Comparison, Outcomes, compare
-from bvae.config import LOSS_OPTIONS, AccuracyBand, from_json, to_json
+from bvae.config import AccuracyBand, ExperimentConfig, from_json, to_json
 from bvae.summary import explain_gate, to_markdown, to_text_table
 
 pytestmark = pytest.mark.unit
 
 
 def compared(outcomes: Outcomes) -> Comparison:
-    return compare(CORPUS, AccuracyBand(0.70, 0.80), tuple(LOSS_OPTIONS.values()), outcomes)
+    return compare(CORPUS, ExperimentConfig(band=AccuracyBand(0.70, 0.80)), outcomes)
 
 
 def seeds(option: str, *verdicts: str, **changes: object) -> dict:
@@ -101,7 +101,7 @@ def test_comparison_json_has_the_documented_schema_and_no_nan() -> None:
     assert data["schema"] == 1
     assert data["band"] == [0.70, 0.80]
     assert data["corpus"].keys() == {
-        *("name", "fingerprint", "train", "val", "background_rate", "weight_ratio")
+        *("name", "fingerprint", "train", "val", "class_counts", "background_rate", "weight_ratio")
     }
     b = data["options"]["B"]
     assert b["pixel_accuracy"] == {"mean": pytest.approx(0.76), "sd": pytest.approx(0.0)}

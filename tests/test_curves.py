@@ -80,7 +80,8 @@ def lines(figure: Figure, panel: int) -> list[Any]:
 @given(histories(), st.none() | st.text(max_size=80))
 @example({"A": [[record(1, 3.4e38)], [record(1, 0.0)]]}, "$x^2$ <b>\n日本")
 @example({"A": [[record(1, 1e308)], [record(1, -1e308)]]}, None)
-@example({"A": [[record(1, 1e-300), record(2, 3.4e38)]]}, None)
+@example({"A": [[record(1, 1.2e-38), record(2, 3.4e38)]]}, None)
+@example({"A": [[record(1, 5e-324), record(2, 1.0)]]}, None)
 def test_any_histories_make_a_picture_of_one_width(of: Histories, title: str | None) -> None:
     png = io.BytesIO()
     figure = plot(of, png, title)

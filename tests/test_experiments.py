@@ -2,68 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from lab import TINY, comparison, hashes, newest, run_pytest, wait_for
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[1]
-TINY = ("--corpus=corpus.npz", "--grid-size", "8", "--epochs", "2", "--seeds", "1", "--batch-size", "16")
-"""Trains a run in a fraction of a second."""
-
-
-@pytest.fixture
-def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the experiments beside a tiny corpus, outside any xdist session."""
-    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
-        monkeypatch.delenv(name)
-    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    # pytester gives each test a home of its own, in which matplotlib would look for fonts anew every time.
-    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
-    (pytester.path / "experiments").mkdir()
-    shutil.copy(ROOT / "experiments/test_loss_options.py", pytester.path / "experiments")
-    shutil.copy(ROOT / "pytest.ini", pytester.path)
-    grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8)) * (np.arange(8) < 3)
-    np.savez(pytester.path / "corpus.npz", train=grids[:48], val=grids[48:])
-    return pytester.path
-
-
-def run_pytest(*arguments: str, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-
-
-def newest(lab: Path) -> Path:
-    return (lab / "runs/latest").resolve()
-
-
-def comparison(lab: Path) -> dict:
-    return json.loads((newest(lab) / "comparison/comparison.json").read_text())
-
-
-def weights_hash(run: Path) -> str:
-    tensors = load_file(run / "checkpoints/epoch_002.safetensors")
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode() + tensors[name].tobytes())
-    return digest.hexdigest()
-
-
-def hashes(session: Path) -> dict[str, str]:
-    return {run.name: weights_hash(run) for run in session.glob("*-seed*")}
 
 
 def test_a_session_leaves_every_documented_file(lab: Path) -> None:
@@ -349,13 +300,6 @@ def test_a_path_apart_from_its_option_is_refused_with_the_correction(
     done = run_pytest(*arguments)
     assert done.returncode == 4
     assert f"{option}={path}" in done.stderr
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_the_gate_waits_for_a_live_holder_and_then_reads(lab: Path) -> None:

@@ -1,0 +1,95 @@
+"""Which model a run trains: ours, or anyone's with the same three methods.
+
+A model is an `nn.Module` with
+
+    encode(grids [B, H, W]) -> posterior mean and log variance, each [B, Z]
+    decode(latent [B, Z])   -> logits [B, C, H, W]
+    forward(grids)          -> logits, posterior mean, log variance (in evaluation, logits of the mean)
+
+made by a factory, named `package.module:factory`, from the keywords `grid_size` and `latent_dim`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from bvae.beta_vae import GridModel
+from bvae.config import CLASSES, DEFAULT_MODEL, RunConfig
+
+
+class ModelError(ValueError):
+    """A model cannot be used; one sentence that names it."""
+
+
+def build_model(name: str, *, grid_size: int, latent_dim: int) -> GridModel:
+    """A new model of the factory `package.module:factory`, found as Python would find it from here.
+
+    Raises:
+        ModelError: where there is no such factory, or what it makes is no model of such grids.
+    """
+    module_name, colon, factory_name = name.partition(":")
+    if not (module_name and colon and factory_name):
+        raise ModelError(f"model is {name!r}; expected package.module:factory, such as {DEFAULT_MODEL}")
+    here = str(Path.cwd())
+    if name != DEFAULT_MODEL and here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        factory: Callable[..., object] = getattr(importlib.import_module(module_name), factory_name)
+    except (ImportError, AttributeError) as error:
+        raise ModelError(f"model {name!r} cannot be imported from {here}: {error}") from error
+    model = factory(grid_size=grid_size, latent_dim=latent_dim)
+    lacking = [method for method in ("encode", "decode", "forward") if not hasattr(model, method)]
+    if not isinstance(model, nn.Module) or lacking:
+        raise ModelError(
+            f"model {name!r} makes a {type(model).__name__}; "
+            "expected an nn.Module with encode, decode and forward"
+        )
+    return cast(GridModel, model)
+
+
+def check_model(name: str, *, grid_size: int, latent_dim: int) -> None:
+    """Try a model on two grids. Raises ModelError that says which method did what instead."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            model = build_model(name, grid_size=grid_size, latent_dim=latent_dim).eval()
+            grids = torch.zeros(2, grid_size, grid_size, dtype=torch.uint8)
+            mean, log_variance = model.encode(grids)
+            logits, forwarded = model.decode(mean), model(grids)[0]
+    except ModelError:
+        raise
+    except Exception as error:  # the factory and the methods are somebody else's code
+        raise ModelError(f"model {name!r} failed on two grids: {type(error).__name__}: {error}") from error
+    expected = {
+        "the posterior mean of encode": (mean, (2, latent_dim)),
+        "the log variance of encode": (log_variance, (2, latent_dim)),
+        "the logits of decode": (logits, (2, CLASSES, grid_size, grid_size)),
+        "the first of forward": (forwarded, (2, CLASSES, grid_size, grid_size)),
+    }
+    for what, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"model {name!r}: {what} is {list(tensor.shape)}; expected {list(shape)}")
+
+
+def check_model_named(stored: str, given: str | None) -> None:
+    """Raise ModelError unless a model that a file names is ours or was also named by the person who asks.
+
+    Otherwise a session folder from elsewhere would decide what is imported here.
+    """
+    if stored not in (DEFAULT_MODEL, given):
+        raise ModelError(f"the session trains the model {stored!r}; name it again with --model to import it")
+
+
+def initial_model(config: RunConfig) -> GridModel:
+    """The untrained model of a run: the same for every loss option with the same seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return build_model(
+            config.training.model, grid_size=config.grid_size, latent_dim=config.training.latent_dim
+        )

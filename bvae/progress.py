@@ -1,0 +1,146 @@
+"""Progress of runs in other processes: each leaves a note of how far it is, which the controller reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from bvae.config import RunConfig, read_json, to_json
+from bvae.trainer import Event, Stepped
+
+NOTE = ".progress"
+NOTE_SECONDS = 0.5
+LOOK_SECONDS = 0.5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Note:
+    """How far a run is, and how fast it was over the last steps (training images a second)."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    images_per_second: float
+
+
+class ProgressNote:
+    """Listens to a trainer and keeps the note in its run directory; a convenience, so never flushed."""
+
+    def __init__(self, directory: Path, epochs: int) -> None:
+        self.path, self.epochs = directory / NOTE, epochs
+        self._since: float | None = None
+        self._images = 0
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Stepped):
+            return
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            return
+        self._images += event.images
+        if now - self._since < NOTE_SECONDS and event.step < event.steps:
+            return
+        note = Note(
+            step=event.step,
+            steps=event.steps,
+            epoch=event.epoch,
+            epochs=self.epochs,
+            images_per_second=self._images / max(now - self._since, 1e-9),
+        )
+        new = self.path.with_suffix(".new")
+        new.write_bytes(to_json(note))
+        new.replace(self.path)
+        self._since, self._images = now, 0
+
+
+def describe_progress(notes: Mapping[str, Note], finished: int, runs: int, elapsed: float) -> str:
+    """One line on the runs in training by name, those finished of all, and the time left.
+
+    The time left takes every run to be as long as those known and the pace of the whole session so far.
+    """
+    training = [
+        f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
+        for name, note in notes.items()
+    ]
+    if finished == runs:
+        return f"{runs} of {runs} runs done"
+    pace = sum(note.images_per_second for note in notes.values())
+    done = finished + sum(note.step / note.steps for note in notes.values())
+    left = f", about {_duration(elapsed * (runs - done) / done)} left" if done > 0 and elapsed > 2 else ""
+    rate = f", {pace:,.0f} images/s" if notes else ""
+    return f"{finished} of {runs} runs done; {', '.join(training) or 'starting'}{rate}{left}"
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole} s" if whole < 100 else f"{whole // 60} min {whole % 60:02d} s"
+
+
+class ProgressDisplay(threading.Thread):
+    """Shows progress while runs train: on a terminal one line kept up to date, else a line for each change.
+
+    Args:
+        session: the session folder.
+        runs: all runs that the session may train.
+        write: writes text to where people look.
+        live: whether that is a terminal, whose last line can be written again.
+    """
+
+    def __init__(
+        self, session: Path, runs: Sequence[RunConfig], write: Callable[[str], object], *, live: bool
+    ) -> None:
+        super().__init__(name="progress", daemon=True)
+        self.session, self.runs, self.write, self.live = session, runs, write, live
+        self._stop_asked = threading.Event()
+        self._began = time.monotonic()
+        self._finished_before = self._finished()
+        self._shown: object = None
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(LOOK_SECONDS) and len(self._finished()) < len(self.runs):
+            self.show()
+        if self.live:
+            self.write("\r\x1b[K")
+
+    def stop(self) -> None:
+        """End the display; it leaves the terminal's line clean."""
+        self._stop_asked.set()
+        self.join()
+
+    def show(self) -> None:
+        """Look at the session folder and write what changed."""
+        finished = self._finished()
+        notes = {
+            run.name: note for run in self.runs if run.name not in finished and (note := self._note(run))
+        }
+        line = describe_progress(
+            notes,
+            len(finished) - len(self._finished_before),
+            len(self.runs) - len(self._finished_before),
+            time.monotonic() - self._began,
+        )
+        if self.live:
+            self.write(f"\r\x1b[K{line[: terminal_width()]}")
+        elif (state := (finished, *((name, note.epoch) for name, note in notes.items()))) != self._shown:
+            self._shown = state
+            self.write(f"{line}\n")
+
+    def _finished(self) -> frozenset[str]:
+        return frozenset(run.name for run in self.runs if (self.session / run.name / "result.json").exists())
+
+    def _note(self, run: RunConfig) -> Note | None:
+        try:
+            return read_json(self.session / run.name / NOTE, Note)
+        except (OSError, ValueError):
+            return None  # not begun
+
+
+def terminal_width() -> int:
+    """Columns that a line may take."""
+    return shutil.get_terminal_size().columns - 1

@@ -1,0 +1,49 @@
+"""A configuration as Python code that can be copied and run."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+
+from bvae.beta_vae import option_weights
+from bvae.config import ExperimentConfig, LossOption
+
+
+def recipe(experiment: ExperimentConfig, option: LossOption, counts: Sequence[int]) -> str:
+    """Code that makes the loss of an option on the corpus of an experiment, with the experiment's training.
+
+    Args:
+        counts: `[C]`, cells of each class in the training split; the weights they give stand in a comment.
+    """
+    fields = dataclasses.fields(experiment.training)
+    settings = ", ".join(f"{field.name}={getattr(experiment.training, field.name)!r}" for field in fields)
+    lines = textwrap.wrap(f"{settings},", 84, break_long_words=False, break_on_hyphens=False)
+    training = textwrap.indent("\n".join(lines), "    ")
+    numbers = ", ".join(f"{weight:.4g}" for weight in option_weights(option, counts).tolist())
+    source, weight = _weight(option)
+    return f"""\
+from bvae.beta_vae import {source}
+from bvae.config import {"LossOption, " if source == "option_weights" else ""}TrainingConfig
+from bvae.corpus import load_corpus
+from bvae.losses import focal_loss
+
+training = TrainingConfig(
+{training}
+)
+counts = load_corpus({experiment.corpus!r}, grid_size={experiment.grid_size}).class_counts
+weight = {weight}
+# = [{numbers}]
+
+
+def reconstruction_loss(logits, target):
+    \"\"\"Nats a cell of logits [B, 10, H, W] and classes [B, H, W]; training.beta · KL is added to it.\"\"\"
+    return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
+"""
+
+
+def _weight(option: LossOption) -> tuple[str, str]:
+    """The function that makes an option's class weights, and the call."""
+    if option.exponent is None and option.beta is None and isinstance(option.class_weights, str):
+        return "class_weights", f"class_weights(counts, {option.class_weights!r})"
+    return "option_weights", f"option_weights({option!r}, counts)"

@@ -1,0 +1,48 @@
+"""Laboratories for the tests that start sessions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import pytest
+from filelock import FileLock
+from lab import QUICK, evidence, furnish, newest, run_pytest
+
+
+@pytest.fixture
+def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the experiments beside a tiny corpus, outside any xdist session."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
+    monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
+    # pytester gives each test a home of its own, in which matplotlib would look for fonts anew every time.
+    monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
+    return furnish(pytester.path)
+
+
+@pytest.fixture
+def uninterrupted(
+    lab: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., dict[str, str]]:
+    """The evidence of a session with given settings that nothing happened to, made once for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    if hasattr(request.config, "workerinput"):
+        shared = shared.parent
+
+    def find(*settings: str) -> dict[str, str]:
+        kept = shared / f"uninterrupted-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.json"
+        with FileLock(kept.with_suffix(".lock")):
+            if not kept.exists():
+                folder = furnish(tmp_path_factory.mktemp("uninterrupted"))
+                done = run_pytest("experiments/", *QUICK, *settings, "-n0", cwd=folder)
+                assert done.returncode == 1, done.stdout + done.stderr
+                kept.write_text(json.dumps(evidence(newest(folder))))
+        found: dict[str, str] = json.loads(kept.read_text())
+        return found
+
+    return find

@@ -1,0 +1,121 @@
+"""Sessions in child processes, on a tiny corpus: how tests start them, and what they read from them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+TINY = ("--corpus=corpus.npz", "--grid-size", "8", "--epochs", "2", "--seeds", "1", "--batch-size", "16")
+"""Trains a run in a fraction of a second."""
+
+QUICK = ("-p", "no:hypothesispytest")
+"""Spares a session the second that this plugin takes to load, which has nothing to do with ours."""
+
+
+def furnish(folder: Path) -> Path:
+    """Put a copy of the experiments beside a tiny corpus, with the faults that `sabotage` asks for."""
+    (folder / "experiments").mkdir()
+    shutil.copy(ROOT / "experiments/test_loss_options.py", folder / "experiments")
+    shutil.copy(ROOT / "pytest.ini", folder)
+    grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8)) * (np.arange(8) < 3)
+    np.savez(folder / "corpus.npz", train=grids[:48], val=grids[48:])
+    return folder
+
+
+def run_pytest(*arguments: str, timeout: float = 120, **more: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **more)
+
+
+def sabotage(lab: Path, **faults: Any) -> None:
+    """Decide on the faults in the next sessions of a laboratory, none by default; see `sabotage.py`."""
+    shutil.copy(TESTS / "sabotage.py", lab / "conftest.py")
+    (lab / "sabotage.json").write_text(json.dumps(faults))
+
+
+@contextlib.contextmanager
+def running(
+    lab: Path, *arguments: str, output: str = "output.txt", **more: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A session in a process group of its own, of which nothing is left afterwards but what it wrote."""
+    command = [sys.executable, "-m", "pytest", "experiments/", *QUICK, *arguments]
+    with (lab / output).open("wb") as file:
+        process = subprocess.Popen(
+            command, cwd=lab, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, **more
+        )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def newest(lab: Path) -> Path:
+    return (lab / "runs/latest").resolve()
+
+
+def comparison(lab: Path) -> dict:
+    return json.loads((newest(lab) / "comparison/comparison.json").read_text())
+
+
+def weights_hash(run: Path) -> str:
+    tensors = load_file(run / "checkpoints/epoch_002.safetensors")
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].tobytes())
+    return digest.hexdigest()
+
+
+def hashes(session: Path) -> dict[str, str]:
+    return {run.name: weights_hash(run) for run in session.glob("*-seed*")}
+
+
+def evidence(session: Path) -> dict[str, str]:
+    """What no interruption may change: the hash of every file of a session but `session.json`.
+
+    Wall times are left out, and with them the checksums of checkpoints, which are over the times too.
+    """
+    return {
+        str(path.relative_to(session)): hashlib.sha256(_timeless(path)).hexdigest()
+        for path in sorted(session.rglob("*"))
+        if path.is_file() and not path.name.startswith(".") and path.name != "session.json"
+    }
+
+
+def _timeless(path: Path) -> bytes:
+    data = path.read_bytes()
+    if path.suffix == ".png":
+        return data
+    if path.suffix == ".safetensors":
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = re.sub(rb'checksum\\":\\"[0-9a-f]{64}', b"", data[8:end]).rstrip(b" ")
+        return _without_seconds(header) + data[end:]
+    return _without_seconds(data)
+
+
+def _without_seconds(text: bytes) -> bytes:
+    return re.sub(rb'\\?"(epoch_)?seconds\\?": ?[0-9.e-]+', b"", text)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

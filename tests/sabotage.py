@@ -1,0 +1,93 @@
+"""Faults in the sessions that a test starts: copied beside them as conftest.py, so every process has them.
+
+`sabotage.json` beside it says which: {"kill": ["result.json", "half"], "slow": 0.1, …}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+FAULTS = json.loads(Path(__file__).with_name("sabotage.json").read_text())
+
+
+def die() -> None:
+    """End the whole process group, controller and workers, as when a machine is switched off."""
+    os.killpg(0, signal.SIGKILL)
+
+
+def kill_while_writing(name: str, moment: str) -> None:
+    """Die when a file whose path ends in `name` is half written, or right before or after its renaming."""
+    fsync, mkstemp, replace = os.fsync, tempfile.mkstemp, Path.replace
+    unfinished: dict[int, str] = {}
+
+    def mkstemp_noting(prefix: str, suffix: str, dir: Path) -> tuple[int, str]:
+        handle, part = mkstemp(prefix=prefix, suffix=suffix, dir=dir)
+        unfinished[handle] = f"{dir}/{prefix[1:-1]}"
+        return handle, part
+
+    def fsync_or_die(handle: int) -> None:
+        if moment == "half" and unfinished.pop(handle, "").endswith(name):
+            os.ftruncate(handle, os.fstat(handle).st_size // 2)
+            die()
+        fsync(handle)
+
+    def replace_or_die(source: Path, target: Path) -> Path:
+        if not str(target).endswith(name):
+            return replace(source, target)
+        if moment == "before":
+            die()
+        replaced = replace(source, target)
+        if moment == "after":
+            die()
+        return replaced
+
+    os.fsync, tempfile.mkstemp, Path.replace = fsync_or_die, mkstemp_noting, replace_or_die  # type: ignore[assignment]
+
+
+def disturb_steps(slow: float, kill: list, not_a_number: list) -> None:
+    """Make steps slow, die in one, or make the loss of one NaN; a step is named as [run, number from 1]."""
+    import torch
+
+    from bvae.losses import BetaVAELoss
+    from bvae.trainer import Trainer
+
+    step, loss = Trainer._step, BetaVAELoss.__call__
+    now: list = []
+
+    def disturbed_step(self, rows):
+        now[:] = [self.config.name, self.progress.step + 1]
+        time.sleep(slow)
+        if now == kill:
+            die()
+        result = step(self, rows)
+        now.clear()
+        return result
+
+    def disturbed_loss(self, *arguments):
+        terms = loss(self, *arguments)
+        return type(terms)(*(term * torch.nan for term in terms)) if now and now == not_a_number else terms
+
+    Trainer._step, BetaVAELoss.__call__ = disturbed_step, disturbed_loss  # type: ignore[method-assign]
+
+
+def draw_nothing(reason: str) -> None:
+    """Make every picture of reconstructions fail."""
+    import bvae.run
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError(reason)
+
+    bvae.run.plot_reconstructions = fail  # type: ignore[assignment]
+
+
+if "kill" in FAULTS:
+    kill_while_writing(*FAULTS["kill"])
+if FAULTS.keys() & {"slow", "kill_step", "nan"}:
+    disturb_steps(FAULTS.get("slow", 0.0), FAULTS.get("kill_step", []), FAULTS.get("nan", []))
+if "picture" in FAULTS:
+    draw_nothing(FAULTS["picture"])

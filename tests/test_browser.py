@@ -1,0 +1,252 @@
+"""The report as people see it: opened from disk in headless Chromium, by mouse, by keyboard and by axe."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from filelock import FileLock
+from lab import QUICK, furnish, run_pytest
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+    from selenium.webdriver.remote.webelement import WebElement
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed"),
+]
+
+HOSTILE = "<img src=x onerror=document.boom=1>\"'&amp;{{7*7}}"
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"),
+    *("--disable-component-update", "--disable-sync", "--disable-quic"),
+)
+WIDTHS = (1280, 390)
+
+
+@pytest.fixture(scope="module")
+def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report in which a run is healthy, another is not, and the corpus has a hostile name.
+
+    It is made once for all workers.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = (shared.parent if hasattr(request.config, "workerinput") else shared) / "browser"
+    shared.mkdir(exist_ok=True)
+    with FileLock(shared / ".lock"):
+        if not (shared / "report.html").exists():
+            make_report(furnish(shared))
+    return shared / "report.html"
+
+
+def make_report(folder: Path) -> None:
+    rng = np.random.default_rng(3)
+    grids = np.zeros((540, 8, 8), int)
+    for grid, row, column, colour in zip(
+        grids, *4 * rng.integers(0, 2, (2, 540)), rng.integers(1, 4, 540), strict=True
+    ):
+        grid[row : row + 4, column : column + 4] = colour
+    np.savez(folder / f"{HOSTILE}.npz", train=grids[:480], val=grids[480:])
+    done = run_pytest(
+        *("experiments/", *QUICK, "-n0", "--html=report.html", f"--corpus={HOSTILE}.npz", "--grid-size", "8"),
+        *("--epochs", "20", "--seeds", "1", "--loss-options", "A,C", "--batch-size", "16"),
+        *("--learning-rate", "0.002", "--beta", "0.001", "--accuracy-band", "0.8:1"),
+        cwd=folder,
+        env={name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    from selenium.webdriver import Chrome, ChromeOptions
+    from selenium.webdriver.chrome.service import Service
+
+    options = ChromeOptions()
+    options.binary_location = str(shutil.which("chromium"))
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def page(chromium: Chrome, report: Path) -> Chrome:
+    """The report as it opens at first, with all that was logged since."""
+    chromium.get("about:blank")
+    for log in ("browser", "performance"):
+        chromium.get_log(log)
+    resize(chromium, 1280)
+    chromium.get(report.as_uri())
+    chromium.execute_script("sessionStorage.clear()")
+    return chromium
+
+
+def resize(page: Chrome, width: int) -> None:
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def find(page: Chrome, selector: str) -> list[WebElement]:
+    return page.find_elements("css selector", selector)
+
+
+def shown(page: Chrome, selector: str) -> list[WebElement]:
+    return [element for element in find(page, selector) if element.is_displayed()]
+
+
+def expand_all(page: Chrome) -> None:
+    find(page, "#show_all_details")[0].click()
+
+
+def row(page: Chrome, name: str) -> WebElement:
+    return next(body for body in find(page, "#results-table > tbody") if name in body.text)
+
+
+def test_the_report_has_no_error_and_asks_for_nothing_but_itself(page: Chrome, report: Path) -> None:
+    expand_all(page)
+    errors = [entry for entry in page.get_log("browser") if entry["level"] != "INFO"]
+    assert errors == []
+    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = {
+        event["params"]["request"]["url"].partition("?")[0]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    }
+    assert {url for url in asked if not url.startswith("data:image/")} == {report.as_uri()}
+
+
+def test_every_picture_decodes_whole_and_says_what_it_shows(page: Chrome) -> None:
+    expand_all(page)
+    pictures: list[list[Any]] = page.execute_async_script(
+        """const [done] = arguments, all = [...document.images];
+        const seen = (image) => [image.naturalWidth, image.getAttribute('width'), image.alt];
+        Promise.all(all.map((image) => image.decode()))
+          .then(() => done(all.map(seen)), (error) => done([[0, 0, String(error)]]));"""
+    )
+    assert len(pictures) >= 2 * 14
+    for width, written, alternative in pictures:
+        assert width == int(written) > 0
+        assert len(alternative) > 20
+
+
+def test_a_hostile_name_of_a_corpus_is_text_and_nothing_else(page: Chrome) -> None:
+    expand_all(page)
+    assert page.execute_script("return document.boom") is None
+    assert HOSTILE in find(page, "main")[0].text
+    assert find(page, "img[src=x]") == []
+
+
+@pytest.mark.parametrize("how", ["mouse", "keyboard"])
+def test_rows_expand_and_collapse(page: Chrome, how: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def toggle() -> None:
+        cell = row(page, "[A-seed0]").find_element("css selector", ".col-result")
+        if how == "mouse":
+            cell.click()
+        else:
+            cell.find_element("css selector", "button").send_keys(Keys.ENTER)
+
+    assert shown(page, ".extras-row") == []
+    toggle()
+    assert len(shown(page, ".extras-row")) == 1
+    assert "Filmstrip" in row(page, "[A-seed0]").text
+    if how == "keyboard":
+        assert page.switch_to.active_element.get_attribute("aria-expanded") == "true"
+    toggle()
+    assert shown(page, ".extras-row") == []
+
+
+def test_filters_hide_and_show_rows_by_outcome(page: Chrome) -> None:
+    assert len(find(page, "tr.collapsible")) == 3
+    label = next(label for label in shown(page, ".filters label") if "Passed" in label.text)
+    label.click()
+    assert [body.get_attribute("class").split()[-1] for body in find(page, "#results-table > tbody")] == [
+        "xfailed"
+    ]
+    label.click()
+    assert len(find(page, "tr.collapsible")) == 3
+
+
+@pytest.mark.parametrize("how", ["mouse", "keyboard"])
+def test_columns_sort_rows_both_ways_and_say_so(page: Chrome, how: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    def sort() -> list[str]:
+        header = find(page, "th[data-column-type=testId]")[0]
+        if how == "mouse":
+            header.click()
+        else:
+            header.find_element("css selector", "button").send_keys(Keys.SPACE)
+        return [cell.text for cell in find(page, "td.col-testId")]
+
+    rising, falling = sort(), sort()
+    assert rising == sorted(rising)
+    assert falling == rising[::-1]
+    assert find(page, "th[data-column-type=testId]")[0].get_attribute("aria-sort") == "descending"
+
+
+@pytest.mark.parametrize("how", ["mouse", "keyboard"])
+def test_a_picture_opens_to_full_size_and_closes(page: Chrome, how: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    summary = shown(page, ".bvae-picture summary")[0]
+    image = summary.find_element("css selector", "img")
+    full = int(image.get_attribute("naturalWidth") or 0)
+
+    def width() -> int:
+        return int(image.get_attribute("clientWidth") or 0)
+
+    def act() -> int:
+        if how == "mouse":
+            image.click()
+        else:
+            summary.send_keys(Keys.ENTER)
+        return width()
+
+    thumbnail = width()
+    assert thumbnail < full
+    assert act() == full
+    assert act() == thumbnail
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_never_scrolls_sideways(page: Chrome, width: int) -> None:
+    resize(page, width)
+
+    def excess() -> int:
+        return int(page.execute_script("return document.documentElement.scrollWidth - innerWidth"))
+
+    assert excess() <= 0
+    expand_all(page)
+    assert excess() <= 0
+    page.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    assert excess() <= 0
+
+
+@pytest.mark.parametrize("state", ["collapsed", "expanded"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_axe_finds_nothing_serious(page: Chrome, width: int, state: str) -> None:
+    resize(page, width)
+    if state == "expanded":
+        expand_all(page)
+        page.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    page.execute_script((importlib.resources.files("axe_core_python") / "axe.min.js").read_text("utf-8"))
+    found = page.execute_async_script("axe.run().then((result) => arguments[0](result.violations))")
+    grave = [
+        (violation["id"], violation["impact"], [node["html"][:200] for node in violation["nodes"]])
+        for violation in found
+        if violation["impact"] in ("serious", "critical")
+    ]
+    assert grave == []

@@ -1,0 +1,90 @@
+"""Every command and snippet of the documentation works, with the smallest corpus and one epoch."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lab import QUICK, ROOT, run_pytest
+
+pytestmark = pytest.mark.slow
+
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALLEST_RUN = ("--corpus=atomic:60", "--epochs", "1", "--batch-size", "16", "--run-dir=runs")
+SMALLEST = (*SMALLEST_RUN, "--seeds", "1")
+"""Comes after what a document says, so that it wins."""
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a language in all documents, each with the document's name."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
+    return [(path.name, block) for path in DOCUMENTS for block in fence.findall(path.read_text())]
+
+
+def lines(language: str, start: str) -> list[str]:
+    """The lines of such blocks that begin so, without comments, each once."""
+    found = [line for _, block in blocks(language) for line in block.splitlines()]
+    return list(dict.fromkeys(line.partition("  #")[0].strip() for line in found if line.startswith(start)))
+
+
+@pytest.fixture
+def trained(lab: Path) -> Path:
+    """A folder as it is after the first command of the README, with what documents suppose to be there."""
+    documented = (ROOT / "docs/own-model.md").read_text()
+    source = re.search(r"```python\n(.*?)```", documented, re.DOTALL)
+    assert source is not None
+    (lab / "linear_vae.py").write_text(source.group(1))
+    options = re.search(r"```toml\n(.*?)```", (ROOT / "docs/loss-options.md").read_text(), re.DOTALL)
+    assert options is not None
+    (lab / "options.toml").write_text(options.group(1))
+    np.save(lab / "my_grids.npy", np.random.default_rng(0).integers(0, 10, (40, 16, 16)))
+    done = run_pytest("experiments/", *QUICK, *SMALLEST, "-n0")
+    assert done.returncode == 1, done.stdout
+    shutil.copytree((lab / "runs/latest").resolve(), lab / "before")
+    return lab
+
+
+def test_documents_have_only_blocks_that_are_tested() -> None:
+    for path in DOCUMENTS:
+        languages = re.findall(r"^```(\w*)\n", path.read_text(), re.MULTILINE)
+        assert set(languages) - {""} <= {"bash", "python", "toml", "yaml", "json"}, path
+    for _, block in blocks("bash"):
+        for line in block.splitlines():
+            assert line.startswith(("pip install", "pytest ", "python -m bvae ", "#")), line
+
+
+def test_commands_that_train_do_so(trained: Path) -> None:
+    for command in lines("bash", "pytest experiments/"):
+        arguments = shlex.split(command)[1:]
+        smallest = [] if any(argument.startswith("--resume") for argument in arguments) else SMALLEST
+        done = run_pytest(*arguments, *QUICK, *smallest)
+        assert done.returncode in (0, 1), f"{command}\n{done.stdout}{done.stderr}"
+        assert "loss options" in done.stdout or "--help" in command, done.stdout
+    assert (trained / "report.html").exists()
+
+
+def test_other_commands_work(trained: Path) -> None:
+    for command in lines("bash", "python -m bvae "):
+        arguments = [sys.executable, *shlex.split(command)[1:]]
+        if "train" in arguments and "--resume" not in command:
+            arguments += SMALLEST_RUN
+        done = subprocess.run(arguments, cwd=trained, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def test_python_snippets_run(trained: Path) -> None:
+    for name, block in blocks("python"):
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", block],
+            cwd=trained,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, f"{name}\n{block}\n{done.stderr}"

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bvae.beta_vae import BetaVAE
+from bvae.config import DEFAULT_MODEL
+from bvae.models import ModelError, build_model, check_model, check_model_named
+
+pytestmark = pytest.mark.unit
+
+DOCUMENT = Path(__file__).parents[1] / "docs/own-model.md"
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The documented example, as a module in the current folder."""
+    source = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert source is not None
+    (tmp_path / "linear_vae.py").write_text(source.group(1))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.delitem(sys.modules, "linear_vae", raising=False)
+    return tmp_path
+
+
+def test_the_default_is_our_model() -> None:
+    assert isinstance(build_model(DEFAULT_MODEL, grid_size=8, latent_dim=2), BetaVAE)
+    check_model(DEFAULT_MODEL, grid_size=8, latent_dim=2)
+
+
+def test_the_documented_model_is_accepted(module: Path) -> None:
+    check_model("linear_vae:make", grid_size=8, latent_dim=3)
+    model = build_model("linear_vae:make", grid_size=8, latent_dim=3)
+    assert model.decode(torch.zeros(5, 3)).shape == (5, 10, 8, 8)
+
+
+def test_trying_a_model_draws_no_random_number_of_the_caller() -> None:
+    state = torch.get_rng_state()
+    check_model(DEFAULT_MODEL, grid_size=8, latent_dim=2)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("linear_vae", "expected package.module:factory"),
+        (":make", "expected package.module:factory"),
+        ("nowhere_to_be_found:make", "cannot be imported"),
+        ("linear_vae:nothing", "cannot be imported"),
+        ("linear_vae:torch", "failed on two grids"),
+        ("wrong:dictionary", "makes a dict; expected an nn.Module"),
+        ("wrong:Narrow", r"the posterior mean of encode is \[2, 1\]; expected \[2, 3\]"),
+        ("wrong:Raising", "failed on two grids: KeyError"),
+    ],
+)
+def test_what_is_no_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:
+    (module / "wrong.py").write_text(
+        "import linear_vae\n"
+        "def dictionary(grid_size, latent_dim): return {}\n"
+        "class Narrow(linear_vae.LinearVAE):\n"
+        "    def encode(self, grids): return [part[:, :1] for part in super().encode(grids)]\n"
+        "    def decode(self, latent): return super().decode(latent.expand(-1, 3))\n"
+        "class Raising(linear_vae.LinearVAE):\n"
+        "    def decode(self, latent): raise KeyError('nothing there')\n"
+    )
+    sys.modules.pop("wrong", None)
+    with pytest.raises(ModelError, match=complaint) as caught:
+        check_model(name, grid_size=8, latent_dim=3)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_does_not_decide_what_is_imported() -> None:
+    check_model_named(DEFAULT_MODEL, None)
+    check_model_named("mine:make", "mine:make")
+    with pytest.raises(ModelError, match="name it again with --model"):
+        check_model_named("os:system", None)

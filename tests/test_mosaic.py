@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import io
+import struct
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from numpy.typing import NDArray
+
+from bvae.mosaic import ARC_COLOURS, SYMBOL_COLOURS, WRONG
+from bvae.visualization import (
+    describe_reconstructions,
+    draw_reconstructions,
+    plot_comparison,
+    plot_filmstrip,
+)
+
+pytestmark = pytest.mark.unit
+
+Classes = NDArray[np.uint8]
+shapes = st.tuples(st.integers(1, 20), st.integers(4, 64), st.integers(4, 64))
+small = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9))
+NOTHING, ONE_CELL = np.zeros((2, 3, 6, 5), np.uint8)
+ONE_CELL[0, 0, 0] = 1
+
+
+def random_grids(*shape: int, seed: int = 0) -> Classes:
+    return np.random.default_rng(seed).integers(0, 10, shape, dtype=np.uint8)
+
+
+def pixels(png: io.BytesIO) -> NDArray[np.uint8]:
+    """Decode a picture: `[height, width, RGBA]`."""
+    return np.round(imread(io.BytesIO(png.getvalue())) * 255).astype(np.uint8)
+
+
+def count_pixels(png: io.BytesIO, colour: str) -> int:
+    return int((pixels(png)[..., :3] == list(bytes.fromhex(colour[1:]))).all(-1).sum())
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+
+
+def draw_each(path: io.BytesIO, title: str) -> None:
+    """Every picture of grids, one after the other, into one stream."""
+    target, painted = random_grids(3, 6, 5), random_grids(3, 6, 5, seed=1)
+    draw_reconstructions(target, painted, [0.1, 0.2, 0.3], path=path, title=title)
+    plot_comparison(target, {"A": painted, "B": target}, path=path, title=title)
+    plot_filmstrip(target, [("epoch 1", painted), ("best", target)], path=path, title=title)
+
+
+@settings(max_examples=15)
+@given(shapes, st.integers(0, 99))
+@example((10, 16, 16), 0)
+@example((20, 64, 64), 0)
+@example((1, 4, 64), 0)
+def test_grids_of_any_size_make_one_axes_of_bounded_size(shape: tuple[int, int, int], seed: int) -> None:
+    png = io.BytesIO()
+    target, painted = random_grids(*shape, seed=seed), random_grids(*shape, seed=seed + 1)
+    figure = draw_reconstructions(target, painted, [0.5] * shape[0], path=png, title="Option B\nepoch 1")
+    height, width, _ = pixels(png).shape
+    assert 600 <= width <= 1800
+    assert 200 <= height <= 1800
+    assert len(figure.axes) == 1
+    assert sum("%" in text for text in texts(figure)) == shape[0]
+
+
+@given(st.text(max_size=300))
+@example("$\\frac{1}{$ <b>bold</b> & \x00 \t日本 \U0001f9ea \u0301\r\n\u2028" + "W" * 500)
+@example("\n" * 50)
+@settings(max_examples=20)
+def test_no_title_breaks_a_picture(title: str) -> None:
+    png = io.BytesIO()
+    draw_reconstructions(random_grids(1, 4, 4), random_grids(1, 4, 4), [0.5], path=png, title=title)
+    assert max(pixels(png).shape) <= 1800
+
+
+def test_markup_in_a_title_is_written_as_it_stands() -> None:
+    figure = plot_comparison(random_grids(3, 6, 5), {}, title="$x^2$ <b>\nσ² & γ")
+    assert {"$x^2$ <b>", "σ² & γ"} <= set(texts(figure))
+
+
+@settings(max_examples=20)
+@given(small, small)
+def test_the_wrong_cells_drawn_are_those_where_the_arrays_differ(target: Classes, painted: Classes) -> None:
+    drawn, one = io.BytesIO(), io.BytesIO()
+    draw_reconstructions(target, painted, [0.0] * 3, path=drawn)
+    draw_reconstructions(NOTHING, ONE_CELL, [0.0] * 3, path=one)
+    each = count_pixels(one, SYMBOL_COLOURS[WRONG])
+    assert each > 0
+    assert count_pixels(drawn, SYMBOL_COLOURS[WRONG]) == each * (target != painted).sum()
+
+
+@settings(max_examples=20)
+@given(small)
+def test_every_cell_is_drawn_in_the_colour_of_its_class(target: Classes) -> None:
+    # Black, grey and the text's shades between them are left out.
+    drawn, one = io.BytesIO(), io.BytesIO()
+    plot_comparison(target, {}, path=drawn)
+    plot_comparison(ONE_CELL, {}, path=one)
+    each = count_pixels(one, ARC_COLOURS[1])
+    assert each > 0
+    for colour in (1, 2, 3, 4, 6, 7, 8, 9):
+        assert count_pixels(drawn, ARC_COLOURS[colour]) == each * (target == colour).sum()
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 2), st.integers(0, 5), st.integers(0, 4))
+def test_every_cell_is_drawn_in_its_place(grid: int, row: int, column: int) -> None:
+    def centre(*cell: int) -> NDArray[np.float64]:
+        png, grids = io.BytesIO(), NOTHING.copy()
+        grids[cell] = 1
+        plot_comparison(grids, {}, path=png)
+        blue = list(bytes.fromhex(ARC_COLOURS[1][1:]))
+        return np.argwhere((pixels(png)[..., :3] == blue).all(-1)).mean(0)
+
+    origin = centre(0, 0, 0)
+    down, right, next_grid = (centre(*step) - origin for step in np.eye(3, dtype=int)[[1, 2, 0]].tolist())
+    assert down[0] == right[1] > 1
+    assert down[1] == right[0] == next_grid[0] == 0
+    assert next_grid[1] > 5 * right[1]
+    np.testing.assert_allclose(
+        centre(grid, row, column), origin + grid * next_grid + row * down + column * right
+    )
+
+
+def test_places_without_a_grid_stay_empty() -> None:
+    png, grids = io.BytesIO(), np.full((11, 4, 4), 1, np.uint8)
+    draw_reconstructions(grids, grids, [0.0] * 11, path=png)
+    assert count_pixels(png, SYMBOL_COLOURS[WRONG]) == 0
+    assert (pixels(png)[-200:-90, -100:, :3] == 255).all()
+
+
+def test_more_than_ten_grids_go_on_below_with_their_rows_in_the_same_order() -> None:
+    png, grids = io.BytesIO(), np.full((11, 4, 4), 1, np.uint8)
+    draw_reconstructions(grids, grids + 1, [0.0] * 11, path=png)
+    colours = {name: list(bytes.fromhex(SYMBOL_COLOURS[name][1:])) for name in (1, 2, WRONG)}
+    seen: list[int] = []
+    for line in pixels(png)[..., :3]:
+        seen += [name for name, colour in colours.items() if (line == colour).all(-1).any()]
+    assert [name for name, _ in groupby(seen)] == [1, 2, WRONG] * 2
+
+
+@pytest.mark.parametrize("symbol", [WRONG - 2, WRONG - 1], ids=["background", "object"])
+def test_wrong_cells_differ_from_right_ones_without_colour(symbol: int) -> None:
+    def luminance(colour: str) -> float:
+        return float(np.dot([0.2126, 0.7152, 0.0722], list(bytes.fromhex(colour[1:])))) / 255
+
+    assert luminance(SYMBOL_COLOURS[symbol]) - luminance(SYMBOL_COLOURS[WRONG]) > 0.5
+
+
+def test_wrong_cells_carry_a_mark() -> None:
+    background = np.zeros((1, 4, 4), np.uint8)
+    wrong, dotted = io.BytesIO(), io.BytesIO()
+    draw_reconstructions(background, background + 1, [0.0], path=wrong)
+    plot_comparison(background, {"A": background + 1}, path=dotted)
+    cell = 48 * 48
+    assert 0 < count_pixels(wrong, SYMBOL_COLOURS[WRONG]) < 16 * cell * 0.95
+    assert 0 < count_pixels(dotted, ARC_COLOURS[1]) < count_pixels(wrong, ARC_COLOURS[1])
+
+
+def test_one_input_gives_one_file_on_every_thread_and_under_every_style() -> None:
+    def drawn(_: int = 0) -> bytes:
+        png = io.BytesIO()
+        draw_each(png, title="Option B\nσ²")
+        return png.getvalue()
+
+    expected = drawn()
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(drawn, range(8))) == {expected}
+    with plt.style.context(["dark_background", "ggplot"]), matplotlib.rc_context({"savefig.dpi": 300}):
+        assert drawn() == expected
+
+
+def test_a_file_holds_the_picture_and_its_description_but_no_date_or_version() -> None:
+    png, grids = io.BytesIO(), random_grids(2, 8, 8)
+    draw_reconstructions(grids, 9 - grids, [0.1, 0.2], path=png)
+    data, chunks, place = png.getvalue(), dict[bytes, bytes](), 8
+    while place < len(data):
+        (length,) = struct.unpack_from(">I", data, place)
+        chunks[data[place + 4 : place + 8]] = data[place + 8 : place + 8 + length]
+        place += 12 + length
+    assert chunks.keys() == {b"IHDR", b"pHYs", b"tEXt", b"IDAT", b"IEND"}
+    assert chunks[b"tEXt"] == b"Description\0" + describe_reconstructions(grids, 9 - grids).encode()
+
+
+def test_ten_grids_of_noise_stay_well_under_80_kilobytes() -> None:
+    png = io.BytesIO()
+    grids = random_grids(10, 16, 16), random_grids(10, 16, 16, seed=1)
+    draw_reconstructions(*grids, [0.5] * 10, path=png, title="Option B, seed 0, epoch 5\naccuracy 77.1%")
+    assert len(png.getvalue()) < 70_000
+
+
+def test_a_path_may_be_text_a_path_or_a_stream(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    for path in (str(tmp_path / "text.png"), tmp_path / "path.png", stream):
+        plot_comparison(random_grids(2, 5, 4), {}, path=path)
+    assert {file.read_bytes() for file in tmp_path.iterdir()} == {stream.getvalue()}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_drawing_leaves_pyplot_and_the_settings_alone() -> None:
+    settings_before = dict(matplotlib.rcParams)
+    draw_each(io.BytesIO(), title="x")
+    assert plt.get_fignums() == []
+    assert dict(matplotlib.rcParams) == settings_before

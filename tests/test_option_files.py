@@ -1,0 +1,352 @@
+"""Files of loss options: what they add, and how their mistakes are told."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from lab import QUICK, ROOT, TINY, comparison, newest, run_pytest
+
+from bvae.config import (
+    LOSS_OPTIONS,
+    OPTION_NAME,
+    ExperimentConfig,
+    LossOption,
+    differences,
+    from_json,
+    read_json,
+    to_json,
+)
+from bvae.option_files import MAX_BYTES, OptionFileError, line_of, read_options
+from bvae.options import parse_experiment, separated_path
+from bvae.session import SessionRecord
+
+METHODS = "none, inverse, sqrt_inverse, power, effective, or 10 positive finite numbers"
+
+
+@pytest.fixture
+def documented(tmp_path: Path) -> str:
+    """The complete example of the documentation, as a file."""
+    text = (ROOT / "docs/loss-options.md").read_text()
+    path = tmp_path / "losses.toml"
+    path.write_text(re.search(r"```toml\n(.*?)```", text, re.DOTALL)[1])
+    return str(path)
+
+
+def names(experiment: ExperimentConfig) -> list[str]:
+    return [option.name for option in experiment.options]
+
+
+@pytest.mark.unit
+def test_the_documented_example_says_what_the_documentation_says(documented: str) -> None:
+    explicit = (0.3, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0)
+    assert list(read_options(documented).values()) == [
+        LossOption(
+            name="D",
+            gamma=2.0,
+            class_weights="effective",
+            beta=0.9999,
+            candidate=True,
+            role="effective number of samples",
+        ),
+        LossOption(name="E", gamma=1.5, class_weights="power", exponent=0.4, candidate=True),
+        LossOption(name="hand-made", gamma=0.0, class_weights=explicit, candidate=False),
+        LossOption(name="B", gamma=1.0, class_weights="sqrt_inverse", candidate=True),
+    ]
+
+
+@pytest.mark.unit
+def test_a_file_adds_to_the_built_in_options_or_replaces_them(documented: str) -> None:
+    experiment = parse_experiment({"loss_options_file": documented})
+    assert names(experiment) == ["A", "B", "C", "D", "E", "hand-made"]
+    assert experiment.options[0] == LOSS_OPTIONS["A"]
+    assert experiment.options[1].gamma == 1.0
+
+
+@pytest.mark.unit
+def test_names_select_from_the_built_in_options_and_the_file(documented: str) -> None:
+    given_values = {"loss_options_file": documented, "loss_options": "D,A,B"}
+    assert names(parse_experiment(given_values)) == ["D", "A", "B"]
+    with pytest.raises(
+        ValueError, match="--loss-options names 'Z'; expected names among A,B,C,D,E,hand-made"
+    ):
+        parse_experiment(given_values | {"loss_options": "Z"})
+    with pytest.raises(ValueError, match=r"--loss-options names 'D'; expected names among A,B,C$"):
+        parse_experiment({"loss_options": "D"})
+
+
+@pytest.mark.unit
+def test_a_recorded_experiment_goes_on_without_its_file(documented: str) -> None:
+    asked = {"loss_options_file": documented, "loss_options": "A,B,D,hand-made"}
+    begun = parse_experiment(asked)
+    recorded = from_json(to_json(begun), ExperimentConfig)
+    assert recorded == begun
+    assert parse_experiment({}, recorded) == begun
+    assert parse_experiment({"loss_options": asked["loss_options"]}, recorded) == begun
+    assert parse_experiment(asked, recorded) == begun
+
+
+@pytest.mark.unit
+def test_a_file_that_changed_since_is_a_difference_from_the_record(documented: str) -> None:
+    asked = {"loss_options_file": documented}
+    begun = parse_experiment(asked)
+    Path(documented).write_text(Path(documented).read_text().replace("0.9999", "0.99"))
+    assert differences(parse_experiment(asked, begun), begun) == ["options.3.beta was 0.9999 and is 0.99"]
+
+
+@pytest.mark.unit
+def test_options_recorded_before_weights_had_parameters_are_read() -> None:
+    data = (
+        '{"name": "B", "gamma": 2.0, "class_weights": "sqrt_inverse", "candidate": true, "role": "proposed"}'
+    )
+    assert from_json(data, LossOption) == LOSS_OPTIONS["B"]
+
+
+positive = st.floats(1e-300, 1e300)
+options = st.builds(
+    lambda name, gamma, candidate, role, weighing: LossOption(
+        name=name, gamma=gamma, candidate=candidate, role=role, **weighing
+    ),
+    name=st.from_regex(OPTION_NAME, fullmatch=True).filter(lambda name: name.casefold() not in "abc"),
+    gamma=st.floats(0, 1e300),
+    candidate=st.booleans(),
+    role=st.text(st.characters(codec="utf-8").filter(str.isprintable), max_size=20),
+    weighing=st.one_of(
+        st.sampled_from(["none", "inverse", "sqrt_inverse"]).map(lambda method: {"class_weights": method}),
+        st.floats(0, 1e300).map(lambda value: {"class_weights": "power", "exponent": value}),
+        st.floats(0, 1, exclude_max=True).map(lambda value: {"class_weights": "effective", "beta": value}),
+        st.tuples(*[positive] * 10).map(lambda weights: {"class_weights": weights}),
+    ),
+)
+
+
+def toml(option: LossOption) -> str:
+    """An option as a table; a JSON value is also one of TOML."""
+    values = {key: value for key, value in dataclasses.asdict(option).items() if value is not None}
+    name = values.pop("name")
+    assignments = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
+    return f"[{name}]\n" + "".join(assignments)
+
+
+@pytest.mark.unit
+@given(option=options)
+def test_every_option_survives_toml_and_json(
+    tmp_path_factory: pytest.TempPathFactory, option: LossOption
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(toml(option), "utf-8")
+    assert read_options(str(path)) == {option.name: option}
+    assert from_json(to_json(option), LossOption) == option
+
+
+VALID = 'class_weights = "none"\n'
+HEAD = "[D]\ngamma = 1\n"
+MISTAKES = [
+    ("[D]\ngamma = -1\n" + VALID, 2, "gamma is -1.0; expected a finite number of at least 0"),
+    ("[D]\ngamma = nan\n" + VALID, 2, "gamma is nan; expected a finite number"),
+    ("[D]\ngamma = true\n" + VALID, 2, "gamma is True; expected a number"),
+    ("[D]\ngamma = '2'\n" + VALID, 2, "gamma is '2'; expected a number"),
+    (
+        f"[D]\n{VALID}gamma = 1{'0' * 400}",
+        3,
+        f"gamma is 1{'0' * 79}…; expected a number that a float can hold",
+    ),
+    (f"[D]\n{VALID}gamma = 0x{'f' * 5000}", 3, "gamma is a number of thousands of digits; expected"),
+    (
+        f"{HEAD}# its weights\n\nclass_weights = 'cubic'",
+        5,
+        f"class_weights is 'cubic'; expected one of {METHODS}",
+    ),
+    (f"{HEAD}class_weights = 3", 3, f"class_weights is 3; expected one of {METHODS}"),
+    (f"{HEAD}class_weights = [1, 'x']", 3, f"class_weights is [1, 'x']; expected one of {METHODS}"),
+    (f"{HEAD}class_weights = [\n1,\n2]", 3, "class_weights has 2 numbers; expected 10"),
+    (
+        f"{HEAD}class_weights = [1{',1' * 8},0]",
+        3,
+        "class_weights[9] is 0.0; expected a positive finite number",
+    ),
+    (
+        f"{HEAD}class_weights = [inf{',1' * 9}]",
+        3,
+        "class_weights[0] is inf; expected a positive finite number",
+    ),
+    (f"{HEAD}class_weights = 'effective'\nbeta = 1", 4, "beta is 1.0; expected beta with 0 <= beta < 1"),
+    (f"{HEAD}class_weights = 'effective'", 1, "beta is missing, which class weights 'effective' need"),
+    (f"{HEAD}class_weights = 'power'\nexponent = -2", 4, "exponent is -2.0; expected exponent with 0 <="),
+    (
+        f"{HEAD}beta = 0.5\n{VALID}",
+        3,
+        "beta is 0.5; expected none, as it belongs to class weights 'effective'",
+    ),
+    (f"{HEAD}{VALID}candidate = 1", 4, "candidate is 1; expected true or false"),
+    (f"{HEAD}{VALID}role = 7", 4, "role is 7; expected a text of one line"),
+    (f'{HEAD}{VALID}role = """a\nb"""', 4, "role is 'a\\nb'; expected a text of one line"),
+    (
+        f"{HEAD}gama = 1\n{VALID}",
+        3,
+        "[D] has the key 'gama'; expected keys among gamma, class_weights, beta,",
+    ),
+    (f"[E]\ngamma = 1\n{VALID}\n[D]\n{VALID}", 5, "[D] has no gamma; expected gamma and class_weights"),
+    (HEAD, 1, "[D] has no class_weights; expected gamma and class_weights"),
+    ("\ngamma = 1", 2, "'gamma' is not a table; expected one for each option, such as [D]"),
+    ("[[D]]\ngamma = 1", 1, "'D' is not a table; expected one for each option, such as [D]"),
+    (
+        '["my loss"]\ngamma = 1',
+        1,
+        "option name is 'my loss'; expected a letter, then letters, digits, _ or -",
+    ),
+    ('["../D"]\ngamma = 1', 1, "option name is '../D'; expected a letter"),
+    (f"[D{'x' * 32}]\ngamma = 1", 1, f"option name is 'D{'x' * 32}'; expected a letter"),
+    (
+        f"{HEAD}{VALID}[d]\ngamma = 1\n{VALID}",
+        4,
+        "option d differs from D only in case; expected another name",
+    ),
+    (
+        f"[b]\ngamma = 1\n{VALID}",
+        1,
+        "option b differs from B only in case; expected another name, or B itself",
+    ),
+    ("# nothing\n", None, "has no options; expected a table for each, such as [D]"),
+    ("[D]\ngamma 1\n", 2, "is not TOML: "),
+    (f"{HEAD}gamma = 2\n", 3, "is not TOML: "),
+    (f"{HEAD}[D]\n", 3, "is not TOML: "),
+    ("[D]\n\nclass_weights = [1,\n2\n", 4, "is not TOML: "),
+    ("[D]\ngamma = " + "[" * 5000, None, "is not TOML: "),
+    (f"[D]\ngamma = {'1' * 5000}", None, "is not TOML: "),
+]
+
+
+def complaint(path: Path) -> str:
+    with pytest.raises(ValueError, match=r"^--loss-options-file ") as caught:
+        parse_experiment({"loss_options_file": str(path)})
+    message = str(caught.value)
+    assert message.startswith(f"--loss-options-file {path}")
+    assert message.isprintable()
+    assert len(message) < len(str(path)) + 300
+    return message.removeprefix(f"--loss-options-file {path}")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("newline", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize(("text", "line", "expected"), MISTAKES, ids=[mistake for *_, mistake in MISTAKES])
+def test_a_mistake_is_told_with_its_line_and_what_is_allowed(
+    tmp_path: Path, text: str, line: int | None, expected: str, newline: str
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_bytes(text.replace("\n", newline).encode())
+    where = "" if line is None else f", line {line}"
+    assert complaint(path).startswith(f"{where}: {expected}")
+
+
+@pytest.mark.unit
+def test_what_is_no_file_of_text_is_refused(tmp_path: Path) -> None:
+    missing, large, latin, pipe = (tmp_path / name for name in ("missing", "large", "latin", "pipe"))
+    large.write_bytes(b"#" * (MAX_BYTES + 1))
+    latin.write_bytes("[D]\nrole = 'für'".encode("latin-1"))
+    os.mkfifo(pipe)
+    for path in (missing, tmp_path, pipe):
+        assert complaint(path) == ": is not a file; expected one of TOML, such as losses.toml"
+    assert complaint(large) == ": is larger than 1 MiB; expected a few tables of TOML"
+    assert complaint(latin) == ", line 2: is not UTF-8; save it in this encoding"
+    assert complaint(tmp_path / ("x" * 300)).startswith(": cannot be read (")
+
+
+@pytest.mark.unit
+def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "marked.toml"
+    path.write_text(f"[D]\ngamma = 1\n{VALID}", "utf-8-sig")
+    assert read_options(str(path)).keys() == {"D"}
+
+
+@pytest.mark.unit
+@given(st.text() | st.lists(st.sampled_from("[]{}=\"'#\n\\.,D1 a\r")).map("".join))
+def test_any_text_is_options_or_one_mistake(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed.toml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(OptionFileError) as caught:
+        read_options(str(path))
+    assert str(caught.value).isprintable()
+
+
+fillers = st.lists(
+    st.sampled_from(
+        [
+            "",
+            '# a comment with [D] and gamma = 3 and "',
+            'role = """\n[D]\ngamma = 3 # "" ""\\""""""',
+            "role = '''\n[[D]]\n\"\"\"\n'gamma = 4'''''",
+            "other = [ # ]\n  1, [2, '[', \"]\"],\n]  # [",
+            "inline = {a = '}', b = [\n1]}",
+            "dotted.gamma = 3",
+            '  "quoted" = 5',
+        ]
+    ),
+    unique_by=lambda filler: filler[:4],
+)
+
+
+@pytest.mark.unit
+@given(fillers, fillers, st.sampled_from(["gamma = -1", ' "gamma"= [\n]', "gamma = {a = 1}"]), fillers)
+def test_a_key_is_found_on_its_line_whatever_stands_around_it(
+    before: list[str], between: list[str], assignment: str, after: list[str]
+) -> None:
+    head = "\n".join(["[C]", *before, "[D] # its own", *between, ""])
+    rest = [filler for filler in after if filler.startswith("#")]
+    text = head + "\n".join([assignment, *rest])
+    assert line_of(("D", "gamma"), text) == head.count("\n") + 1
+    assert (
+        line_of(("D", "missing"), text)
+        == line_of(("D",), text)
+        == "\n".join(["[C]", *before]).count("\n") + 2
+    )
+    assert line_of(("E",), text) is None
+
+
+@pytest.mark.unit
+def test_the_file_must_be_one_piece_with_its_option() -> None:
+    corrected = separated_path(["experiments/", "--loss-options-file", "losses.toml"])
+    assert corrected is not None
+    assert "--loss-options-file=losses.toml" in corrected
+    assert separated_path(["--loss-options-file=losses.toml"]) is None
+
+
+@pytest.mark.slow
+def test_options_of_a_file_are_trained_compared_and_resumed_without_it(lab: Path, documented: str) -> None:
+    brief = (*QUICK, *TINY, "-n0", "--epochs", "1", "--loss-options", "B,D,hand-made")
+    done = run_pytest("experiments/", *brief, f"--loss-options-file={documented}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    found = comparison(lab)["options"]
+    assert {name: (option["gamma"], option["class_weights"]) for name, option in found.items()} == {
+        "B": (1.0, "sqrt_inverse"),
+        "D": (2.0, "effective"),
+        "hand-made": (0.0, "explicit"),
+    }
+    assert found["hand-made"]["weight_ratio"] == pytest.approx(2 / 0.3)
+    assert all(option["runs"][0]["metrics"] for option in found.values())
+    assert comparison(lab)["gate"]["candidates"] == ["B", "D"]
+    assert "explicit (6.7:1)" in done.stdout
+    record = read_json(newest(lab) / "session.json", SessionRecord)
+    assert list(record.config.options) == [read_options(documented)[name] for name in found]
+    Path(documented).unlink()
+    resumed = run_pytest("experiments/", *QUICK, "-n0", "--resume=latest")
+    assert resumed.returncode == 1, resumed.stdout + resumed.stderr
+    assert comparison(lab)["options"] == found
+
+
+@pytest.mark.slow
+def test_a_bad_file_ends_in_one_sentence_and_exit_code_4(lab: Path) -> None:
+    (lab / "bad.toml").write_text("[D]\ngamma = 2\nclass_weights = 'cubic'\n")
+    done = run_pytest("experiments/", *QUICK, *TINY, "-n2", "--loss-options-file=bad.toml")
+    assert done.returncode == 4, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line]
+    assert errors == [
+        f"ERROR: --loss-options-file bad.toml, line 3: class_weights is 'cubic'; expected one of {METHODS}"
+    ]
+    assert not (lab / "runs").exists()

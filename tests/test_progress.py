@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bvae.config import ExperimentConfig, read_json, to_json
+from bvae.progress import Note, ProgressDisplay, ProgressNote, describe_progress
+from bvae.trainer import Stepped
+
+pytestmark = pytest.mark.unit
+
+
+def note(step: int = 50, steps: int = 100) -> Note:
+    return Note(step=step, steps=steps, epoch=3, epochs=5, images_per_second=2000.0)
+
+
+def test_a_line_says_what_trains_how_fast_and_how_long_it_takes() -> None:
+    line = describe_progress({"A-seed0": note(), "C-seed0": note()}, 1, 3, 30.0)
+    assert line == (
+        "1 of 3 runs done; A-seed0 epoch 3/5 (50%), C-seed0 epoch 3/5 (50%), 4,000 images/s, about 15 s left"
+    )
+
+
+@given(st.integers(0, 3), st.integers(0, 6), st.floats(0, 1e5), st.integers(0, 100))
+def test_any_state_can_be_said(training: int, finished: int, elapsed: float, step: int) -> None:
+    runs = training + finished + 1
+    line = describe_progress({f"A-seed{i}": note(step) for i in range(training)}, finished, runs, elapsed)
+    assert line.startswith(f"{finished} of {runs} runs done")
+    assert "\n" not in line
+
+
+def test_a_run_leaves_its_last_step_in_its_note(tmp_path: Path) -> None:
+    listener = ProgressNote(tmp_path, epochs=2)
+    for step in range(1, 21):
+        listener(Stepped(step=step, steps=20, epoch=1 + step // 11, images=64))
+    assert read_json(tmp_path / ".progress", Note).step == 20
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_the_display_shows_notes_and_ends_when_all_runs_are_done(tmp_path: Path, live: bool) -> None:
+    experiment = ExperimentConfig(seeds=1)
+    runs = [experiment.run(option, 0, "f") for option in experiment.options]
+    shown: list[str] = []
+    display = ProgressDisplay(tmp_path, runs, shown.append, live=live)
+    (tmp_path / "A-seed0").mkdir()
+    (tmp_path / "A-seed0/.progress").write_bytes(to_json(note()))
+    display.show()
+    assert "0 of 3 runs done; A-seed0 epoch 3/5 (50%)" in shown[-1]
+    assert shown[-1].startswith("\r") == live
+    assert shown[-1].endswith("\n") != live
+    for run in runs:
+        (tmp_path / run.name).mkdir(exist_ok=True)
+        (tmp_path / run.name / "result.json").touch()
+    display.start()
+    display.join(timeout=10)
+    assert not display.is_alive()
+    assert shown[-1] == "\r\x1b[K" if live else shown[-1].endswith("\n")
