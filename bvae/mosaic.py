@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib.artist import Artist
+from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
 
 from bvae.canvas import (
@@ -92,10 +94,7 @@ def draw_mosaic(
     layout = _lay_out(symbols.shape, labels, captions, headers, note, title)
     side = symbols.shape[2] * layout.cell
     figure, axes = pixel_figure(layout.width, layout.height)
-    extent = (0, layout.width, layout.height, 0)
-    axes.imshow(
-        _paint(symbols, layout), interpolation="nearest", aspect="auto", origin="upper", extent=extent
-    )
+    axes.add_artist(_Pixels(_paint(symbols, layout)))
     write_title(axes, layout.title)
     quiet: dict[str, Any] = {"size": TEXT_SIZE, "color": SOFT_INK}
     centred: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.column, "ha": "center"}
@@ -167,6 +166,19 @@ def _lay_out(
         height=bottom - GAP + EDGE + (GAP + TEXT_SIZE if note else 0),
         title=lines,
     )
+
+
+class _Pixels(Artist):
+    """An image of the figure's own size, drawn as it is; imshow would resample it, in much memory."""
+
+    def __init__(self, image: npt.NDArray[np.uint8]) -> None:
+        super().__init__()
+        self.image = np.ascontiguousarray(image[::-1])  # Agg counts rows from the bottom
+
+    def draw(self, renderer: RendererBase) -> None:
+        context = renderer.new_gc()
+        renderer.draw_image(context, 0, 0, self.image)
+        context.restore()
 
 
 def _paint(symbols: Symbols, layout: _Layout) -> npt.NDArray[np.uint8]:
