@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,17 +21,28 @@ from torch import Tensor
 
 from bvae.config import from_json, to_json
 from bvae.files import write_whole
+from bvae.grid_files import printable
 
 MAX_BYTES = 4 * 2**30
 _KEY = "bvae"
+_OPENING = f'{{"__metadata__":{{"{_KEY}":"'.encode()
 _NO_CHECKSUM = "0" * 64
 _CHECKSUM = re.compile(rb'^\{\\"checksum\\":\\"([0-9a-f]{64})\\"')
+
+CONTENT_ERRORS = (
+    *(safetensors.SafetensorError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
+    *(AssertionError, AttributeError),
+)
+"""What parsers raise for content that is not what they expect."""
 
 State = TypeVar("State")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged or does not belong here; the message names the file and what is wrong."""
+    """A checkpoint is damaged or does not belong here; one line that names the file and what is wrong."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,29 +78,37 @@ def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:
         CheckpointError: for a file that is missing, too large, truncated, altered, or of another format.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise CheckpointError(f"{path} has {size} bytes; a checkpoint has at most {MAX_BYTES}")
-        data = path.read_bytes()
+        data = _read(path)
     except OSError as error:
         raise CheckpointError(f"{path} could not be read: {error.strerror or error}") from error
     metadata = _verified_metadata(path, data)
     try:
         tensors = safetensors.torch.load(data)
         state = from_json(json.dumps(metadata["state"]), kind)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+    except CONTENT_ERRORS as error:
         raise CheckpointError(f"{path} has a sound checksum but no checkpoint in it: {error}") from error
     return Checkpoint(tensors, state)
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a file that begins as a checkpoint does; of another no more than its beginning is read."""
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise CheckpointError(f"{path} is not a file; expected a checkpoint of bvae")
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise CheckpointError(f"{path} has {size} bytes; a checkpoint has at most {MAX_BYTES}")
+        start = file.read(8 + len(_OPENING))
+        return start + file.read() if start.endswith(_OPENING) else start
 
 
 def _verified_metadata(path: Path, data: bytes) -> dict[str, object]:
     header_size = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + header_size]
-    opening = f'{{"__metadata__":{{"{_KEY}":"'.encode()
-    found = _CHECKSUM.match(header[len(opening) :]) if header.startswith(opening) else None
+    found = _CHECKSUM.match(header[len(_OPENING) :]) if header.startswith(_OPENING) else None
     if len(header) < header_size or found is None:
         raise CheckpointError(f"{path} is not a whole checkpoint of bvae (a safetensors file of its own)")
-    start = 8 + len(opening) + found.start(1)
+    start = 8 + len(_OPENING) + found.start(1)
     digest = hashlib.sha256(data[:start])
     digest.update(_NO_CHECKSUM.encode())
     digest.update(memoryview(data)[start + 64 :])
@@ -96,7 +116,7 @@ def _verified_metadata(path: Path, data: bytes) -> dict[str, object]:
         raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
     try:
         metadata: dict[str, object] = json.loads(json.loads(header)["__metadata__"][_KEY])
-    except (ValueError, KeyError, RecursionError) as error:
+    except CONTENT_ERRORS as error:
         raise CheckpointError(f"{path} has a sound checksum but a broken header: {error}") from error
     return metadata
 

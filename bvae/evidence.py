@@ -13,12 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from bvae.baseline import Baseline, compare_with
+from bvae.baseline import Baseline
 from bvae.comparison import Comparison, OptionSummary, compare
 from bvae.config import RunConfig, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.curves import plot_curves
-from bvae.files import write_whole
+from bvae.files import make_folder, write_whole
+from bvae.regression import compare_with
 from bvae.run import (
     RunCrashError,
     RunResult,
@@ -74,7 +75,7 @@ def write_comparison(
     comparison = compare_outcomes(session, outcomes)
     differences = compare_with(baseline, comparison)
     folder = comparison_folder(session)
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     write_whole(folder / "curves.png", draw_curves(session, comparison))
     write_whole(folder / "reconstructions.png", _draw_reconstructions(session, corpus, comparison))
     for name, option in comparison.options.items():

@@ -7,9 +7,22 @@ import os
 import tempfile
 from pathlib import Path
 
+from bvae.grid_files import printable
+
 
 class StorageError(OSError):
-    """A file could not be written; the message names the path, the cause and what to do."""
+    """A file could not be written; the message, one line, names the path, the cause and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder in one that exists, unless it is there. Raises StorageError."""
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise _refused(path, "made", error) from error
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -39,7 +52,11 @@ def write_whole(path: Path, data: bytes) -> None:
         finally:
             os.close(directory)
     except OSError as error:
-        raise StorageError(
-            f"{path} could not be written: {error.strerror or error}. Files written before are whole; "
-            "make room or restore access and resume the session"
-        ) from error
+        raise _refused(path, "written", error) from error
+
+
+def _refused(path: Path, what: str, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path} could not be {what}: {error.strerror or error}. Files written before are whole; "
+        "make room or restore access and resume the session"
+    )

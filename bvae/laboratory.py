@@ -6,6 +6,7 @@ import dataclasses
 import os
 import secrets
 import signal
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,14 +14,8 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from bvae.baseline import (
-    BASELINE_FILE,
-    Baseline,
-    Difference,
-    comparable_baseline,
-    compare_with,
-    read_baseline,
-)
+from bvae import EvidenceWarning
+from bvae.baseline import BASELINE_FILE, Baseline, comparable_baseline, read_baseline
 from bvae.comparison import Comparison
 from bvae.config import ExperimentConfig, LossOption, RunConfig, to_json
 from bvae.corpus import Corpus, CorpusError, load_corpus
@@ -38,6 +33,7 @@ from bvae.grid_files import printable
 from bvae.models import check_model, check_model_named
 from bvae.options import parse_experiment
 from bvae.progress import ProgressDisplay
+from bvae.regression import Difference, compare_with
 from bvae.report import report_head, show_differences, show_gate
 from bvae.report_run import show_run
 from bvae.run import RunResult, obtain_run
@@ -58,12 +54,14 @@ class Laboratory:
         experiment: what is compared.
         selected: the runs that this invocation collected and did not deselect.
         baseline: what the session is compared with, None for nothing.
+        complaint: why the session could not be closed, empty where it could.
     """
 
     def __init__(self, experiment: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
         self.experiment, self.run_dir, self.command = experiment, run_dir, tuple(command)
         self.selected: list[RunConfig] = []
         self.baseline: Baseline | None = None
+        self.complaint = ""
         self._session: Session | None = None
         self._lock: FileLock | None = None  # held for as long as this object lives
         self._display: ProgressDisplay | None = None
@@ -114,13 +112,13 @@ class Laboratory:
                     "restore that, or start a new session"
                 )
             laboratory._lock = hold(path)
+            discard_comparison(session)
         except (OSError, ValueError, SessionHeldError) as error:
             if isinstance(error, SetupError):
                 raise
             raise SetupError(
                 f"--resume {printable(resumed)} is not possible: {printable(str(error))}"
             ) from error
-        discard_comparison(session)
         laboratory._session = session
         return laboratory
 
@@ -185,7 +183,11 @@ class Laboratory:
 
     def obtain(self, selection: Selection) -> RunResult:
         """The result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""
-        return obtain_run(self.session, self.session.run_config(*selection), self.corpus)
+        run = self.session.run_config(*selection)
+        result = obtain_run(self.session, run, self.corpus)
+        for failure in result.failed_pictures:
+            warnings.warn(f"{run.name} lacks a picture: {printable(failure)}", EvidenceWarning, stacklevel=2)
+        return result
 
     def compare(self) -> Comparison:
         """Obtain all selected runs, compare them, and write the comparison."""
@@ -215,7 +217,10 @@ class Laboratory:
         return self._session is not None and not self._closed
 
     def close_session(self, *, interrupted: bool) -> None:
-        """Write the comparison where the gate did not; remove the folder where nothing began."""
+        """Write the comparison where the gate did not; remove the folder where nothing began.
+
+        A disk that refuses is complained of in the summary, since nobody could catch an exception here.
+        """
         if not self.is_open:
             return
         self._closed, self._interrupted = True, interrupted
@@ -224,10 +229,13 @@ class Laboratory:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what remains takes a second
         if interrupted:
             self.session.stop()
-        if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
-            self._gate_ran = False
-            write_comparison(self.session, self.corpus, outcomes, self.baseline)
-        self.session.discard_if_unused()
+        try:
+            if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
+                self._gate_ran = False
+                write_comparison(self.session, self.corpus, outcomes, self.baseline)
+            self.session.discard_if_unused()
+        except OSError as error:
+            self.complaint = f"The session could not be closed: {printable(str(error))}"
         # GitHub shows the Markdown in this file on the page of the workflow's run.
         step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if step_summary and (comparison := read_comparison(self.session)) is not None:
@@ -238,11 +246,9 @@ class Laboratory:
     def summary(self, command: str = "pytest experiments/") -> list[str]:
         """The lines that end the terminal output; none where nothing was run."""
         comparison = read_comparison(self.session) if self._session is not None else None
-        resume = [
-            f"Interrupted. Resume with: {command} --resume={printable(str(self.session.path))}"
-        ]
+        resume = self._how_to_resume(comparison, command)
         if comparison is None:
-            return resume if self._interrupted and self.session.path.exists() else []
+            return resume
         lines = [describe_setting(comparison), "", *to_text_table(comparison), ""]
         if not self._gate_ran:
             lines += ["The gate was not run; this is a comparison of what was found.", ""]
@@ -250,7 +256,17 @@ class Laboratory:
         if differences := differences_to_text(compare_with(self.baseline, comparison)):
             lines += ["", *differences]
         lines.append(f"Session: {printable(str(self.session.path))}")
-        return [*lines, *(resume if self._interrupted else [])]
+        return [*lines, *resume]
+
+    def _how_to_resume(self, comparison: Comparison | None, command: str) -> list[str]:
+        """Lines on what is missing in the session and how to complete it; none where nothing is."""
+        runs = [run for option in comparison.options.values() for run in option.runs] if comparison else []
+        unfinished = self._interrupted or any(run.verdict == "incomplete" for run in runs)
+        lines = [self.complaint] if self.complaint else []
+        if (unfinished or lines) and self.session.path.exists():
+            reason = "Interrupted. " if self._interrupted else ""
+            lines.append(f"{reason}Resume with: {command} --resume={printable(str(self.session.path))}")
+        return lines
 
     def report_head(self) -> list[str]:
         """HTML that comes before the table of tests in the report."""

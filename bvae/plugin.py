@@ -160,12 +160,15 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[N
     mine = laboratory is not None and not is_worker(session.config)
     if laboratory is not None and mine:
         laboratory.close_session(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+        if laboratory.complaint and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
     yield
     if mine and (page := session.config.getoption("htmlpath", None)):
         from bvae.report_page import mend_file
 
-        # pytest-html has written it, where this path leads.
-        mend_file(Path.cwd() / Path(os.path.expandvars(page)).expanduser())
+        path = Path(os.path.expandvars(page)).expanduser()  # as pytest-html reads it
+        if path.is_file():
+            mend_file(path)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

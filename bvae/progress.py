@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import threading
@@ -54,8 +55,9 @@ class ProgressNote:
             images_per_second=self._images / max(now - self._since, 1e-9),
         )
         new = self.path.with_suffix(".new")
-        new.write_bytes(to_json(note))
-        new.replace(self.path)
+        with contextlib.suppress(OSError):  # a full disk is for the next checkpoint to complain of
+            new.write_bytes(to_json(note))
+            new.replace(self.path)
         self._since, self._images = now, 0
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
-from bvae.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.comparison import Comparison, OptionSummary, Spread
 from bvae.config import AccuracyBand
 from bvae.markup import Cell, code, disclosure, heading, listing, paragraph, picture_file, section, table
 from bvae.recipe import recipe
+from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.run import read_history
 from bvae.session import Session
 from bvae.story import tell_learning, tell_trend
@@ -165,7 +166,7 @@ def _provenance(session: Session) -> str:
         [
             f"Everything lies in {session.path}: comparison/comparison.json, and for each run its metrics, "
             "checkpoints and pictures.",
-            f"Command: pytest {' '.join(record.command)}",
+            f"Arguments of the command: {shlex.join(record.command)}",
             f"Commit: {record.commit or 'unknown'}. Versions: {versions}.",
         ]
     )

@@ -109,7 +109,7 @@ SCRIPT = """
   const mendLogs = () => document.querySelectorAll('.logwrapper').forEach((log) => {
     log.tabIndex = 0;
     log.setAttribute('role', 'region');
-    log.setAttribute('aria-label', 'Log');
+    log.setAttribute('aria-label', 'Log of ' + log.closest('tbody').id);
     const expander = log.querySelector('.logexpander');
     expander.tabIndex = 0;
     expander.setAttribute('role', 'button');

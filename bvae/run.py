@@ -28,7 +28,7 @@ from bvae.beta_vae import GridModel, Output
 from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
 from bvae.config import DEFAULT_MODEL, AccuracyBand, RunConfig, read_json, to_json
 from bvae.corpus import Corpus
-from bvae.files import write_whole
+from bvae.files import make_folder, write_whole
 from bvae.metrics import Evaluation
 from bvae.models import build_model
 from bvae.progress import ProgressNote
@@ -88,7 +88,7 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
         StorageError: where a file cannot be written.
     """
     directory = session.path / run.name
-    directory.mkdir(exist_ok=True)
+    make_folder(directory)
     begun = directory / ".begun"
     with FileLock(directory / ".lock"):
         if (directory / "result.json").exists():
@@ -219,7 +219,8 @@ class MetricsLog:
 class Gallery:
     """Draws the same ten training grids at every checkpoint save, in a picture named after the checkpoint.
 
-    A picture that fails costs neither training nor a checkpoint: the failure is kept, to be reported.
+    A picture that cannot be drawn costs neither training nor a checkpoint: the failure is kept, to be
+    reported. One that cannot be written raises StorageError, as the next checkpoint would.
     """
 
     def __init__(self, run: RunConfig, corpus: Corpus) -> None:
@@ -239,11 +240,12 @@ class Gallery:
             plot_reconstructions(
                 event.model, self.grids, path=picture, title=self._title(event), loss=self._loss
             )
-            for path in event.paths:
-                write_whole(picture_of(path), picture.getvalue())
         except Exception as error:
             names = ", ".join(picture_of(path).name for path in event.paths)
             self.failures.append(f"{names}: {type(error).__name__}: {error}")
+            return
+        for path in event.paths:
+            write_whole(picture_of(path), picture.getvalue())
 
     def draw_filmstrip(self, directory: Path) -> None:
         """Draw the grids as the checkpoints in a run's directory reconstruct them, an epoch a column."""
@@ -259,9 +261,10 @@ class Gallery:
                 strip.append((f"Epoch {int(path.stem[6:])}", reconstruct(model, self.grids)))
             picture = io.BytesIO()
             plot_filmstrip(self.grids, strip, path=picture, title=f"{name}: training grids epoch by epoch")
-            write_whole(directory / FILMSTRIP, picture.getvalue())
         except Exception as error:
             self.failures.append(f"{FILMSTRIP}: {type(error).__name__}: {error}")
+            return
+        write_whole(directory / FILMSTRIP, picture.getvalue())
 
     def _loss(self, output: Output, target: torch.Tensor) -> torch.Tensor:
         return self.loss(*output, target).total

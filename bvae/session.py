@@ -149,7 +149,8 @@ class Session:
 
     def stop(self) -> None:
         """Ask the workers of this invocation to end at once."""
-        self._stop_sign.touch()
+        with contextlib.suppress(OSError):  # they end with the controller in any case
+            self._stop_sign.touch()
 
     @property
     def _stop_sign(self) -> Path:
@@ -176,6 +177,8 @@ def hold(path: Path) -> FileLock:
         raise SessionHeldError(
             f"session {path} is in use by process {pid}; wait for it or interrupt it, then resume"
         ) from None
+    except OSError as error:
+        raise StorageError(f"session {path} could not be locked: {error.strerror or error}") from error
     write_whole(holder, str(os.getpid()).encode())
     # Of invocations that are over. What is unfinished in a run is left to whoever holds the run.
     for left in (*path.glob(".stop-*"), *path.glob("*.part"), *path.glob("comparison/*.part")):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from bvae.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.comparison import Comparison, OptionSummary
 from bvae.config import AccuracyBand
+from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 
 HEADINGS = (
     "option",

@@ -22,6 +22,7 @@ from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_che
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.device import reproducible
+from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
 from bvae.metrics import evaluate
 from bvae.models import initial_model
@@ -65,7 +66,7 @@ class Trainer:
     Args:
         config: what to train.
         corpus: the grids; its fingerprint must be the configured one.
-        directory: checkpoints go to `directory/checkpoints/`.
+        directory: a folder; checkpoints go to `directory/checkpoints/`.
         listeners: called with each event, in order, in the training thread.
 
     Attributes:
@@ -99,6 +100,7 @@ class Trainer:
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         self._optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, fused=True)
+        self._prepare_optimizer()
 
     def fit(self) -> Sequence[EpochRecord]:
         """Train to the configured number of epochs, or until a number is not finite.
@@ -132,14 +134,14 @@ class Trainer:
         checkpoint = load_checkpoint(path, Progress)
         if checkpoint.state.config != self.config:
             raise CheckpointError(f"{path} is of another run: its configuration differs")
-        self._prepare_optimizer()
         own = self._tensors()
         check_tensors(path, checkpoint.tensors, own)
-        with torch.no_grad():
+        noise = self._check_progress(path, checkpoint.state)
+        with torch.no_grad():  # nothing fails from here on, so a refused checkpoint leaves no trace
             for name, tensor in own.items():
                 tensor.copy_(checkpoint.tensors[name])
         self.progress = checkpoint.state
-        self._noise.set_state(torch.frombuffer(bytearray(checkpoint.state.noise_state), dtype=torch.uint8))
+        self._noise.set_state(noise)
         if self.epoch:
             self._announce(EpochEnded(self.progress.history))
         self._save(*self._due())
@@ -239,7 +241,7 @@ class Trainer:
     def _save(self, *names: str) -> None:
         if not names:
             return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(self.checkpoints)
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
         paths = tuple(self.checkpoints / f"{name}.safetensors" for name in names)
         save_checkpoint(Checkpoint(self._tensors(), self.progress), *paths)
@@ -266,12 +268,38 @@ class Trainer:
         return tensors
 
     def _prepare_optimizer(self) -> None:
-        """Make Adam create its state, which it does at the first step: here one that moves nothing."""
+        """Make Adam create its state, which it does at the first step: here one that moves nothing.
+
+        So every checkpoint has the same tensors, also for a parameter that never gets a gradient.
+        """
         for parameter in self.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         for group in self._optimizer.param_groups:
             group["lr"] = 0.0
         self._optimizer.step()
+        self._optimizer.zero_grad()
+        for state in self._optimizer.state.values():
+            state["step"].zero_()
+
+    def _check_progress(self, path: Path, progress: Progress) -> Tensor:
+        """The generator state of a checkpoint. Raises CheckpointError where its parts do not fit together."""
+        epochs = [record.epoch for record in progress.history]
+        steps = progress.step - len(epochs) * self.steps_per_epoch
+        total = self.config.training.epochs * self.steps_per_epoch
+        if (
+            epochs != [*range(1, len(epochs) + 1)]
+            or not 0 <= steps < self.steps_per_epoch
+            or not 0 < progress.step <= total
+        ):
+            raise CheckpointError(
+                f"{path} is at step {progress.step} with {len(epochs)} epochs recorded, which do not fit"
+            )
+        try:
+            noise = torch.frombuffer(bytearray(progress.noise_state), dtype=torch.uint8)
+            torch.Generator(self._device).set_state(noise)
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise CheckpointError(f"{path} holds no state of the random generator: {error}") from error
+        return noise
 
 
 def run_loss(config: RunConfig, corpus: Corpus) -> BetaVAELoss:

@@ -127,8 +127,8 @@ def _collapse(last: Evaluation) -> Verdict | None:
         return Verdict(
             "mode_collapse",
             f"paints {painted:.1%} of cells as foreground where {true:.1%} are "
-            f"(less than {PAINTED:.0%} of it), so its accuracy {last.pixel_accuracy:.3f} "
-            f"is that of painting background ({last.background_rate:.3f})",
+            f"(less than {PAINTED:.0%} of it); accuracy {last.pixel_accuracy:.3f}, "
+            f"of painting background only {last.background_rate:.3f}",
         )
     if recall - shuffled < GAIN:
         return Verdict(

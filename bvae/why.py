@@ -143,6 +143,8 @@ def _explain_confusion(why: Why) -> str:
 
 
 def _percent(share: float) -> str:
+    if 0 < share < 0.0005:
+        return "less than 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
 
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 from pytest_html import extras as attach
 
-from bvae.baseline import Baseline, explain_regressions
+from bvae.baseline import Baseline
 from bvae.laboratory import Laboratory, Selection
+from bvae.regression import explain_regressions
 from bvae.summary import explain_gate
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import matplotlib
 import pytest
 from filelock import FileLock
-from lab import QUICK, evidence, furnish, newest, run_pytest
+from lab import QUICK, SessionHere, evidence, furnish, newest, run_pytest
 
 
 @pytest.fixture
@@ -46,3 +48,19 @@ def uninterrupted(
         return found
 
     return find
+
+
+@pytest.fixture
+def session_here(lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
+    """Runs a session in this process, where faults can be patched in: its exit status and output."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def start(*arguments: str) -> tuple[int, str]:
+        done = pytester.runpytest_inprocess("experiments/", "-n0", *arguments)
+        status, said = done.ret, f"{done.stdout.str()}\n{done.stderr.str()}"
+        del done
+        gc.collect()  # and with its laboratory the lock on the session
+        return int(status), said
+
+    yield start
+    signal.signal(signal.SIGTERM, handler)

@@ -24,6 +24,11 @@ ROOT = TESTS.parent
 TINY = ("--corpus=corpus.npz", "--grid-size", "8", "--epochs", "2", "--seeds", "1", "--batch-size", "16")
 """Trains a run in a fraction of a second."""
 
+RESUMABLE = (*TINY, "--loss-options", "A,B", "--checkpoint-every-steps", "2")
+"""Two runs of six steps with six checkpoints each."""
+
+SessionHere = Callable[..., tuple[int, str]]
+
 QUICK = ("-p", "no:hypothesispytest")
 """Spares a session the second that this plugin takes to load, which has nothing to do with ours."""
 

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import QUICK, TINY, evidence, newest, run_pytest, running, sabotage, wait_for
+from lab import QUICK, RESUMABLE, TINY, evidence, newest, run_pytest, running, sabotage, wait_for
 
 pytestmark = pytest.mark.slow
-
-SETTINGS = (*TINY, "--loss-options", "A,B", "--checkpoint-every-steps", "2")
 
 Uninterrupted = Callable[..., dict[str, str]]
 Stamps = dict[str, tuple[int, int]]
@@ -73,11 +71,11 @@ def test_killed_while_writing_any_file_a_session_goes_on_to_the_same_bits(
     for name in names:
         moment = moments.choice(["half", "before", "after"] if name != "latest" else ["before", "after"])
         complete = complete_runs(lab)
-        status = go_on(lab, SETTINGS, "-n0", kill=[name, moment])
+        status = go_on(lab, RESUMABLE, "-n0", kill=[name, moment])
         assert status == -signal.SIGKILL, f"{name} {moment}: {output(lab)}"
         assert complete_runs(lab).items() >= complete.items()
-    assert go_on(lab, SETTINGS, "-n0") == 1, output(lab)
-    assert evidence(newest(lab)) == uninterrupted(*SETTINGS)
+    assert go_on(lab, RESUMABLE, "-n0") == 1, output(lab)
+    assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
     assert left_over(lab) == []
 
 
@@ -104,7 +102,7 @@ def test_a_killed_controller_leaves_neither_a_lock_nor_workers(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     sabotage(lab, slow=3.0)
-    with running(lab, *SETTINGS, "-n2") as process:
+    with running(lab, *RESUMABLE, "-n2") as process:
         wait_for(lambda: len(begun(lab)) == 2)
         refused = run_pytest("experiments/", *QUICK, "--resume=latest")
         assert refused.returncode == 4, refused.stdout + refused.stderr
@@ -116,7 +114,7 @@ def test_a_killed_controller_leaves_neither_a_lock_nor_workers(
         with running(lab, "--resume=latest", "-n2", output="resumed.txt") as resumed:
             wait_for(lambda: not any(map(is_alive, workers)), seconds=10)
             assert resumed.wait(timeout=120) == 1, (lab / "resumed.txt").read_text()
-    assert evidence(newest(lab)) == uninterrupted(*SETTINGS)
+    assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
 
 
 def children(pid: int) -> list[int]:
@@ -152,7 +150,7 @@ def test_an_interrupted_session_says_how_to_resume_and_goes_on_to_the_same_bits(
     ]:
         before = begun(lab)
         sabotage(lab, slow=0.3)
-        with running(lab, *next_arguments(lab, SETTINGS), workers) as process:
+        with running(lab, *next_arguments(lab, RESUMABLE), workers) as process:
             wait_for(lambda: bool(begun(lab) - before))  # noqa: B023
             time.sleep(moments.uniform(0, 0.6))
             send(process.pid, interrupt)
@@ -160,16 +158,16 @@ def test_an_interrupted_session_says_how_to_resume_and_goes_on_to_the_same_bits(
         assert f"Resume with: pytest experiments/ --resume={newest(lab)}" in output(lab)
         for complaint in ("crashed", "node down", "Not properly terminated", "INTERNALERROR", "Traceback ("):
             assert complaint not in output(lab)
-    assert go_on(lab, SETTINGS, workers) == 1, output(lab)
-    assert evidence(newest(lab)) == uninterrupted(*SETTINGS)
+    assert go_on(lab, RESUMABLE, workers) == 1, output(lab)
+    assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
     assert left_over(lab) == []
 
 
 def test_two_sessions_started_at_once_are_two_whole_sessions(lab: Path, uninterrupted: Uninterrupted) -> None:
-    with running(lab, *SETTINGS, "-n2", output="1.txt") as one, running(lab, *SETTINGS, "-n0") as two:
+    with running(lab, *RESUMABLE, "-n2", output="1.txt") as one, running(lab, *RESUMABLE, "-n0") as two:
         assert {one.wait(timeout=120), two.wait(timeout=120)} == {1}, output(lab)
     sessions = [path for path in (lab / "runs").iterdir() if not path.is_symlink()]
     assert len(sessions) == 2
     assert newest(lab) in [path.resolve() for path in sessions]
     for session in sessions:
-        assert evidence(session) == uninterrupted(*SETTINGS)
+        assert evidence(session) == uninterrupted(*RESUMABLE)

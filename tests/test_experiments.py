@@ -27,12 +27,14 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
         names = ("epoch_001", "epoch_002", "best")
         assert checkpoints >= {f"{name}.safetensors" for name in names}
         assert checkpoints >= {f"reconstructions_{name}.png" for name in names}
+        assert (run / "filmstrip.png").exists()
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert [epoch["epoch"] for epoch in epochs] == [1, 2]
         assert epochs[-1]["validation"] == json.loads((run / "result.json").read_text())["metrics"]
         assert json.loads((run / "config.json").read_text())["option"]["name"] == option
     assert {path.name for path in (session / "comparison").iterdir()} == {
-        *("comparison.json", "comparison.md", "curves.png", "reconstructions.png")
+        *("comparison.json", "comparison.md", "curves.png", "reconstructions.png"),
+        *("why_A.png", "why_B.png", "why_C.png"),
     }
     record = json.loads((session / "session.json").read_text())
     assert record["corpus"]["fingerprint"] == comparison(lab)["corpus"]["fingerprint"]

@@ -70,9 +70,7 @@ def test_a_session_is_not_resumed_on_a_changed_corpus(lab: Path, begun: Path, re
 
 
 @pytest.mark.parametrize("package", ["torch", "numpy", "bvae"])
-def test_a_session_is_not_resumed_with_another_version(
-    begun: Path, refusal: Refuse, package: str
-) -> None:
+def test_a_session_is_not_resumed_with_another_version(begun: Path, refusal: Refuse, package: str) -> None:
     record = json.loads((begun / "session.json").read_text())
     record["versions"][package] = "0.0"
     (begun / "session.json").write_text(json.dumps(record))

@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import re
-from html import unescape
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -29,8 +29,8 @@ from bvae.losses import focal_loss
 from bvae.markup import code, paragraph, picture, table
 from bvae.recipe import recipe
 from bvae.records import EpochRecord
-from bvae.report_page import mend_page
-from bvae.story import Learning, learning, tell_learning
+from bvae.report_page import SCRIPT, STYLE, mend_page
+from bvae.story import Learning, learning, tell_learning, tell_trend
 from bvae.verdict import GAIN
 from bvae.why import Why, describe_why, explain_why, plot_why
 
@@ -169,6 +169,14 @@ def test_the_story_in_words(gains: list, expected: Learning, words: str) -> None
     assert words in tell_learning(epochs(gains))
 
 
+@unit
+def test_the_trend_compares_the_last_two_epochs() -> None:
+    assert tell_trend(epochs([0.1])) == tell_trend(epochs([None, 0.2])) == ""
+    assert "recall from 0.350 to 0.375 and validation loss from 1 to 1." in tell_trend(
+        epochs([0.5, 0.1, 0.125])
+    )
+
+
 # ---- the why
 
 
@@ -281,8 +289,17 @@ def test_the_code_of_a_recommendation_runs_and_gives_that_loss(option: LossOptio
 
 @unit
 @given(TEXTS)
-def test_a_page_of_another_make_is_left_as_it_is(text: str) -> None:
-    assert mend_page(text) == text
+def test_mending_a_page_keeps_what_it_says_and_names_its_language(text: str) -> None:
+    page = f"<html><head></head><body><p>{escape(text)}</p></body></html>"
+    read = Reader(mend_page(page).replace(STYLE, "").replace(SCRIPT, ""))
+    assert read.text == text
+    assert read.values[0] == "en"
+    assert read.tags[-3:] == ["main", "p", "script"]
+
+
+@unit
+def test_a_page_without_a_body_is_left_as_it_is() -> None:
+    assert mend_page("no page at all") == "no page at all"
 
 
 def pieces(report: Path) -> list[str]:

@@ -1,0 +1,406 @@
+"""Comparison with an earlier session: the laws of its intervals, and what it refuses to be compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evidence_factory import CORPUS, result
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from lab import QUICK, TINY, newest, run_pytest
+
+from bvae.baseline import (
+    MAX_BYTES,
+    SAME_RESULT,
+    BaselineError,
+    comparable_baseline,
+    incomparable,
+    read_baseline,
+)
+from bvae.comparison import Comparison, compare
+from bvae.config import LOSS_OPTIONS, ExperimentConfig, LossOption, TrainingConfig, to_json
+from bvae.corpus import load_corpus
+from bvae.options import separated_path
+from bvae.regression import (
+    CAPTION,
+    METRICS,
+    compare_with,
+    difference,
+    explain_regressions,
+    welch_interval,
+)
+from bvae.report import show_differences
+from bvae.summary import differences_to_text, to_markdown
+
+unit, slow = pytest.mark.unit, pytest.mark.slow
+
+FRACTIONS = st.floats(0.0, 1.0)
+COUNTED = st.integers(0, 1024).map(lambda cells: cells / 1024)
+"""Fractions of 1,024 cells: sums and differences of them are exact, so laws hold to the bit."""
+SEEDS = st.lists(COUNTED, min_size=2, max_size=6)
+OPPOSITE = {"better": "worse", "worse": "better"}
+
+
+def judged(baseline: list, now: list) -> str:
+    return difference("B", "foreground_iou", baseline, now).judgement
+
+
+# ---- the interval
+
+
+@unit
+@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy warns of a side without variance, and is right
+@given(SEEDS, SEEDS)
+def test_the_interval_is_that_of_welch(baseline: list[float], now: list[float]) -> None:
+    from scipy import stats
+
+    assume(len(set(baseline)) > 1 or len(set(now)) > 1)
+    expected = stats.ttest_ind(now, baseline, equal_var=False).confidence_interval(0.95)
+    assert welch_interval(baseline, now) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+@unit
+@given(SEEDS, SEEDS)
+def test_swapping_baseline_and_now_negates(baseline: list[float], now: list[float]) -> None:
+    low, high = welch_interval(baseline, now)
+    assert welch_interval(now, baseline) == (-high, -low)
+    word = judged(baseline, now)
+    assert judged(now, baseline) == OPPOSITE.get(word, word)
+
+
+@unit
+@given(SEEDS, SEEDS, st.integers(-1024, 1024).map(lambda cells: cells / 1024))
+def test_a_shift_of_every_seed_shifts_the_interval(
+    baseline: list[float], now: list[float], shift: float
+) -> None:
+    low, high = welch_interval(baseline, now)
+    shifted = welch_interval(baseline, [value + shift for value in now])
+    assert shifted == pytest.approx((low + shift, high + shift), abs=1e-12)
+
+
+@unit
+@given(SEEDS, SEEDS, st.randoms())
+def test_the_order_of_the_seeds_does_not_matter(baseline: list[float], now: list[float], random: Any) -> None:
+    mixed = random.sample(now, len(now))
+    assert welch_interval(baseline, mixed) == welch_interval(baseline, now)
+
+
+@unit
+@given(st.lists(FRACTIONS, min_size=2, max_size=6), st.lists(FRACTIONS, min_size=2, max_size=6))
+@example([0.1, 0.1], [0.1, 0.1, 0.1])
+def test_the_words_follow_the_sign_of_the_interval_which_holds_the_difference(
+    baseline: list[float], now: list[float]
+) -> None:
+    found = difference("B", "foreground_iou", baseline, now)
+    low, high = found.interval
+    assert low <= found.mean <= high
+    assert (found.judgement == "better") == (low > 0)
+    assert (found.judgement == "worse") == (high < 0)
+    assert bool(explain_regressions([found])) == (found.judgement == "worse")
+
+
+@unit
+@given(st.lists(FRACTIONS, min_size=2, max_size=6))
+def test_the_same_numbers_make_no_difference(values: list[float]) -> None:
+    found = difference("B", "foreground_iou", values, values[::-1])
+    assert found.mean == 0.0
+    assert found.judgement == "no difference beyond noise"
+
+
+@unit
+@given(FRACTIONS, FRACTIONS, st.integers(2, 6), st.integers(2, 6))
+@example(0.1, 0.1, 2, 3)
+def test_without_variance_any_shift_is_a_difference(old: float, new: float, before: int, now: int) -> None:
+    expected = {True: "better", False: "worse"}[new > old] if new != old else "no difference beyond noise"
+    assert judged([old] * before, [new] * now) == expected
+    assert welch_interval([old] * before, [new] * now) == (new - old, new - old)
+
+
+@unit
+@given(SEEDS, st.sampled_from([[], [0.5], [None, None], [0.5, None, 0.4]]))
+def test_it_cannot_tell_from_too_few_seeds_or_undefined_numbers_and_never_fails(
+    values: list[float], unknown: list[float | None]
+) -> None:
+    for baseline, now in ((values, unknown), (unknown, values)):
+        found = difference("B", "foreground_iou", baseline, now)
+        assert found.judgement == "cannot tell"
+        assert found.interval is None
+        assert explain_regressions([found]) == ""
+
+
+# ---- comparisons
+
+
+def compared(experiment: ExperimentConfig | None = None, **ious: tuple[float, ...]) -> Comparison:
+    """A comparison of options that differ in the foreground IoU of their seeds."""
+    runs = {
+        name: {seed: result(name, seed, foreground_iou=value) for seed, value in enumerate(values)}
+        for name, values in ious.items()
+    }
+    return compare(CORPUS, experiment or ExperimentConfig(), runs)
+
+
+def stored(path: Path, comparison: Comparison, change: Callable[[dict], object] = lambda data: None) -> Path:
+    """A comparison as a file, after a change to its JSON."""
+    data = json.loads(to_json(comparison))
+    change(data)
+    path.write_text(json.dumps(data))
+    return path
+
+
+@unit
+def test_a_comparison_is_its_own_baseline_wherever_the_path_leads(tmp_path: Path) -> None:
+    comparison = compared(A=(0.1, 0.2), B=(0.4, 0.5, 0.6))
+    folder = tmp_path / "session/comparison"
+    folder.mkdir(parents=True)
+    file = stored(folder / "comparison.json", comparison)
+    for path in (file, folder, tmp_path / "session"):
+        baseline = comparable_baseline(path, ExperimentConfig(), CORPUS)
+        differences = compare_with(baseline, comparison)
+        assert [(each.option, each.metric) for each in differences] == [(o, m) for o in "AB" for m in METRICS]
+        assert {each.mean for each in differences} == {0.0}
+        assert {each.judgement for each in differences} == {"no difference beyond noise"}
+        copy = tmp_path / "copy.json"
+        copy.write_bytes(to_json(baseline))
+        assert read_baseline(copy) == baseline
+
+
+@unit
+def test_a_regression_is_told_with_option_metric_and_numbers_wherever_it_is_shown(tmp_path: Path) -> None:
+    before = compared(B=(0.60, 0.61, 0.62), C=(0.3, 0.3))
+    now = compared(A=(0.1, 0.1), B=(0.40, 0.41, 0.42))
+    differences = compare_with(read_baseline(stored(tmp_path / "baseline.json", before)), now)
+    words = {(each.option, each.metric): each.judgement for each in differences}
+    assert words.pop(("B", "foreground_iou")) == "worse"
+    assert {words[option, metric] for option in "AC" for metric in METRICS} == {"cannot tell"}
+    told = explain_regressions(differences)
+    assert "foreground IoU of B was 0.610 ± 0.010 and is 0.410 ± 0.010, a difference of -0.2000" in told
+    text, document = "\n".join(differences_to_text(differences)), to_markdown(now, differences)
+    for shown in (text, document, *[show_differences(differences)]):
+        assert CAPTION in shown.replace("&#x27;", "'")
+        assert "Welch" in shown
+        for word in ("B", "foreground IoU", "0.610 ± 0.010", "-0.2000", "worse", "cannot tell"):
+            assert word in shown
+    assert differences_to_text([]) == []
+    assert "baseline" not in to_markdown(now)
+
+
+# ---- what is refused
+
+OTHERS: dict[str, Any] = {
+    "epochs": 6,
+    "beta": 0.5,
+    "learning_rate": 0.5,
+    "batch_size": 1,
+    "latent_dim": 3,
+    "warmup_steps": 0,
+    "max_gradient_norm": 2.0,
+    "model": "own:make\x1b",
+    "precision": "fp32",
+    "device": "cuda",
+    "checkpoint_every": 2,
+    "checkpoint_every_steps": 3,
+}
+
+
+@unit
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainingConfig)])
+def test_other_training_is_not_comparable_unless_it_leaves_results_as_they_are(
+    tmp_path: Path, field: str
+) -> None:
+    other = ExperimentConfig(training=TrainingConfig(**{field: OTHERS[field]}))
+    path = stored(tmp_path / "baseline.json", compared(other, B=(0.4, 0.5)))
+    if field in SAME_RESULT:
+        comparable_baseline(path, ExperimentConfig(), CORPUS)
+        return
+    with pytest.raises(BaselineError, match=rf"is not comparable: {field} was .* and is ") as caught:
+        comparable_baseline(path, ExperimentConfig(), CORPUS)
+    assert str(caught.value).isprintable()
+
+
+@unit
+def test_every_differing_field_is_listed(tmp_path: Path) -> None:
+    other = ExperimentConfig(grid_size=8, training=TrainingConfig(epochs=9), seeds=7)
+    path = stored(tmp_path / "baseline.json", compared(other, B=(0.4, 0.5), C=(0.3, 0.3)))
+    mine = dataclasses.replace(LOSS_OPTIONS["B"], gamma=3.0, class_weights="inverse")
+    experiment = ExperimentConfig(options=(mine, LOSS_OPTIONS["C"]))
+    corpus = dataclasses.replace(CORPUS, fingerprint="1" * 64)
+    changes = incomparable(read_baseline(path), experiment, corpus)
+    expected = ["corpus fingerprint", "grid_size", "epochs", "gamma of B", "class weights of B"]
+    assert [change.split(" was ")[0] for change in changes] == expected
+    assert "class weights of B was 'sqrt_inverse' and is 'inverse'" in changes
+    apart = incomparable(read_baseline(path), ExperimentConfig(options=(LOSS_OPTIONS["A"],)), CORPUS)
+    assert "it has none of the options A" in apart
+
+
+@unit
+def test_given_class_weights_are_compared_by_their_ratios(tmp_path: Path) -> None:
+    def experiment(*weights: float) -> ExperimentConfig:
+        option = LossOption(name="G", gamma=1.0, class_weights=weights, candidate=True)
+        return ExperimentConfig(options=(option,))
+
+    first = experiment(1.0, *[3.0] * 8, 4.0)
+    baseline = read_baseline(stored(tmp_path / "baseline.json", compared(first, G=(0.4, 0.5))))
+    assert incomparable(baseline, first, CORPUS) == []
+    assert incomparable(baseline, experiment(2.0, *[6.0] * 8, 8.0), CORPUS) == []
+    assert len(incomparable(baseline, experiment(1.0, *[2.0] * 8, 4.0), CORPUS)) == 1
+
+
+def damage(name: str) -> Callable[[dict], object]:
+    def run(data: dict) -> dict:
+        return data["options"]["B"]["runs"][0]
+
+    return {
+        "another schema": lambda data: data.update(schema=2),
+        "no training": lambda data: data.pop("training"),
+        "no epochs": lambda data: data["training"].update(epochs=0),
+        "options a list": lambda data: data.update(options=[]),
+        "a name that is no option's": lambda data: data["options"].update(
+            {"<script>\x1b[31m|": data["options"]["B"]}
+        ),
+        "too many options": lambda data: data.update(
+            options={f"o{number}": data["options"]["B"] for number in range(999)}
+        ),
+        "a fingerprint in words": lambda data: data["corpus"].update(fingerprint="x" * 10**6),
+        "an accuracy of 2": lambda data: run(data)["metrics"].update(pixel_accuracy=2),
+        "an accuracy in words": lambda data: run(data)["metrics"].update(pixel_accuracy="\n" * 999),
+        "a seed twice": lambda data: run(data).update(seed=1),
+        "an endless weighting": lambda data: data["options"]["B"].update(weighting="\x1b" * 9999),
+    }[name]
+
+
+DAMAGES = (
+    *("another schema", "no training", "no epochs", "options a list", "a name that is no option's"),
+    *("too many options", "a fingerprint in words", "an accuracy of 2", "an accuracy in words"),
+    *("a seed twice", "an endless weighting"),
+)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(BaselineError) as caught:
+        read_baseline(path)
+    message = str(caught.value)
+    assert message.startswith("--baseline=")
+    assert message.isprintable()
+    assert len(message) < 800
+    return message
+
+
+@unit
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_comparison_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+    refused(stored(tmp_path / "baseline.json", compared(B=(0.4, 0.5)), damage(name)))
+
+
+@unit
+def test_what_is_no_comparison_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    assert "no comparison is there" in refused(tmp_path / "missing.json")
+    assert "no comparison is there" in refused(tmp_path)
+    assert "no comparison is there" in refused(Path("/dev/zero"))
+    pipe = tmp_path / "pipe\n"
+    os.mkfifo(pipe)
+    assert "no comparison is there" in refused(pipe)
+    assert "File name too long" in refused(tmp_path / ("long" * 75))
+    path = tmp_path / "baseline.json"
+    path.touch()
+    os.truncate(path, MAX_BYTES + 1)
+    assert "larger than 16 MiB" in refused(path)
+    for nested in (b'{"x":' + b"[" * 10**6, b'{"options":' * 10**5):
+        path.write_bytes(nested)
+        assert "nested too deeply" in refused(path)
+
+
+@unit
+@given(st.binary(max_size=60), st.integers(0, 4000), st.integers(0, 60))
+def test_bytes_written_over_a_comparison_never_end_in_another_error(
+    tmp_path_factory: pytest.TempPathFactory, bytes_: bytes, start: int, cut: int
+) -> None:
+    data = to_json(compared(B=(0.4, 0.5)))
+    path = tmp_path_factory.getbasetemp() / "overwritten.json"
+    path.write_bytes(data[:start] + bytes_ + data[start + cut :])
+    message = ""
+    try:
+        read_baseline(path)
+    except BaselineError as error:
+        message = str(error)
+    assert message.isprintable()
+
+
+@unit
+def test_a_path_apart_from_its_option_is_refused(tmp_path: Path) -> None:
+    assert "--baseline=runs/latest" in separated_path(["--baseline", "runs/latest"])
+    assert separated_path([f"--baseline={tmp_path}", "experiments/"]) is None
+
+
+# ---- sessions
+
+ONE_OPTION = (*QUICK, *TINY, "--seeds", "2", "--loss-options", "B", "--precision", "fp32")
+WITHOUT_GATE = ("-k", "B-seed or regression")
+
+
+def made_up(lab: Path, **changes: Any) -> str:
+    """A baseline for sessions of `ONE_OPTION` in which every metric of B is perfect with every seed."""
+    training = TrainingConfig(epochs=2, batch_size=16, precision="fp32", **changes)
+    experiment = ExperimentConfig(grid_size=8, training=training)
+    corpus = load_corpus(str(lab / "corpus.npz"), 8)
+    perfect = dict.fromkeys(METRICS, 1.0)
+    runs = {"B": {seed: result("B", seed, **perfect) for seed in range(2)}}
+    record = dataclasses.replace(CORPUS, fingerprint=corpus.fingerprint, class_counts=corpus.class_counts)
+    (lab / "better.json").write_bytes(to_json(compare(record, experiment, runs)))
+    return "--baseline=better.json"
+
+
+@slow
+def test_a_regression_fails_a_session_on_request_and_there_is_none_against_itself(lab: Path) -> None:
+    better, strict, resume = made_up(lab), "--fail-on-regression", "--resume=runs/latest"
+    finding = run_pytest("experiments/", *ONE_OPTION, *WITHOUT_GATE, better, "-n1", "--html=report.html")
+    assert finding.returncode == 0, finding.stdout + finding.stderr
+    assert "3 xfailed" in finding.stdout
+    assert "Differences to the baseline" in (lab / "report.html").read_text()
+
+    failure = run_pytest("experiments/", *QUICK, *WITHOUT_GATE, "-n0", resume, better, strict)
+    assert failure.returncode == 1, failure.stdout + failure.stderr
+    assert "AssertionError: worse than the baseline beyond the noise of the seeds: " in failure.stdout
+    assert "foreground recall of B was 1.000 ± 0.000 and is" in failure.stdout
+
+    itself = ("--baseline=runs/latest", strict)
+    done = run_pytest("experiments/", *ONE_OPTION, *WITHOUT_GATE, "-n0", *itself)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+    (newest(lab) / "comparison/comparison.md").unlink()
+    report = [sys.executable, "-m", "bvae", "report", "runs/latest"]
+    again = subprocess.run(report, capture_output=True, text=True, timeout=120, check=True)
+    document = (newest(lab) / "comparison/comparison.md").read_text()
+    for shown in (done.stdout, again.stdout, document):
+        assert shown.count("no difference beyond noise") == 3
+    assert read_baseline(newest(lab) / "baseline.json") == read_baseline(newest(lab))
+
+
+@slow
+def test_an_incomparable_baseline_ends_in_one_sentence_and_exit_code_4(lab: Path) -> None:
+    arguments = ("experiments/", *ONE_OPTION, "-n1")
+    for more, complaint in (
+        ([made_up(lab, beta=0.5)], "beta was 0.5 and is 0.012"),
+        (["--fail-on-regression"], "--fail-on-regression has nothing to compare with; add --baseline=PATH"),
+    ):
+        done = run_pytest(*arguments, *more)
+        assert done.returncode == 4, done.stdout + done.stderr
+        (error,) = filter(None, done.stderr.splitlines())
+        assert error.startswith("ERROR: ")
+        assert complaint in error
+    assert not (lab / "runs").exists()
+
+
+@slow
+def test_a_baseline_alone_leaves_no_session(lab: Path) -> None:
+    done = run_pytest("experiments/", *ONE_OPTION, "-n0", made_up(lab), "-k", "nothing")
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert list((lab / "runs").iterdir()) == []
