@@ -63,7 +63,7 @@ class Laboratory:
         self.baseline: Baseline | None = None
         self.complaint = ""
         self._session: Session | None = None
-        self._lock: FileLock | None = None  # held for as long as this object lives
+        self._lock: FileLock | None = None  # held until the session is closed or this process ends
         self._display: ProgressDisplay | None = None
         self._closed = self._interrupted = False
         self._gate_ran = True
@@ -80,8 +80,8 @@ class Laboratory:
                 experiment, training=dataclasses.replace(training, precision=precision)
             )
             laboratory = cls(experiment, run_dir, command)
+            corpus = CorpusRecord.of(laboratory.corpus)  # loading is validating, the grid size included
             check_model(training.model, grid_size=experiment.grid_size, latent_dim=training.latent_dim)
-            corpus = CorpusRecord.of(laboratory.corpus)  # loading is validating
             if baseline is not None:
                 laboratory.baseline = comparable_baseline(Path(baseline), experiment, corpus)
         except (ValueError, CorpusError) as error:
@@ -236,6 +236,8 @@ class Laboratory:
             self.session.discard_if_unused()
         except OSError as error:
             self.complaint = f"The session could not be closed: {printable(str(error))}"
+        if self._lock is not None:
+            self._lock.release()
         # GitHub shows the Markdown in this file on the page of the workflow's run.
         step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if step_summary and (comparison := read_comparison(self.session)) is not None:

@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -151,7 +151,23 @@ def pytest_report_teststatus(report: pytest.TestReport, config: pytest.Config) -
         or GATE in report.keywords
     ):
         return None
-    return "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome, "", ""
+    outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
+    return outcome, "", {"xfailed": "XFAIL"}.get(outcome, outcome.upper())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Of an error that is not in the code, the message alone, which says what to do."""
+    report = yield
+    if LABORATORY in item.config.stash and call.excinfo is not None:
+        from bvae.files import StorageError
+        from bvae.run import RunCrashError
+
+        if isinstance(call.excinfo.value, StorageError | RunCrashError):
+            report.longrepr = call.excinfo.getrepr(style="value", chain=False)
+    return report
 
 
 @pytest.hookimpl(tryfirst=True, wrapper=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from bvae.comparison import Comparison, OptionSummary, Spread
 from bvae.config import AccuracyBand
+from bvae.grid_files import printable
 from bvae.markup import Cell, code, disclosure, heading, listing, paragraph, picture_file, section, table
 from bvae.recipe import recipe
 from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
@@ -162,11 +163,12 @@ def _price(comparison: Comparison) -> str:
 def _provenance(session: Session) -> str:
     record = session.record
     versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    folder = printable(str(session.path))
     return listing(
         [
-            f"Everything lies in {session.path}: comparison/comparison.json, and for each run its metrics, "
+            f"Everything lies in {folder}: comparison/comparison.json, and for each run its metrics, "
             "checkpoints and pictures.",
-            f"Arguments of the command: {shlex.join(record.command)}",
+            f"Arguments of the command: {printable(shlex.join(record.command))}",
             f"Commit: {record.commit or 'unknown'}. Versions: {versions}.",
         ]
     )

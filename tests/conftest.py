@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
+import importlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
 import pytest
 from filelock import FileLock
-from lab import QUICK, SessionHere, evidence, furnish, newest, run_pytest
+from lab import QUICK, SessionHere, Uninterrupted, evidence, furnish, newest, run_pytest
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def uninterrupted(
     lab: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., dict[str, str]]:
+) -> Uninterrupted:
     """The evidence of a session with given settings that nothing happened to, made once for all workers."""
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
@@ -50,17 +50,20 @@ def uninterrupted(
     return find
 
 
+@pytest.fixture(scope="session")
+def optimizers() -> None:
+    """What the first optimizer imports, and what cannot be imported again after pytester has dropped it."""
+    importlib.import_module("torch._dynamo")
+
+
 @pytest.fixture
-def session_here(lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
+def session_here(optimizers: None, lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
     """Runs a session in this process, where faults can be patched in: its exit status and output."""
     handler = signal.getsignal(signal.SIGTERM)
 
     def start(*arguments: str) -> tuple[int, str]:
         done = pytester.runpytest_inprocess("experiments/", "-n0", *arguments)
-        status, said = done.ret, f"{done.stdout.str()}\n{done.stderr.str()}"
-        del done
-        gc.collect()  # and with its laboratory the lock on the session
-        return int(status), said
+        return int(done.ret), f"{done.stdout.str()}\n{done.stderr.str()}"
 
     yield start
     signal.signal(signal.SIGTERM, handler)

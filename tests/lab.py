@@ -28,6 +28,7 @@ RESUMABLE = (*TINY, "--loss-options", "A,B", "--checkpoint-every-steps", "2")
 """Two runs of six steps with six checkpoints each."""
 
 SessionHere = Callable[..., tuple[int, str]]
+Uninterrupted = Callable[..., dict[str, str]]
 
 QUICK = ("-p", "no:hypothesispytest")
 """Spares a session the second that this plugin takes to load, which has nothing to do with ours."""
@@ -44,7 +45,7 @@ def furnish(folder: Path) -> Path:
 
 
 def run_pytest(*arguments: str, timeout: float = 120, **more: Any) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", *arguments]
+    command = [sys.executable, "-m", "pytest", *QUICK, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **more)
 
 

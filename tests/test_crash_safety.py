@@ -6,15 +6,24 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab import QUICK, RESUMABLE, TINY, evidence, newest, run_pytest, running, sabotage, wait_for
+from lab import (
+    QUICK,
+    RESUMABLE,
+    TINY,
+    Uninterrupted,
+    evidence,
+    newest,
+    run_pytest,
+    running,
+    sabotage,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
-Uninterrupted = Callable[..., dict[str, str]]
 Stamps = dict[str, tuple[int, int]]
 
 SESSION_FILES = (
@@ -29,10 +38,10 @@ LATER_FILES = (
 )
 
 
-def go_on(lab: Path, settings: tuple[str, ...], workers: str, **faults: object) -> int:
+def go_on(lab: Path, settings: tuple[str, ...], *more: str, **faults: object) -> int:
     """Resume the newest session, or start the first; the exit status."""
     sabotage(lab, **faults)
-    with running(lab, *next_arguments(lab, settings), workers) as process:
+    with running(lab, *next_arguments(lab, settings), *more) as process:
         return process.wait(timeout=120)
 
 
@@ -158,7 +167,8 @@ def test_an_interrupted_session_says_how_to_resume_and_goes_on_to_the_same_bits(
         assert f"Resume with: pytest experiments/ --resume={newest(lab)}" in output(lab)
         for complaint in ("crashed", "node down", "Not properly terminated", "INTERNALERROR", "Traceback ("):
             assert complaint not in output(lab)
-    assert go_on(lab, RESUMABLE, workers) == 1, output(lab)
+    others = {"-n0": ("-n2",), "-n2": ("-n0", "--html=other.html")}[workers]
+    assert go_on(lab, RESUMABLE, *others) == 1, output(lab)
     assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
     assert left_over(lab) == []
 

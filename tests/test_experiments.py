@@ -178,8 +178,8 @@ def objects(count: int) -> np.ndarray:
 
 
 LEARNING = (
-    *("-n0", "--epochs", "20", "--checkpoint-every", "20", "--learning-rate", "0.002", "--beta", "0.001"),
-    *("--accuracy-band", "0.8:1"),
+    *("-n0", "--epochs", "16", "--checkpoint-every", "16", "--learning-rate", "0.002", "--beta", "0.005"),
+    *("--accuracy-band", "0.7:1"),
 )
 
 

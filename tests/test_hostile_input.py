@@ -6,11 +6,13 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from lab import TINY
+from lab import TINY, SessionHere
 
 from bvae.laboratory import Laboratory
 from bvae.options import FLAGS, parse_experiment
@@ -39,13 +41,14 @@ def refusal(lab: Path, pytester: pytest.Pytester) -> Iterator[Refuse]:
 def begun(lab: Path) -> Path:
     """A session in which a run is about to begin, and whose process is gone."""
     given = dict.fromkeys((flag.key for flag in FLAGS), None)
-    values = {"corpus": "corpus.npz", "grid_size": "8", "epochs": "2", "seeds": "1", "batch_size": "16"}
+    values = {"corpus": "corpus.npz", "grid_size": "8", "epochs": "2", "seeds": "1", "precision": "fp32"}
     laboratory = Laboratory.prepare(parse_experiment(given | values), lab / "runs", TINY)
     laboratory.open_session()
     laboratory.session.point_latest()
     return laboratory.session.path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argument", "complaint"),
     [
@@ -53,7 +56,7 @@ def begun(lab: Path) -> Path:
         ("--beta=0.5", "training.beta was 0.012 and is 0.5"),
         ("--corpus=other.npz", "corpus was 'corpus.npz' and is 'other.npz'"),
         ("--grid-size=12", "grid_size was 8 and is 12"),
-        ("--precision=fp32", "training.precision was 'bf16' and is 'fp32'"),
+        ("--precision=bf16", "training.precision was 'fp32' and is 'bf16'"),
         ("--loss-options=A,B", "options.2.name was 'C' and is None"),
     ],
 )
@@ -90,3 +93,112 @@ def test_what_is_no_session_is_refused(lab: Path, refusal: Refuse, resumed: str)
     (lab / "empty").mkdir()
     assert "is not possible" in refusal(f"--resume={resumed}")
     assert not (lab / "runs").exists()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("key", "text", "expected"),
+    [
+        *((key, "0", "of at least 1") for key in ("epochs", "seeds", "batch_size", "latent_dim")),
+        *((key, "-3", "of at least 1") for key in ("epochs", "seeds", "batch_size", "checkpoint_every")),
+        ("checkpoint_every_steps", "-1", "of at least 0"),
+        *((key, "1.5", "a whole number") for key in ("epochs", "seeds", "grid_size", "latent_dim")),
+        *(("epochs", text, "a whole number") for text in ("", "nan", "1e3", "0x10", "9" * 5000, "\x1b[31m3")),
+        *(("beta", text, "a finite number of at least 0") for text in ("nan", "inf", "-inf", "-1", "1e400")),
+        *(("learning_rate", text, "a finite number above 0") for text in ("nan", "inf", "0", "-1", "1e-400")),
+        *((key, "much", "a number") for key in ("beta", "learning_rate")),
+        *(("accuracy_band", text, "LO:HI") for text in ("0.8:0.7", "0.7:0.7", "-0.1:1", "0.5:1.1", "nan:1")),
+        *(("accuracy_band", text, "LO:HI") for text in ("0.7", "a:b", "0.1:0.2:0.3", ":", "", "0,7:0,8")),
+        *(("loss_options", text, "expected names among") for text in ("", ",", "A,", "Z", "a", "A;B")),
+        *(("loss_options", text, "expected names among") for text in ("<script>", "\u202eA", "\x1b[31mA")),
+        ("loss_options", "A,B,A", "each option once"),
+        *((key, "1000000000", "at most") for key in ("seeds", "latent_dim", "batch_size")),
+        *((key, "1000000000000", "at most") for key in ("epochs", "checkpoint_every")),
+        ("checkpoint_every_steps", str(10**30), "at most"),
+        *(("precision", text, "one of auto, fp32, bf16") for text in ("", "fp16", "FP32")),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused_in_one_printable_sentence(
+    key: str, text: str, expected: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^--{key.replace('_', '-')} ") as refused:
+        parse_experiment({key: text})
+    assert expected in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--grid-size=15"], "grid size 15 is not supported; expected a multiple of 4"),
+        (["--grid-size=-4"], "grid size -4 is not supported"),
+        (["--grid-size=16", "--corpus=atomic:9"], "expected atomic:N with N from 20"),
+        (["--grid-size=16", "--corpus=atomic:999999999999"], "expected atomic:N with N from 20"),
+        (["--corpus="], "is neither a built-in corpus"),
+        (["--seeds=1000000000"], "--seeds is 1000000000; expected a whole number of at least 1 and at most"),
+        (["--latent-dim=1000000000"], "--latent-dim is 1000000000; expected"),
+        (["--device=cuda:99"], "--device is 'cuda:99'"),
+        (["--device=tpu"], "--device is 'tpu'"),
+        (["--device=\u202ecpu\x1b[31m"], r"--device is '\u202ecpu\x1b[31m'"),
+        (["--run-dir=corpus.npz"], "run directory corpus.npz/"),
+        (["--run-dir=corpus.npz/a\nb\x1b[31m\u202e"], r"corpus.npz/a\nb\x1b[31m\u202e/"),
+        (["--corpus=a\nb\x1b[31m\u202e.npz"], r"'a\nb\x1b[31m\u202e.npz' is neither"),
+        (["--loss-options=<script>\n\u202e"], r"--loss-options names '<script>"),
+    ],
+    ids=lambda value: ascii(value[-1]) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_run_is_refused_before_training_in_one_printable_line(
+    lab: Path, refusal: Refuse, arguments: list[str], complaint: str
+) -> None:
+    said = refusal(*TINY, *arguments)
+    assert complaint in said
+    assert said.isprintable()
+    assert not (lab / "runs").exists()
+
+
+MARKUP = "<script>alert(1)<img src=x onerror=alert(1)>"
+HOSTILE = f"{MARKUP} \"'`|$x^2$%s{{}}\n# a\r\x1b[31m\u202e\u2028é日"
+
+
+class Elements(HTMLParser):
+    """The elements of a page with the names of their attributes; of pytest-html's data, those within it."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, ...]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, *(name for name, _ in attributes)))
+        for name, value in attributes:
+            if name == "data-jsonblob":
+                self._feed_strings(json.loads(value or ""))
+
+    def _feed_strings(self, data: Any) -> None:
+        if isinstance(data, str):
+            self.found += Elements(data).found
+        elif isinstance(data, dict | list):
+            for item in data.values() if isinstance(data, dict) else data:
+                self._feed_strings(item)
+
+
+@pytest.mark.slow
+def test_names_change_the_words_of_a_report_and_nothing_else(lab: Path, session_here: SessionHere) -> None:
+    pages, lines = [], []
+    for name, folder in (("plain.npz", "plain"), (f"{HOSTILE}.npz", f"{HOSTILE}</script>")):
+        shutil.copy(lab / "corpus.npz", lab / name)
+        settings = (*TINY, f"--corpus={name}", f"--run-dir={folder}", "--loss-options", "A,B")
+        status, said = session_here(*settings, "--html=report.html")
+        assert status == pytest.ExitCode.TESTS_FAILED, said
+        assert all(line.isprintable() for line in said.split("\n"))
+        session = (lab / folder / "latest").resolve()
+        assert not json.loads((session / "A-seed0/result.json").read_text())["failed_pictures"]
+        markdown = (session / "comparison/comparison.md").read_text()
+        assert MARKUP not in markdown
+        for text in (markdown, (lab / "report.html").read_text()):
+            assert not {"\x1b", "\r", "\u202e", "\u2028"} & set(text)
+        pages.append(Elements((lab / "report.html").read_text()).found)
+        lines.append(len(markdown.splitlines()))
+    assert pages[0] == pages[1]
+    assert lines[0] == lines[1]

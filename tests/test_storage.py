@@ -20,8 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from lab import RESUMABLE, SessionHere, evidence, furnish, newest, running
-from safetensors.torch import load_file, save_file
+from lab import RESUMABLE, SessionHere, Uninterrupted, evidence, furnish, newest, running
 
 from bvae import EvidenceWarning
 from bvae.checkpoint import MAX_BYTES, CheckpointError, load_checkpoint
@@ -76,7 +75,7 @@ def checkpoint(finished: Path, tmp_path: Path) -> Path:
 def test_every_flipped_bit_of_a_real_checkpoint_is_found(checkpoint: Path) -> None:
     rng, size = random.Random(0), checkpoint.stat().st_size
     header = int.from_bytes(checkpoint.read_bytes()[:8], "little")
-    places = [rng.randrange(size) for _ in range(100)] + [rng.randrange(header) for _ in range(100)]
+    places = [rng.randrange(size) for _ in range(250)] + [rng.randrange(header) for _ in range(250)]
     with checkpoint.open("r+b", buffering=0) as file:
         for place in places:
             file.seek(place)
@@ -125,7 +124,7 @@ def test_forging_a_checkpoint_changes_nothing_by_itself(
     header, metadata, data = parse(checkpoint)
     del metadata["checksum"]
     forge(checkpoint, header, json.dumps(metadata), data)
-    trainer = Trainer(run, corpus, checkpoint.parent / "run")
+    trainer = Trainer(run, corpus, checkpoint.parent)
     trainer.restore(checkpoint)
     assert trainer.progress.step == 6
 
@@ -175,7 +174,7 @@ def test_a_forged_checkpoint_is_refused_or_harmless_never_another_exception(
 ) -> None:
     header, metadata, data = parse(checkpoint)
     del metadata["checksum"]
-    trainer, refused = Trainer(run, corpus, checkpoint.parent / "run"), 0
+    trainer, complaints = Trainer(run, corpus, checkpoint.parent), []
     for seed in range(150):
         rng = random.Random(seed)
         forged_header = mutate(header, rng) if seed % 2 else header
@@ -186,9 +185,9 @@ def test_a_forged_checkpoint_is_refused_or_harmless_never_another_exception(
         try:
             trainer.restore(checkpoint)
         except CheckpointError as error:
-            assert checkpoint.name in str(error)
-            refused += 1
-    assert refused > 100
+            complaints.append(str(error))
+    assert len(complaints) > 100
+    assert all(checkpoint.name in complaint for complaint in complaints)
 
 
 def stretch(path: Path, size: int) -> None:
@@ -302,8 +301,13 @@ class Disk:
     def make_room(self) -> None:
         (self.place / "filler").unlink()
 
-    def remount(self, access: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,{access}", self.place], check=True)
+    def close(self) -> None:
+        """Lay a read-only view over the disk; a real one could not turn read-only while files are open."""
+        subprocess.run(["mount", "--bind", self.place, self.place], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", self.place], check=True)
+
+    def open(self) -> None:
+        subprocess.run(["umount", "--lazy", self.place], check=True)
 
 
 @pytest.fixture
@@ -316,16 +320,13 @@ def disk(lab: Path) -> Iterator[Disk]:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no disk can be mounted here: {error}")
     yield Disk(place)
-    subprocess.run(["umount", "--lazy", place], check=True)
+    while place.is_mount():
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 FAULTS = {
     "full": (Disk.fill, Disk.make_room, "No space left on device"),
-    "read-only": (
-        lambda disk: disk.remount("ro"),
-        lambda disk: disk.remount("rw"),
-        "Read-only file system",
-    ),
+    "read-only": (Disk.close, Disk.open, "Read-only file system"),
     "deleted run": (
         lambda disk: shutil.rmtree(disk.place / "latest/A-seed0"),
         lambda disk: None,
@@ -340,7 +341,7 @@ def test_a_disk_that_refuses_is_named_and_once_mended_the_session_goes_on_to_the
     lab: Path,
     disk: Disk,
     session_here: SessionHere,
-    uninterrupted: Callable[..., dict[str, str]],
+    uninterrupted: Uninterrupted,
     monkeypatch: pytest.MonkeyPatch,
     fault: str,
     step: int,
@@ -357,32 +358,34 @@ def test_a_disk_that_refuses_is_named_and_once_mended_the_session_goes_on_to_the
         patch.setattr(Trainer, "_step", step_with_fault)
         status, said = session_here(*RESUMABLE)
     assert status == pytest.ExitCode.TESTS_FAILED
-    assert re.search(rf"StorageError: \S*/A-seed0/\S+ could not be (written|made): {cause}", said), said
+    assert re.search(rf"/A-seed0/\S+ could not be (written|made): {cause}", said), said
     assert "INTERNALERROR" not in said
-    assert f"Resume with: pytest experiments/ --resume={newest(lab)}" in said
-    sound = [load_checkpoint(path, Progress) for path in newest(lab).rglob("*.safetensors")]
-    assert sound or fault == "deleted run"
+    if fault != "deleted run":
+        assert f"Resume with: pytest experiments/ --resume={newest(lab)}" in said
+    for path in newest(lab).rglob("*.safetensors"):
+        assert load_checkpoint(path, Progress).state.step > 0
     mend(disk)
     status, said = session_here("--resume=latest")
     assert status == pytest.ExitCode.TESTS_FAILED, said
-    assert "StorageError" not in said
+    assert "could not be" not in said
     assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
 
 
 @pytest.mark.parametrize("arguments", [RESUMABLE, ("--resume=latest",)], ids=["new", "resumed"])
 def test_a_disk_that_refuses_from_the_start_is_a_usage_error(
-    lab: Path, disk: Disk, session_here: SessionHere, arguments: tuple[str, ...]
+    finished: Path, disk: Disk, session_here: SessionHere, arguments: tuple[str, ...]
 ) -> None:
-    if arguments != RESUMABLE:
-        shutil.copytree(finished, disk.place / "session")
-    disk.remount("ro")
+    shutil.copytree(finished, disk.place / "session")
+    (disk.place / "latest").symlink_to("session")
+    disk.close()
     status, said = session_here(*arguments)
     assert status == pytest.ExitCode.USAGE_ERROR
     assert "Read-only file system" in said
+    disk.open()
 
 
 def test_a_limit_on_the_size_of_files_is_named_and_once_lifted_the_session_goes_on(
-    lab: Path, uninterrupted: Callable[..., dict[str, str]]
+    lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
@@ -390,7 +393,7 @@ def test_a_limit_on_the_size_of_files_is_named_and_once_lifted_the_session_goes_
     with running(lab, *RESUMABLE, "-n2", preexec_fn=limit) as process:
         assert process.wait(timeout=120) == pytest.ExitCode.TESTS_FAILED
     said = (lab / "output.txt").read_text()
-    assert re.search(r"StorageError: \S*/A-seed0/checkpoints/\S+ could not be written: File too large", said)
+    assert re.search(r"/A-seed0/checkpoints/\S+ could not be written: File too large", said)
     with running(lab, "--resume=latest", "-n2") as process:
         assert process.wait(timeout=120) == pytest.ExitCode.TESTS_FAILED
     assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
