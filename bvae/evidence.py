@@ -56,8 +56,8 @@ def found_outcomes(session: Session) -> RunOutcomes:
     for option in config.options:
         for seed in range(config.seeds):
             directory = session.path / session.run_config(option, seed).name
-            if (directory / "result.json").exists():
-                outcomes.setdefault(option.name, {})[seed] = read_result(directory)
+            if (result := read_result(directory)) is not None:
+                outcomes.setdefault(option.name, {})[seed] = result
             elif directory.exists():
                 outcomes.setdefault(option.name, {})[seed] = f"{directory.name} was begun and did not finish"
     return outcomes

@@ -44,7 +44,10 @@ Selection = tuple[LossOption, int]
 
 
 class SetupError(ValueError):
-    """The experiment cannot be run as asked; one sentence for the person who asked."""
+    """The experiment cannot be run as asked; one sentence, in one line, for the person who asked."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class Laboratory:
@@ -108,7 +111,7 @@ class Laboratory:
             changes = changes_since(session.record, laboratory.experiment, laboratory.corpus)
             if changes:
                 raise SetupError(
-                    f"--resume {printable(str(path))} cannot go on to the same result: {'; '.join(changes)}; "
+                    f"--resume {path} cannot go on to the same result: {'; '.join(changes)}; "
                     "restore that, or start a new session"
                 )
             laboratory._lock = hold(path)
@@ -116,9 +119,7 @@ class Laboratory:
         except (OSError, ValueError, SessionHeldError) as error:
             if isinstance(error, SetupError):
                 raise
-            raise SetupError(
-                f"--resume {printable(resumed)} is not possible: {printable(str(error))}"
-            ) from error
+            raise SetupError(f"--resume {resumed} is not possible: {error}") from error
         laboratory._session = session
         return laboratory
 

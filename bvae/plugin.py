@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
                 os._exit(1)  # interrupted before a run began, the controller has removed the session
             follow_controller(laboratory.session)
         else:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, and so resumable
+            heed_interruptions()
             config.pluginmanager.register(Page(), "bvae-page")
             given, command = given_values(config), config.invocation_params.args
             run_dir = Path(given["run_dir"] or "runs")
@@ -279,6 +279,28 @@ def show_progress(config: pytest.Config, ids: list[str]) -> None:
 
     names = [node_id.rpartition("[")[2].rstrip("]") for node_id in ids]
     laboratory.show_progress(names, write, live=bool(terminal.hasmarkup))
+
+
+def heed_interruptions() -> None:
+    """Take SIGTERM for Ctrl-C, and repeat either after a second until pytest has noticed.
+
+    Python reports and forgets what is raised in `__del__` or in the callback of a weak reference, and an
+    interruption may well fall there.
+    """
+
+    def interrupt(number: int, frame: object) -> None:
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, 1.0)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def pytest_keyboard_interrupt() -> None:
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def follow_controller(session: Session) -> None:

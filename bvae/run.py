@@ -29,6 +29,7 @@ from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
 from bvae.config import DEFAULT_MODEL, AccuracyBand, RunConfig, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.files import make_folder, write_whole
+from bvae.grid_files import printable
 from bvae.metrics import Evaluation
 from bvae.models import build_model
 from bvae.progress import ProgressNote
@@ -91,8 +92,8 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
     make_folder(directory)
     begun = directory / ".begun"
     with FileLock(directory / ".lock"):
-        if (directory / "result.json").exists():
-            return read_result(directory)
+        if (result := read_result(directory)) is not None:
+            return result
         if begun.exists() and begun.read_text() == session.invocation:
             raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
         write_whole(begun, session.invocation.encode())
@@ -134,9 +135,15 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
     return result
 
 
-def read_result(directory: Path) -> RunResult:
-    """The result of a complete run. Raises OSError or ValueError where there is none."""
-    return read_json(directory / "result.json", RunResult)
+def read_result(directory: Path) -> RunResult | None:
+    """The result of a complete run, None of another; a damaged result counts as none, with a warning."""
+    try:
+        return read_json(directory / "result.json", RunResult)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        warnings.warn(f"{printable(str(error))}; the run is judged anew", EvidenceWarning, stacklevel=2)
+        return None
 
 
 def read_history(directory: Path) -> list[EpochRecord]:

@@ -135,7 +135,7 @@ class Session:
         with contextlib.suppress(OSError):
             if link.readlink() == Path(self.path.name):
                 return
-        new = link.with_name(f".latest-{secrets.token_hex(4)}")
+        new = link.with_name(f".{self.path.name}.latest-{secrets.token_hex(4)}")
         try:
             new.symlink_to(self.path.name)
             new.replace(link)
@@ -181,7 +181,8 @@ def hold(path: Path) -> FileLock:
         raise StorageError(f"session {path} could not be locked: {error.strerror or error}") from error
     write_whole(holder, str(os.getpid()).encode())
     # Of invocations that are over. What is unfinished in a run is left to whoever holds the run.
-    for left in (*path.glob(".stop-*"), *path.glob("*.part"), *path.glob("comparison/*.part")):
+    patterns = (".stop-*", "*.part", "comparison/*.part", f"../.{path.name}.latest-*")
+    for left in (left for pattern in patterns for left in path.glob(pattern)):
         left.unlink(missing_ok=True)
     return lock
 

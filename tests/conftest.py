@@ -59,11 +59,12 @@ def optimizers() -> None:
 @pytest.fixture
 def session_here(optimizers: None, lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
     """Runs a session in this process, where faults can be patched in: its exit status and output."""
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def start(*arguments: str) -> tuple[int, str]:
         done = pytester.runpytest_inprocess("experiments/", "-n0", *arguments)
         return int(done.ret), f"{done.stdout.str()}\n{done.stderr.str()}"
 
     yield start
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

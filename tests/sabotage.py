@@ -49,8 +49,16 @@ def kill_while_writing(name: str, moment: str) -> None:
     os.fsync, tempfile.mkstemp, Path.replace = fsync_or_die, mkstemp_noting, replace_or_die  # type: ignore[assignment]
 
 
-def disturb_steps(slow: float, kill: list, not_a_number: list) -> None:
-    """Make steps slow, die in one, or make the loss of one NaN; a step is named as [run, number from 1]."""
+class Deaf:
+    """Takes a second to be deleted, while Python drops every exception, a KeyboardInterrupt too."""
+
+    def __del__(self) -> None:
+        Path("deaf").touch()
+        time.sleep(1)
+
+
+def disturb_steps(slow: float, deaf: list, kill: list, not_a_number: list) -> None:
+    """Make steps slow; be deaf or die in one, or make its loss NaN. A step is [run, number from 1]."""
     import torch
 
     from bvae.losses import BetaVAELoss
@@ -62,6 +70,8 @@ def disturb_steps(slow: float, kill: list, not_a_number: list) -> None:
     def disturbed_step(self, rows):
         now[:] = [self.config.name, self.progress.step + 1]
         time.sleep(slow)
+        if now == deaf:
+            Deaf()
         if now == kill:
             die()
         result = step(self, rows)
@@ -87,7 +97,9 @@ def draw_nothing(reason: str) -> None:
 
 if "kill" in FAULTS:
     kill_while_writing(*FAULTS["kill"])
-if FAULTS.keys() & {"slow", "kill_step", "nan"}:
-    disturb_steps(FAULTS.get("slow", 0.0), FAULTS.get("kill_step", []), FAULTS.get("nan", []))
+if FAULTS.keys() & {"slow", "deaf", "kill_step", "nan"}:
+    disturb_steps(
+        FAULTS.get("slow", 0.0), FAULTS.get("deaf", []), FAULTS.get("kill_step", []), FAULTS.get("nan", [])
+    )
 if "picture" in FAULTS:
     draw_nothing(FAULTS["picture"])

@@ -69,7 +69,8 @@ def begun(lab: Path) -> set[tuple[str, str]]:
 
 
 def left_over(lab: Path) -> list[Path]:
-    return [*newest(lab).rglob("*.part"), *newest(lab).rglob(".stop-*")]
+    """What only a process that is killed leaves behind."""
+    return [path for pattern in ("*.part", ".stop-*", "*.latest-*") for path in (lab / "runs").rglob(pattern)]
 
 
 @pytest.mark.parametrize("names", [SESSION_FILES, LATER_FILES], ids=["first files", "last files"])
@@ -173,8 +174,17 @@ def test_an_interrupted_session_says_how_to_resume_and_goes_on_to_the_same_bits(
     assert left_over(lab) == []
 
 
+def test_an_interruption_that_python_drops_is_repeated(lab: Path) -> None:
+    sabotage(lab, slow=0.3, deaf=["A-seed0", 2])
+    with running(lab, *RESUMABLE, "-n0") as process:
+        wait_for((lab / "deaf").exists)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=12) == pytest.ExitCode.INTERRUPTED, output(lab)
+    assert "Resume with: pytest experiments/ --resume=" in output(lab)
+
+
 def test_two_sessions_started_at_once_are_two_whole_sessions(lab: Path, uninterrupted: Uninterrupted) -> None:
-    with running(lab, *RESUMABLE, "-n2", output="1.txt") as one, running(lab, *RESUMABLE, "-n0") as two:
+    with running(lab, *RESUMABLE, "-n0", output="1.txt") as one, running(lab, *RESUMABLE, "-n0") as two:
         assert {one.wait(timeout=120), two.wait(timeout=120)} == {1}, output(lab)
     sessions = [path for path in (lab / "runs").iterdir() if not path.is_symlink()]
     assert len(sessions) == 2

@@ -44,7 +44,7 @@ def test_a_loss_that_becomes_nan_ends_its_run_at_once_and_no_other(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     sabotage(lab, nan=["B-seed0", 5])
-    with running(lab, *RESUMABLE, "-n2", "-k", "seed") as process:
+    with running(lab, *RESUMABLE, "-n0", "-k", "seed") as process:
         assert process.wait(timeout=120) == pytest.ExitCode.OK
     session, whole = newest(lab), uninterrupted(*RESUMABLE)
     result = json.loads((session / "B-seed0/result.json").read_text())

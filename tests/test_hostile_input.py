@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,22 @@ from bvae.options import FLAGS, parse_experiment
 
 Refuse = Callable[..., str]
 
+slow = pytest.mark.slow
+
 
 @pytest.fixture
-def refusal(lab: Path, pytester: pytest.Pytester) -> Iterator[Refuse]:
+def refusal(session_here: SessionHere) -> Refuse:
     """What pytest says in one line, within this process, when it ends with exit code 4."""
-    handler = signal.getsignal(signal.SIGTERM)
 
     def refuse(*arguments: str) -> str:
-        done = pytester.runpytest_inprocess("experiments/", "-n0", *arguments)
-        assert done.ret == pytest.ExitCode.USAGE_ERROR, done.stdout.str()
-        lines = [line for line in done.stderr.lines if line]
-        assert len(lines) == 1, done.stderr.str()
+        status, said = session_here(*arguments)
+        assert status == pytest.ExitCode.USAGE_ERROR, said
+        lines = [line for line in said.split("\n") if line]
+        assert len(lines) == 1, said
         assert lines[0].startswith("ERROR: ")
         return lines[0]
 
-    yield refuse
-    signal.signal(signal.SIGTERM, handler)
+    return refuse
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ def begun(lab: Path) -> Path:
     return laboratory.session.path
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
     ("argument", "complaint"),
     [
@@ -67,11 +66,13 @@ def test_a_session_is_not_resumed_with_another_setting(
     assert complaint in refusal("--resume=latest", argument)
 
 
+@slow
 def test_a_session_is_not_resumed_on_a_changed_corpus(lab: Path, begun: Path, refusal: Refuse) -> None:
     np.savez(lab / "corpus.npz", train=np.eye(8, dtype=int)[None].repeat(9, 0))
     assert "corpus fingerprint was" in refusal("--resume=latest")
 
 
+@slow
 @pytest.mark.parametrize("package", ["torch", "numpy", "bvae"])
 def test_a_session_is_not_resumed_with_another_version(begun: Path, refusal: Refuse, package: str) -> None:
     record = json.loads((begun / "session.json").read_text())
@@ -80,6 +81,7 @@ def test_a_session_is_not_resumed_with_another_version(begun: Path, refusal: Ref
     assert f"version of {package} was '0.0'" in refusal("--resume=latest")
 
 
+@slow
 @pytest.mark.parametrize(
     "content", [b"", b"{}", b"\0\xff", b"[" * 100_000, b'{"schema": 1, "config": null}'], ids=repr
 )
@@ -88,6 +90,7 @@ def test_a_damaged_session_is_refused_by_name(begun: Path, refusal: Refuse, cont
     assert "session.json" in refusal("--resume=latest")
 
 
+@slow
 @pytest.mark.parametrize("resumed", ["latest", "missing", "corpus.npz", "empty", "", "a\nb\x1b[31m\u202e"])
 def test_what_is_no_session_is_refused(lab: Path, refusal: Refuse, resumed: str) -> None:
     (lab / "empty").mkdir()
@@ -127,7 +130,7 @@ def test_a_value_that_makes_no_sense_is_refused_in_one_printable_sentence(
     assert str(refused.value).isprintable()
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -144,6 +147,10 @@ def test_a_value_that_makes_no_sense_is_refused_in_one_printable_sentence(
         (["--run-dir=corpus.npz"], "run directory corpus.npz/"),
         (["--run-dir=corpus.npz/a\nb\x1b[31m\u202e"], r"corpus.npz/a\nb\x1b[31m\u202e/"),
         (["--corpus=a\nb\x1b[31m\u202e.npz"], r"'a\nb\x1b[31m\u202e.npz' is neither"),
+        (["--model=a\nb\x1b[31m\u202e:c"], r"model 'a\nb\x1b[31m\u202e:c' cannot be imported"),
+        (["--model=verbose:fails"], r"model 'verbose:fails' failed on two grids: RuntimeError: a\nb\x1b[31m"),
+        (["--baseline=a\nb\x1b[31m\u202e"], r"--baseline=a\nb\x1b[31m\u202e cannot be used"),
+        (["--loss-options-file=a\nb\x1b[31m\u202e"], r"a\nb\x1b[31m\u202e: is not a file"),
         (["--loss-options=<script>\n\u202e"], r"--loss-options names '<script>"),
     ],
     ids=lambda value: ascii(value[-1]) if isinstance(value, list) else "",
@@ -151,6 +158,7 @@ def test_a_value_that_makes_no_sense_is_refused_in_one_printable_sentence(
 def test_what_cannot_be_run_is_refused_before_training_in_one_printable_line(
     lab: Path, refusal: Refuse, arguments: list[str], complaint: str
 ) -> None:
+    (lab / "verbose.py").write_text("def fails(**_):\n    raise RuntimeError('a\\nb\\x1b[31m')\n")
     said = refusal(*TINY, *arguments)
     assert complaint in said
     assert said.isprintable()
@@ -183,7 +191,7 @@ class Elements(HTMLParser):
                 self._feed_strings(item)
 
 
-@pytest.mark.slow
+@slow
 def test_names_change_the_words_of_a_report_and_nothing_else(lab: Path, session_here: SessionHere) -> None:
     pages, lines = [], []
     for name, folder in (("plain.npz", "plain"), (f"{HOSTILE}.npz", f"{HOSTILE}</script>")):

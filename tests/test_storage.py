@@ -129,6 +129,13 @@ def test_forging_a_checkpoint_changes_nothing_by_itself(
     assert trainer.progress.step == 6
 
 
+def test_the_optimizer_has_counted_the_steps_of_its_checkpoint(checkpoint: Path) -> None:
+    tensors = load_checkpoint(checkpoint, Progress).tensors
+    counts = [tensor.item() for name, tensor in tensors.items() if name.endswith(".step")]
+    assert set(counts) == {6}
+    assert len(counts) == sum(name.startswith("model.") for name in tensors)
+
+
 ODD = [
     None,
     -1,
@@ -262,7 +269,7 @@ EVERY = ("flipped bit", "of another run", "another shape")
 CASES = [(damage, "epoch_002.safetensors") for damage in DAMAGES] + [(damage, "*") for damage in EVERY]
 
 
-@pytest.mark.parametrize(("damage", "pattern"), CASES, ids=" of ".join)
+@pytest.mark.parametrize(("damage", "pattern"), CASES, ids=map(" in ".join, CASES))
 def test_a_damaged_checkpoint_is_passed_over_and_training_ends_in_the_same_bits(
     finished: Path, tmp_path: Path, damage: str, pattern: str
 ) -> None:
@@ -280,6 +287,16 @@ def test_a_damaged_checkpoint_is_passed_over_and_training_ends_in_the_same_bits(
     for path in damaged:
         assert any(f"/{path.name}" in complaint for complaint in complaints)
     assert evidence(session) == evidence(finished)  # in which there is no file that a payload made
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"schema": 1, "verdict": "fine"}'])
+def test_a_damaged_result_is_judged_anew(finished: Path, tmp_path: Path, content: bytes) -> None:
+    session = shutil.copytree(finished, tmp_path / "session")
+    (session / "A-seed0/result.json").write_bytes(content)
+    laboratory = Laboratory.resume({}, tmp_path, [], str(session))
+    with pytest.warns(EvidenceWarning, match=r"A-seed0/result\.json.*; the run is judged anew"):
+        laboratory.obtain((laboratory.experiment.options[0], 0))
+    assert evidence(session) == evidence(finished)
 
 
 def test_the_payload_would_have_made_a_file(tmp_path: Path) -> None:
@@ -394,6 +411,6 @@ def test_a_limit_on_the_size_of_files_is_named_and_once_lifted_the_session_goes_
         assert process.wait(timeout=120) == pytest.ExitCode.TESTS_FAILED
     said = (lab / "output.txt").read_text()
     assert re.search(r"/A-seed0/checkpoints/\S+ could not be written: File too large", said)
-    with running(lab, "--resume=latest", "-n2") as process:
+    with running(lab, "--resume=latest", "-n0") as process:
         assert process.wait(timeout=120) == pytest.ExitCode.TESTS_FAILED
     assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
