@@ -64,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
                 os._exit(1)  # interrupted before a run began, the controller has removed the session
             follow_controller(laboratory.session)
         else:
-            heed_interruptions()
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, and so resumable
             config.pluginmanager.register(Page(), "bvae-page")
             given, command = given_values(config), config.invocation_params.args
             run_dir = Path(given["run_dir"] or "runs")
@@ -89,6 +89,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             laboratory.open_session()
         except StorageError as error:
             raise pytest.UsageError(str(error)) from error
+        repeat_dropped_interruptions()
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -281,26 +282,22 @@ def show_progress(config: pytest.Config, ids: list[str]) -> None:
     laboratory.show_progress(names, write, live=bool(terminal.hasmarkup))
 
 
-def heed_interruptions() -> None:
-    """Take SIGTERM for Ctrl-C, and repeat either after a second until pytest has noticed.
+def repeat_dropped_interruptions() -> None:
+    """Raise a KeyboardInterrupt again that Python dropped.
 
-    Python reports and forgets what is raised in `__del__` or in the callback of a weak reference, and an
-    interruption may well fall there.
+    It reports and forgets what is raised in `__del__` or in the callback of a weak reference, and Ctrl-C may
+    well fall there.
     """
+    report = sys.unraisablehook
 
-    def interrupt(number: int, frame: object) -> None:
-        if hasattr(signal, "setitimer"):
-            signal.signal(signal.SIGALRM, interrupt)
-            signal.setitimer(signal.ITIMER_REAL, 1.0)
-        raise KeyboardInterrupt
+    def repeat(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt) or not hasattr(signal, "setitimer"):
+            report(dropped)
+            return
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupt)
-
-
-def pytest_keyboard_interrupt() -> None:
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
+    sys.unraisablehook = repeat
 
 
 def follow_controller(session: Session) -> None:

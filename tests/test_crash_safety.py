@@ -70,7 +70,8 @@ def begun(lab: Path) -> set[tuple[str, str]]:
 
 def left_over(lab: Path) -> list[Path]:
     """What only a process that is killed leaves behind."""
-    return [path for pattern in ("*.part", ".stop-*", "*.latest-*") for path in (lab / "runs").rglob(pattern)]
+    session = newest(lab)
+    return [*session.rglob("*.part"), *session.rglob(".stop-*"), *session.parent.glob(".*.latest-*")]
 
 
 @pytest.mark.parametrize("names", [SESSION_FILES, LATER_FILES], ids=["first files", "last files"])
