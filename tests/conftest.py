@@ -61,8 +61,12 @@ def session_here(optimizers: None, lab: Path, pytester: pytest.Pytester) -> Iter
     """Runs a session in this process, where faults can be patched in: its exit status and output."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    # Started as `pytest`, the session outside knows bvae by its installed metadata and the one inside by
+    # those beside the sources, which ask to rewrite assertions of what has been imported by then.
+    settings = ("-n0", "-W", "ignore:Module already imported so cannot be rewritten; bvae")
+
     def start(*arguments: str) -> tuple[int, str]:
-        done = pytester.runpytest_inprocess("experiments/", "-n0", *arguments)
+        done = pytester.runpytest_inprocess("experiments/", *settings, *arguments)
         return int(done.ret), f"{done.stdout.str()}\n{done.stderr.str()}"
 
     yield start
