@@ -15,6 +15,10 @@ import pytest
 from filelock import FileLock
 from lab import QUICK, SessionHere, Uninterrupted, evidence, furnish, newest, run_pytest
 
+# Shells start background jobs with Ctrl-C ignored, which their children inherit: these tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture
 def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
