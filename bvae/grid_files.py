@@ -1,9 +1,10 @@
 """Files of grids, `.npy` and `.npz`, read without trusting a byte of them.
 
 Nothing is ever unpickled, evaluated or unpacked to disk, and a header's claim is compared with what the file
-really holds before memory is spent on it. A `.npy` is memory-mapped, whatever its size. The members of an
-`.npz` are decompressed in memory and may hold `MAX_NPZ_BYTES` together: padded grids compress almost as well
-as a decompression bomb, so only the size itself tells them apart.
+really holds before memory is spent on it. A `.npy` is memory-mapped, whatever its size, and its values are
+checked while it is walked through, so that one reading can do all that is to be done with them. The members
+of an `.npz` are decompressed in memory and may hold `MAX_NPZ_BYTES` together: padded grids compress almost as
+well as a decompression bomb, so only the size itself tells them apart.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -61,7 +63,7 @@ class CorpusError(ValueError):
 
 
 class StoredGrids(NamedTuple):
-    """The stored arrays `[N, H, W]` of a file, all values 0–9; `val` is None where the file names none."""
+    """The stored arrays `[N, H, W]` of a file; `val` is None where the file names none."""
 
     train: Integers
     val: Integers | None = None
@@ -99,7 +101,8 @@ def read_grids(path: str | os.PathLike[str], grid_size: int) -> StoredGrids:
     """Read the grids of a `.npy` (a read-only memory map) or `.npz` (uint8 arrays) file.
 
     An `.npz` gives `train` and, if present, `val`, or its only array as `train`; all else in it is left
-    untouched. Grids hold integers 0–9 and have at most `grid_size` rows and columns. Raises CorpusError.
+    untouched. Grids hold integers and have at most `grid_size` rows and columns. The values of an `.npz` are
+    0–9; those of a `.npy` are not looked at before `walk` does. Raises CorpusError.
     """
     try:
         if not Path(path).is_file():
@@ -117,15 +120,19 @@ def read_grids(path: str | os.PathLike[str], grid_size: int) -> StoredGrids:
         raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
 
 
+def walk(grids: Integers, rows: int) -> Iterator[tuple[slice, Integers]]:
+    """Give blocks of so many grids `[N, H, W]`, checked. Raises CorpusError at a value other than 0–9."""
+    for start in range(0, len(grids), rows):
+        block = grids[start : start + rows]
+        _check_values(block, "array", grids.shape, "C", start * math.prod(grids.shape[1:]))
+        yield slice(start, start + len(block)), block
+
+
 def _map_npy(file: io.BufferedReader, header: _Header, grid_size: int) -> Integers:
-    """Map the array of an open `.npy` file and check every value, a block at a time."""
+    """Map the array of an open `.npy` file."""
     _check_claims(header, "array", os.fstat(file.fileno()).st_size, grid_size)
     dtype, shape, order, length = header
-    grids: Integers = np.memmap(file, dtype=dtype, mode="r", offset=length, shape=shape, order=order)
-    rows = max(1, BLOCK_BYTES // math.prod(shape[1:]))
-    for start in range(0, len(grids), rows):
-        _check_values(grids[start : start + rows], "array", header, start * math.prod(shape[1:]))
-    return grids
+    return np.memmap(file, dtype=dtype, mode="r", offset=length, shape=shape, order=order)
 
 
 def _read_npz(file: io.BufferedReader, grid_size: int) -> StoredGrids:
@@ -184,7 +191,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, grid_size: i
             if len(block) % header.dtype.itemsize:
                 break
             values = np.frombuffer(block, header.dtype)
-            _check_values(values, name, header, len(cells))
+            _check_values(values, name, header.shape, header.order, len(cells))
             cells += values.astype(np.uint8).tobytes()
     if len(cells) != math.prod(header.shape):
         raise CorpusError(f"{name} is cut short")
@@ -236,12 +243,12 @@ def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int)
         raise CorpusError(f"{name} promises {promised} bytes of grids, but the file holds {held}")
 
 
-def _check_values(values: Integers, name: str, header: _Header, first: int) -> None:
-    """Refuse values outside 0–9; `first` is the position of `values` in the order it is walked in."""
+def _check_values(
+    values: Integers, name: str, shape: tuple[int, ...], order: Literal["C", "F"], first: int
+) -> None:
+    """Refuse values outside 0–9; `first` is the position of `values` in an array walked in this order."""
     if values.max() <= 9 and values.min() >= 0:
         return
     position = int(np.argmax((values < 0) | (values > 9)))
-    # A map is walked grid by grid, a stream in the order in which it is stored.
-    order = "C" if values.ndim == 3 else header.order
-    index = ", ".join(str(int(i)) for i in np.unravel_index(first + position, header.shape, order))
+    index = ", ".join(str(int(i)) for i in np.unravel_index(first + position, shape, order))
     raise CorpusError(f"{name}[{index}] is {values.flat[position]}; cells are the classes 0–9")

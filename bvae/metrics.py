@@ -146,9 +146,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness."""
     device = next(model.parameters()).device
-    terms: list[Tensor] = []
-    kl_per_dim: list[Tensor] = []
-    latents: list[Tensor] = []
+    terms, kl_of_dim, latent = torch.zeros(3, dtype=torch.float64), torch.zeros(()), torch.empty(0)
     gradient_share: float | None = None
     seen, shuffled = _Tally(), _Tally()
     was_training = model.training
@@ -159,25 +157,27 @@ def evaluate(
             target = torch.from_numpy(batch).to(device)
             mean, log_variance = model.encode(target)
             logits = model.decode(mean)
-            if not latents:
+            if not rows.start:
                 gradient_share = foreground_gradient_share(logits, target, loss)
+                # Of one piece: many small ones among the activations would keep the heap from being reused.
+                latent = mean.new_empty(len(grids), mean.shape[1])
             seen.add(batch, logits)
-            terms.append(torch.stack(loss(logits, mean, log_variance, target)).double().cpu())
-            kl_per_dim.append(kl_divergence(mean, log_variance).double().cpu())
-            latents.append(mean)
-        latent, other = torch.cat(latents), torch.from_numpy(derangement(len(grids)))
+            terms += torch.stack(loss(logits, mean, log_variance, target)).double().sum(1).cpu()
+            kl_of_dim = kl_of_dim + kl_divergence(mean, log_variance).double().sum(0).cpu()
+            latent[rows] = mean
+        other = torch.from_numpy(derangement(len(grids)))
         for rows in _blocks(len(grids), batch_size):
             shuffled.add(grids[rows], model.decode(latent[other[rows].to(device)]))
     model.train(was_training)
-    total, reconstruction, kl = torch.cat(terms, dim=1).mean(1).tolist()
-    kl_of_dim = torch.cat(kl_per_dim).mean(0).tolist()
+    total, reconstruction, kl = (terms / len(grids)).tolist()
+    kl_per_dim = (kl_of_dim / len(grids)).tolist()
     return Evaluation(
         **dataclasses.asdict(seen.metrics()),
         loss=total,
         reconstruction=reconstruction,
         kl=kl,
-        kl_per_dim=tuple(kl_of_dim),
-        active_units=sum(value > ACTIVE_KL for value in kl_of_dim),
+        kl_per_dim=tuple(kl_per_dim),
+        active_units=sum(value > ACTIVE_KL for value in kl_per_dim),
         confusion=tuple(map(tuple, seen.confusion.tolist())),
         foreground_gradient_share=gradient_share,
         shuffled=shuffled.metrics(),

@@ -6,7 +6,7 @@ import hashlib
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bvae import corpus as corpora
 from bvae.corpus import Corpus, CorpusError, Grids, RowSubset, load_corpus
+from bvae.grid_files import walk
 
 pytestmark = pytest.mark.unit
 
@@ -245,6 +247,18 @@ def with_two_classes_apart(grids: Array) -> Array:
     return np.concatenate([grids, with_two_classes(np.zeros_like(grids[:1]))])
 
 
+@few
+@given(grids=grid_arrays)
+def test_the_fingerprint_can_be_recomputed_from_the_splits(
+    tmp_path_factory: pytest.TempPathFactory, grids: Array
+) -> None:
+    path = str(tmp_path_factory.getbasetemp() / "recomputed.npy")
+    np.save(path, grids)
+    corpus = load_corpus(path, 8)
+    train, val = (f"{len(each)} {hashlib.sha256(each[:]).hexdigest()}" for each in (corpus.train, corpus.val))
+    assert corpus.fingerprint == hashlib.sha256(f"8 {train} {val}\n".encode()).hexdigest()
+
+
 def test_the_fingerprint_knows_where_a_split_ends(path: str) -> None:
     grids = random_grids(20)
     prints = set()
@@ -297,6 +311,7 @@ def lazy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, npt.NDArray[
 def test_a_large_split_is_padded_on_access(lazy: tuple[Corpus, npt.NDArray[np.uint8]]) -> None:
     corpus, grids = lazy
     assert isinstance(corpus.train, RowSubset)
+    assert isinstance(corpus.val, RowSubset)
     assert corpus.train.shape == grids.shape
     assert len(corpus.train) == len(grids)
 
@@ -329,6 +344,45 @@ def test_a_position_past_the_end_of_a_large_split_is_an_index_error(
 ) -> None:
     with pytest.raises(IndexError):
         lazy[0].train[len(lazy[0].train)]
+
+
+def test_a_large_file_is_read_once_to_check_count_and_fingerprint_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "once.npy"
+    np.save(path, random_grids(20_000))
+    seen: list[int] = []
+
+    def walk_and_tell(grids: Array, rows: int) -> Iterator[tuple[slice, Array]]:
+        for taken, block in walk(grids, rows):
+            seen.extend(range(taken.start, taken.stop))
+            yield taken, block
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a grid was taken beside the walk")
+
+    monkeypatch.setattr(corpora, "walk", walk_and_tell)
+    monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(RowSubset, "__getitem__", refuse)
+    load_corpus(str(path), 8)
+    assert seen == [*range(20_000)]
+
+
+@few
+@given(grids=grid_arrays)
+def test_a_corpus_is_the_same_in_memory_and_on_access(
+    tmp_path_factory: pytest.TempPathFactory, grids: Array
+) -> None:
+    path = str(tmp_path_factory.getbasetemp() / "either.npy")
+    np.save(path, grids)
+    eager = load_corpus(path, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpora, "IN_MEMORY_BYTES", 0)
+        lazy = load_corpus(path, 8)
+    assert (type(eager.val), type(lazy.val)) == (np.ndarray, RowSubset)
+    for split in ("train", "val"):
+        np.testing.assert_array_equal(getattr(lazy, split)[:], getattr(eager, split))
+    assert lazy.fingerprint == eager.fingerprint
 
 
 def test_a_large_file_takes_memory_for_an_index_only(tmp_path: Path) -> None:

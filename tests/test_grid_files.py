@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bvae.grid_files import CorpusError, printable, read_grids
+from bvae.grid_files import CorpusError, StoredGrids, printable, read_grids, walk
 
 pytestmark = pytest.mark.unit
 
@@ -82,12 +82,18 @@ def two_seconds_and_few_bytes(limit: int = 20 * 2**20) -> Iterator[None]:
     assert time.process_time() - started < 2
 
 
+def read_and_walk(path: Path) -> StoredGrids:
+    grids = read_grids(path, 16)
+    assert sum(len(block) for _, block in walk(grids.train, 1000)) == len(grids.train)
+    return grids
+
+
 def refusal(path: Path, content: bytes | None = None) -> str:
     """Why a file is refused."""
     if content is not None:
         path.write_bytes(content)
     with two_seconds_and_few_bytes(), pytest.raises(CorpusError) as caught:
-        read_grids(path, 16)
+        read_and_walk(path)
     message = str(caught.value)
     assert message == printable(message)
     return message.removeprefix(f"{path}: ")
@@ -139,7 +145,7 @@ def test_a_value_outside_0_to_9_is_named_with_its_index(
         read_grids(path, 16)
     np.save(path.with_suffix(".npy"), array)
     with pytest.raises(CorpusError, match=expected.replace("train", "array")):
-        read_grids(path.with_suffix(".npy"), 16)
+        read_and_walk(path.with_suffix(".npy"))
 
 
 def test_the_first_of_several_wrong_values_is_named_however_far_it_is(tmp_path: Path) -> None:
