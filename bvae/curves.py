@@ -14,8 +14,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bvae.canvas import (
     EDGE,
-    FONT,
-    GAP,
     INK,
     SOFT_INK,
     TEXT_SIZE,
@@ -27,6 +25,7 @@ from bvae.canvas import (
     write,
     write_title,
 )
+from bvae.panels import LEFT, TICK_SIZE, add_panel, draw_ticks
 
 Record = Mapping[str, Any]
 Histories = Mapping[str, Sequence[Sequence[Record]]]
@@ -39,17 +38,10 @@ DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 
 MARKERS = ("o", "s", "^", "D", "v")
 
 WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 1640, 424, 300
-LEFT, HEADING, FOOT = 104, 44, 84  # pixels around a panel, for its y ticks, its heading and its x axis
-TICK_SIZE = 22
+HEADING, FOOT = 44, 84  # pixels above and below a panel, for its heading and its x axis
 MARKED_EPOCHS = 12
 LEGEND_LINE = 90
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-# Everything that a user's style would decide otherwise is said.
-TICK_LOOK: dict[str, Any] = {
-    **{"labelsize": TICK_SIZE, "labelfontfamily": FONT, "color": SOFT_INK, "labelcolor": INK},
-    **{"length": 6, "width": 1, "pad": 6, "direction": "out"},
-    **{"top": False, "right": False, "bottom": True, "left": True},
-}
 BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "linewidth": 1, "zorder": 0}
 RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
 NOTHING_YET = "No run has finished an epoch yet."
@@ -116,7 +108,7 @@ def plot_curves(
     if not known:
         write(page, EDGE, top, NOTHING_YET, size=TEXT_SIZE, width=WIDTH - 2 * EDGE, va="top")
     for panel, place in zip(PANELS if known else (), places, strict=False):
-        axes = _add_panel(page, panel, *place)
+        axes = add_panel(page, place, (PANEL_WIDTH, PANEL_HEIGHT), panel.heading, heading_size=TEXT_SIZE)
         if panel is ACCURACY:
             axes.axhspan(lo, hi, **BAND_LOOK)
             if background_rate is not None:
@@ -125,6 +117,7 @@ def plot_curves(
         for number, drawn in enumerate(curves):
             _draw_curve(axes, drawn, _look(number))
         _scale(axes, panel, curves)
+        draw_ticks(page, axes, "epoch", FOOT - EDGE, grid=True)
     if known:
         _draw_legend(page, known, (background_rate, lo, hi), *places[-1])
     save_png(figure, path, describe_curves(histories))
@@ -187,25 +180,6 @@ def _look(option: int) -> dict[str, Any]:
     }
 
 
-def _add_panel(page: Axes, panel: Panel, left: int, top: int) -> Axes:
-    """Empty axes with the panel's heading, `left` and `top` pixels from the corner of the page."""
-    width, height = page.get_xlim()[1], page.get_ylim()[0]
-    place = (left / width, 1 - (top + PANEL_HEIGHT) / height, PANEL_WIDTH / width, PANEL_HEIGHT / height)
-    axes = page.figure.add_axes(place, facecolor="white")
-    axes.tick_params(**TICK_LOOK)
-    axes.spines[:].set(color=SOFT_INK, linewidth=1, visible=True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=False)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=1, linestyle="solid", alpha=1)
-    axes.set_axisbelow(True)
-    axes.margins(y=0.05)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    write(page, left, top - GAP, panel.heading, size=TEXT_SIZE, width=PANEL_WIDTH, va="bottom")
-    middle, under = left + PANEL_WIDTH / 2, top + PANEL_HEIGHT + FOOT - EDGE
-    write(page, middle, under, "epoch", size=TICK_SIZE, width=PANEL_WIDTH, ha="center", va="bottom")
-    return axes
-
-
 def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
     """The mean with markers, at every epoch of a short curve, and the band of the seeds as a shade."""
     epochs, lowest, mean, highest = drawn
@@ -222,6 +196,8 @@ def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
 def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
     """Limits, ticks and tick labels that suit the numbers."""
     epochs = np.concatenate([drawn.epochs for drawn in curves])
+    axes.margins(y=0.05)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     margin = np.clip(0.03 * (epochs.max() - epochs.min()), 0.25, 0.9)
     axes.set_xlim(epochs.min() - margin, epochs.max() + margin)
     values = np.concatenate([[*drawn.lowest, *drawn.highest] for drawn in curves])
@@ -236,7 +212,6 @@ def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
         axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
     unit, factor = ("%", 100) if panel.fraction else ("", 1)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}{unit}"))
-    axes.minorticks_off()
 
 
 def _draw_legend(

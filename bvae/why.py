@@ -10,13 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from bvae.canvas import (
     EDGE,
-    GAP,
     INK,
-    SOFT_INK,
     TEXT_SIZE,
     Destination,
     pixel_figure,
@@ -27,11 +25,11 @@ from bvae.canvas import (
     write_title,
 )
 from bvae.comparison import OptionSummary
-from bvae.curves import TICK_LOOK, TICK_SIZE
+from bvae.panels import LEFT, add_panel, draw_ticks
 from bvae.records import EpochRecord
 
 WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 1640, 420, 420
-LEFT, HEADING, FOOT = 104, 76, 74  # pixels around a panel, for its y ticks, its heading and its x axis
+HEADING, FOOT = 76, 74  # pixels above and below a panel, for its heading and its x axis
 NUMBER_SIZE = 20
 BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito, Color Universal Design
 TOLD = 0.05
@@ -159,35 +157,18 @@ def plot_why(why: Why, *, path: Destination | None = None, title: str | None = N
     top = title_height(lines) + HEADING
     figure, page = pixel_figure(WIDTH, top + PANEL_HEIGHT + FOOT)
     write_title(page, lines)
-    headings = (
-        ("Likelihood against background\nat which a class is painted", "class"),
-        ("Part of the loss's gradient that\ncomes from foreground cells", "epoch"),
-        ("True class (row) painted as (column),\n% of the row's cells", "painted class"),
+    panels = (
+        ("Likelihood against background\nat which a class is painted", _draw_thresholds, "class"),
+        ("Part of the loss's gradient that\ncomes from foreground cells", _draw_gradient, "epoch"),
+        ("True class (row) painted as (column),\n% of the row's cells", _draw_confusion, "painted class"),
     )
-    panels = []
-    for number, (heading, below) in enumerate(headings):
-        left = LEFT + number * (PANEL_WIDTH + LEFT)
-        panels.append(_add_panel(page, left, top, heading, below))
-    _draw_thresholds(panels[0], why)
-    _draw_gradient(panels[1], why)
-    _draw_confusion(panels[2], why)
+    for number, (heading, draw, below) in enumerate(panels):
+        place, size = (LEFT + number * (PANEL_WIDTH + LEFT), top), (PANEL_WIDTH, PANEL_HEIGHT)
+        axes = add_panel(page, place, size, heading, heading_size=TEXT_SIZE - 2)
+        draw(axes, why)
+        draw_ticks(page, axes, below, FOOT - 8)
     save_png(figure, path, describe_why(why))
     return figure
-
-
-def _add_panel(page: Axes, left: int, top: int, heading: str, below: str) -> Axes:
-    """Empty axes with a heading above and a word under the x axis, pixels from the corner of the page."""
-    width, height = page.get_xlim()[1], page.get_ylim()[0]
-    place = (left / width, 1 - (top + PANEL_HEIGHT) / height, PANEL_WIDTH / width, PANEL_HEIGHT / height)
-    axes = page.figure.add_axes(place, facecolor="white")
-    axes.tick_params(**TICK_LOOK)
-    axes.spines[:].set(color=SOFT_INK, linewidth=1)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=False)
-    write(page, left, top - GAP, heading, size=TEXT_SIZE - 2, width=PANEL_WIDTH + LEFT - EDGE, va="bottom")
-    middle, under = left + PANEL_WIDTH / 2, top + PANEL_HEIGHT + FOOT - 8
-    write(page, middle, under, below, size=TICK_SIZE, width=PANEL_WIDTH, ha="center", va="bottom")
-    return axes
 
 
 def _draw_thresholds(axes: Axes, why: Why) -> None:
@@ -200,7 +181,8 @@ def _draw_thresholds(axes: Axes, why: Why) -> None:
     axes.axhline(0.5, color=INK, linewidth=2, linestyle=(0, (8, 4)))
     look: dict[str, Any] = {"size": NUMBER_SIZE, "color": INK, "ha": "right", "va": "bottom"}
     write(axes, len(classes) + 0.6, 0.56, "dashed: 50 %, without weights", width=PANEL_WIDTH, **look)
-    axes.set(xlim=(0.4, len(classes) + 0.6), ylim=(0, 0.65), xticks=classes)
+    axes.set(xlim=(0.4, len(classes) + 0.6), ylim=(0, 0.65))
+    axes.xaxis.set_major_locator(FixedLocator(classes))
     _in_percent(axes)
 
 
@@ -222,7 +204,7 @@ def _draw_gradient(axes: Axes, why: Why) -> None:
         axes.axhline(why.foreground_rate, color=INK, linewidth=2, linestyle=(0, (8, 4)))
     margin = max(0.25, 0.03 * epochs)
     axes.set(xlim=(1 - margin, epochs + margin), ylim=(0, 1.15))
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     note = f"dashed: {_percent(why.foreground_rate)} of cells are foreground" if why.foreground_rate else ""
     room = PANEL_WIDTH - 2 * EDGE
@@ -239,11 +221,10 @@ def _draw_confusion(axes: Axes, why: Why) -> None:
         style: dict[str, Any] = {"color": "white" if shares[row, column] > 0.5 else INK, "ha": "center"}
         text = f"{100 * shares[row, column]:.0f}"
         write(axes, column, row, text, size=NUMBER_SIZE - 2, width=40, va="center_baseline", **style)
-    classes = range(len(shares))
-    axes.set(xticks=classes, yticks=classes)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(FixedLocator(range(len(shares))))
     axes.spines[:].set_visible(True)
 
 
 def _in_percent(axes: Axes) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f}%"))
-    axes.minorticks_off()

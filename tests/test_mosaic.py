@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from numpy.typing import NDArray
+from PIL import Image
 
 from bvae.mosaic import ARC_COLOURS, SYMBOL_COLOURS, WRONG
 from bvae.visualization import (
@@ -190,8 +191,16 @@ def test_a_file_holds_the_picture_and_its_description_but_no_date_or_version() -
         (length,) = struct.unpack_from(">I", data, place)
         chunks[data[place + 4 : place + 8]] = data[place + 8 : place + 8 + length]
         place += 12 + length
-    assert chunks.keys() == {b"IHDR", b"pHYs", b"tEXt", b"IDAT", b"IEND"}
+    assert chunks.keys() == {b"IHDR", b"PLTE", b"tEXt", b"IDAT", b"IEND"}
     assert chunks[b"tEXt"] == b"Description\0" + describe_reconstructions(grids, 9 - grids).encode()
+
+
+def test_a_file_has_every_pixel_as_it_was_drawn() -> None:
+    png, grids = io.BytesIO(), random_grids(10, 16, 16)
+    figure = draw_reconstructions(grids, 9 - grids, [0.5] * 10, path=png, title="Option B\nσ²")
+    drawn = np.asarray(figure.canvas.buffer_rgba())
+    with Image.open(png) as file:
+        assert np.array_equal(np.asarray(file.convert("RGBA")), drawn)
 
 
 def test_ten_grids_of_noise_stay_well_under_80_kilobytes() -> None:

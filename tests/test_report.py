@@ -102,7 +102,7 @@ def test_a_picture_carries_its_description_from_the_png_into_the_page(descriptio
 @unit
 def test_a_picture_in_the_page_has_every_pixel_of_the_png() -> None:
     original = png(120, 70)
-    data = re.findall(r"data:image/webp;base64,([^\"]+)", picture(original, name="noise"))
+    data = re.findall(r"data:image/png;base64,([^\"]+)", picture(original, name="noise"))
     with (
         Image.open(io.BytesIO(base64.b64decode(data[0]))) as embedded,
         Image.open(io.BytesIO(original)) as file,
@@ -328,7 +328,7 @@ def test_of_many_checkpoints_twelve_are_shown_and_the_folder_of_the_others_is_na
 def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> None:
     run_pytest("experiments/", *QUICK, *TINY, "-n0", "--html=report.html", "-k", "A-seed0")
     (run,) = pieces(lab / "report.html")
-    images = re.findall(r"data:image/webp;base64,[^\"]+", run)
+    images = re.findall(r"data:image/png;base64,[^\"]+", run)
     assert len(set(images)) == len(images) == 4  # the filmstrip, the curves and two epochs
     assert re.search(r"The best checkpoint, of least validation loss, is that of epoch \d\.", run)
 
