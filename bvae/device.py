@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
@@ -40,12 +41,24 @@ def reproducible(device: torch.device) -> Iterator[None]:
     Sums over a varying number of threads round differently; and two processes with two threads each on two
     cores are ten times slower than with one, since the threads of one spin while those of the other work.
     """
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
+    # The other interface to this, torch.use_deterministic_algorithms, takes a second to import a compiler.
+    threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("error")
     if device.type == "cpu":
         torch.set_num_threads(1)
+    else:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        torch.set_deterministic_debug_mode(mode)
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed blocks of up to 31 MiB for reuse, and not return each to the system.
+
+    glibc raises that limit to the largest block freed so far. Below it, the activations of each step would be
+    mapped, filled with zeros page by page, and unmapped again.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+SOFTPLUS_IS_LINEAR = 40.0
+"""Above this log(1 + exp(m)) is m in float64 too."""
 
 
 def focal_loss(
@@ -44,20 +48,43 @@ def focal_loss(
         raise ValueError(f"gamma is {gamma}; expected a number of at least 0")
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'none'")
-    with torch.autocast(logits.device.type, enabled=False):
-        if logits.dtype in (torch.bfloat16, torch.float16):
-            logits = logits.float()
-        index = target.long().unsqueeze(1)
-        others = logits.scatter(1, index, -torch.inf).logsumexp(1)
-        margin = others - logits.gather(1, index).squeeze(1)
-        loss = torch.exp(gamma * F.logsigmoid(margin)) * -F.logsigmoid(-margin)
-        if weight is not None:
-            if weight.shape != logits.shape[1:2]:
-                raise ValueError(
-                    f"weight is {list(weight.shape)}; expected one for each class: [{logits.shape[1]}]"
-                )
-            loss = weight.to(loss)[target.long()] * loss
+    if weight is not None and weight.shape != logits.shape[1:2]:
+        raise ValueError(f"weight is {list(weight.shape)}; expected one for each class: [{logits.shape[1]}]")
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    index = target.long().unsqueeze(1)
+    loss: Tensor = _FocalLoss.apply(logits, index, weight, gamma)  # type: ignore[no-untyped-call]
     return loss.mean() if reduction == "mean" else loss
+
+
+class _FocalLoss(torch.autograd.Function):
+    """The focal loss of each cell `[B, H, W]`, its gradient written out: two passes over the logits in all.
+
+    With s = σ(m) and l = softplus(m), d(s^γ·l)/dm = s^γ·(γ·(1 − s)·l + s); and dm/dz is the softmax of the
+    other classes, with −1 for the target.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor, weight: Tensor | None, gamma: float) -> Tensor:
+        logits = logits.contiguous()  # a class after the other, over which the passes run
+        others = logits.scatter(1, index, -torch.inf)
+        share = others.softmax(1)
+        # Their logsumexp, by way of the largest: its share is at least 1/C, so the logarithm is exact enough.
+        largest = others.amax(1, keepdim=True) - share.amax(1, keepdim=True).log()
+        margin = largest - logits.gather(1, index)
+        miss, nats = margin.sigmoid(), F.softplus(margin, threshold=SOFTPLUS_IS_LINEAR)
+        focus = miss**gamma
+        if weight is not None:
+            focus = focus * weight.to(logits).take(index)
+        slope = focus * (gamma * (1 - miss) * nats + miss)
+        ctx.save_for_backward(share.scatter_(1, index, -1.0), slope)
+        return (focus * nats).squeeze(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        direction, slope = ctx.saved_tensors
+        return direction * (slope * gradient.unsqueeze(1)), None, None, None
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

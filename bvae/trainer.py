@@ -15,18 +15,22 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from bvae.beta_vae import GridModel, option_weights, sample_posterior
 from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
-from bvae.device import reproducible
+from bvae.device import keep_freed_memory, reproducible
 from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
 from bvae.metrics import evaluate
 from bvae.models import initial_model
+from bvae.optimizer import FlatAdam
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
+
+BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
+"""How many cells, which are bytes, an epoch of a large corpus reads together and shuffles together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +103,7 @@ class Trainer:
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
-        self._optimizer = torch.optim.Adam(self.model.parameters(), lr=training.learning_rate, fused=True)
-        self._prepare_optimizer()
+        self._optimizer = FlatAdam(self.model, max_norm=training.max_gradient_norm)
 
     def fit(self) -> Sequence[EpochRecord]:
         """Train to the configured number of epochs, or until a number is not finite.
@@ -110,6 +113,7 @@ class Trainer:
         Raises:
             StorageError: where a checkpoint cannot be written.
         """
+        keep_freed_memory()
         with reproducible(self._device):
             while self.divergence is None and self.epoch < self.config.training.epochs:
                 self._train_epoch()
@@ -149,7 +153,8 @@ class Trainer:
     def _train_epoch(self) -> None:
         started = time.perf_counter() - self.progress.epoch_seconds
         done = self.progress.step - self.epoch * self.steps_per_epoch
-        order = epoch_order(self.config.seed, self.epoch, len(self.corpus.train))
+        train, cells = self.corpus.train, self.corpus.grid_size**2
+        order = epoch_order(self.config.seed, self.epoch, len(train), cells=cells)
         sums = np.array(self.progress.epoch_sums)
         self.model.train()
         for i in range(done, self.steps_per_epoch):
@@ -176,9 +181,7 @@ class Trainer:
             logits = self.model.decode(sample_posterior(mean, log_variance, self._noise))
         terms = self.loss(logits, mean, log_variance, target)
         total, reconstruction, kl = (term.mean() for term in terms)
-        self._optimizer.zero_grad()
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), training.max_gradient_norm)
+        norm = self._optimizer.backward(total)
         numbers = {
             "loss": total.item(),
             "reconstruction": reconstruction.item(),
@@ -188,9 +191,7 @@ class Trainer:
         if not all(map(math.isfinite, numbers.values())):
             self._diverge(numbers, rows)
             return None
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate(self.progress.step)
-        self._optimizer.step()
+        self._optimizer.step(self._learning_rate(self.progress.step))
         accuracy = (logits.detach().argmax(1) == target).float().mean().item()
         return numbers["loss"], numbers["reconstruction"], numbers["kl"], accuracy
 
@@ -262,24 +263,7 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """Model and optimizer by name; the tensors themselves, so that restoring can copy into them."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self._optimizer.state[parameter].items():
-                tensors[f"optimizer.{name}.{key}"] = value
-        return tensors
-
-    def _prepare_optimizer(self) -> None:
-        """Make Adam create its state, which it does at the first step: here one that moves nothing.
-
-        So every checkpoint has the same tensors, also for a parameter that never gets a gradient.
-        """
-        for parameter in self.model.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        for group in self._optimizer.param_groups:
-            group["lr"] = 0.0
-        self._optimizer.step()
-        self._optimizer.zero_grad()
-        for state in self._optimizer.state.values():
-            state["step"].zero_()
+        return tensors | {f"optimizer.{name}": tensor for name, tensor in self._optimizer.tensors().items()}
 
     def _check_progress(self, path: Path, progress: Progress) -> Tensor:
         """The generator state of a checkpoint. Raises CheckpointError where its parts do not fit together."""
@@ -308,9 +292,21 @@ def run_loss(config: RunConfig, corpus: Corpus) -> BetaVAELoss:
     return BetaVAELoss(gamma=config.option.gamma, weight=weight, beta=config.training.beta)
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The order in which an epoch visits the training grids, a function of seed and epoch alone."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
+def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[np.int64]:
+    """The order in which an epoch visits n training grids of so many cells, a function of these alone.
+
+    Any order is equally likely for up to 256 MiB of grids. Of more, blocks of 256 KiB are shuffled, and
+    then the grids of every 1024 blocks: a file that exceeds the page cache is then read once an epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    block, window = BLOCK_CELLS // cells, WINDOW_CELLS // cells
+    if n <= window:
+        return rng.permutation(n)
+    starts = rng.permutation(np.arange(0, n, block))
+    order = np.concatenate([np.arange(start, min(start + block, n)) for start in starts])
+    for part in np.array_split(order, math.ceil(n / window)):
+        rng.shuffle(part)
+    return order
 
 
 def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:

@@ -178,13 +178,14 @@ def objects(count: int) -> np.ndarray:
 
 
 LEARNING = (
-    *("-n0", "--epochs", "16", "--checkpoint-every", "16", "--learning-rate", "0.002", "--beta", "0.005"),
-    *("--accuracy-band", "0.7:1"),
+    *("-n0", "--epochs", "4", "--checkpoint-every", "4", "--learning-rate", "0.003", "--beta", "0.0002"),
+    *("--accuracy-band", "0.3:1"),
 )
+"""With these every seed that was tried learned the objects of 2400 grids, steadily, under A and under C."""
 
 
 def test_the_gate_passes_when_c_alone_is_healthy(lab: Path) -> None:
-    corpus = save(lab / "objects.npz", train=objects(480), val=objects(60))
+    corpus = save(lab / "objects.npz", train=objects(2400), val=objects(60))
     done = run_pytest("experiments/", *TINY, corpus, *LEARNING, "--loss-options", "A,C")
     assert comparison(lab)["options"]["C"]["verdict"] == "healthy", done.stdout
     assert comparison(lab)["gate"] == {"candidates": ["C"], "passed": True, "passed_by": ["C"]}
@@ -192,7 +193,7 @@ def test_the_gate_passes_when_c_alone_is_healthy(lab: Path) -> None:
 
 
 def test_the_gate_fails_when_only_a_passes(lab: Path) -> None:
-    corpus = save(lab / "objects.npz", train=objects(480), val=objects(60))
+    corpus = save(lab / "objects.npz", train=objects(2400), val=objects(60))
     done = run_pytest("experiments/", *TINY, corpus, *LEARNING, "--loss-options", "A")
     assert comparison(lab)["options"]["A"]["verdict"] == "healthy", done.stdout
     assert "no run of a candidate was selected" in done.stdout

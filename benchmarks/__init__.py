@@ -1,0 +1,1 @@
+"""How fast bvae is, as ratios to peers measured in the same run."""

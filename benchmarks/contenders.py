@@ -1,0 +1,152 @@
+"""Trainers in processes of their own that train one epoch at a time, when they are told to."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every contender trains.
+
+    Attributes:
+        grids: `[N, 16, 16]`, uint8, N a multiple of the batch size.
+        weight: `[C]`, the class weights of the loss option.
+        epochs: of which the first is not counted.
+        tuned: whether to use bf16 and channels_last.
+        corpus, option: what bvae is asked for, which makes these grids and weights of them itself.
+    """
+
+    grids: NDArray[np.uint8]
+    weight: tuple[float, ...]
+    gamma: float
+    beta: float
+    learning_rate: float
+    max_gradient_norm: float
+    batch_size: int
+    latent_dim: int
+    seed: int
+    epochs: int
+    tuned: bool
+    corpus: str
+    option: str
+
+
+class Pace:
+    """Lets a trainer begin an epoch when the benchmark says so, and tells how long it took."""
+
+    def __init__(self, wire: Connection) -> None:
+        self._wire = wire
+        self._started = 0.0
+
+    def epoch_begins(self) -> None:
+        """Say that all is ready, and wait to be told to begin."""
+        self._wire.send(None)
+        self._wire.recv()
+        self._started = time.perf_counter()
+
+    def epoch_ends(self) -> None:
+        """Tell the seconds since the beginning."""
+        self._wire.send(time.perf_counter() - self._started)
+
+
+Train = Callable[[Job, Pace], None]
+
+
+class Contender:
+    """A trainer in `processes` processes with `threads` threads each, all training at the same moment.
+
+    Args:
+        name: of the trainer and its settings.
+        train: a function of a module, as it is looked up by name in the new process.
+    """
+
+    def __init__(self, name: str, train: Train, job: Job, *, processes: int, threads: int) -> None:
+        self.name, self.train, self.job = name, train, job
+        self.processes, self.threads = processes, threads
+        self._running: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {self.processes}×{self.threads}"
+
+    def __enter__(self) -> Contender:
+        spawn = multiprocessing.get_context("spawn")
+        for number in range(self.processes):
+            here, there = spawn.Pipe()
+            job = dataclasses.replace(self.job, seed=self.job.seed + number)
+            process = spawn.Process(target=_begin, args=(self.train, job, there, self.threads), daemon=True)
+            process.start()
+            there.close()
+            self._running.append((process, here))
+        for _, wire in self._running:
+            wire.recv()
+        return self
+
+    def epoch(self, *, last: bool) -> float:
+        """Train an epoch in all processes at once; images a second, of all of them together."""
+        for _, wire in self._running:
+            wire.send(None)
+        seconds = max(wire.recv() for _, wire in self._running)
+        if not last:
+            for _, wire in self._running:
+                wire.recv()  # ready for the next one, so that nothing runs while another contender does
+        return self.processes * len(self.job.grids) / seconds
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for process, _ in self._running:
+            process.join(timeout=30)
+            process.kill()
+
+
+def _begin(train: Train, job: Job, wire: Connection, threads: int) -> None:
+    torch.set_num_threads(threads)  # before the first operator, or threads of several processes spin
+    with Path(os.devnull).open("w") as nowhere:  # trainers print
+        os.dup2(nowhere.fileno(), 1)
+    train(job, Pace(wire))
+
+
+def train_bvae(job: Job, pace: Pace) -> None:
+    """bvae's own Trainer, with the checkpoints and evaluations that come with it, outside the time taken."""
+    import tempfile
+
+    from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
+    from bvae.corpus import load_corpus
+    from bvae.trainer import CheckpointSaved, Event, Stepped, Trainer
+
+    corpus = load_corpus(job.corpus)
+    training = TrainingConfig(
+        epochs=job.epochs,
+        beta=job.beta,
+        learning_rate=job.learning_rate,
+        batch_size=job.batch_size,
+        latent_dim=job.latent_dim,
+        max_gradient_norm=job.max_gradient_norm,
+        precision="bf16" if job.tuned else "fp32",
+    )
+    experiment = ExperimentConfig(corpus=job.corpus, training=training)
+    run = experiment.run(LOSS_OPTIONS[job.option], job.seed, corpus.fingerprint)
+
+    def follow(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == event.epoch * trainer.steps_per_epoch:
+            pace.epoch_ends()
+        if isinstance(event, CheckpointSaved) and trainer.epoch < job.epochs:
+            pace.epoch_begins()
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(run, corpus, Path(folder), listeners=[follow])
+        pace.epoch_begins()
+        trainer.fit()

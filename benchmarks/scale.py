@@ -1,0 +1,206 @@
+"""`python -m benchmarks.scale`: whether time for each grid and memory stay flat as a corpus grows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import machine
+from benchmarks.turns import MEGABYTE, STATUS, Measured, Plan, measure
+from bvae.atomic import SIZE, generate
+from bvae.corpus import ATOMIC_COUNTS
+
+DESCRIPTION = """\
+Trains with the real Trainer on three sizes of procedural grids and on a .npy file that it writes into the
+temporary folder (TMPDIR), each in a process of its own under a limit on private memory. The processes take
+turns of a few dozen steps, one at a time, and are compared within a turn: so the ratios hold where the speed
+of the machine drifts. Ratios are to the smallest corpus.
+
+Memory is what the kernel says in /proc/self/status: RssAnon is the process's own, RssFile is shared with the
+page cache, which the kernel takes back when it needs to. The limit is RLIMIT_DATA: beyond it, allocations
+fail."""
+
+EXAMPLES = """\
+examples:
+  python -m benchmarks.scale                                      the requirement; about two minutes
+  python -m benchmarks.scale --grids 50000 --file-gigabytes 0.1   the same, small, in a minute"""
+
+ALLOWED_RATIO = 1.10
+ALLOWED_GROWTH = 600
+"""Megabytes above the base, with the largest procedural corpus."""
+
+
+def write_grids(path: Path, megabytes: float) -> int:
+    """Stream about so many megabytes of procedural grids to a `.npy` file; how many grids they are."""
+    pool = generate(20_000).grids
+    count = max(20, round(megabytes * MEGABYTE / SIZE**2))
+    rng = np.random.default_rng(0)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for start in range(0, count, 2**16):
+            file.write(pool[rng.integers(len(pool), size=min(2**16, count - start))].data)
+    return count
+
+
+def run(specs: list[str], plan: Plan, repeats: int) -> list[Measured]:
+    """Measure each corpus in a process of its own, in turns."""
+    context = multiprocessing.get_context("spawn")
+    pipes = []
+    for spec in specs:
+        ours, theirs = context.Pipe()
+        context.Process(target=measure, args=(spec, plan, theirs), daemon=True).start()
+        theirs.close()
+        pipes.append(ours)
+    corpora = dict(zip(specs, pipes, strict=True))
+    for spec, pipe in corpora.items():
+        say(f"{spec}: loading")
+        say(f"{spec}: loaded in {_ask(spec, pipe):.1f} s; a turn to warm up")
+        _ask(spec, pipe)
+    for repeat in range(repeats):
+        for spec, pipe in corpora.items():
+            training, evaluation = _ask(spec, pipe)
+            say(f"turn {repeat + 1}: {spec}: training {training:.3f}, evaluation {evaluation:.3f} ms a grid")
+    return [_without_warm_up(_ask(spec, pipe, go_on=False)) for spec, pipe in corpora.items()]
+
+
+def _ask(spec: str, pipe: Connection, *, go_on: bool = True) -> Any:
+    """What a process has to say after the next thing it does."""
+    try:
+        pipe.send(go_on)
+        return pipe.recv()
+    except (EOFError, ConnectionError):
+        raise SystemExit(f"{spec}: its process ended, for the reason above") from None
+
+
+def _without_warm_up(measured: Measured) -> Measured:
+    return measured._replace(training=measured.training[1:], evaluation=measured.evaluation[1:])
+
+
+def ratios(times: list[float], reference: list[float]) -> list[float]:
+    """Times as multiples of those of the same turns of another corpus."""
+    return [time / other for time, other in zip(times, reference, strict=True)]
+
+
+def table(names: list[str], found: list[Measured]) -> list[str]:
+    """The measurements in Markdown: medians over turns, with the lower and upper quartile."""
+    lines = [
+        "| corpus | grids | loading, s | training, ms a grid | ratio | evaluation, ms a grid | ratio "
+        "| RssAnon, MB: base | + loading | + training | RssFile, MB |",
+        "| --- " * 11 + "|",
+    ]
+    for name, each in zip(names, found, strict=True):
+        columns = [name, f"{each.grids:,}", f"{each.loading_seconds:.1f}"]
+        for kind in ("training", "evaluation"):
+            times = getattr(each, kind)
+            of = ratios(times, getattr(found[0], kind))
+            low, _, high = statistics.quantiles(of, n=4, method="inclusive") if len(of) > 1 else of * 3
+            columns += [
+                f"{statistics.median(times):.3f}",
+                f"{statistics.median(of):.2f} [{low:.2f} {high:.2f}]",
+            ]
+        memory = each.memory
+        columns += [f"{memory['base']:.0f}"]
+        columns += [f"{memory[key] - memory['base']:.0f}" for key in ("loading_peak", "training_peak")]
+        lines.append(f"| {' | '.join([*columns, format(memory['training_file'], '.0f')])} |")
+    return lines
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def conclusions(found: list[Measured], limit: int) -> list[str]:
+    """What is required, what was measured, and whether it is met."""
+    *sizes, file = found
+    slowest = max(statistics.median(ratios(each.training, sizes[0].training)) for each in sizes)
+    growth = sizes[-1].peak() - sizes[-1].memory["base"]
+    claims = [
+        (f"time a grid at {sizes[-1].grids:,} grids or fewer", f"×{slowest:.2f}", slowest <= ALLOWED_RATIO),
+        (f"memory above the base at {sizes[-1].grids:,} grids", f"{growth:.0f} MB", growth <= ALLOWED_GROWTH),
+        (
+            f"private memory with {file.grids:,} grids of a file",
+            f"{file.peak():.0f} MB",
+            file.peak() <= limit,
+        ),
+    ]
+    allowed = (f"×{ALLOWED_RATIO:.2f}", f"{ALLOWED_GROWTH} MB", f"{limit} MB")
+    return [
+        f"{'met' if holds else 'NOT MET'}: {what}: {value}, at most {most}"
+        for (what, value, holds), most in zip(claims, allowed, strict=True)
+    ]
+
+
+def parse() -> argparse.Namespace:
+    """The command line. Exits with a sentence where it cannot be carried out here."""
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.scale",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--file-gigabytes", type=float, default=4, metavar="GB", help="Size of the .npy file. Default: 4"
+    )
+    for flag, default, text in (
+        ("--grids", 500_000, "The largest procedural corpus; the others have N/10 and N/100."),
+        ("--steps", 30, "Training steps of a turn."),
+        ("--repeats", 15, "Turns that count."),
+        ("--limit-megabytes", 1000, "Of private memory of each process."),
+    ):
+        parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} Default: {default}")
+    output = Path("runs/scale.json")
+    parser.add_argument("--output", type=Path, default=output, metavar="FILE", help=f"Default: {output}")
+    arguments = parser.parse_args()
+    smallest, largest = 100 * ATOMIC_COUNTS[0], ATOMIC_COUNTS[-1]
+    if not smallest <= arguments.grids <= largest:
+        parser.error(f"--grids is {arguments.grids}; expected {smallest} to {largest}")
+    for name in ("steps", "repeats", "limit_megabytes"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected 1 or more")
+    free = shutil.disk_usage(tempfile.gettempdir()).free / 10**9
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free / 10**9
+    if not 0 < arguments.file_gigabytes < free:
+        expected = f"above 0 and below the {free:.1f} GB free in {folder} (another folder: set TMPDIR)"
+        parser.error(f"--file-gigabytes is {arguments.file_gigabytes:g}; expected {expected}")
+    if not STATUS.exists():
+        parser.error(f"memory is read from {STATUS}, which only Linux has; run this on Linux")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse()
+    plan = Plan(arguments.steps, arguments.grids // 1000, arguments.limit_megabytes)
+    specs = [f"atomic:{arguments.grids // divisor}" for divisor in (100, 10, 1)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "grids.npy"
+        say(f"writing {arguments.file_gigabytes:g} GB to {path}")
+        write_grids(path, arguments.file_gigabytes * 1000)
+        found = run([*specs, str(path)], plan, arguments.repeats)
+    names = [*specs, f".npy of {arguments.file_gigabytes:g} GB"]
+    result = {
+        "machine": machine.describe(),
+        "plan": plan._asdict(),
+        "corpora": {name: each._asdict() for name, each in zip(names, found, strict=True)},
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(*table(names, found), "", *conclusions(found, arguments.limit_megabytes), sep="\n")
+    say(f"wrote {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""A training run in a process of its own, held after each turn, with its times and its memory."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import tempfile
+import threading
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
+from bvae.corpus import load_corpus
+from bvae.device import resolve_precision
+from bvae.metrics import evaluate
+from bvae.trainer import Event, Stepped, Trainer
+
+STATUS = Path("/proc/self/status")
+MEGABYTE = 10**6
+
+
+class Plan(NamedTuple):
+    """What each process does."""
+
+    steps: int
+    evaluated: int
+    limit_megabytes: int
+
+
+class Measured(NamedTuple):
+    """What one process found: seconds, milliseconds a grid of each turn, and memory in megabytes."""
+
+    grids: int
+    loading_seconds: float
+    training: list[float]
+    evaluation: list[float]
+    memory: dict[str, float]
+
+    def peak(self) -> float:
+        """The most RssAnon there ever was."""
+        return max(self.memory["loading_peak"], self.memory["training_peak"])
+
+
+class Memory(threading.Thread):
+    """Samples RssAnon in the background; `peak` is the largest since it was last set to 0, in megabytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0.0
+
+    def run(self) -> None:
+        while True:
+            self.sample()
+            time.sleep(0.02)
+
+    def sample(self) -> dict[str, float]:
+        """RssAnon and RssFile now."""
+        fields = (line.split() for line in STATUS.read_text().splitlines() if line.startswith("Rss"))
+        now = {field[0].rstrip(":"): int(field[1]) * 1024 / MEGABYTE for field in fields}
+        self.peak = max(self.peak, now["RssAnon"])
+        return now
+
+
+class _EnoughError(Exception):
+    """Training has been watched for long enough."""
+
+
+class Turns:
+    """Listens to a Trainer and holds it after each turn until the parent process asks for another."""
+
+    def __init__(self, parent: Connection, plan: Plan) -> None:
+        self._parent, self._plan = parent, plan
+        self._trainer: Trainer
+        self.training: list[float] = []
+        self.evaluation: list[float] = []
+
+    def fit(self, trainer: Trainer) -> None:
+        """Train until the parent process has seen enough."""
+        self._trainer = trainer
+        self._begin()
+        try:
+            trainer.fit()
+        except _EnoughError:
+            return
+        raise RuntimeError("training ended before its turns did")
+
+    def _begin(self) -> None:
+        if not self._parent.recv():
+            raise _EnoughError
+        self._intervals: list[float] = []
+        self._since: float | None = None
+
+    def __call__(self, event: Event) -> None:
+        now = time.perf_counter()
+        if isinstance(event, Stepped) and self._since is not None:
+            self._intervals.append((now - self._since) * 1000 / event.images)
+        self._since = now  # Evaluating and saving end with an event too, so they are no part of a step.
+        if len(self._intervals) == self._plan.steps:
+            self._end()
+
+    def _end(self) -> None:
+        trainer, precision = self._trainer, self._trainer.config.training.precision
+        started = time.perf_counter()
+        evaluate(trainer.model, trainer.corpus.val[: self._plan.evaluated], trainer.loss, precision=precision)
+        self.evaluation.append((time.perf_counter() - started) * 1000 / self._plan.evaluated)
+        self.training.append(statistics.median(self._intervals))
+        self._parent.send((self.training[-1], self.evaluation[-1]))
+        self._begin()
+
+
+def measure(spec: str, plan: Plan, parent: Connection) -> None:
+    """Load a corpus and train on it in turns, each when told to, and tell the parent process what it took."""
+    with contextlib.suppress(EOFError):  # The parent process has ended, which it has given a reason for.
+        _measure(spec, plan, parent)
+
+
+def _measure(spec: str, plan: Plan, parent: Connection) -> None:
+    import resource  # which not every system has
+
+    torch.set_num_threads(1)
+    limit = plan.limit_megabytes * MEGABYTE
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    memory = Memory()
+    seen = {"base": memory.sample()["RssAnon"]}
+    memory.start()
+    parent.recv()  # Whatever was imported, only one process is at work from here on.
+    started = time.perf_counter()
+    corpus = load_corpus(spec)
+    loading = time.perf_counter() - started
+    loaded = memory.sample()
+    parent.send(loading)
+    seen |= {"loading_peak": memory.peak, "loaded": loaded["RssAnon"], "loaded_file": loaded["RssFile"]}
+    memory.peak = 0.0
+    training = TrainingConfig(epochs=10**6, precision=resolve_precision("auto", "cpu"))
+    config = ExperimentConfig(corpus=spec, training=training).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
+    turns = Turns(parent, plan)
+    with tempfile.TemporaryDirectory() as folder:
+        turns.fit(Trainer(config, corpus, Path(folder), listeners=[turns]))
+    seen |= {"training_file": memory.sample()["RssFile"], "training_peak": memory.peak}
+    grids = len(corpus.train) + len(corpus.val)
+    parent.send(Measured(grids, loading, turns.training, turns.evaluation, seen))
