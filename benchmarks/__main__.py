@@ -1,0 +1,140 @@
+"""`python -m benchmarks`: how fast bvae trains, beside a plain loop, Lightning and Pythae."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks import machine, parts, peers
+from benchmarks.contenders import Contender, Job, train_bvae
+from bvae.beta_vae import option_weights
+from bvae.config import LOSS_OPTIONS, TrainingConfig
+from bvae.corpus import load_corpus
+
+DESCRIPTION = """\
+Trains the same model on the same grids with the same loss and batch size under bvae, a plain PyTorch loop,
+Lightning and Pythae, in turn, an epoch at a time: one epoch to warm up, then the ones that count. A contender
+is alone on the machine while it trains. Then the parts of an experiment are timed, and a whole one.
+
+Ratios are of neighbouring epochs, so they hold where the speed of the machine drifts."""
+
+PEERS = {"plain loop": peers.train_loop, "Lightning": peers.train_lightning, "Pythae": peers.train_pythae}
+SPREADS = ((1, 1), (1, 2), (2, 1))
+"""Processes × threads: what a peer may choose from on two cores. bvae trains two runs at once, 2×1."""
+
+
+def make_job(corpus_name: str, option_name: str, epochs: int) -> Job:
+    """The default training of bvae with a loss option, in fp32."""
+    corpus, option, training = load_corpus(corpus_name), LOSS_OPTIONS[option_name], TrainingConfig()
+    whole = len(corpus.train) // training.batch_size * training.batch_size
+    return Job(
+        grids=corpus.train[:whole],
+        weight=tuple(option_weights(option, corpus.class_counts).tolist()),
+        gamma=option.gamma,
+        beta=training.beta,
+        learning_rate=training.learning_rate,
+        max_gradient_norm=training.max_gradient_norm,
+        batch_size=training.batch_size,
+        latent_dim=training.latent_dim,
+        seed=0,
+        epochs=epochs,
+        tuned=False,
+        corpus=corpus_name,
+        option=option_name,
+    )
+
+
+def measure_training(job: Job, names: list[str]) -> dict[str, list[float]]:
+    """Images a second of every contender in every counted epoch; contenders take turns epoch by epoch."""
+    with contextlib.ExitStack() as stack:
+        contenders = []
+        for tuned in (False, True):
+            own = dataclasses.replace(job, tuned=tuned)
+            settings = "bf16" if tuned else "fp32"
+            bvae = Contender(f"bvae {settings}", train_bvae, own, processes=2, threads=1)
+            others = [
+                Contender(f"{name} {settings}", PEERS[name], own, processes=processes, threads=threads)
+                for name in names
+                for processes, threads in SPREADS
+            ]
+            contenders += [bvae, *others]
+        for contender in contenders:
+            say(f"preparing {contender.label}")
+            stack.enter_context(contender)
+        rates: dict[str, list[float]] = {contender.label: [] for contender in contenders}
+        for epoch in range(job.epochs):
+            for contender in contenders:
+                rate = contender.epoch(last=epoch == job.epochs - 1)
+                repeat = f"repeat {epoch}" if epoch else "warm-up"
+                say(f"{repeat}: {contender.label}: {rate:,.0f} images/s")
+                if epoch:
+                    rates[contender.label].append(rate)
+    return rates
+
+
+def say(text: str) -> None:
+    """A line of progress."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="Counted epochs. Default: 5")
+    parser.add_argument("--corpus", default="arc", metavar="NAME", help="Default: arc")
+    parser.add_argument("--option", default="B", choices=LOSS_OPTIONS, help="The loss. Default: B")
+    parser.add_argument(
+        "--peers", default=",".join(PEERS), metavar="NAMES", help=f"Default: {','.join(PEERS)}"
+    )
+    parser.add_argument("--only", choices=("training", "parts"), help="One half of it alone. Default: both")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/benchmark"),
+        metavar="FOLDER",
+        help="Default: runs/benchmark",
+    )
+    arguments = parser.parse_args()
+    names = [name.strip() for name in arguments.peers.split(",")]
+    if unknown := [name for name in names if name not in PEERS]:
+        parser.error(f"--peers names {unknown[0]!r}; expected names among {','.join(PEERS)}")
+    if arguments.repeats < 1:
+        parser.error(f"--repeats is {arguments.repeats}; expected 1 or more")
+
+    from benchmarks.tables import draw, parts_table, throughput_table  # not in every contender's process
+
+    result: dict[str, object] = {"machine": machine.describe()}
+    lines: list[str] = []
+    if arguments.only != "parts":
+        say("measuring matrix products")
+        flops = machine.flops_of_a_step()
+        limits = {
+            name: machine.matmul_rate(dtype)
+            for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
+        }
+        job = make_job(arguments.corpus, arguments.option, 1 + arguments.repeats)
+        rates = measure_training(job, names)
+        result |= {"flops_an_image": flops, "matmul_flops_a_second": limits, "images_a_second": rates}
+        lines += throughput_table(rates, flops, limits)
+    if arguments.only != "training":
+        seconds = parts.measure(arguments.repeats, say)
+        result["seconds"] = seconds
+        lines += parts_table(seconds)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "benchmark.json").write_text(json.dumps(result, indent=2) + "\n")
+    if "images_a_second" in result:
+        draw(rates, arguments.output / "benchmark.png")
+    print(*lines, sep="\n")
+    say(f"wrote {arguments.output}/benchmark.json and its picture")
+
+
+if __name__ == "__main__":
+    main()

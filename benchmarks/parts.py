@@ -1,0 +1,136 @@
+"""How long the parts of an experiment take, and a whole one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+
+Say = Callable[[str], None]
+
+
+def _seconds(act: Callable[[], object], repeats: int) -> list[float]:
+    """Wall seconds of each repeat, after one that is not counted."""
+    act()
+    taken = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - started)
+    return taken
+
+
+def measure(repeats: int, say: Say) -> dict[str, list[float]]:
+    """Seconds of each part in each repeat, on one thread, and of a whole default experiment."""
+    from bvae.corpus import load_corpus
+
+    torch.set_num_threads(1)
+    measured: dict[str, list[float]] = {}
+    say("timing the parts of a run")
+    with tempfile.TemporaryDirectory() as folder:
+        measured |= _parts_of_a_run(repeats, Path(folder))
+    for name in ("arc", "atomic:20000"):
+        measured[f"load the corpus {name}"] = _seconds(lambda name=name: load_corpus(name), repeats)
+    say("timing imports")
+    measured |= _imports(repeats)
+    say("timing the default experiment, a minute for each of 2")
+    with tempfile.TemporaryDirectory() as folder:
+        measured |= _experiments(2, Path(folder))
+    return measured
+
+
+def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
+    from bvae.checkpoint import load_checkpoint, save_checkpoint
+    from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
+    from bvae.corpus import load_corpus
+    from bvae.device import resolve_precision
+    from bvae.metrics import evaluate
+    from bvae.records import Progress
+    from bvae.trainer import Trainer, run_loss
+    from bvae.visualization import plot_reconstructions
+
+    corpus = load_corpus("arc")
+    precision = resolve_precision("auto", "cpu")
+    experiment = ExperimentConfig(training=TrainingConfig(epochs=1, precision=precision))
+    run = experiment.run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
+    trainer = Trainer(run, corpus, folder)
+    trainer.fit()
+    saved = folder / "checkpoints/epoch_001.safetensors"
+    checkpoint = load_checkpoint(saved, Progress)
+    grids, loss = corpus.showcase(), run_loss(run, corpus)
+
+    def picture() -> None:
+        plot_reconstructions(
+            trainer.model, grids, path=io.BytesIO(), title="A title", loss=lambda out, y: loss(*out, y).total
+        )
+
+    return {
+        "a picture of ten grids": _seconds(picture, repeats),
+        f"an evaluation of {len(corpus.val)} grids, twice decoded": _seconds(
+            lambda: evaluate(trainer.model, corpus.val, loss, precision=precision), repeats
+        ),
+        f"a checkpoint of {saved.stat().st_size / 1e6:.1f} MB, saved twice": _seconds(
+            lambda: save_checkpoint(checkpoint, saved, folder / "best.safetensors"), repeats
+        ),
+    }
+
+
+def _imports(repeats: int) -> dict[str, list[float]]:
+    """Of torch alone, and what bvae adds to it: differences of processes that follow each other."""
+
+    def of(statement: str) -> float:
+        clock = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
+        done = subprocess.run(
+            [sys.executable, "-c", clock.format(statement)],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=ROOT,
+        )
+        return float(done.stdout)
+
+    of("import torch, bvae")
+    pairs = [(of("import torch"), of("import torch, bvae")) for _ in range(repeats)]
+    return {
+        "import torch": [alone for alone, _ in pairs],
+        "import bvae, beyond torch": [both - alone for alone, both in pairs],
+    }
+
+
+def _experiments(repeats: int, folder: Path) -> dict[str, list[float]]:
+    """A default experiment with its report, and where its workers' and its controller's time went."""
+    measured: dict[str, list[float]] = {}
+    for number in range(repeats):
+        watch = folder / f"watch{number}"
+        watch.mkdir()
+        report, runs = folder / f"{number}.html", folder / f"runs{number}"
+        started = time.perf_counter()
+        watched = ("-p", "benchmarks.stopwatch")
+        command = ("pytest", "experiments/", f"--html={report}", f"--run-dir={runs}", *watched)
+        subprocess.run(
+            [sys.executable, "-m", *command],
+            env={**os.environ, "BVAE_STOPWATCH": str(watch)},
+            capture_output=True,
+            check=True,
+            cwd=ROOT,
+        )
+        whole = time.perf_counter() - started
+        spent: dict[str, float] = {}
+        for file in watch.iterdir():
+            for name, seconds in json.loads(file.read_text()).items():
+                spent[name] = spent.get(name, 0.0) + seconds
+        for name, seconds in {"the default experiment": whole, **spent}.items():
+            measured.setdefault(name, []).append(seconds)
+        shutil.rmtree(runs)
+    return measured

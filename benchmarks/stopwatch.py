@@ -1,0 +1,57 @@
+"""A pytest plugin that adds up the seconds an experiment spends on anything but training.
+
+Each process writes its sums to a file of its own in `$BVAE_STOPWATCH`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+WATCHED = {
+    "evaluation": ("bvae.trainer:evaluate",),
+    "checkpoints": ("bvae.trainer:save_checkpoint",),
+    "pictures": ("bvae.run:plot_reconstructions", "bvae.run:plot_filmstrip"),
+    "comparison and report": (
+        "bvae.laboratory:write_comparison",
+        "bvae.laboratory:report_head",
+        "bvae.laboratory:show_run",
+        "bvae.laboratory:show_gate",
+        "bvae.report_page:mend_file",
+    ),
+}
+
+_spent = dict.fromkeys(WATCHED, 0.0)
+
+
+def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            _spent[name] += time.perf_counter() - started
+
+    return timed
+
+
+def pytest_sessionstart() -> None:
+    for name, places in WATCHED.items():
+        for place in places:
+            module, _, attribute = place.partition(":")
+            found = importlib.import_module(module)
+            setattr(found, attribute, _watched(name, getattr(found, attribute)))
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    folder = Path(os.environ["BVAE_STOPWATCH"])
+    (folder / f"{os.getpid()}.json").write_text(json.dumps(_spent))

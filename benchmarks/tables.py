@@ -1,0 +1,93 @@
+"""The figures of a benchmark as text and as a picture."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+OURS = "bvae"
+COLORS = {True: "#0072B2", False: "#999999"}  # told apart without colour by their place and labels too
+
+
+def _row(label: str, cells: Sequence[str]) -> str:
+    return f"{label:<26}" + "".join(f"{cell:>17}" for cell in cells)
+
+
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Median, lowest and highest of the ratios of epochs that were trained one after the other."""
+    ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(ratios), ratios[0], ratios[-1]
+
+
+def _is_ours(label: str) -> bool:
+    return label.startswith(OURS)
+
+
+def throughput_table(
+    rates: Mapping[str, Sequence[float]], flops: float, limits: Mapping[str, float]
+) -> list[str]:
+    """Lines: every contender's speed, how many times as fast bvae is, and the share of the machine used."""
+    lines = [
+        f"A training step is {flops / 1e6:.1f} MFLOP an image; matrix products here reach "
+        + ", ".join(f"{limit / 1e9:,.0f} GFLOP/s in {name}" for name, limit in limits.items()),
+        "",
+        _row(
+            "trainer, processes×threads",
+            ("images/s", "lowest to highest", "share of matmul", "bvae is faster"),
+        ),
+    ]
+    bf16 = next(label for label in rates if _is_ours(label) and "bf16" in label)
+    for label, own in rates.items():
+        precision = "bf16" if "bf16" in label else "fp32"
+        share = statistics.median(own) * flops / limits[precision]
+        ratio, lowest, highest = paired_ratio(rates[bf16], own)
+        cells = (
+            f"{statistics.median(own):,.0f}",
+            f"{min(own):,.0f} to {max(own):,.0f}",
+            f"{share:.1%}",
+            "" if label == bf16 else f"{ratio:.2f}× ({lowest:.2f}–{highest:.2f})",
+        )
+        lines.append(_row(label, cells))
+    lines.append("")
+    for precision in ("fp32", "bf16"):
+        theirs = [label for label in rates if not _is_ours(label) and precision in label]
+        # A process with its best number of threads is how a peer is run; two at once is more than it offers.
+        for choice, kind in ((theirs, "in any way"), ([x for x in theirs if "1×" in x], "in one process")):
+            if choice:
+                fastest = max(choice, key=lambda label: statistics.median(rates[label]))
+                ratio, lowest, highest = paired_ratio(rates[bf16], rates[fastest])
+                lines.append(
+                    f"The fastest peer in {precision} {kind} is {fastest}: bvae in bf16 trains "
+                    f"{ratio:.2f} ({lowest:.2f} to {highest:.2f}) times as many images a second"
+                )
+    return lines
+
+
+def parts_table(seconds: Mapping[str, Sequence[float]]) -> list[str]:
+    """Lines: the median time of each part with its spread."""
+    lines = ["", _row("part", ("median", "lowest to highest"))]
+    for name, times in seconds.items():
+        scale, unit = (1, "s") if statistics.median(times) >= 1 else (1000, "ms")
+        median, lowest, highest = (scale * f(times) for f in (statistics.median, min, max))
+        lines.append(f"{name:<60}{median:>10.4g} {unit} {lowest:>10.4g} to {highest:.4g}")
+    return lines
+
+
+def draw(rates: Mapping[str, Sequence[float]], path: Path) -> None:
+    """A bar for each contender, as long as its median speed, with its spread."""
+    figure = Figure(figsize=(9, 0.5 + 0.32 * len(rates)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    for row, (label, own) in enumerate(rates.items()):
+        middle = statistics.median(own)
+        axes.barh(row, middle, color=COLORS[_is_ours(label)], height=0.7)
+        axes.plot([min(own), max(own)], [row, row], color="black", linewidth=1.5)
+        axes.annotate(f" {middle:,.0f}", (max(own), row), va="center", fontsize=9)
+    axes.set_yticks(range(len(rates)), rates)
+    axes.invert_yaxis()
+    axes.set_xlabel("training images a second on two cores (line: lowest to highest of the repeats)")
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lab import ROOT
+
+from benchmarks.__main__ import make_job
+from benchmarks.peers import PlainLoss, PlainVAE
+from bvae.beta_vae import BetaVAE
+from bvae.losses import BetaVAELoss
+
+
+@pytest.fixture(scope="module")
+def grids() -> torch.Tensor:
+    return torch.randint(0, 10, (5, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.mark.unit
+def test_peers_train_the_same_model_as_bvae(grids: torch.Tensor) -> None:
+    ours, theirs = BetaVAE().double(), PlainVAE().double()
+    theirs.load_state_dict(ours.state_dict())
+    mean, log_variance = ours.encode(grids)
+    torch.manual_seed(0)
+    latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", enabled=False):
+        found = theirs.encoder(torch.nn.functional.one_hot(grids.long(), 10).permute(0, 3, 1, 2).double())
+    torch.testing.assert_close(found, torch.cat([mean, log_variance], dim=1))
+    torch.testing.assert_close(theirs.decoder(latent), ours.decode(latent))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("option", ["A", "B", "C"])
+def test_peers_train_with_the_same_loss_as_bvae(grids: torch.Tensor, option: str) -> None:
+    job = make_job("atomic:100", option, epochs=1)
+    logits, mean, log_variance = torch.randn(5, 10, 16, 16), torch.randn(5, 16), torch.randn(5, 16)
+    ours = BetaVAELoss(gamma=job.gamma, weight=torch.tensor(job.weight), beta=job.beta)
+    found = PlainLoss(job)(logits, mean, log_variance, grids)
+    torch.testing.assert_close(found, ours(logits, mean, log_variance, grids).total.mean())
+
+
+@pytest.mark.slow
+def test_the_benchmark_says_how_many_times_as_fast_bvae_is(tmp_path: Path) -> None:
+    settings = ["--only=training", "--peers=plain loop", "--repeats=1", "--corpus=atomic:500"]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks", *settings, f"--output={tmp_path}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "bvae is faster" in done.stdout
+    rates = json.loads((tmp_path / "benchmark.json").read_text())["images_a_second"]
+    assert len(rates) == 8
+    assert all(rate > 0 for repeats in rates.values() for rate in repeats)
+    assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
