@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from benchmarks.contenders import Contender, Job, train_bvae
 from bvae.beta_vae import option_weights
 from bvae.config import LOSS_OPTIONS, TrainingConfig
 from bvae.corpus import load_corpus
+from bvae.device import resolve_precision
 
 DESCRIPTION = """\
 Trains the same model on the same grids with the same loss and batch size under bvae, a plain PyTorch loop,
@@ -65,6 +67,7 @@ def measure_training(job: Job, names: list[str]) -> dict[str, list[float]]:
                 for processes, threads in SPREADS
             ]
             contenders += [bvae, *others]
+        os.environ["TQDM_DISABLE"] = "1"  # Pythae's progress bars cannot be turned off otherwise
         for contender in contenders:
             say(f"preparing {contender.label}")
             stack.enter_context(contender)
@@ -123,7 +126,7 @@ def main() -> None:
         job = make_job(arguments.corpus, arguments.option, 1 + arguments.repeats)
         rates = measure_training(job, names)
         result |= {"flops_an_image": flops, "matmul_flops_a_second": limits, "images_a_second": rates}
-        lines += throughput_table(rates, flops, limits)
+        lines += throughput_table(rates, resolve_precision("auto", "cpu"), flops, limits)
     if arguments.only != "training":
         seconds = parts.measure(arguments.repeats, say)
         result["seconds"] = seconds

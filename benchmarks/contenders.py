@@ -44,21 +44,29 @@ class Job:
 
 
 class Pace:
-    """Lets a trainer begin an epoch when the benchmark says so, and tells how long it took."""
+    """Lets a trainer begin an epoch when the benchmark says so, and tells how fast it went.
+
+    The first third of the steps is not counted: what lay idle while others trained must get warm again.
+    """
 
     def __init__(self, wire: Connection) -> None:
         self._wire = wire
-        self._started = 0.0
+        self._ends: list[float] = []
 
     def epoch_begins(self) -> None:
         """Say that all is ready, and wait to be told to begin."""
         self._wire.send(None)
         self._wire.recv()
-        self._started = time.perf_counter()
+        self._ends = []
+
+    def step_ends(self) -> None:
+        """Note the time."""
+        self._ends.append(time.perf_counter())
 
     def epoch_ends(self) -> None:
-        """Tell the seconds since the beginning."""
-        self._wire.send(time.perf_counter() - self._started)
+        """Tell the steps a second."""
+        counted = self._ends[len(self._ends) // 3 :]
+        self._wire.send((len(counted) - 1) / (counted[-1] - counted[0]))
 
 
 Train = Callable[[Job, Pace], None]
@@ -98,11 +106,11 @@ class Contender:
         """Train an epoch in all processes at once; images a second, of all of them together."""
         for _, wire in self._running:
             wire.send(None)
-        seconds = max(wire.recv() for _, wire in self._running)
+        steps_a_second = sum(wire.recv() for _, wire in self._running)
         if not last:
             for _, wire in self._running:
                 wire.recv()  # ready for the next one, so that nothing runs while another contender does
-        return self.processes * len(self.job.grids) / seconds
+        return steps_a_second * self.job.batch_size
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -141,8 +149,10 @@ def train_bvae(job: Job, pace: Pace) -> None:
     run = experiment.run(LOSS_OPTIONS[job.option], job.seed, corpus.fingerprint)
 
     def follow(event: Event) -> None:
-        if isinstance(event, Stepped) and event.step == event.epoch * trainer.steps_per_epoch:
-            pace.epoch_ends()
+        if isinstance(event, Stepped):
+            pace.step_ends()
+            if event.step == event.epoch * trainer.steps_per_epoch:
+                pace.epoch_ends()
         if isinstance(event, CheckpointSaved) and trainer.epoch < job.epochs:
             pace.epoch_begins()
 

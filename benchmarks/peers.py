@@ -105,6 +105,7 @@ def train_loop(job: Job, pace: Pace) -> None:
             total.backward()
             nn.utils.clip_grad_norm_(model.parameters(), job.max_gradient_norm)
             optimizer.step()
+            pace.step_ends()
         pace.epoch_ends()
 
 
@@ -125,6 +126,9 @@ def train_lightning(job: Job, pace: Pace) -> None:
 
         def on_train_epoch_start(self) -> None:
             pace.epoch_begins()
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            pace.step_ends()
 
         def on_train_epoch_end(self) -> None:
             pace.epoch_ends()
@@ -168,6 +172,9 @@ def train_pythae(job: Job, pace: Pace) -> None:
     class Signal(TrainingCallback):
         def on_epoch_begin(self, training_config: Any, **_: Any) -> None:
             pace.epoch_begins()
+
+        def on_train_step_end(self, training_config: Any, **_: Any) -> None:
+            pace.step_ends()
 
         def on_epoch_end(self, training_config: Any, **_: Any) -> None:
             pace.epoch_ends()

@@ -13,7 +13,7 @@ COLORS = {True: "#0072B2", False: "#999999"}  # told apart without colour by the
 
 
 def _row(label: str, cells: Sequence[str]) -> str:
-    return f"{label:<26}" + "".join(f"{cell:>17}" for cell in cells)
+    return f"{label:<36}" + "".join(f"{cell:>20}" for cell in cells)
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
@@ -22,47 +22,38 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float,
     return statistics.median(ratios), ratios[0], ratios[-1]
 
 
-def _is_ours(label: str) -> bool:
-    return label.startswith(OURS)
-
-
 def throughput_table(
-    rates: Mapping[str, Sequence[float]], flops: float, limits: Mapping[str, float]
+    rates: Mapping[str, Sequence[float]], default: str, flops: float, limits: Mapping[str, float]
 ) -> list[str]:
-    """Lines: every contender's speed, how many times as fast bvae is, and the share of the machine used."""
+    """Lines: every contender's speed, how many times as fast bvae is, and the share of the machine used.
+
+    A contender's label begins with its name and precision; `default` is the precision bvae chooses here.
+    """
+    ours = next(label for label in rates if label.startswith(f"{OURS} {default}"))
     lines = [
-        f"A training step is {flops / 1e6:.1f} MFLOP an image; matrix products here reach "
-        + ", ".join(f"{limit / 1e9:,.0f} GFLOP/s in {name}" for name, limit in limits.items()),
-        "",
-        _row(
-            "trainer, processes×threads",
-            ("images/s", "lowest to highest", "share of matmul", "bvae is faster"),
-        ),
+        f"A training step takes {flops / 1e6:.1f} MFLOP an image; matrix products here reach "
+        + ", ".join(f"{limit / 1e9:,.0f} GFLOP/s in {name}" for name, limit in limits.items())
     ]
-    bf16 = next(label for label in rates if _is_ours(label) and "bf16" in label)
-    for label, own in rates.items():
-        precision = "bf16" if "bf16" in label else "fp32"
-        share = statistics.median(own) * flops / limits[precision]
-        ratio, lowest, highest = paired_ratio(rates[bf16], own)
-        cells = (
-            f"{statistics.median(own):,.0f}",
-            f"{min(own):,.0f} to {max(own):,.0f}",
-            f"{share:.1%}",
-            "" if label == bf16 else f"{ratio:.2f}× ({lowest:.2f}–{highest:.2f})",
-        )
-        lines.append(_row(label, cells))
-    lines.append("")
-    for precision in ("fp32", "bf16"):
-        theirs = [label for label in rates if not _is_ours(label) and precision in label]
+    for precision, heading in (("fp32", "peers as they come"), ("bf16", "peers with bf16 and channels_last")):
+        labels = [label for label in rates if f" {precision}, " in label and label != ours]
+        lines += ["", _row(f"{heading}", ("images/s", "lowest to highest", "share of matmul", f"{ours} is"))]
+        for label in (ours, *labels):
+            own = rates[label]
+            limit = limits[default if label == ours else precision]
+            ratio, lowest, highest = paired_ratio(rates[ours], own)
+            cells = (
+                f"{statistics.median(own):,.0f}",
+                f"{min(own):,.0f} to {max(own):,.0f}",
+                f"{statistics.median(own) * flops / limit:.1%}",
+                "" if label == ours else f"{ratio:.2f}× ({lowest:.2f}–{highest:.2f})",
+            )
+            lines.append(_row(label, cells))
         # A process with its best number of threads is how a peer is run; two at once is more than it offers.
-        for choice, kind in ((theirs, "in any way"), ([x for x in theirs if "1×" in x], "in one process")):
-            if choice:
-                fastest = max(choice, key=lambda label: statistics.median(rates[label]))
-                ratio, lowest, highest = paired_ratio(rates[bf16], rates[fastest])
-                lines.append(
-                    f"The fastest peer in {precision} {kind} is {fastest}: bvae in bf16 trains "
-                    f"{ratio:.2f} ({lowest:.2f} to {highest:.2f}) times as many images a second"
-                )
+        theirs = [label for label in labels if not label.startswith(OURS)]
+        for choice, kind in (([x for x in theirs if "1×" in x], "in one process"), (theirs, "in any way")):
+            fastest = max(choice, key=lambda label: statistics.median(rates[label]))
+            ratio, lowest, highest = paired_ratio(rates[ours], rates[fastest])
+            lines.append(f"{ratio:.2f}× ({lowest:.2f}–{highest:.2f}) the fastest {kind}: {fastest}")
     return lines
 
 
@@ -82,7 +73,7 @@ def draw(rates: Mapping[str, Sequence[float]], path: Path) -> None:
     axes = figure.subplots()
     for row, (label, own) in enumerate(rates.items()):
         middle = statistics.median(own)
-        axes.barh(row, middle, color=COLORS[_is_ours(label)], height=0.7)
+        axes.barh(row, middle, color=COLORS[label.startswith(OURS)], height=0.7)
         axes.plot([min(own), max(own)], [row, row], color="black", linewidth=1.5)
         axes.annotate(f" {middle:,.0f}", (max(own), row), va="center", fontsize=9)
     axes.set_yticks(range(len(rates)), rates)
