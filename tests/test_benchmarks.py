@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -44,20 +45,31 @@ def test_peers_train_with_the_same_loss_as_bvae(grids: torch.Tensor, option: str
     torch.testing.assert_close(found, ours(logits, mean, log_variance, grids).total.mean())
 
 
+def run(module: str, *settings: str) -> str:
+    """What a benchmark prints."""
+    command = [sys.executable, "-m", module, *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.slow
 def test_the_benchmark_says_how_many_times_as_fast_bvae_is(tmp_path: Path) -> None:
-    settings = ["--only=training", "--peers=plain loop", "--repeats=1", "--corpus=atomic:500"]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", *settings, f"--output={tmp_path}"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "bvae is faster" in done.stdout
+    installed = importlib.util.find_spec("lightning") and importlib.util.find_spec("pythae")
+    peers = "plain loop,Lightning,Pythae" if installed else "plain loop"
+    settings = ("--only=training", f"--peers={peers}", "--repeats=1", "--corpus=atomic:500")
+    said = run("benchmarks", *settings, f"--output={tmp_path}")
+    assert said.count("the fastest in one process: ") == 2
     rates = json.loads((tmp_path / "benchmark.json").read_text())["images_a_second"]
-    assert len(rates) == 8
+    assert len(rates) == 2 + 6 * len(peers.split(","))
     assert all(rate > 0 for repeats in rates.values() for rate in repeats)
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_shuffles_compares_three(tmp_path: Path) -> None:
+    output = tmp_path / "shuffling.json"
+    run("benchmarks.shuffling", "--grids=3500", "--epochs=1", "--seeds=1", f"--output={output}")
+    found = json.loads(output.read_text())
+    assert set(found) == {"full", "blocks", "coarse"}
+    assert all(0 < each["pixel_accuracy"] < 1 for runs in found.values() for each in runs)

@@ -56,7 +56,15 @@ def test_documents_have_only_blocks_that_are_tested() -> None:
         assert set(languages) - {""} <= {"bash", "python", "toml", "yaml", "json"}, path
     for _, block in blocks("bash"):
         for line in block.splitlines():
-            assert line.startswith(("pip install", "pytest ", "python -m bvae ", "#")), line
+            assert line.startswith(("pip install", "pytest ", "python -m ", "#")), line
+
+
+def test_documented_benchmarks_are_those_that_other_tests_run_small() -> None:
+    tests = "".join((ROOT / f"tests/test_{name}.py").read_text() for name in ("benchmarks", "scale"))
+    documented = lines("bash", "python -m benchmarks")
+    assert len(documented) == 3
+    for command in documented:
+        assert f'"{command.split()[2]}"' in tests, command
 
 
 @pytest.mark.usefixtures("trained")
