@@ -15,8 +15,11 @@ from filelock import FileLock
 from hypothesis import settings
 from lab import QUICK, SessionHere, Uninterrupted, evidence, furnish, newest, run_pytest
 
-# Timing varies on shared machines; examples that fail are printed with the code that reproduces them.
-settings.register_profile("bvae", deadline=None, max_examples=50, print_blob=True)
+# Timing varies on shared machines; examples that fail are printed with the code that reproduces them. Where a
+# change is judged the examples are always the same, so that its verdict is about the change.
+settings.register_profile(
+    "bvae", deadline=None, max_examples=50, print_blob=True, derandomize="CI" in os.environ
+)
 settings.load_profile("bvae")
 
 # Shells start background jobs with Ctrl-C ignored, which their children inherit: these tests press it.
