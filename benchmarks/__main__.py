@@ -23,11 +23,15 @@ from bvae.device import resolve_precision
 DESCRIPTION = """\
 Trains the same model on the same grids with the same loss and batch size under bvae, a plain PyTorch loop,
 Lightning and Pythae, in turn, an epoch at a time: one epoch to warm up, then the ones that count. A contender
-is alone on the machine while it trains. Then the parts of an experiment are timed, and a whole one.
+is alone on the machine while it trains; the first third of its epoch is not counted, as what lay idle is slow
+at first. Then the parts of an experiment are timed, and a whole one.
+
+Everything is measured on two cores. All contenders lie in memory at once, which takes about 8 GB.
 
 Ratios are of neighbouring epochs, so they hold where the speed of the machine drifts."""
 
 PEERS = {"plain loop": peers.train_loop, "Lightning": peers.train_lightning, "Pythae": peers.train_pythae}
+FEWEST_STEPS = 5
 SPREADS = ((1, 1), (1, 2), (2, 1))
 """Processes × threads: what a peer may choose from on two cores. bvae trains two runs at once, 2×1."""
 
@@ -111,6 +115,8 @@ def main() -> None:
         parser.error(f"--peers names {unknown[0]!r}; expected names among {','.join(PEERS)}")
     if arguments.repeats < 1:
         parser.error(f"--repeats is {arguments.repeats}; expected 1 or more")
+    if (cores := int(str(machine.describe()["cores"]))) < machine.CORES:
+        parser.error(f"there is {cores} core here; expected {machine.CORES} or more")
 
     from benchmarks.tables import draw, parts_table, throughput_table  # not in every contender's process
 
@@ -124,6 +130,10 @@ def main() -> None:
             for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))
         }
         job = make_job(arguments.corpus, arguments.option, 1 + arguments.repeats)
+        if len(job.grids) < FEWEST_STEPS * job.batch_size:
+            parser.error(
+                f"--corpus {arguments.corpus} makes fewer than {FEWEST_STEPS} steps an epoch; take more grids"
+            )
         rates = measure_training(job, names)
         result |= {"flops_an_image": flops, "matmul_flops_a_second": limits, "images_a_second": rates}
         lines += throughput_table(rates, resolve_precision("auto", "cpu"), flops, limits)
@@ -136,7 +146,7 @@ def main() -> None:
     if "images_a_second" in result:
         draw(rates, arguments.output / "benchmark.png")
     print(*lines, sep="\n")
-    say(f"wrote {arguments.output}/benchmark.json and its picture")
+    say(f"wrote {arguments.output}/benchmark.json")
 
 
 if __name__ == "__main__":

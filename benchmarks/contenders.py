@@ -24,7 +24,7 @@ class Job:
         grids: `[N, 16, 16]`, uint8, N a multiple of the batch size.
         weight: `[C]`, the class weights of the loss option.
         epochs: of which the first is not counted.
-        tuned: whether to use bf16 and channels_last.
+        tuned: whether to use bf16, channels_last and, for a peer, the fused Adam.
         corpus, option: what bvae is asked for, which makes these grids and weights of them itself.
     """
 

@@ -90,10 +90,15 @@ def autocast(job: Job) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16, enabled=job.tuned)
 
 
+def adam_settings(job: Job) -> dict[str, bool]:
+    """The fused kernel where the job asks for the best settings."""
+    return {"fused": True} if job.tuned else {}
+
+
 def train_loop(job: Job, pace: Pace) -> None:
     """A plain PyTorch loop."""
     model, loss = plain_model(job), PlainLoss(job)
-    optimizer = torch.optim.Adam(model.parameters(), lr=job.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=job.learning_rate, **adam_settings(job))
     data = DataLoader(TensorDataset(torch.from_numpy(job.grids)), batch_size=job.batch_size, shuffle=True)
     model.train()
     for _ in range(job.epochs):
@@ -122,7 +127,7 @@ def train_lightning(job: Job, pace: Pace) -> None:
             return self.loss(*self.model(batch[0]), batch[0])
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.model.parameters(), lr=job.learning_rate)
+            return torch.optim.Adam(self.model.parameters(), lr=job.learning_rate, **adam_settings(job))
 
         def on_train_epoch_start(self) -> None:
             pace.epoch_begins()
@@ -186,6 +191,7 @@ def train_pythae(job: Job, pace: Pace) -> None:
             num_epochs=job.epochs,
             per_device_train_batch_size=job.batch_size,
             learning_rate=job.learning_rate,
+            optimizer_params=adam_settings(job),
             keep_best_on_train=True,
             no_cuda=True,
         )

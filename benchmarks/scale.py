@@ -170,7 +170,6 @@ def parse() -> argparse.Namespace:
     for name in ("steps", "repeats", "limit_megabytes"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected 1 or more")
-    free = shutil.disk_usage(tempfile.gettempdir()).free / 10**9
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free / 10**9
     if not 0 < arguments.file_gigabytes < free:

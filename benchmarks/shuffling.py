@@ -25,7 +25,7 @@ Trains a loss option on procedural grids that are sorted by their background sha
 shuffle that moves blocks first, with three shuffles and the same seeds:
 
   full     any order is equally likely, as for every corpus of up to 256 MiB;
-  blocks   the shuffle of larger files, scaled down: 3 windows of 1024 blocks, as large as that allows;
+  blocks   the shuffle of larger files, scaled down to a handful of windows of up to 1024 blocks;
   coarse   the same windows of 64 larger blocks, to show what the other two would differ by.
 
 Accuracy and IoU should agree within the spread of the seeds. It takes about a quarter of an hour."""

@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
@@ -104,9 +105,13 @@ class Turns:
 
     def _end(self) -> None:
         trainer, precision = self._trainer, self._trainer.config.training.precision
+        validation = trainer.corpus.val
         started = time.perf_counter()
-        evaluate(trainer.model, trainer.corpus.val[: self._plan.evaluated], trainer.loss, precision=precision)
-        self.evaluation.append((time.perf_counter() - started) * 1000 / self._plan.evaluated)
+        spread = np.linspace(0, len(validation) - 1, min(self._plan.evaluated, len(validation))).astype(
+            np.int64
+        )
+        evaluate(trainer.model, validation[spread], trainer.loss, precision=precision)
+        self.evaluation.append((time.perf_counter() - started) * 1000 / len(spread))
         self.training.append(statistics.median(self._intervals))
         self._parent.send((self.training[-1], self.evaluation[-1]))
         self._begin()

@@ -40,8 +40,9 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
     Sums over a varying number of threads round differently; and two processes with two threads each on two
     cores are ten times slower than with one, since the threads of one spin while those of the other work.
+    On CUDA an environment variable that cuBLAS asks for is set and stays.
     """
-    # The other interface to this, torch.use_deterministic_algorithms, takes a second to import a compiler.
+    # torch.use_deterministic_algorithms would also tell the compiler, and take a second to import it.
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     torch.set_deterministic_debug_mode("error")
     if device.type == "cpu":

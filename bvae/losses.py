@@ -23,6 +23,8 @@ def focal_loss(
 ) -> Tensor:
     """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells and not over weights.
 
+    It can be differentiated once, by the logits alone.
+
     With the margin m = log Σ_{c≠y} exp z_c − z_y, the probability of the target is p_y = σ(−m), so the loss
     is `w·σ(m)^γ·softplus(m)`: no difference of nearly equal numbers where p_y is close to 1, and a finite
     gradient for every γ ≥ 0, also γ < 1, where the gradient of (1 − p)^γ itself has a pole.
@@ -35,7 +37,8 @@ def focal_loss(
         reduction: "mean" over all cells, or "none" for `[B, H, W]`.
 
     Raises:
-        ValueError: for shapes that do not fit, a negative γ or an unknown reduction.
+        ValueError: for shapes that do not fit, a negative γ, an unknown reduction, or a weight that asks for
+            a gradient.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5.
     """
@@ -50,6 +53,8 @@ def focal_loss(
         raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'none'")
     if weight is not None and weight.shape != logits.shape[1:2]:
         raise ValueError(f"weight is {list(weight.shape)}; expected one for each class: [{logits.shape[1]}]")
+    if weight is not None and weight.requires_grad:
+        raise ValueError("weight asks for a gradient, which this loss does not have; pass weight.detach()")
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     index = target.long().unsqueeze(1)

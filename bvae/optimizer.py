@@ -1,4 +1,4 @@
-"""Adam over all parameters of a model at once."""
+"""Adam with clipped gradients, without what the class of PyTorch imports."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch.optim.adam import adam
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
-class FlatAdam:
-    """Adam on one vector that all parameters of a model are views of.
+class Adam:
+    """Adam on all parameters of a model, the 2-norm of their gradient clipped.
 
-    One clipping, one check and one update then do for all parameters, in place of one for each.
+    It moves them bit for bit as `torch.optim.Adam(fused=True)` does, by the function beneath that. The class
+    takes a second to import a compiler, in every process.
 
     Args:
-        model: its parameters are moved into the vector; they must not be replaced or moved afterwards.
+        model: the module to train, where it is to be trained.
         max_norm: the gradient's 2-norm is clipped to this.
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015; clipping as in Pascanu et al., On
@@ -23,34 +24,35 @@ class FlatAdam:
     """
 
     def __init__(self, model: nn.Module, *, max_norm: float) -> None:
-        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._max_norm = max_norm
-        self._flat = torch.cat([parameter.detach().reshape(-1) for parameter in self._parameters])
-        sizes = [parameter.numel() for parameter in self._parameters]
-        for parameter, piece in zip(self._parameters, torch.split(self._flat, sizes), strict=True):
-            parameter.data = piece.view_as(parameter)
-        self._gradient = torch.zeros_like(self._flat)
-        self._mean, self._square = torch.zeros_like(self._flat), torch.zeros_like(self._flat)
-        self._steps = torch.zeros((), device=self._flat.device)
+        self._parameters = dict(model.named_parameters())
+        self._state = {
+            name: {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+            }
+            for name, parameter in self._parameters.items()
+        }
 
     def backward(self, loss: Tensor) -> Tensor:
-        """Find the gradient of a loss; its 2-norm before it is clipped."""
-        gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
-        gradient = torch.cat([part.reshape(-1) for part in gradients])
-        norm: Tensor = torch.linalg.vector_norm(gradient)
-        self._gradient = gradient.mul_((self._max_norm / norm).clamp_(max=1.0))
-        return norm
+        """Find and clip the gradient of a loss; its 2-norm before it is clipped."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        loss.backward()  # type: ignore[no-untyped-call]
+        return nn.utils.clip_grad_norm_(self._parameters.values(), self._max_norm)
 
+    @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Move the parameters along the gradient found last."""
-        # The function, as the class torch.optim.Adam takes a second to import what it does not need here.
+        """Move the parameters that have a gradient along it."""
+        moved = {name: p for name, p in self._parameters.items() if p.grad is not None}
         adam(
-            [self._flat],
-            [self._gradient],
-            [self._mean],
-            [self._square],
+            [*moved.values()],
+            [parameter.grad for parameter in moved.values() if parameter.grad is not None],
+            [self._state[name]["exp_avg"] for name in moved],
+            [self._state[name]["exp_avg_sq"] for name in moved],
             [],
-            [self._steps],
+            [self._state[name]["step"] for name in moved],
             fused=True,
             amsgrad=False,
             beta1=BETA1,
@@ -62,5 +64,5 @@ class FlatAdam:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its state by name: the tensors themselves, so that one can copy into them."""
-        return {"step": self._steps, "exp_avg": self._mean, "exp_avg_sq": self._square}
+        """Its state by name, such as `encoder.0.weight.exp_avg`: the tensors themselves, to copy into."""
+        return {f"{name}.{key}": t for name, state in self._state.items() for key, t in state.items()}

@@ -26,11 +26,11 @@ from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
 from bvae.metrics import evaluate
 from bvae.models import initial_model
-from bvae.optimizer import FlatAdam
+from bvae.optimizer import Adam
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
 
 BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
-"""How many cells, which are bytes, an epoch of a large corpus reads together and shuffles together."""
+"""How many cells, which are bytes of a uint8 file, an epoch of a large corpus reads and shuffles together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Trainer:
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
-        self._optimizer = FlatAdam(self.model, max_norm=training.max_gradient_norm)
+        self._optimizer = Adam(self.model, max_norm=training.max_gradient_norm)
 
     def fit(self) -> Sequence[EpochRecord]:
         """Train to the configured number of epochs, or until a number is not finite.

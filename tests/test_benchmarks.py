@@ -23,16 +23,13 @@ def grids() -> torch.Tensor:
 
 @pytest.mark.unit
 def test_peers_train_the_same_model_as_bvae(grids: torch.Tensor) -> None:
-    ours, theirs = BetaVAE().double(), PlainVAE().double()
+    ours, theirs = BetaVAE(), PlainVAE()
     theirs.load_state_dict(ours.state_dict())
     mean, log_variance = ours.encode(grids)
     torch.manual_seed(0)
     latent = mean + torch.exp(0.5 * log_variance) * torch.randn_like(mean)
     torch.manual_seed(0)
-    with torch.autocast("cpu", enabled=False):
-        found = theirs.encoder(torch.nn.functional.one_hot(grids.long(), 10).permute(0, 3, 1, 2).double())
-    torch.testing.assert_close(found, torch.cat([mean, log_variance], dim=1))
-    torch.testing.assert_close(theirs.decoder(latent), ours.decode(latent))
+    torch.testing.assert_close(theirs(grids), (ours.decode(latent), mean, log_variance))
 
 
 @pytest.mark.unit

@@ -93,13 +93,13 @@ def test_killed_while_writing_any_file_a_session_goes_on_to_the_same_bits(
 def test_killed_at_random_moments_with_two_workers_a_session_goes_on_to_the_same_bits(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
-    settings, moments = (*TINY, "--loss-options", "A,B", "--seeds", "2"), random.Random(1)
-    for _ in range(6):
+    settings, moments = (*TINY, "--loss-options", "A,B", "--seeds", "8"), random.Random(1)
+    for _ in range(12):
         complete, before = complete_runs(lab), begun(lab)
         sabotage(lab, slow=0.3)
         with running(lab, *next_arguments(lab, settings), "-n2") as process:
             wait_for(lambda: begun(lab) - before or process.poll() is not None)  # noqa: B023
-            time.sleep(moments.uniform(0, 0.8))
+            time.sleep(moments.uniform(0, 2.0))
             assert process.poll() is None, output(lab)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()

@@ -161,3 +161,9 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl_for_each_grid() -> None:
     )
     torch.testing.assert_close(terms.kl, kl_divergence(mean, log_variance).sum(1))
     torch.testing.assert_close(terms.total, terms.reconstruction + 0.3 * terms.kl)
+
+
+def test_a_weight_that_asks_for_a_gradient_is_refused() -> None:
+    weight = torch.ones(3, requires_grad=True)
+    with pytest.raises(ValueError, match=r"pass weight\.detach\(\)"):
+        focal_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), gamma=1.0, weight=weight)
