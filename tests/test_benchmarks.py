@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 import torch
 from lab import ROOT
 
-from benchmarks.__main__ import make_job
+from benchmarks.__main__ import PEERS, make_job
+from benchmarks.contenders import Contender, train_bvae
 from benchmarks.peers import PlainLoss, PlainVAE
 from bvae.beta_vae import BetaVAE
 from bvae.losses import BetaVAELoss
@@ -51,14 +53,25 @@ def run(module: str, *settings: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tuned", [False, True], ids=["as it comes", "tuned"])
+@pytest.mark.parametrize("name", [*PEERS, "bvae"])
+def test_every_contender_trains_epoch_by_epoch(name: str, tuned: bool) -> None:
+    if name in ("Lightning", "Pythae") and importlib.util.find_spec(name.lower()) is None:
+        pytest.skip(f"{name} is not installed: pip install -e '.[bench]'")
+    job = dataclasses.replace(make_job("atomic:500", "B", epochs=2), tuned=tuned)
+    train = PEERS.get(name, train_bvae)
+    with Contender(name, train, job, processes=1, threads=1) as contender:
+        rates = [contender.epoch(last=False), contender.epoch(last=True)]
+    assert min(rates) > 0
+
+
+@pytest.mark.slow
 def test_the_benchmark_says_how_many_times_as_fast_bvae_is(tmp_path: Path) -> None:
-    installed = importlib.util.find_spec("lightning") and importlib.util.find_spec("pythae")
-    peers = "plain loop,Lightning,Pythae" if installed else "plain loop"
-    settings = ("--only=training", f"--peers={peers}", "--repeats=1", "--corpus=atomic:500")
+    settings = ("--only=training", "--peers=plain loop", "--repeats=1", "--corpus=atomic:500")
     said = run("benchmarks", *settings, f"--output={tmp_path}")
     assert said.count("the fastest in one process: ") == 2
     rates = json.loads((tmp_path / "benchmark.json").read_text())["images_a_second"]
-    assert len(rates) == 2 + 6 * len(peers.split(","))
+    assert len(rates) == 8
     assert all(rate > 0 for repeats in rates.values() for rate in repeats)
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
 
