@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import secrets
@@ -36,7 +37,7 @@ from bvae.progress import ProgressDisplay
 from bvae.regression import Difference, compare_with
 from bvae.report import report_head, show_differences, show_gate
 from bvae.report_run import show_run
-from bvae.run import RunResult, obtain_run
+from bvae.run import RunResult, begin_run, obtain_run
 from bvae.session import CorpusRecord, Session, SessionHeldError, changes_since, hold
 from bvae.summary import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
 
@@ -181,6 +182,23 @@ class Laboratory:
     def shows_progress(self) -> bool:
         """Whether progress is being shown, so that other signs of it would be in the way."""
         return self._display is not None
+
+    def begin_ahead(self, worker: int, workers: int) -> None:
+        """Train the first half of a run of the last turn, in a worker that would have nothing to do then.
+
+        Nine runs on two workers are five turns, in the last of which one worker rests. If it trains half of
+        the last run before its own, both end at about the same time.
+
+        Args:
+            worker: the number of this worker, from 0; one that replaces another has a number from `workers`.
+            workers: with how many the session began.
+        """
+        turns, last = divmod(len(self.selected), workers)
+        training = self.experiment.training
+        epochs = training.epochs // 2 // training.checkpoint_every * training.checkpoint_every
+        if turns and epochs and last <= worker < min(2 * last, workers):
+            with contextlib.suppress(Exception):  # what is at fault shows again in the run's own turn
+                begin_run(self.session, self.selected[last - 1 - worker], self.corpus, epochs)
 
     def obtain(self, selection: Selection) -> RunResult:
         """The result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""

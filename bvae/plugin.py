@@ -138,6 +138,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             show_progress(session.config, [item.nodeid for item in session.items])
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    laboratory = session.config.stash.get(LABORATORY, None)
+    if laboratory is not None and is_worker(session.config):
+        about = cast(Any, session.config).workerinput
+        laboratory.begin_ahead(int(about["workerid"].removeprefix("gw")), about["workercount"])
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     show_progress(node.config, ids)

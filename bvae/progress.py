@@ -20,7 +20,7 @@ LOOK_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """How far a run is, and how fast it was over the last steps (training images a second)."""
+    """How far a run is, and how fast (training images a second over the last steps; 0 while it rests)."""
 
     step: int
     steps: int
@@ -54,21 +54,40 @@ class ProgressNote:
             epochs=self.epochs,
             images_per_second=self._images / max(now - self._since, 1e-9),
         )
-        new = self.path.with_suffix(".new")
-        with contextlib.suppress(OSError):  # a full disk is for the next checkpoint to complain of
-            new.write_bytes(to_json(note))
-            new.replace(self.path)
+        _keep(note, self.path)
         self._since, self._images = now, 0
+
+
+def note_rest(directory: Path) -> None:
+    """Note that the run in a directory rests until its turn."""
+    if (note := _read(directory)) is not None:
+        _keep(dataclasses.replace(note, images_per_second=0.0), directory / NOTE)
+
+
+def _keep(note: Note, path: Path) -> None:
+    new = path.with_suffix(".new")
+    with contextlib.suppress(OSError):  # a full disk is for the next checkpoint to complain of
+        new.write_bytes(to_json(note))
+        new.replace(path)
+
+
+def _read(directory: Path) -> Note | None:
+    try:
+        return read_json(directory / NOTE, Note)
+    except (OSError, ValueError):
+        return None  # not begun
 
 
 def describe_progress(notes: Mapping[str, Note], finished: int, runs: int, elapsed: float) -> str:
     """One line on the runs in training by name, those finished of all, and the time left.
 
-    The time left takes every run to be as long as those known and the pace of the whole session so far.
+    A run that rests is not named, but what was trained of it counts. The time left takes every run to be as
+    long as those known and the pace of the whole session so far.
     """
     training = [
         f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
         for name, note in notes.items()
+        if note.images_per_second
     ]
     if finished == runs:
         return f"{runs} of {runs} runs done"
@@ -119,7 +138,9 @@ class ProgressDisplay(threading.Thread):
         """Look at the session folder and write what changed."""
         finished = self._finished()
         notes = {
-            run.name: note for run in self.runs if run.name not in finished and (note := self._note(run))
+            run.name: note
+            for run in self.runs
+            if run.name not in finished and (note := _read(self.session / run.name))
         }
         line = describe_progress(
             notes,
@@ -135,12 +156,6 @@ class ProgressDisplay(threading.Thread):
 
     def _finished(self) -> frozenset[str]:
         return frozenset(run.name for run in self.runs if (self.session / run.name / "result.json").exists())
-
-    def _note(self, run: RunConfig) -> Note | None:
-        try:
-            return read_json(self.session / run.name / NOTE, Note)
-        except (OSError, ValueError):
-            return None  # not begun
 
 
 def terminal_width() -> int:

@@ -10,6 +10,7 @@ A-seed0/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import math
@@ -20,7 +21,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from bvae import EvidenceWarning
@@ -32,7 +33,7 @@ from bvae.files import make_folder, write_whole
 from bvae.grid_files import printable
 from bvae.metrics import Evaluation
 from bvae.models import build_model
-from bvae.progress import ProgressNote
+from bvae.progress import ProgressNote, note_rest
 from bvae.records import Divergence, EpochRecord, Progress
 from bvae.session import Session
 from bvae.trainer import CheckpointSaved, EpochEnded, Event, Trainer, run_loss
@@ -94,30 +95,39 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
     with FileLock(directory / ".lock"):
         if (result := read_result(directory)) is not None:
             return result
-        if begun.exists() and begun.read_text() == session.invocation:
+        if _has_crashed(session, directory):
             raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
         write_whole(begun, session.invocation.encode())
-        for part in directory.rglob("*.part"):  # of a process that was killed while it wrote
-            part.unlink()
         session.point_latest()
         return train_run(run, corpus, directory, session.record.config.band)
 
 
+def begin_run(session: Session, run: RunConfig, corpus: Corpus, epochs: int) -> None:
+    """Train the first epochs of a run ahead of its turn, unless another process is at it.
+
+    Only in its turn the run counts as begun, and goes on from its last checkpoint. So to fail or to die here
+    costs what was trained since that checkpoint.
+    """
+    directory = session.path / run.name
+    make_folder(directory)
+    with contextlib.suppress(Timeout), FileLock(directory / ".lock", timeout=0):
+        if read_result(directory) is None and not _has_crashed(session, directory):
+            session.point_latest()
+            _resumed(run, corpus, directory, Gallery(run, corpus)).fit(epochs)
+            note_rest(directory)
+
+
+def _has_crashed(session: Session, directory: Path) -> bool:
+    """Whether a run that nobody holds and that has no result was begun by this invocation."""
+    begun = directory / ".begun"
+    return begun.exists() and begun.read_text() == session.invocation
+
+
 def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
     """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
-    write_whole(directory / "config.json", to_json(run))
     gallery = Gallery(run, corpus)
-    trainer = Trainer(
-        run,
-        corpus,
-        directory,
-        listeners=[
-            ProgressNote(directory, run.training.epochs),
-            MetricsLog(directory / "metrics.jsonl"),
-            gallery,
-        ],
-    )
-    restore_newest(trainer, directory)
+    trainer = _resumed(run, corpus, directory, gallery)
+    gallery.note_missing(directory)
     history = trainer.fit()
     gallery.draw_filmstrip(directory)
     verdict = judge_run(history, trainer.divergence, band)
@@ -133,6 +143,25 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
     )
     write_whole(directory / "result.json", to_json(result))
     return result
+
+
+def _resumed(run: RunConfig, corpus: Corpus, directory: Path, gallery: Gallery) -> Trainer:
+    """The trainer of a run, where its newest checkpoint left it."""
+    for part in directory.rglob("*.part"):  # of a process that was killed while it wrote
+        part.unlink()
+    write_whole(directory / "config.json", to_json(run))
+    trainer = Trainer(
+        run,
+        corpus,
+        directory,
+        listeners=[
+            ProgressNote(directory, run.training.epochs),
+            MetricsLog(directory / "metrics.jsonl"),
+            gallery,
+        ],
+    )
+    restore_newest(trainer, directory)
+    return trainer
 
 
 def read_result(directory: Path) -> RunResult | None:
@@ -253,6 +282,14 @@ class Gallery:
             return
         for path in event.paths:
             write_whole(picture_of(path), picture.getvalue())
+
+    def note_missing(self, directory: Path) -> None:
+        """Keep as failures what earlier parts of this run could not draw."""
+        known = " ".join(self.failures)
+        for path in reversed(checkpoints(directory)):
+            picture = picture_of(path)
+            if not picture.exists() and picture.name not in known:
+                self.failures.append(f"{picture.name}: was not drawn before the run was taken up again")
 
     def draw_filmstrip(self, directory: Path) -> None:
         """Draw the grids as the checkpoints in a run's directory reconstruct them, an epoch a column."""

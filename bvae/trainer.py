@@ -105,8 +105,8 @@ class Trainer:
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         self._optimizer = Adam(self.model, max_norm=training.max_gradient_norm)
 
-    def fit(self) -> Sequence[EpochRecord]:
-        """Train to the configured number of epochs, or until a number is not finite.
+    def fit(self, epochs: int | None = None) -> Sequence[EpochRecord]:
+        """Train to the configured number of epochs, or to fewer, or until a number is not finite.
 
         Returns: one record for each completed epoch.
 
@@ -114,8 +114,9 @@ class Trainer:
             StorageError: where a checkpoint cannot be written.
         """
         keep_freed_memory()
+        last = self.config.training.epochs if epochs is None else min(epochs, self.config.training.epochs)
         with reproducible(self._device):
-            while self.divergence is None and self.epoch < self.config.training.epochs:
+            while self.divergence is None and self.epoch < last:
                 self._train_epoch()
                 if self.divergence is None:
                     self._end_epoch()

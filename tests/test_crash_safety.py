@@ -93,7 +93,8 @@ def test_killed_while_writing_any_file_a_session_goes_on_to_the_same_bits(
 def test_killed_at_random_moments_with_two_workers_a_session_goes_on_to_the_same_bits(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
-    settings, moments = (*TINY, "--loss-options", "A,B", "--seeds", "8"), random.Random(1)
+    # An odd number of runs, so that one is begun ahead of its turn.
+    settings, moments = (*TINY, "--seeds", "5"), random.Random(1)
     for _ in range(12):
         complete, before = complete_runs(lab), begun(lab)
         sabotage(lab, slow=0.3)

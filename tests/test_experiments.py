@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import TINY, comparison, hashes, newest, run_pytest, wait_for
+from lab import TINY, comparison, hashes, newest, run_pytest, running, sabotage, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -52,6 +52,17 @@ def test_weights_are_the_same_in_one_process_and_over_workers(lab: Path) -> None
     assert len(found[0]) == 6
     assert len(set(found[0].values())) == 6
     assert found[0] == found[1]
+
+
+def test_the_run_of_the_last_turn_is_begun_by_the_worker_that_would_rest_then(lab: Path) -> None:
+    sabotage(lab, slow=0.3)
+    run = lab / "runs/latest/C-seed0"
+    with running(lab, *TINY, "-n2") as process:
+        wait_for((run / "checkpoints/epoch_001.safetensors").exists)
+        assert not (run / ".begun").exists()
+        assert not (newest(lab) / "A-seed0/result.json").exists()
+        assert process.wait(timeout=120) == 1
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_runs_go_in_order_and_the_gate_last(lab: Path) -> None:
@@ -120,7 +131,7 @@ import bvae.trainer as trainer
 step = trainer.Trainer._step
 
 def dies(self, rows):
-    if self.config.name == "B-seed0":
+    if self.config.name == "{run}":
         {how}
     return step(self, rows)
 
@@ -141,7 +152,7 @@ trainer.Trainer._step = dies
 def test_a_crashed_run_is_reported_and_not_trained_again(
     lab: Path, how: str, arguments: tuple[str, ...]
 ) -> None:
-    (lab / "conftest.py").write_text(CRASH.format(how=how))
+    (lab / "conftest.py").write_text(CRASH.format(run="B-seed0", how=how))
     done = run_pytest("experiments/", *TINY, *arguments)
     assert done.returncode == 1, done.stdout + done.stderr
     b = comparison(lab)["options"]["B"]
@@ -152,8 +163,18 @@ def test_a_crashed_run_is_reported_and_not_trained_again(
     assert (newest(lab) / "C-seed0/result.json").exists()
 
 
+def test_an_error_in_a_run_begun_ahead_is_reported_as_its_own_and_once(lab: Path) -> None:
+    (lab / "conftest.py").write_text(CRASH.format(run="C-seed0", how="raise RuntimeError('made to fail')"))
+    done = run_pytest("experiments/", *TINY, "-n2", "-k", "seed")
+    assert "1 failed, 2 xfailed" in done.stdout
+    assert "FAILED experiments/test_loss_options.py::test_loss_option[C-seed0]" in done.stdout
+    verdicts = {name: option["verdict"] for name, option in comparison(lab)["options"].items()}
+    assert verdicts.pop("C") == "incomplete"
+    assert "incomplete" not in verdicts.values()
+
+
 def test_where_no_worker_is_left_the_controller_compares_what_was_found(lab: Path) -> None:
-    (lab / "conftest.py").write_text(CRASH.format(how="os.kill(os.getpid(), signal.SIGKILL)"))
+    (lab / "conftest.py").write_text(CRASH.format(run="B-seed0", how="os.kill(os.getpid(), signal.SIGKILL)"))
     done = run_pytest("experiments/", *TINY, "-n1", "--max-worker-restart=0")
     assert done.returncode not in (0, 5)
     assert "The gate was not run" in done.stdout
@@ -307,7 +328,7 @@ def test_a_path_apart_from_its_option_is_refused_with_the_correction(
 
 def test_the_gate_waits_for_a_live_holder_and_then_reads(lab: Path) -> None:
     """A worker that trains slowly holds the lock; the gate in another worker waits and trains nothing."""
-    (lab / "conftest.py").write_text(CRASH.format(how="import time; time.sleep(1.0)"))
+    (lab / "conftest.py").write_text(CRASH.format(run="B-seed0", how="import time; time.sleep(1.0)"))
     done = run_pytest("experiments/", *TINY, "-n2", "--maxschedchunk=1")
     assert done.returncode in (0, 1), done.stdout
     assert comparison(lab)["options"]["B"]["verdict"] != "incomplete"

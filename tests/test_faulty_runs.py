@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
-from lab import RESUMABLE, Uninterrupted, evidence, furnish, newest, running, sabotage
+from lab import RESUMABLE, TINY, Uninterrupted, evidence, furnish, newest, running, sabotage
 
 from bvae.checkpoint import load_checkpoint
 from bvae.laboratory import Laboratory
@@ -38,6 +39,17 @@ def test_a_picture_that_cannot_be_drawn_is_reported_and_changes_nothing_else(
     report = (lab / "report.html").read_text()
     assert "no <b>ink" not in report
     assert "ink&lt;/b&gt;" in report.replace("&amp;", "&")
+
+
+def test_pictures_that_could_not_be_drawn_ahead_are_reported_with_the_run(lab: Path) -> None:
+    sabotage(lab, picture="no ink")
+    with running(lab, *TINY, "--epochs", "4", "-n2", "-k", "seed") as process:
+        assert process.wait(timeout=120) == pytest.ExitCode.OK
+    failures = json.loads((newest(lab) / "C-seed0/result.json").read_text())["failed_pictures"]
+    assert "reconstructions_epoch_001.png: was not drawn before the run was taken up again" in failures
+    assert {f"epoch_{epoch:03d}" for epoch in range(1, 5)} == set(
+        re.findall(r"epoch_\d+", " ".join(failures))
+    )
 
 
 def test_a_loss_that_becomes_nan_ends_its_run_at_once_and_no_other(
