@@ -19,7 +19,7 @@ import pytest
 WATCHED = {
     "evaluation": ("bvae.trainer:evaluate",),
     "checkpoints": ("bvae.trainer:save_checkpoint",),
-    "pictures": ("bvae.run:plot_reconstructions", "bvae.run:plot_filmstrip"),
+    "pictures": ("bvae.gallery:plot_reconstructions", "bvae.gallery:plot_filmstrip"),
     "comparison and report": (
         "bvae.laboratory:write_comparison",
         "bvae.laboratory:report_head",

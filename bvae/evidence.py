@@ -7,32 +7,18 @@ comparison/
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 from pathlib import Path
 
-import msgspec
-
 from bvae.baseline import Baseline
-from bvae.comparison import Comparison, OptionSummary, compare
+from bvae.comparison import Comparison, compare
 from bvae.config import RunConfig, read_json, to_json
 from bvae.corpus import Corpus
-from bvae.curves import plot_curves
 from bvae.files import make_folder, write_whole
 from bvae.regression import compare_with
-from bvae.run import (
-    RunCrashError,
-    RunResult,
-    newest_model,
-    obtain_run,
-    read_history,
-    read_result,
-    reconstruct,
-)
+from bvae.run import RunCrashError, RunResult, obtain_run, read_result
 from bvae.session import Session
 from bvae.summary import to_markdown
-from bvae.visualization import plot_comparison
-from bvae.why import Why, plot_why
 
 RunOutcomes = dict[str, dict[int, RunResult | str]]
 
@@ -72,14 +58,16 @@ def write_comparison(
     session: Session, corpus: Corpus, outcomes: RunOutcomes, baseline: Baseline | None = None
 ) -> Comparison:
     """Compare the runs and write the folder. Raises StorageError."""
+    from bvae.gallery import draw_curves, draw_reconstructions, draw_why  # as slow to import as it says there
+
     comparison = compare_outcomes(session, outcomes)
     differences = compare_with(baseline, comparison)
     folder = comparison_folder(session)
     make_folder(folder)
     write_whole(folder / "curves.png", draw_curves(session, comparison))
-    write_whole(folder / "reconstructions.png", _draw_reconstructions(session, corpus, comparison))
+    write_whole(folder / "reconstructions.png", draw_reconstructions(session, corpus, comparison))
     for name, option in comparison.options.items():
-        write_whole(folder / f"why_{name}.png", _draw_why(session, name, option))
+        write_whole(folder / f"why_{name}.png", draw_why(session, name, option))
     write_whole(folder / "comparison.md", to_markdown(comparison, differences).encode())
     write_whole(folder / "comparison.json", to_json(comparison))
     return comparison
@@ -99,45 +87,3 @@ def discard_comparison(session: Session) -> None:
 def comparison_folder(session: Session) -> Path:
     """Where the comparison of a session lies."""
     return session.path / "comparison"
-
-
-def draw_curves(session: Session, comparison: Comparison) -> bytes:
-    """A PNG of the curves of every option, its seeds as a band."""
-    histories = {
-        name: [msgspec.to_builtins(read_history(session.path / run.path)) for run in option.runs]
-        for name, option in comparison.options.items()
-    }
-    picture = io.BytesIO()
-    plot_curves(
-        histories,
-        background_rate=comparison.corpus.background_rate,
-        band=comparison.band,
-        path=picture,
-        title=f"Loss options on {comparison.corpus.name}",
-    )
-    return picture.getvalue()
-
-
-def _draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
-    histories = [read_history(session.path / run.path) for run in option.runs]
-    title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
-    picture = io.BytesIO()
-    plot_why(Why.of(option, histories), path=picture, title=title)
-    return picture.getvalue()
-
-
-def _draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
-    grids, model_name = corpus.showcase(), session.record.config.training.model
-    painted = {
-        f"Option {name}": reconstruct(model, grids)
-        for name, option in comparison.options.items()
-        if (model := newest_model(session.path / option.runs[0].path, model_name)) is not None
-    }
-    picture = io.BytesIO()
-    plot_comparison(
-        grids,
-        painted,
-        path=picture,
-        title=f"The same training grids of {corpus.name} under each option: newest checkpoint, first seed",
-    )
-    return picture.getvalue()

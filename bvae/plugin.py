@@ -85,7 +85,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     from bvae.files import StorageError
 
     laboratory = session.config.stash.get(LABORATORY, None)
-    if laboratory is not None and not is_worker(session.config):
+    if laboratory is None:
+        return
+    gc.freeze()  # what was imported stays; to look for garbage in it takes a tenth of a second every time
+    if not is_worker(session.config):
         try:
             laboratory.open_session()
         except StorageError as error:
@@ -131,7 +134,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     laboratory = session.config.stash.get(LABORATORY, None)
     if laboratory is not None:
-        gc.freeze()  # what was imported stays; to look for garbage in it takes a tenth of a second every time
         calls = (getattr(item, "callspec", None) for item in session.items)
         laboratory.select([call.params["loss_run"] for call in calls if call and "loss_run" in call.params])
         if not is_worker(session.config):
@@ -185,6 +187,9 @@ def pytest_runtest_makereport(
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
     laboratory = session.config.stash.get(LABORATORY, None)
     mine = laboratory is not None and not is_worker(session.config)
+    if laboratory is not None:
+        spare_hypothesis(session.config.pluginmanager)
+        gc.freeze()
     if laboratory is not None and mine:
         laboratory.close_session(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
         if laboratory.complaint and session.exitstatus == pytest.ExitCode.OK:
@@ -290,6 +295,13 @@ def show_progress(config: pytest.Config, ids: list[str]) -> None:
 
     names = [node_id.rpartition("[")[2].rstrip("]") for node_id in ids]
     laboratory.show_progress(names, write, live=bool(terminal.hasmarkup))
+
+
+def spare_hypothesis(plugins: pytest.PytestPluginManager) -> None:
+    """Keep its plugin from importing hypothesis, a quarter of a second, only to have nothing to say."""
+    name = "hypothesispytest"
+    if "hypothesis" not in sys.modules and plugins.has_plugin(name):
+        plugins.unregister(name=name)
 
 
 def repeat_dropped_interruptions() -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from html import escape
 from pathlib import Path
 
-import msgspec
-
-from bvae.curves import plot_curves
 from bvae.markup import listing, paragraph, picture, picture_file, section
 from bvae.run import FILMSTRIP, RunResult, checkpoints, picture_of, read_history
 from bvae.session import Session
@@ -20,11 +16,13 @@ MAX_PICTURES = 12
 
 def show_run(session: Session, result: RunResult) -> str:
     """One run: its verdict, its story, the filmstrip, its curves and the pictures of its checkpoints."""
+    from bvae.gallery import draw_run_curves  # as slow to import as it says there
+
     directory = session.path / f"{result.option}-seed{result.seed}"
     shown, remarks = _choose_pictures(directory)
     gallery = [
         picture_file(directory / FILMSTRIP, "Filmstrip: the same grids, epoch by epoch", "bvae-tall"),
-        picture(_draw_curves(session, result, directory), name="Curves"),
+        picture(draw_run_curves(session, result), name="Curves"),
         *(picture_file(picture_of(path), _moment(path)) for path in shown),
     ]
     parts = [
@@ -65,15 +63,3 @@ def _moment(checkpoint: Path) -> str:
         return "Least validation loss"
     _, epoch, *step = checkpoint.stem.split("_")
     return f"Epoch {int(epoch)}" + (f", step {int(step[1]):,}" if step else "")
-
-
-def _draw_curves(session: Session, result: RunResult, directory: Path) -> bytes:
-    curves = io.BytesIO()
-    plot_curves(
-        {result.option: [msgspec.to_builtins(read_history(directory))]},
-        background_rate=session.record.corpus.background_rate,
-        band=(session.record.config.band.lo, session.record.config.band.hi),
-        path=curves,
-        title=f"Run {directory.name}",
-    )
-    return curves.getvalue()

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import math
 import re
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from bvae import EvidenceWarning
-from bvae.beta_vae import GridModel, Output
+from bvae.beta_vae import GridModel
 from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
 from bvae.config import DEFAULT_MODEL, AccuracyBand, RunConfig, read_json, to_json
 from bvae.corpus import Corpus
@@ -36,12 +36,13 @@ from bvae.models import build_model
 from bvae.progress import ProgressNote, note_rest
 from bvae.records import Divergence, EpochRecord, Progress
 from bvae.session import Session
-from bvae.trainer import CheckpointSaved, EpochEnded, Event, Trainer, run_loss
+from bvae.trainer import EpochEnded, Event, Trainer
 from bvae.verdict import VerdictName, judge_run
-from bvae.visualization import MAX_CHECKPOINTS, plot_filmstrip, plot_reconstructions
+
+if TYPE_CHECKING:
+    from bvae.gallery import Gallery
 
 FILMSTRIP = "filmstrip.png"
-EPOCH = re.compile(r"epoch_\d{3,}")
 _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
@@ -113,7 +114,8 @@ def begin_run(session: Session, run: RunConfig, corpus: Corpus, epochs: int) -> 
     with contextlib.suppress(Timeout), FileLock(directory / ".lock", timeout=0):
         if read_result(directory) is None and not _has_crashed(session, directory):
             session.point_latest()
-            _resumed(run, corpus, directory, Gallery(run, corpus)).fit(epochs)
+            trainer, _ = _resumed(run, corpus, directory)
+            trainer.fit(epochs)
             note_rest(directory)
 
 
@@ -125,8 +127,7 @@ def _has_crashed(session: Session, directory: Path) -> bool:
 
 def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
     """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
-    gallery = Gallery(run, corpus)
-    trainer = _resumed(run, corpus, directory, gallery)
+    trainer, gallery = _resumed(run, corpus, directory)
     gallery.note_missing(directory)
     history = trainer.fit()
     gallery.draw_filmstrip(directory)
@@ -145,11 +146,14 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
     return result
 
 
-def _resumed(run: RunConfig, corpus: Corpus, directory: Path, gallery: Gallery) -> Trainer:
-    """The trainer of a run, where its newest checkpoint left it."""
+def _resumed(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[Trainer, Gallery]:
+    """The trainer of a run, where its newest checkpoint left it, and what draws its pictures."""
+    from bvae.gallery import Gallery  # as slow to import as it says there
+
     for part in directory.rglob("*.part"):  # of a process that was killed while it wrote
         part.unlink()
     write_whole(directory / "config.json", to_json(run))
+    gallery = Gallery(run, corpus)
     trainer = Trainer(
         run,
         corpus,
@@ -161,7 +165,7 @@ def _resumed(run: RunConfig, corpus: Corpus, directory: Path, gallery: Gallery) 
         ],
     )
     restore_newest(trainer, directory)
-    return trainer
+    return trainer, gallery
 
 
 def read_result(directory: Path) -> RunResult | None:
@@ -250,83 +254,6 @@ class MetricsLog:
     def __call__(self, event: Event) -> None:
         if isinstance(event, EpochEnded):
             write_whole(self.path, msgspec.json.Encoder().encode_lines(event.history))
-
-
-class Gallery:
-    """Draws the same ten training grids at every checkpoint save, in a picture named after the checkpoint.
-
-    A picture that cannot be drawn costs neither training nor a checkpoint: the failure is kept, to be
-    reported. One that cannot be written raises StorageError, as the next checkpoint would.
-    """
-
-    def __init__(self, run: RunConfig, corpus: Corpus) -> None:
-        self.run, self.corpus_name = run, corpus.name
-        self.grids = corpus.showcase()
-        self.loss = run_loss(run, corpus)
-        self.failures: list[str] = []
-        self.last: Evaluation | None = None
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, EpochEnded):
-            self.last = event.history[-1].validation
-        if not isinstance(event, CheckpointSaved):
-            return
-        try:
-            picture = io.BytesIO()
-            plot_reconstructions(
-                event.model, self.grids, path=picture, title=self._title(event), loss=self._loss
-            )
-        except Exception as error:
-            names = ", ".join(picture_of(path).name for path in event.paths)
-            self.failures.append(f"{names}: {type(error).__name__}: {error}")
-            return
-        for path in event.paths:
-            write_whole(picture_of(path), picture.getvalue())
-
-    def note_missing(self, directory: Path) -> None:
-        """Keep as failures what earlier parts of this run could not draw."""
-        known = " ".join(self.failures)
-        for path in reversed(checkpoints(directory)):
-            picture = picture_of(path)
-            if not picture.exists() and picture.name not in known:
-                self.failures.append(f"{picture.name}: was not drawn before the run was taken up again")
-
-    def draw_filmstrip(self, directory: Path) -> None:
-        """Draw the grids as the checkpoints in a run's directory reconstruct them, an epoch a column."""
-        name = f"Option {self.run.option.name}, seed {self.run.seed}"
-        try:
-            epochs = [path for path in reversed(checkpoints(directory)) if EPOCH.fullmatch(path.stem)]
-            if not epochs:
-                return
-            places = np.linspace(0, len(epochs) - 1, min(len(epochs), MAX_CHECKPOINTS))
-            strip = []
-            for path in (epochs[round(place)] for place in places):
-                model, _ = load_model(path, self.run.training.model)
-                strip.append((f"Epoch {int(path.stem[6:])}", reconstruct(model, self.grids)))
-            picture = io.BytesIO()
-            plot_filmstrip(self.grids, strip, path=picture, title=f"{name}: training grids epoch by epoch")
-        except Exception as error:
-            self.failures.append(f"{FILMSTRIP}: {type(error).__name__}: {error}")
-            return
-        write_whole(directory / FILMSTRIP, picture.getvalue())
-
-    def _loss(self, output: Output, target: torch.Tensor) -> torch.Tensor:
-        return self.loss(*output, target).total
-
-    def _title(self, saved: CheckpointSaved) -> str:
-        option, training = self.run.option, self.run.training
-        title = (
-            f"Option {option.name}, seed {self.run.seed}, epoch {saved.epoch} of {training.epochs} "
-            f"(step {saved.step:,}) on {self.corpus_name}\n"
-            f"Training grids; γ = {option.gamma:g}, class weights {option.weighting}"
-        )
-        if self.last is not None:
-            title += (
-                f"\nValidation: accuracy {self.last.pixel_accuracy:.1%} "
-                f"(all background {self.last.background_rate:.1%}), "
-                f"foreground IoU {self.last.foreground_iou:.1%}, loss {self.last.loss:.3f}"
-            )
-        return title
 
 
 def picture_of(checkpoint: Path) -> Path:

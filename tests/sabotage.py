@@ -87,12 +87,12 @@ def disturb_steps(slow: float, deaf: list, kill: list, not_a_number: list) -> No
 
 def draw_nothing(reason: str) -> None:
     """Make every picture of reconstructions fail."""
-    import bvae.run
+    import bvae.gallery
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(reason)
 
-    bvae.run.plot_reconstructions = fail  # type: ignore[assignment]
+    bvae.gallery.plot_reconstructions = fail  # type: ignore[assignment]
 
 
 if "kill" in FAULTS:

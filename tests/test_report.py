@@ -32,7 +32,8 @@ from bvae.records import EpochRecord
 from bvae.report_page import SCRIPT, STYLE, mend_page
 from bvae.story import Learning, learning, tell_learning, tell_trend
 from bvae.verdict import GAIN
-from bvae.why import Why, describe_why, explain_why, plot_why
+from bvae.why import Why, describe_why, explain_why
+from bvae.why_picture import plot_why
 
 unit, slow = pytest.mark.unit, pytest.mark.slow
 
@@ -336,10 +337,10 @@ def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> Non
 @slow
 def test_a_filmstrip_that_cannot_be_drawn_costs_nothing_else_and_is_reported(lab: Path) -> None:
     (lab / "conftest.py").write_text(
-        "import bvae.run\n"
+        "import bvae.gallery\n"
         "def broken(*arguments, **more):\n"
         "    raise MemoryError('<no room>')\n"
-        "bvae.run.plot_filmstrip = broken\n"
+        "bvae.gallery.plot_filmstrip = broken\n"
     )
     run_pytest("experiments/", *QUICK, *TINY, "-n0", "--html=report.html", "-k", "B-seed0")
     result = json.loads((newest(lab) / "B-seed0/result.json").read_text())
