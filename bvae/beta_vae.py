@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bvae.config import CLASSES, LossOption, check_weight_parameters
+from bvae.resampling import Doubling, Halving
 
 WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
 """Class c weighs n_c to minus this exponent."""
@@ -96,23 +97,6 @@ class Output(NamedTuple):
     log_variance: Tensor
 
 
-class Doubling(nn.ConvTranspose2d):
-    """A 4×4 transposed convolution of stride 2: `[B, C, H, W]` to `[B, C', 2H, 2W]`."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__(channels, out_channels, 4, stride=2, padding=1)
-
-    def forward(self, maps: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """The convolution of channels-last maps, and then the bias.
-
-        Inside the convolution, the gradient of the bias would take as long as that of the weight on a CPU.
-        """
-        maps = maps.contiguous(memory_format=torch.channels_last)
-        doubled = F.conv_transpose2d(maps, self.weight, None, stride=2, padding=1)
-        assert self.bias is not None
-        return doubled + self.bias[:, None, None]
-
-
 class GridModel(nn.Module):
     """What training and evaluation ask of a model; any module with these methods will do."""
 
@@ -155,11 +139,11 @@ class BetaVAE(GridModel):
         self.encoder = nn.Sequential(
             nn.Conv2d(classes, 32, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
+            Halving(32, 64),
             nn.ReLU(),
-            nn.Conv2d(64, 128, 3, stride=2, padding=1),
-            nn.ReLU(),
+            Halving(64, 128),
             nn.Flatten(),
+            nn.ReLU(),  # after flattening, so that its gradient lies as its input does
             nn.Linear(features, 128),
             nn.ReLU(),
             nn.Linear(128, 2 * latent_dim),

@@ -1,0 +1,91 @@
+"""Convolutions of stride 2 that halve maps, and transposed ones that double them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class Halving(nn.Conv2d):
+    """A 3×3 convolution of stride 2: `[B, C, H, W]` to `[B, C', H/2, W/2]`, H and W even."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return _resample(maps, self, up=False)
+
+
+class Doubling(nn.ConvTranspose2d):
+    """A 4×4 transposed convolution of stride 2: `[B, C, H, W]` to `[B, C', 2H, 2W]`."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, maps: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return _resample(maps, self, up=True)
+
+
+def _resample(maps: Tensor, layer: Halving | Doubling, *, up: bool) -> Tensor:
+    """The convolution of channels-last maps, and then the bias.
+
+    Inside the convolution, the gradient of the bias would take as long as that of the weight on a CPU.
+    """
+    maps = maps.contiguous(memory_format=torch.channels_last)
+    assert layer.bias is not None
+    if maps.dtype == torch.bfloat16 and maps.device.type == "cpu":
+        weight, bias = layer.weight.to(maps.dtype), layer.bias.to(maps.dtype)
+        resampled: Tensor = _Resampling.apply(maps, weight, up)  # type: ignore[no-untyped-call]
+        return resampled.add_(bias[:, None, None])
+    return _convolve(maps, layer.weight, up) + layer.bias[:, None, None]
+
+
+def _convolve(maps: Tensor, weight: Tensor, up: bool) -> Tensor:
+    """A convolution of stride 2 and padding 1, or its adjoint, with a weight `[small, large, k, k]`.
+
+    Large are the maps before the one and after the other, small those of half their height and width.
+    """
+    if up:
+        odd = weight.shape[-1] % 2
+        return F.conv_transpose2d(maps, weight, stride=2, padding=1, output_padding=odd)
+    return F.conv2d(maps, weight, stride=2, padding=1)
+
+
+class _Resampling(torch.autograd.Function):
+    """`_convolve`, the gradient of whose weight is one product of matrices.
+
+    In bfloat16 that takes two thirds of the time of oneDNN's own; in float32 it would take longer.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, up: bool) -> Tensor:
+        ctx.save_for_backward(maps, weight)
+        ctx.up = up
+        return _convolve(maps, weight, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        maps, weight = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)
+        large, small = (gradient, maps) if ctx.up else (maps, gradient)
+        channels, out_channels, size, _ = weight.shape
+        of_weight = small.permute(0, 2, 3, 1).flatten(0, 2).t() @ _patches(large, size)
+        of_weight = of_weight.view(channels, size, size, out_channels).permute(0, 3, 1, 2)
+        return _convolve(gradient, weight, not ctx.up), of_weight, None
+
+
+def _patches(maps: Tensor, size: int) -> Tensor:
+    """What a kernel of stride 2 and padding 1 sees of channels-last maps: `[B·H/2·W/2, size·size·C]`."""
+    batch, channels, height, width = maps.shape
+    padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    image, row, cell, _ = padded.stride()
+    # A row of a kernel's cells, channel after channel, lies in one piece.
+    seen = padded.as_strided(
+        (batch, height // 2, width // 2, size, size * channels), (image, 2 * row, 2 * cell, row, 1)
+    )
+    return seen.reshape(-1, size * size * channels)

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bvae.resampling import Doubling, Halving, _patches, _Resampling
+
+pytestmark = pytest.mark.unit
+
+sizes = st.sampled_from([2, 4, 6, 10])
+few = st.integers(1, 3)
+
+
+def layer_of(up: bool, channels: int, out_channels: int) -> nn.Module:
+    return Doubling(channels, out_channels) if up else Halving(channels, out_channels)
+
+
+def plain(layer: nn.Module, maps: Tensor) -> Tensor:
+    kind = F.conv_transpose2d if isinstance(layer, Doubling) else F.conv2d
+    return kind(maps, layer.weight, layer.bias, stride=2, padding=1)
+
+
+@given(st.booleans(), few, few, few, sizes, sizes)
+def test_its_gradients_are_those_of_finite_differences(
+    up: bool, batch: int, channels: int, out_channels: int, height: int, width: int
+) -> None:
+    torch.manual_seed(0)
+    maps = torch.randn(batch, channels, height, width, dtype=torch.float64, requires_grad=True)
+    weight = layer_of(up, channels, out_channels).weight.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *given: _Resampling.apply(*given, up), (maps, weight), fast_mode=True
+    )
+
+
+@given(st.booleans(), few, few, few, sizes, sizes, st.sampled_from([torch.float32, torch.bfloat16]))
+def test_a_layer_is_the_convolution_of_pytorch_forward_and_backward(
+    up: bool, batch: int, channels: int, out_channels: int, height: int, width: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    layer = layer_of(up, channels, out_channels)
+    maps = torch.randn(batch, channels, height, width).to(dtype)
+    exact = layer_of(up, channels, out_channels).double()
+    exact.load_state_dict(layer.state_dict())
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        found = layer(maps.requires_grad_())
+    expected = plain(exact, seen := maps.detach().double().requires_grad_())
+    signs = torch.randn(expected.shape).sign()
+    found.backward(signs.to(dtype))
+    expected.backward(signs.double())
+    rounding = 0.03 if dtype == torch.bfloat16 else 1e-5
+    assert found.dtype == dtype
+    assert maps.grad is not None
+    for ours, reference in [
+        (found, expected),
+        (maps.grad, seen.grad),
+        *((one.grad, two.grad) for one, two in zip(layer.parameters(), exact.parameters(), strict=True)),
+    ]:
+        scale = reference.abs().max().item()
+        torch.testing.assert_close(ours.double(), reference, rtol=0, atol=rounding * max(scale, 1.0))
+
+
+@given(few, few, sizes, sizes, st.sampled_from([3, 4]))
+def test_patches_are_those_of_unfold(batch: int, channels: int, height: int, width: int, size: int) -> None:
+    maps = torch.arange(batch * channels * height * width).reshape(batch, channels, height, width).float()
+    unfolded = F.unfold(maps, size, padding=1, stride=2).reshape(batch, channels, size, size, -1)
+    found = _patches(maps.contiguous(memory_format=torch.channels_last), size)
+    assert torch.equal(found, unfolded.permute(0, 4, 2, 3, 1).reshape(found.shape))
+
+
+@given(st.booleans(), st.permutations(range(4)))
+def test_maps_may_lie_in_memory_in_any_order(up: bool, order: list[int]) -> None:
+    torch.manual_seed(0)
+    layer = layer_of(up, 4, 4)
+    maps = torch.randn(4, 4, 4, 4).bfloat16()
+    undo = [order.index(i) for i in range(4)]
+    shuffled = maps.permute(order).contiguous().permute(undo)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = layer(shuffled), layer(maps)
+    assert torch.equal(found, expected)
+    (ours,) = torch.autograd.grad(found.float().sum(), layer.weight)
+    (reference,) = torch.autograd.grad(expected.float().sum(), layer.weight)
+    assert torch.equal(ours, reference)
