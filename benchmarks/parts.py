@@ -31,8 +31,8 @@ def _seconds(act: Callable[[], object], repeats: int) -> list[float]:
     return taken
 
 
-def measure(repeats: int, say: Say) -> dict[str, list[float]]:
-    """Seconds of each part in each repeat, on one thread, and of a whole default experiment."""
+def measure(repeats: int, say: Say, *, experiments: int = 2) -> dict[str, list[float]]:
+    """Seconds of each part in each repeat, on one thread, and of as many whole default experiments."""
     from bvae.corpus import load_corpus
 
     torch.set_num_threads(1)
@@ -44,9 +44,9 @@ def measure(repeats: int, say: Say) -> dict[str, list[float]]:
         measured[f"load the corpus {name}"] = _seconds(lambda name=name: load_corpus(name), repeats)
     say("timing imports")
     measured |= _imports(repeats)
-    say("timing the default experiment, a minute for each of 2")
+    say(f"timing the default experiment, a minute for each of {experiments}")
     with tempfile.TemporaryDirectory() as folder:
-        measured |= _experiments(2, Path(folder))
+        measured |= _experiments(experiments, Path(folder))
     return measured
 
 

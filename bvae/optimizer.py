@@ -40,7 +40,11 @@ class Adam:
         for parameter in self._parameters.values():
             parameter.grad = None
         loss.backward()  # type: ignore[no-untyped-call]
-        return nn.utils.clip_grad_norm_(self._parameters.values(), self._max_norm)
+        gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if norm > self._max_norm:  # most of the time it is not, and a pass over all gradients is spared
+            nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_norm, norm)
+        return norm
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:

@@ -3,17 +3,20 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from lab import ROOT
+from lab import ROOT, TINY, run_pytest
 
 from benchmarks.__main__ import PEERS, make_job
 from benchmarks.contenders import Contender, train_bvae
+from benchmarks.parts import measure
 from benchmarks.peers import PlainLoss, PlainVAE
+from benchmarks.stopwatch import WATCHED
 from bvae.beta_vae import BetaVAE
 from bvae.losses import BetaVAELoss
 
@@ -74,6 +77,26 @@ def test_the_benchmark_says_how_many_times_as_fast_bvae_is(tmp_path: Path) -> No
     assert len(rates) == 8
     assert all(rate > 0 for repeats in rates.values() for rate in repeats)
     assert (tmp_path / "benchmark.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_every_part_of_a_run_is_timed() -> None:
+    said: list[str] = []
+    measured = measure(1, said.append, experiments=0)
+    assert len(measured) == 7
+    assert all(len(seconds) == 1 for seconds in measured.values())
+    assert all(seconds > 0 for name, (seconds,) in measured.items() if name != "import bvae, beyond torch")
+    assert said
+
+
+@pytest.mark.slow
+def test_the_stopwatch_finds_what_an_experiment_spends_on_anything_but_training(lab: Path) -> None:
+    settings = ("experiments/", *TINY, "-n1", "-p", "benchmarks.stopwatch", f"--html={lab / 'report.html'}")
+    done = run_pytest(*settings, env={**os.environ, "BVAE_STOPWATCH": str(lab), "PYTHONPATH": str(ROOT)})
+    assert done.returncode in (0, 1), done.stdout + done.stderr
+    spent = [json.loads(file.read_text()) for file in lab.glob("*.json")]
+    assert len(spent) == 2  # the controller and a worker
+    assert all(sum(each[name] for each in spent) > 0 for name in WATCHED)
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bvae import corpus as corpora
+from bvae import trainer as trainers
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import Corpus, RowSubset, load_corpus
 from bvae.trainer import BLOCK_CELLS, WINDOW_CELLS, Trainer, epoch_order
@@ -91,6 +93,24 @@ def test_a_memory_map_trains_to_the_same_bits_as_the_same_grids_in_memory(
     mapped = trained(corpus, tmp_path / "mapped")
     for name, values in in_memory.items():
         np.testing.assert_array_equal(mapped[name], values)
+
+
+def test_a_run_is_taken_up_inside_an_epoch_that_is_shuffled_by_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainers, "BLOCK_CELLS", 4 * 256)
+    monkeypatch.setattr(trainers, "WINDOW_CELLS", 16 * 256)
+    corpus = load_corpus("atomic:100")
+    training = TrainingConfig(epochs=2, batch_size=16, precision="fp32", checkpoint_every_steps=2)
+    config = ExperimentConfig(corpus=corpus.spec, training=training).run(
+        LOSS_OPTIONS["B"], 0, corpus.fingerprint
+    )
+    whole, resumed = (Trainer(config, corpus, tmp_path) for _ in range(2))
+    whole.fit()
+    resumed.restore(tmp_path / "checkpoints/epoch_002_step_000008.safetensors")
+    resumed.fit()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor)
 
 
 @pytest.mark.slow
