@@ -96,6 +96,7 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     laboratory.show_progress([run.name for run in runs], write, live=live)
     interrupted = False
     try:
+        laboratory.select([(run.option, run.seed) for run in runs])
         for run in runs:
             laboratory.obtain((run.option, run.seed))
     except KeyboardInterrupt:

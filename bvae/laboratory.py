@@ -159,8 +159,11 @@ class Laboratory:
             write_whole(self.session.path / BASELINE_FILE, to_json(self.baseline))
 
     def select(self, runs: Sequence[Selection]) -> None:
-        """Say which runs this invocation is to have."""
+        """Say which runs this invocation is to have, in a process that may have to train them."""
         self.selected = [self.session.run_config(option, seed) for option, seed in runs]
+        if self.selected:
+            # Interrupted in a run, an import could not be repeated for the pictures at the end.
+            import bvae.gallery  # noqa: F401
 
     def show_progress(self, names: Iterable[str], write: Callable[[str], object], *, live: bool) -> None:
         """Begin to show how far the runs of these names are; see `bvae.progress`."""
@@ -186,19 +189,17 @@ class Laboratory:
     def begin_ahead(self, worker: int, workers: int) -> None:
         """Train the first half of a run of the last turn, in a worker that would have nothing to do then.
 
-        Nine runs on two workers are five turns, in the last of which one worker rests. If it trains half of
-        the last run before its own, both end at about the same time.
+        Nine runs on two workers are five turns, in the last of which one worker would rest. If it trains half
+        of the last run before its own, both end at about the same time.
 
         Args:
             worker: the number of this worker, from 0; one that replaces another has a number from `workers`.
             workers: with how many the session began.
         """
         turns, last = divmod(len(self.selected), workers)
-        training = self.experiment.training
-        epochs = training.epochs // 2 // training.checkpoint_every * training.checkpoint_every
-        if turns and epochs and last <= worker < min(2 * last, workers):
+        if turns and last <= worker < min(2 * last, workers):
             with contextlib.suppress(Exception):  # what is at fault shows again in the run's own turn
-                begin_run(self.session, self.selected[last - 1 - worker], self.corpus, epochs)
+                begin_run(self.session, self.selected[last - 1 - worker], self.corpus)
 
     def obtain(self, selection: Selection) -> RunResult:
         """The result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""

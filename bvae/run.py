@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from bvae.gallery import Gallery
 
 FILMSTRIP = "filmstrip.png"
+HALF = ".half.safetensors"
+"""The checkpoint of a run that rests until its turn, and none is later than it."""
 _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
@@ -103,11 +105,11 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
         return train_run(run, corpus, directory, session.record.config.band)
 
 
-def begin_run(session: Session, run: RunConfig, corpus: Corpus, epochs: int) -> None:
-    """Train the first epochs of a run ahead of its turn, unless another process is at it.
+def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
+    """Train the first half of a run ahead of its turn, unless another process is at it.
 
-    Only in its turn the run counts as begun, and goes on from its last checkpoint. So to fail or to die here
-    costs what was trained since that checkpoint.
+    Only in its turn the run counts as begun, and goes on from here or from its last checkpoint. So to fail or
+    to die here costs what was trained since that checkpoint.
     """
     directory = session.path / run.name
     make_folder(directory)
@@ -115,7 +117,9 @@ def begin_run(session: Session, run: RunConfig, corpus: Corpus, epochs: int) -> 
         if read_result(directory) is None and not _has_crashed(session, directory):
             session.point_latest()
             trainer, _ = _resumed(run, corpus, directory)
-            trainer.fit(epochs)
+            trainer.fit(1 / 2)
+            if trainer.divergence is None and trainer.progress.step:
+                trainer.save(directory / HALF)
             note_rest(directory)
 
 
@@ -128,6 +132,7 @@ def _has_crashed(session: Session, directory: Path) -> bool:
 def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
     """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
     trainer, gallery = _resumed(run, corpus, directory)
+    (directory / HALF).unlink(missing_ok=True)
     gallery.note_missing(directory)
     history = trainer.fit()
     gallery.draw_filmstrip(directory)
@@ -197,7 +202,7 @@ def checkpoints(directory: Path) -> list[Path]:
 
 def restore_newest(trainer: Trainer, directory: Path) -> None:
     """Take up training at the newest sound checkpoint, else at the beginning; warn of those passed over."""
-    for path in checkpoints(directory):
+    for path in (*directory.glob(HALF), *checkpoints(directory)):
         try:
             trainer.restore(path)
         except CheckpointError as error:

@@ -105,8 +105,8 @@ class Trainer:
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         self._optimizer = Adam(self.model, max_norm=training.max_gradient_norm)
 
-    def fit(self, epochs: int | None = None) -> Sequence[EpochRecord]:
-        """Train to the configured number of epochs, or to fewer, or until a number is not finite.
+    def fit(self, share: float = 1.0) -> Sequence[EpochRecord]:
+        """Train to the configured number of epochs, or a share of all steps, or until a number is not finite.
 
         Returns: one record for each completed epoch.
 
@@ -114,13 +114,18 @@ class Trainer:
             StorageError: where a checkpoint cannot be written.
         """
         keep_freed_memory()
-        last = self.config.training.epochs if epochs is None else min(epochs, self.config.training.epochs)
+        last = int(share * self.steps)
         with reproducible(self._device):
-            while self.divergence is None and self.epoch < last:
-                self._train_epoch()
-                if self.divergence is None:
+            while self.divergence is None and self.progress.step < last:
+                self._train_epoch(last)
+                if self.divergence is None and self.progress.step == (self.epoch + 1) * self.steps_per_epoch:
                     self._end_epoch()
         return self.progress.history
+
+    def save(self, *paths: Path) -> None:
+        """Write a checkpoint of this point to each path, and announce nothing. Raises StorageError."""
+        self.progress.noise_state = self._noise.get_state().numpy().tobytes()
+        save_checkpoint(Checkpoint(self._tensors(), self.progress), *paths)
 
     @property
     def epoch(self) -> int:
@@ -151,14 +156,20 @@ class Trainer:
             self._announce(EpochEnded(self.progress.history))
         self._save(*self._due())
 
-    def _train_epoch(self) -> None:
+    @property
+    def steps(self) -> int:
+        """Number of steps of the whole run."""
+        return self.config.training.epochs * self.steps_per_epoch
+
+    def _train_epoch(self, last: int) -> None:
+        """Train what is left of an epoch, but no step after the step `last`."""
         started = time.perf_counter() - self.progress.epoch_seconds
         done = self.progress.step - self.epoch * self.steps_per_epoch
         train, cells = self.corpus.train, self.corpus.grid_size**2
         order = epoch_order(self.config.seed, self.epoch, len(train), cells=cells)
         sums = np.array(self.progress.epoch_sums)
         self.model.train()
-        for i in range(done, self.steps_per_epoch):
+        for i in range(done, min(self.steps_per_epoch, last - self.epoch * self.steps_per_epoch)):
             rows = order[i * self.batch_size : (i + 1) * self.batch_size]
             means = self._step(rows)
             if means is None:
@@ -167,10 +178,8 @@ class Trainer:
             self.progress.step += 1
             self.progress.epoch_sums = tuple(sums.tolist())
             self.progress.epoch_seconds = time.perf_counter() - started
-            total = self.steps_per_epoch * self.config.training.epochs
-            self._announce(Stepped(self.progress.step, total, self.epoch + 1, len(rows)))
-            every = self.config.training.checkpoint_every_steps
-            if every and self.progress.step % every == 0 and i + 1 < self.steps_per_epoch:
+            self._announce(Stepped(self.progress.step, self.steps, self.epoch + 1, len(rows)))
+            if i + 1 < self.steps_per_epoch:
                 self._save(*self._due())
 
     def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
@@ -200,7 +209,7 @@ class Trainer:
         training = self.config.training
         return learning_rate(
             step,
-            total=training.epochs * self.steps_per_epoch,
+            total=self.steps,
             warmup=training.warmup_steps,
             peak=training.learning_rate,
         )
@@ -232,7 +241,9 @@ class Trainer:
         """The names of the checkpoints to be saved at this point of training."""
         training, history = self.config.training, self.progress.history
         if self.progress.step > self.epoch * self.steps_per_epoch:
-            return [f"epoch_{self.epoch + 1:03d}_step_{self.progress.step:06d}"]
+            every = training.checkpoint_every_steps
+            due = every and self.progress.step % every == 0
+            return [f"epoch_{self.epoch + 1:03d}_step_{self.progress.step:06d}"] if due else []
         names = []
         if self.epoch % training.checkpoint_every == 0 or self.epoch == training.epochs:
             names.append(f"epoch_{self.epoch:03d}")
@@ -244,9 +255,8 @@ class Trainer:
         if not names:
             return
         make_folder(self.checkpoints)
-        self.progress.noise_state = self._noise.get_state().numpy().tobytes()
         paths = tuple(self.checkpoints / f"{name}.safetensors" for name in names)
-        save_checkpoint(Checkpoint(self._tensors(), self.progress), *paths)
+        self.save(*paths)
         self._announce(CheckpointSaved(paths, self.epoch, self.progress.step, self.model))
 
     def _diverge(self, numbers: dict[str, float], rows: NDArray[np.int64]) -> None:
@@ -270,11 +280,10 @@ class Trainer:
         """The generator state of a checkpoint. Raises CheckpointError where its parts do not fit together."""
         epochs = [record.epoch for record in progress.history]
         steps = progress.step - len(epochs) * self.steps_per_epoch
-        total = self.config.training.epochs * self.steps_per_epoch
         if (
             epochs != [*range(1, len(epochs) + 1)]
             or not 0 <= steps < self.steps_per_epoch
-            or not 0 < progress.step <= total
+            or not 0 < progress.step <= self.steps
         ):
             raise CheckpointError(
                 f"{path} is at step {progress.step} with {len(epochs)} epochs recorded, which do not fit"
