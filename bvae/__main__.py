@@ -75,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Train a run, or what is left of the runs of a session, with progress on standard error."""
+    import bvae.gallery  # noqa: F401, see `bvae.plugin.pytest_configure`
     from bvae.laboratory import Laboratory
 
     given: dict[str, str | None] = {flag.key: getattr(arguments, flag.key, None) for flag in FLAGS}
@@ -96,7 +97,6 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     laboratory.show_progress([run.name for run in runs], write, live=live)
     interrupted = False
     try:
-        laboratory.select([(run.option, run.seed) for run in runs])
         for run in runs:
             laboratory.obtain((run.option, run.seed))
     except KeyboardInterrupt:

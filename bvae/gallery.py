@@ -66,6 +66,8 @@ class Gallery:
         except Exception as error:
             names = ", ".join(picture_of(path).name for path in event.paths)
             self.failures.append(f"{names}: {type(error).__name__}: {error}")
+            for path in event.paths:
+                picture_of(path).unlink(missing_ok=True)  # of an older checkpoint of that name
             return
         for path in event.paths:
             write_whole(picture_of(path), picture.getvalue())

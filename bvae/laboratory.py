@@ -69,6 +69,7 @@ class Laboratory:
         self._session: Session | None = None
         self._lock: FileLock | None = None  # held until the session is closed or this process ends
         self._display: ProgressDisplay | None = None
+        self._workers = 1
         self._closed = self._interrupted = False
         self._gate_ran = True
 
@@ -125,11 +126,11 @@ class Laboratory:
         return laboratory
 
     @classmethod
-    def join(cls, path: Path, invocation: str) -> Laboratory:
-        """The laboratory of the session that the controller made."""
+    def join(cls, path: Path, invocation: str, workers: int) -> Laboratory:
+        """The laboratory of the session that the controller made, in one of so many workers."""
         session = Session.open(path, invocation)
         laboratory = cls(session.record.config, path.parent, session.record.command)
-        laboratory._session = session
+        laboratory._session, laboratory._workers = session, workers
         if (path / BASELINE_FILE).exists():
             laboratory.baseline = read_baseline(path / BASELINE_FILE)
         return laboratory
@@ -159,11 +160,9 @@ class Laboratory:
             write_whole(self.session.path / BASELINE_FILE, to_json(self.baseline))
 
     def select(self, runs: Sequence[Selection]) -> None:
-        """Say which runs this invocation is to have, in a process that may have to train them."""
-        self.selected = [self.session.run_config(option, seed) for option, seed in runs]
-        if self.selected:
-            # Interrupted in a run, an import could not be repeated for the pictures at the end.
-            import bvae.gallery  # noqa: F401
+        """Say which runs this invocation is to have, in any order."""
+        asked = {self.session.run_config(option, seed).name for option, seed in runs}
+        self.selected = [run for run in self.runs if run.name in asked]
 
     def show_progress(self, names: Iterable[str], write: Callable[[str], object], *, live: bool) -> None:
         """Begin to show how far the runs of these names are; see `bvae.progress`."""
@@ -186,28 +185,29 @@ class Laboratory:
         """Whether progress is being shown, so that other signs of it would be in the way."""
         return self._display is not None
 
-    def begin_ahead(self, worker: int, workers: int) -> None:
-        """Train the first half of a run of the last turn, in a worker that would have nothing to do then.
-
-        Nine runs on two workers are five turns, in the last of which one worker would rest. If it trains half
-        of the last run before its own, both end at about the same time.
-
-        Args:
-            worker: the number of this worker, from 0; one that replaces another has a number from `workers`.
-            workers: with how many the session began.
-        """
-        turns, last = divmod(len(self.selected), workers)
-        if turns and last <= worker < min(2 * last, workers):
-            with contextlib.suppress(Exception):  # what is at fault shows again in the run's own turn
-                begin_run(self.session, self.selected[last - 1 - worker], self.corpus)
-
     def obtain(self, selection: Selection) -> RunResult:
         """The result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""
         run = self.session.run_config(*selection)
+        self._begin_ahead(run)
         result = obtain_run(self.session, run, self.corpus)
         for failure in result.failed_pictures:
             warnings.warn(f"{run.name} lacks a picture: {printable(failure)}", EvidenceWarning, stacklevel=2)
         return result
+
+    def _begin_ahead(self, first: RunConfig) -> None:
+        """Before its first run, a worker that would rest in the last turn trains half of one of that turn.
+
+        Nine runs on two workers are five turns, in the last of which one worker would rest. Runs are dealt in
+        turns, so the first of a worker's runs tells its place, and its place whose run it may begin.
+        """
+        workers, self._workers = self._workers, 1
+        turns, last = divmod(len(self.selected), workers)
+        place = self.selected.index(first) if first in self.selected else workers
+        if turns and last <= place < min(2 * last, workers):
+            with contextlib.suppress(Exception), warnings.catch_warnings():
+                # What is at fault shows, and is warned of, in the run's own turn.
+                warnings.simplefilter("error", EvidenceWarning)
+                begin_run(self.session, self.selected[place - 2 * last], self.corpus)
 
     def compare(self) -> Comparison:
         """Obtain all selected runs, compare them, and write the comparison."""

@@ -42,7 +42,7 @@ class Adam:
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if norm > self._max_norm:  # most of the time it is not, and a pass over all gradients is spared
+        if norm > self._max_norm:  # else a pass over all gradients is spared
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_norm, norm)
         return norm
 

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,11 +57,17 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     from bvae.laboratory import Laboratory, SetupError
 
+    if is_worker(config) or not config.getoption("numprocesses", None):
+        # Here runs are trained. An import that is interrupted in one could not be repeated at the end.
+        import bvae.gallery  # noqa: F401
+
     try:
         if is_worker(config):
-            path, invocation = cast(Any, config).workerinput[SESSION_KEY]
+            about = cast(Any, config).workerinput
+            path, invocation = about[SESSION_KEY]
             try:
-                config.stash[LABORATORY] = laboratory = Laboratory.join(Path(path), invocation)
+                laboratory = Laboratory.join(Path(path), invocation, about["workercount"])
+                config.stash[LABORATORY] = laboratory
             except FileNotFoundError:
                 os._exit(1)  # interrupted before a run began, the controller has removed the session
             follow_controller(laboratory.session)
@@ -129,6 +136,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if idle:
             config.hook.pytest_deselected(items=idle)
             items[:] = [item for item in items if item not in idle]
+    if LABORATORY in config.stash and is_worker(config):
+        items[:] = in_turns(items, cast(Any, config).workerinput["workercount"])
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -138,14 +147,6 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         laboratory.select([call.params["loss_run"] for call in calls if call and "loss_run" in call.params])
         if not is_worker(session.config):
             show_progress(session.config, [item.nodeid for item in session.items])
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop(session: pytest.Session) -> None:
-    laboratory = session.config.stash.get(LABORATORY, None)
-    if laboratory is not None and is_worker(session.config):
-        about = cast(Any, session.config).workerinput
-        laboratory.begin_ahead(int(about["workerid"].removeprefix("gw")), about["workercount"])
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -187,13 +188,13 @@ def pytest_runtest_makereport(
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
     laboratory = session.config.stash.get(LABORATORY, None)
     mine = laboratory is not None and not is_worker(session.config)
-    if laboratory is not None:
-        spare_hypothesis(session.config.pluginmanager)
-        gc.freeze()
     if laboratory is not None and mine:
         laboratory.close_session(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
         if laboratory.complaint and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    if laboratory is not None:
+        spare_hypothesis(session.config.pluginmanager)
+        gc.freeze()  # the end of a process would look for garbage in all that it is about to drop
     yield
     if mine and (page := session.config.getoption("htmlpath", None)):
         from bvae.report_page import mend_file
@@ -295,6 +296,17 @@ def show_progress(config: pytest.Config, ids: list[str]) -> None:
 
     names = [node_id.rpartition("[")[2].rstrip("]") for node_id in ids]
     laboratory.show_progress(names, write, live=bool(terminal.hasmarkup))
+
+
+def in_turns(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Tests in an order of which workers get one each in turn, and not neighbours.
+
+    pytest-xdist deals each worker two in a row at first, because a worker must know the next one.
+    """
+    if len(items) < 2 * workers:
+        return items  # it deals one by one
+    pairs = zip(items[:workers], items[workers : 2 * workers], strict=True)
+    return [*chain.from_iterable(pairs), *items[2 * workers :]]
 
 
 def spare_hypothesis(plugins: pytest.PytestPluginManager) -> None:

@@ -41,7 +41,8 @@ def _resample(maps: Tensor, layer: Halving | Doubling, *, up: bool) -> Tensor:
         weight, bias = layer.weight.to(maps.dtype), layer.bias.to(maps.dtype)
         resampled: Tensor = _Resampling.apply(maps, weight, up)  # type: ignore[no-untyped-call]
         return resampled.add_(bias[:, None, None])
-    return _convolve(maps, layer.weight, up) + layer.bias[:, None, None]
+    convolved = _convolve(maps, layer.weight, up)
+    return convolved + layer.bias.to(convolved.dtype)[:, None, None]
 
 
 def _convolve(maps: Tensor, weight: Tensor, up: bool) -> Tensor:

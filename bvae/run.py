@@ -108,8 +108,9 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
 def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
     """Train the first half of a run ahead of its turn, unless another process is at it.
 
-    Only in its turn the run counts as begun, and goes on from here or from its last checkpoint. So to fail or
-    to die here costs what was trained since that checkpoint.
+    Only in its turn the run counts as begun, and goes on from here or from its last checkpoint. An error here
+    costs what was trained since that checkpoint. A worker that dies here is reported under the run that it
+    was to train next, which xdist does not deal again: the gate trains it.
     """
     directory = session.path / run.name
     make_folder(directory)
@@ -117,10 +118,12 @@ def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
         if read_result(directory) is None and not _has_crashed(session, directory):
             session.point_latest()
             trainer, _ = _resumed(run, corpus, directory)
-            trainer.fit(1 / 2)
-            if trainer.divergence is None and trainer.progress.step:
-                trainer.save(directory / HALF)
-            note_rest(directory)
+            try:
+                trainer.fit(trainer.steps // 2)
+                if trainer.divergence is None and trainer.progress.step:
+                    trainer.write(directory / HALF)
+            finally:
+                note_rest(directory)
 
 
 def _has_crashed(session: Session, directory: Path) -> bool:
@@ -133,8 +136,8 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
     """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
     trainer, gallery = _resumed(run, corpus, directory)
     (directory / HALF).unlink(missing_ok=True)
-    gallery.note_missing(directory)
     history = trainer.fit()
+    gallery.note_missing(directory)
     gallery.draw_filmstrip(directory)
     verdict = judge_run(history, trainer.divergence, band)
     result = RunResult(

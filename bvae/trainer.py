@@ -105,8 +105,8 @@ class Trainer:
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         self._optimizer = Adam(self.model, max_norm=training.max_gradient_norm)
 
-    def fit(self, share: float = 1.0) -> Sequence[EpochRecord]:
-        """Train to the configured number of epochs, or a share of all steps, or until a number is not finite.
+    def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
+        """Train to the step `last`, by default that of the last epoch's end, or until a number is not finite.
 
         Returns: one record for each completed epoch.
 
@@ -114,7 +114,7 @@ class Trainer:
             StorageError: where a checkpoint cannot be written.
         """
         keep_freed_memory()
-        last = int(share * self.steps)
+        last = self.steps if last is None else last
         with reproducible(self._device):
             while self.divergence is None and self.progress.step < last:
                 self._train_epoch(last)
@@ -122,7 +122,7 @@ class Trainer:
                     self._end_epoch()
         return self.progress.history
 
-    def save(self, *paths: Path) -> None:
+    def write(self, *paths: Path) -> None:
         """Write a checkpoint of this point to each path, and announce nothing. Raises StorageError."""
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
         save_checkpoint(Checkpoint(self._tensors(), self.progress), *paths)
@@ -256,7 +256,7 @@ class Trainer:
             return
         make_folder(self.checkpoints)
         paths = tuple(self.checkpoints / f"{name}.safetensors" for name in names)
-        self.save(*paths)
+        self.write(*paths)
         self._announce(CheckpointSaved(paths, self.epoch, self.progress.step, self.model))
 
     def _diverge(self, numbers: dict[str, float], rows: NDArray[np.int64]) -> None:

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lab import evidence, furnish
 
 from bvae import EvidenceWarning
@@ -13,6 +15,7 @@ from bvae.config import LOSS_OPTIONS, RunConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.laboratory import Laboratory
 from bvae.options import parse_experiment
+from bvae.plugin import in_turns
 from bvae.run import HALF
 from bvae.trainer import Trainer
 
@@ -46,25 +49,31 @@ def whole(run: RunConfig, corpus: Corpus, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("steps", range(1, 10))
-def test_any_share_of_a_run_can_be_trained_and_saved_and_the_rest_later(
+def test_a_run_can_be_trained_to_any_step_and_by_another_trainer_from_there(
     run: RunConfig, corpus: Corpus, whole: Path, tmp_path: Path, steps: int
 ) -> None:
     first, second = (Trainer(run, corpus, tmp_path) for _ in range(2))
-    first.fit((steps + 0.5) / 9)
+    first.fit(steps)
     assert first.progress.step == steps
-    first.save(tmp_path / HALF)
+    first.write(tmp_path / HALF)
     second.restore(tmp_path / HALF)
     assert len(second.fit()) == 3
     assert evidence(tmp_path) == evidence(whole)
 
 
-def prepared(folder: Path, **settings: str) -> Laboratory:
-    """A laboratory whose session is open and whose runs are all selected."""
+def worker(folder: Path, workers: int = 1, **settings: str) -> Laboratory:
+    """The laboratory of a new session in one of so many workers."""
     experiment = parse_experiment(SETTINGS | settings | {"corpus": str(folder / "corpus.npz")})
-    laboratory = Laboratory.prepare(experiment, folder / "runs", [])
-    laboratory.open_session()
-    laboratory.select([(run.option, run.seed) for run in laboratory.runs])
-    return laboratory
+    controller = Laboratory.prepare(experiment, folder / "runs", [])
+    controller.open_session()
+    return beside(controller, workers)
+
+
+def beside(laboratory: Laboratory, workers: int) -> Laboratory:
+    """A worker of the same session, which has not obtained a run yet."""
+    joined = Laboratory.join(laboratory.session.path, laboratory.session.invocation, workers)
+    joined.select([(run.option, run.seed) for run in reversed(joined.runs)])
+    return joined
 
 
 def finished(laboratory: Laboratory) -> dict[str, str]:
@@ -73,6 +82,11 @@ def finished(laboratory: Laboratory) -> dict[str, str]:
         laboratory.obtain((run.option, run.seed))
     assert not list(laboratory.session.path.glob(f"*/{HALF}"))
     return evidence(laboratory.session.path)
+
+
+def obtain(laboratory: Laboratory, place: int) -> None:
+    run = laboratory.selected[place]
+    laboratory.obtain((run.option, run.seed))
 
 
 @pytest.mark.parametrize(
@@ -87,11 +101,12 @@ def finished(laboratory: Laboratory) -> dict[str, str]:
     ids=str,
 )
 def test_a_session_is_the_same_whether_a_run_was_begun_ahead(folder: Path, settings: dict[str, str]) -> None:
-    ahead = prepared(folder, **settings)
-    ahead.begin_ahead(1, 2)
-    assert (ahead.session.path / "C-seed0/config.json").exists()
-    assert not (ahead.session.path / "C-seed0/.begun").exists()
-    assert finished(ahead) == finished(prepared(folder, **settings))
+    second = worker(folder, 2, **settings)
+    obtain(second, 1)
+    assert (second.session.path / "C-seed0/config.json").exists()
+    assert not (second.session.path / "C-seed0/.begun").exists()
+    assert not (second.session.path / "A-seed0").exists()
+    assert finished(beside(second, 2)) == finished(worker(folder, **settings))
 
 
 @pytest.mark.parametrize(
@@ -107,20 +122,44 @@ def test_a_session_is_the_same_whether_a_run_was_begun_ahead(folder: Path, setti
         (10, set()),
     ],
 )
-def test_workers_that_would_rest_in_the_last_turn_begin_a_run_each(
+def test_workers_that_would_rest_in_the_last_turn_begin_a_run_of_it_each(
     folder: Path, workers: int, begun: set[str]
 ) -> None:
-    laboratory = prepared(folder, seeds="3")
-    for worker in range(workers + 2):  # two have replaced others
-        laboratory.begin_ahead(worker, workers)
-    assert {path.parent.name for path in laboratory.session.path.glob(f"*/{HALF}")} == begun
+    session = worker(folder, workers, seeds="3")
+    for place in range(min(workers, 9)):
+        obtain(beside(session, workers), place)
+    halves = {path.parent.name for path in session.session.path.glob(f"*/{HALF}")}
+    assert halves == begun
+
+
+def test_a_worker_begins_a_run_ahead_only_before_its_first(folder: Path) -> None:
+    one = worker(folder, 2)
+    obtain(one, 0)
+    obtain(one, 1)
+    assert not (one.session.path / "C-seed0").exists()
 
 
 def test_a_damaged_half_costs_what_was_trained_since_the_last_checkpoint(folder: Path) -> None:
-    laboratory = prepared(folder)
-    laboratory.begin_ahead(1, 2)
-    half = laboratory.session.path / "C-seed0" / HALF
+    second = worker(folder, 2)
+    obtain(second, 1)
+    half = second.session.path / "C-seed0" / HALF
     half.write_bytes(half.read_bytes()[:-1])
     with pytest.warns(EvidenceWarning, match=re.escape(HALF)):
-        found = finished(laboratory)
-    assert found == finished(prepared(folder))
+        found = finished(second)
+    assert found == finished(worker(folder))
+
+
+@given(st.integers(1, 30), st.integers(1, 12))
+def test_workers_are_dealt_a_test_each_in_turn(tests: int, workers: int) -> None:
+    class Item:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+    dealt = [item.number for item in in_turns([Item(number) for number in range(tests)], workers)]  # type: ignore[misc]
+    assert sorted(dealt) == [*range(tests)]
+    if tests >= 2 * workers:
+        firsts, seconds = dealt[: 2 * workers : 2], dealt[1 : 2 * workers : 2]
+        assert [firsts, seconds] == [[*range(workers)], [*range(workers, 2 * workers)]]
+        assert dealt[2 * workers :] == [*range(2 * workers, tests)]
+    else:
+        assert dealt == [*range(tests)]
