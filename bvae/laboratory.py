@@ -37,7 +37,7 @@ from bvae.progress import ProgressDisplay
 from bvae.regression import Difference, compare_with
 from bvae.report import report_head, show_differences, show_gate
 from bvae.report_run import show_run
-from bvae.run import RunResult, begin_run, obtain_run
+from bvae.run import RunResult, begin_run, is_begun, obtain_run
 from bvae.session import CorpusRecord, Session, SessionHeldError, changes_since, hold
 from bvae.summary import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
 
@@ -70,6 +70,7 @@ class Laboratory:
         self._lock: FileLock | None = None  # held until the session is closed or this process ends
         self._display: ProgressDisplay | None = None
         self._workers = 1
+        self._repeated: set[str] = set()
         self._closed = self._interrupted = False
         self._gate_ran = True
 
@@ -193,6 +194,13 @@ class Laboratory:
         for failure in result.failed_pictures:
             warnings.warn(f"{run.name} lacks a picture: {printable(failure)}", EvidenceWarning, stacklevel=2)
         return result
+
+    def may_repeat(self, name: str) -> bool:
+        """Whether a worker that died when it was to train a run had not begun it; true once for each run."""
+        if name in self._repeated or name not in {run.name for run in self.runs}:
+            return False
+        self._repeated.add(name)
+        return not is_begun(self.session, name)
 
     def _begin_ahead(self, first: RunConfig) -> None:
         """Before its first run, a worker that would rest in the last turn trains half of one of that turn.

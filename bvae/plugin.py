@@ -150,6 +150,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_handlecrashitem(crashitem: str, report: pytest.TestReport, sched: Any) -> None:
+    """Deal a test again whose worker died before it began, while it trained another run ahead."""
+    laboratory = sched.config.stash.get(LABORATORY, None)
+    if laboratory is not None and laboratory.may_repeat(run_name(crashitem)):
+        sched.mark_test_pending(crashitem)
+        report.outcome = cast(Any, "rerun")
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     show_progress(node.config, ids)
 
@@ -294,8 +303,12 @@ def show_progress(config: pytest.Config, ids: list[str]) -> None:
         with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
             terminal.write(text, flush=True)
 
-    names = [node_id.rpartition("[")[2].rstrip("]") for node_id in ids]
-    laboratory.show_progress(names, write, live=bool(terminal.hasmarkup))
+    laboratory.show_progress(map(run_name, ids), write, live=bool(terminal.hasmarkup))
+
+
+def run_name(node_id: str) -> str:
+    """The run of a test, such as `B-seed0`; of a test that has none, something else."""
+    return node_id.rpartition("[")[2].rstrip("]")
 
 
 def in_turns(items: list[pytest.Item], workers: int) -> list[pytest.Item]:

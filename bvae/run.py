@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from bvae.gallery import Gallery
 
 FILMSTRIP = "filmstrip.png"
+BEGUN, AHEAD = ".begun", ".ahead"
+"""They name the invocation that began a run, in its turn and ahead of it."""
 HALF = ".half.safetensors"
 """The checkpoint of a run that rests until its turn, and none is later than it."""
 _RECORDS = msgspec.json.Decoder(EpochRecord)
@@ -94,13 +96,12 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
     """
     directory = session.path / run.name
     make_folder(directory)
-    begun = directory / ".begun"
     with FileLock(directory / ".lock"):
         if (result := read_result(directory)) is not None:
             return result
-        if _has_crashed(session, directory):
+        if is_begun(session, run.name):
             raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
-        write_whole(begun, session.invocation.encode())
+        write_whole(directory / BEGUN, session.invocation.encode())
         session.point_latest()
         return train_run(run, corpus, directory, session.record.config.band)
 
@@ -108,28 +109,33 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
 def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
     """Train the first half of a run ahead of its turn, unless another process is at it.
 
-    Only in its turn the run counts as begun, and goes on from here or from its last checkpoint. An error here
-    costs what was trained since that checkpoint. A worker that dies here is reported under the run that it
-    was to train next, which xdist does not deal again: the gate trains it.
+    It is tried once. Only in its turn the run counts as begun, and goes on from here or from its last
+    checkpoint; so an error here, or the death of the worker, costs what was trained since that checkpoint.
     """
     directory = session.path / run.name
     make_folder(directory)
     with contextlib.suppress(Timeout), FileLock(directory / ".lock", timeout=0):
-        if read_result(directory) is None and not _has_crashed(session, directory):
-            session.point_latest()
-            trainer, _ = _resumed(run, corpus, directory)
-            try:
-                trainer.fit(trainer.steps // 2)
-                if trainer.divergence is None and trainer.progress.step:
-                    trainer.write(directory / HALF)
-            finally:
-                note_rest(directory)
+        tried = any(_is_marked(directory / mark, session) for mark in (BEGUN, AHEAD))
+        if tried or read_result(directory) is not None:
+            return
+        write_whole(directory / AHEAD, session.invocation.encode())
+        session.point_latest()
+        trainer, _ = _resumed(run, corpus, directory)
+        try:
+            trainer.fit(trainer.steps // 2)
+            if trainer.divergence is None and trainer.progress.step:
+                trainer.write(directory / HALF)
+        finally:
+            note_rest(directory)
 
 
-def _has_crashed(session: Session, directory: Path) -> bool:
-    """Whether a run that nobody holds and that has no result was begun by this invocation."""
-    begun = directory / ".begun"
-    return begun.exists() and begun.read_text() == session.invocation
+def is_begun(session: Session, name: str) -> bool:
+    """Whether this invocation began a run in its turn; without a result and a holder it has crashed."""
+    return _is_marked(session.path / name / BEGUN, session)
+
+
+def _is_marked(mark: Path, session: Session) -> bool:
+    return mark.exists() and mark.read_text() == session.invocation
 
 
 def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
