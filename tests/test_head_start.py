@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import evidence, furnish
 
-from bvae import EvidenceWarning
+from bvae import EvidenceWarning, gallery
 from bvae.config import LOSS_OPTIONS, RunConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.laboratory import Laboratory
+from bvae.models import initial_model
 from bvae.options import parse_experiment
 from bvae.plugin import in_turns
-from bvae.run import HALF
-from bvae.trainer import Trainer
+from bvae.run import HALF, picture_of
+from bvae.trainer import CheckpointSaved, Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -147,6 +149,33 @@ def test_a_damaged_half_costs_what_was_trained_since_the_last_checkpoint(folder:
     with pytest.warns(EvidenceWarning, match=re.escape(HALF)):
         found = finished(second)
     assert found == finished(worker(folder))
+
+
+def test_a_picture_that_is_drawn_in_the_second_half_after_all_is_not_called_missing(folder: Path) -> None:
+    second = worker(folder, 2, checkpoint_every_steps="2", checkpoint_every="3")
+    obtain(second, 1)
+    run = second.session.path / "C-seed0"
+    (run / "checkpoints/reconstructions_best.png").unlink()
+    finished(second)
+    assert (run / "checkpoints/reconstructions_best.png").exists()
+    assert json.loads((run / "result.json").read_text())["failed_pictures"] == []
+
+
+def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
+    run: RunConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, saved = gallery.Gallery(run, corpus), tmp_path / "best.safetensors"
+    event = CheckpointSaved((saved,), 1, 3, initial_model(run).eval())
+    pictures(event)
+    assert picture_of(saved).exists()
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(gallery, "plot_reconstructions", fail)
+    pictures(event)
+    assert not picture_of(saved).exists()
+    assert pictures.failures == ["reconstructions_best.png: RuntimeError: no ink"]
 
 
 @given(st.integers(1, 30), st.integers(1, 12))

@@ -84,3 +84,10 @@ def test_maps_may_lie_in_memory_in_any_order(up: bool, order: list[int]) -> None
     (ours,) = torch.autograd.grad(found.float().sum(), layer.weight)
     (reference,) = torch.autograd.grad(expected.float().sum(), layer.weight)
     assert torch.equal(ours, reference)
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_under_autocast_maps_of_any_type_come_out_in_bf16(up: bool) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        for maps in (torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 4, dtype=torch.bfloat16)):
+            assert layer_of(up, 2, 3)(maps).dtype == torch.bfloat16
