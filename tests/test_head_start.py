@@ -17,7 +17,7 @@ from bvae.corpus import Corpus, load_corpus
 from bvae.laboratory import Laboratory
 from bvae.models import initial_model
 from bvae.options import parse_experiment
-from bvae.plugin import in_turns
+from bvae.processes import in_turns
 from bvae.run import HALF, picture_of
 from bvae.trainer import CheckpointSaved, Trainer
 
