@@ -61,8 +61,14 @@ def uninterrupted(
     return find
 
 
+@pytest.fixture(scope="session")
+def matplotlib_kept() -> None:
+    """Imports matplotlib before pytester, which forgets later imports; a second one fails."""
+    import bvae.gallery  # noqa: F401
+
+
 @pytest.fixture
-def session_here(lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
+def session_here(matplotlib_kept: None, lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
     """Runs a session in this process, where faults can be patched in: its exit status and output."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
