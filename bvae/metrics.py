@@ -113,6 +113,16 @@ class _Tally:
         return reconstruction_metrics(self.confusion, self.perfect, self.grids)
 
 
+def share_of_hits(logits: Tensor, target: Tensor) -> Tensor:
+    """The part of cells `[B, H, W]` whose class has the largest logit in `[B, C, H, W]` alone; a scalar.
+
+    But for ties, which are misses, it is the accuracy of `argmax`, which takes twice as long on a CPU.
+    """
+    logits, index = logits.float().contiguous(), target.long().unsqueeze(1)  # a class after the other
+    others = logits.scatter(1, index, -torch.inf).amax(1, keepdim=True)
+    return (logits.gather(1, index) > others).float().mean()
+
+
 def derangement(n: int, seed: int = 0) -> NDArray[np.int64]:
     """A random permutation of 0 … n−1 that leaves nothing in place: one cycle through all.
 

@@ -31,53 +31,57 @@ class Doubling(nn.ConvTranspose2d):
 
 
 def _resample(maps: Tensor, layer: Halving | Doubling, *, up: bool) -> Tensor:
-    """The convolution of channels-last maps, and then the bias.
-
-    Inside the convolution, the gradient of the bias would take as long as that of the weight on a CPU.
-    """
     maps = maps.contiguous(memory_format=torch.channels_last)
-    assert layer.bias is not None
     if maps.dtype == torch.bfloat16 and maps.device.type == "cpu":
-        weight, bias = layer.weight.to(maps.dtype), layer.bias.to(maps.dtype)
-        resampled: Tensor = _Resampling.apply(maps, weight, up)  # type: ignore[no-untyped-call]
-        return resampled.add_(bias[:, None, None])
+        resampled: Tensor = _Resampling.apply(maps, layer.weight, layer.bias, up)  # type: ignore[no-untyped-call]
+        return resampled
+    assert layer.bias is not None
     convolved = _convolve(maps, layer.weight, up)
+    # Inside the convolution, the gradient of the bias would take as long as that of the weight on a CPU.
     return convolved + layer.bias.to(convolved.dtype)[:, None, None]
 
 
-def _convolve(maps: Tensor, weight: Tensor, up: bool) -> Tensor:
+def _convolve(maps: Tensor, weight: Tensor, up: bool, bias: Tensor | None = None) -> Tensor:
     """A convolution of stride 2 and padding 1, or its adjoint, with a weight `[small, large, k, k]`.
 
     Large are the maps before the one and after the other, small those of half their height and width.
     """
     if up:
         odd = weight.shape[-1] % 2
-        return F.conv_transpose2d(maps, weight, stride=2, padding=1, output_padding=odd)
-    return F.conv2d(maps, weight, stride=2, padding=1)
+        return F.conv_transpose2d(maps, weight, bias, stride=2, padding=1, output_padding=odd)
+    return F.conv2d(maps, weight, bias, stride=2, padding=1)
 
 
 class _Resampling(torch.autograd.Function):
-    """`_convolve`, the gradient of whose weight is one product of matrices.
+    """`_convolve` in the type of the maps, the gradient of whose weight is one product of matrices.
 
     In bfloat16 that takes two thirds of the time of oneDNN's own; in float32 it would take longer.
     """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, up: bool) -> Tensor:
+    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, up: bool) -> Tensor:
+        ctx.up, ctx.stored = up, weight.dtype
+        weight = weight.to(maps.dtype)
         ctx.save_for_backward(maps, weight)
-        ctx.up = up
-        return _convolve(maps, weight, up)
+        return _convolve(maps, weight, up, bias.to(maps.dtype))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         maps, weight = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         large, small = (gradient, maps) if ctx.up else (maps, gradient)
         channels, out_channels, size, _ = weight.shape
         of_weight = small.permute(0, 2, 3, 1).flatten(0, 2).t() @ _patches(large, size)
         of_weight = of_weight.view(channels, size, size, out_channels).permute(0, 3, 1, 2)
-        return _convolve(gradient, weight, not ctx.up), of_weight, None
+        return (
+            _convolve(gradient, weight, not ctx.up),
+            of_weight.to(
+                ctx.stored, memory_format=torch.contiguous_format
+            ),  # as it is kept: one copy, not two
+            gradient.sum((0, 2, 3), dtype=ctx.stored),
+            None,
+        )
 
 
 def _patches(maps: Tensor, size: int) -> Tensor:

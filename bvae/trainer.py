@@ -24,7 +24,7 @@ from bvae.corpus import Corpus
 from bvae.device import keep_freed_memory, reproducible
 from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
-from bvae.metrics import evaluate
+from bvae.metrics import evaluate, share_of_hits
 from bvae.models import initial_model
 from bvae.optimizer import Adam
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
@@ -202,7 +202,7 @@ class Trainer:
             self._diverge(numbers, rows)
             return None
         self._optimizer.step(self._learning_rate(self.progress.step))
-        accuracy = (logits.detach().argmax(1) == target).float().mean().item()
+        accuracy = share_of_hits(logits.detach(), target).item()
         return numbers["loss"], numbers["reconstruction"], numbers["kl"], accuracy
 
     def _learning_rate(self, step: int) -> float:

@@ -30,9 +30,9 @@ def test_its_gradients_are_those_of_finite_differences(
 ) -> None:
     torch.manual_seed(0)
     maps = torch.randn(batch, channels, height, width, dtype=torch.float64, requires_grad=True)
-    weight = layer_of(up, channels, out_channels).weight.detach().double().requires_grad_()
+    layer = layer_of(up, channels, out_channels).double()
     assert torch.autograd.gradcheck(
-        lambda *given: _Resampling.apply(*given, up), (maps, weight), fast_mode=True
+        lambda *given: _Resampling.apply(*given, up), (maps, layer.weight, layer.bias), fast_mode=True
     )
 
 
