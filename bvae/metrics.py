@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -17,6 +18,9 @@ from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 
 ACTIVE_KL = 0.05
 """A latent dimension is active above this KL divergence, in nats."""
+
+WINDOW_CELLS = 2**24
+"""How many cells an evaluation remembers what was painted of, a byte each."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,8 +107,7 @@ class _Tally:
         self.confusion = np.zeros((CLASSES, CLASSES), np.int64)
         self.perfect = self.grids = 0
 
-    def add(self, target: NDArray[np.uint8], logits: Tensor) -> None:
-        predicted = logits.argmax(1).cpu().numpy()
+    def add(self, target: NDArray[np.uint8], predicted: NDArray[np.uint8]) -> None:
         self.confusion += confusion_matrix(target, predicted)
         self.perfect += int((predicted == target).reshape(len(target), -1).all(1).sum())
         self.grids += len(target)
@@ -154,30 +157,35 @@ def evaluate(
     batch_size: int = 256,
     precision: str = "fp32",
 ) -> Evaluation:
-    """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness."""
+    """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness.
+
+    The control is decoded from the latents of others among up to `WINDOW_CELLS` cells of neighbouring grids.
+    """
     device = next(model.parameters()).device
-    terms, kl_of_dim, latent = torch.zeros(3, dtype=torch.float64), torch.zeros(()), torch.empty(0)
+    terms, kl_of_dim = torch.zeros(3, dtype=torch.float64), torch.zeros(())
     gradient_share: float | None = None
     seen, shuffled = _Tally(), _Tally()
     was_training = model.training
     model.eval()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for rows in _blocks(len(grids), batch_size):
-            batch = grids[rows]
-            target = torch.from_numpy(batch).to(device)
-            mean, log_variance = model.encode(target)
-            logits = model.decode(mean)
-            if not rows.start:
-                gradient_share = foreground_gradient_share(logits, target, loss)
-                # Of one piece: many small ones among the activations would keep the heap from being reused.
-                latent = mean.new_empty(len(grids), mean.shape[1])
-            seen.add(batch, logits)
-            terms += torch.stack(loss(logits, mean, log_variance, target)).double().sum(1).cpu()
-            kl_of_dim = kl_of_dim + kl_divergence(mean, log_variance).double().sum(0).cpu()
-            latent[rows] = mean
-        other = torch.from_numpy(derangement(len(grids)))
-        for rows in _blocks(len(grids), batch_size):
-            shuffled.add(grids[rows], model.decode(latent[other[rows].to(device)]))
+        for window in _windows(len(grids), WINDOW_CELLS // grids[:1].size):
+            part = grids[window]
+            # Of one piece: many small ones among the activations would keep the heap from being reused.
+            painted = np.empty(part.shape, np.uint8)
+            for rows in _blocks(len(part), batch_size):
+                target = torch.from_numpy(part[rows]).to(device)
+                mean, log_variance = model.encode(target)
+                logits = model.decode(mean)
+                if gradient_share is None:
+                    gradient_share = foreground_gradient_share(logits, target, loss)
+                terms += torch.stack(loss(logits, mean, log_variance, target)).double().sum(1).cpu()
+                kl_of_dim = kl_of_dim + kl_divergence(mean, log_variance).double().sum(0).cpu()
+                painted[rows] = logits.argmax(1).byte().cpu().numpy()
+                seen.add(part[rows], painted[rows])
+            # What another grid's latent decodes to is what was painted of that grid.
+            painted = painted[derangement(len(part))]
+            for rows in _blocks(len(part), batch_size):
+                shuffled.add(part[rows], painted[rows])
     model.train(was_training)
     total, reconstruction, kl = (terms / len(grids)).tolist()
     kl_per_dim = (kl_of_dim / len(grids)).tolist()
@@ -192,6 +200,12 @@ def evaluate(
         foreground_gradient_share=gradient_share,
         shuffled=shuffled.metrics(),
     )
+
+
+def _windows(n: int, size: int) -> Iterator[slice]:
+    """0 … n−1 in slices of nearly one length: at most `size`, and at least half of it where n is larger."""
+    edges = np.linspace(0, n, -(-n // size) + 1).astype(int).tolist()
+    return (slice(start, stop) for start, stop in itertools.pairwise(edges))
 
 
 def _blocks(n: int, size: int) -> Iterator[slice]:
