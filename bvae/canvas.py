@@ -1,4 +1,4 @@
-"""Figures measured in pixels, text that cannot fail, and PNG bytes that do not change.
+"""Figures measured in pixels, their titles, and PNG bytes that do not change.
 
 Only matplotlib's object interface is used. No figure is registered, no global setting is changed or decides
 on the style, so one input gives one picture, on every thread and in every notebook.
@@ -15,16 +15,16 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from bvae.lettering import write
 
 Destination = str | Path | BinaryIO
 Title = list[tuple[str, bool]]
 
 DPI = 72  # a point is then a pixel, and every whole number of pixels survives the way through inches
-FONT = "DejaVu Sans"  # ships with matplotlib
-INK, SOFT_INK = "#1A1A1A", "#595959"
+SOFT_INK = "#595959"
 TITLE_SIZE, TEXT_SIZE = 30, 26  # pixels: still legible where a picture is shown 600 pixels wide
 LINE_HEIGHT = 1.3
 TITLE_LINES = 6
@@ -68,7 +68,7 @@ def _with_palette(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     colours = np.array([colour for _, colour in counted], np.uint8)
     index_of = np.empty(2**24, np.uint8)
     index_of[_numbers(colours)] = np.arange(len(colours))
-    indexed = Image.fromarray(index_of[_numbers(pixels)])
+    indexed = Image.fromarray(index_of.take(_numbers(pixels)))
     indexed.putpalette(colours[:, :3].tobytes())
     return indexed
 
@@ -78,31 +78,9 @@ def _numbers(colours: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
     return colours.view("<u4")[..., 0] & np.uint32(0xFFFFFF)
 
 
-def printable(text: str) -> str:
-    """The text with every character that the font cannot draw, control characters included, as U+FFFD."""
-    font = get_font(findfont(FontProperties(family=FONT)))
-
-    def drawn(character: str) -> str:
-        if character.isspace():
-            return " "
-        known = character.isprintable() and font.get_char_index(ord(character))
-        return character if known else "\N{REPLACEMENT CHARACTER}"
-
-    return "\n".join("".join(map(drawn, line)) for line in text.splitlines())
-
-
 def text_width(text: str, size: float) -> int:
     """About how many pixels the longest line of ordinary text takes at `size` pixels."""
     return round(0.58 * size * max(map(len, text.splitlines()), default=0))
-
-
-def write(axes: Axes, x: float, y: float, text: str, *, size: float, width: float, **style: Any) -> None:
-    """Write text as it stands, no mathtext, no TeX; smaller where it would be wider than `width` pixels."""
-    look: dict[str, Any] = {"color": INK, "fontfamily": FONT, "linespacing": 1.25} | style
-    artist = axes.text(x, y, printable(text), fontsize=size, parse_math=False, usetex=False, **look)
-    drawn = artist.get_window_extent().width
-    if drawn > width:
-        artist.set_fontsize(0.97 * size * width / drawn)
 
 
 def title_lines(title: str | None, width: int) -> Title:

@@ -14,7 +14,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from bvae.canvas import (
     EDGE,
-    INK,
     SOFT_INK,
     TEXT_SIZE,
     Destination,
@@ -22,9 +21,9 @@ from bvae.canvas import (
     save_png,
     title_height,
     title_lines,
-    write,
     write_title,
 )
+from bvae.lettering import INK, write
 from bvae.panels import LEFT, TICK_SIZE, add_panel, draw_ticks
 
 Record = Mapping[str, Any]

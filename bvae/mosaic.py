@@ -26,9 +26,9 @@ from bvae.canvas import (
     text_width,
     title_height,
     title_lines,
-    write,
     write_title,
 )
+from bvae.lettering import write
 
 Symbols = npt.NDArray[np.integer[Any]]
 Captions = Mapping[int, tuple[str, Sequence[str]]]

@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.collections import LineCollection
 
-from bvae.canvas import EDGE, GAP, SOFT_INK, write
+from bvae.canvas import EDGE, GAP, SOFT_INK
+from bvae.lettering import write
 
 LEFT = 104  # pixels before a panel, for the ticks of its y axis
 TICK_SIZE, TICK_LENGTH = 22, 6

@@ -11,16 +11,15 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from bvae.canvas import (
     EDGE,
-    INK,
     TEXT_SIZE,
     Destination,
     pixel_figure,
     save_png,
     title_height,
     title_lines,
-    write,
     write_title,
 )
+from bvae.lettering import INK, write
 from bvae.panels import LEFT, add_panel, draw_ticks
 from bvae.why import Why, describe_why, percent
 
