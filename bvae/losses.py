@@ -55,11 +55,17 @@ def focal_loss(
         raise ValueError(f"weight is {list(weight.shape)}; expected one for each class: [{logits.shape[1]}]")
     if weight is not None and weight.requires_grad:
         raise ValueError("weight asks for a gradient, which this loss does not have; pass weight.detach()")
+    loss, _ = _focal_loss(logits, target, gamma, weight)
+    return loss.mean() if reduction == "mean" else loss
+
+
+def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The focal loss of each cell `[B, H, W]`, and where the target's logit is larger than every other."""
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     index = target.long().unsqueeze(1)
-    loss: Tensor = _FocalLoss.apply(logits, index, weight, gamma)  # type: ignore[no-untyped-call]
-    return loss.mean() if reduction == "mean" else loss
+    found: tuple[Tensor, Tensor] = _FocalLoss.apply(logits, index, weight, gamma)  # type: ignore[no-untyped-call]
+    return found
 
 
 class _FocalLoss(torch.autograd.Function):
@@ -70,24 +76,28 @@ class _FocalLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor, weight: Tensor | None, gamma: float) -> Tensor:
+    def forward(
+        ctx: Any, logits: Tensor, index: Tensor, weight: Tensor | None, gamma: float
+    ) -> tuple[Tensor, Tensor]:
         logits = logits.contiguous()  # a class after the other, over which the passes run
         others = logits.scatter(1, index, -torch.inf)
         share = others.softmax(1)
+        own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
         # Their logsumexp, by way of the largest: its share is at least 1/C, so the logarithm is exact enough.
-        largest = others.amax(1, keepdim=True) - share.amax(1, keepdim=True).log()
-        margin = largest - logits.gather(1, index)
+        margin = largest - share.amax(1, keepdim=True).log() - own
         miss, nats = margin.sigmoid(), F.softplus(margin, threshold=SOFTPLUS_IS_LINEAR)
         focus = miss**gamma
         if weight is not None:
             focus = focus * weight.to(logits).take(index)
         slope = focus * (gamma * (1 - miss) * nats + miss)
         ctx.save_for_backward(share.scatter_(1, index, -1.0), slope)
-        return (focus * nats).squeeze(1)
+        hit = (own > largest).squeeze(1)
+        ctx.mark_non_differentiable(hit)
+        return (focus * nats).squeeze(1), hit
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
         direction, slope = ctx.saved_tensors
         return direction * (slope * gradient.unsqueeze(1)), None, None, None
 
@@ -109,11 +119,16 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class LossTerms(NamedTuple):
-    """The loss and its two terms, one value a grid, each `[B]`, in nats; total = reconstruction + β·kl."""
+    """The loss and its two terms, one value a grid, each `[B]`, in nats; total = reconstruction + β·kl.
+
+    Comes with `hits`, the part of a grid's cells whose class has a larger logit than every other: it falls out
+    of the loss, and is the accuracy of `argmax` but for ties.
+    """
 
     total: Tensor
     reconstruction: Tensor
     kl: Tensor
+    hits: Tensor
 
 
 class BetaVAELoss:
@@ -127,7 +142,7 @@ class BetaVAELoss:
 
     def __call__(self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor) -> LossTerms:
         """The terms for logits `[B, C, H, W]`, posterior `[B, Z]` and target `[B, H, W]`."""
-        cells = focal_loss(logits, target, gamma=self.gamma, weight=self.weight, reduction="none")
+        cells, hit = _focal_loss(logits, target, self.gamma, self.weight)
         reconstruction = cells.flatten(1).mean(1)
         kl = kl_divergence(mean, log_variance).sum(1)
-        return LossTerms(reconstruction + self.beta * kl, reconstruction, kl)
+        return LossTerms(reconstruction + self.beta * kl, reconstruction, kl, hit.flatten(1).float().mean(1))

@@ -24,7 +24,7 @@ from bvae.corpus import Corpus
 from bvae.device import keep_freed_memory, reproducible
 from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
-from bvae.metrics import evaluate, share_of_hits
+from bvae.metrics import evaluate
 from bvae.models import initial_model
 from bvae.optimizer import Adam
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
@@ -190,7 +190,7 @@ class Trainer:
             mean, log_variance = self.model.encode(target)
             logits = self.model.decode(sample_posterior(mean, log_variance, self._noise))
         terms = self.loss(logits, mean, log_variance, target)
-        total, reconstruction, kl = (term.mean() for term in terms)
+        total, reconstruction, kl, accuracy = (term.mean() for term in terms)
         norm = self._optimizer.backward(total)
         numbers = {
             "loss": total.item(),
@@ -202,8 +202,7 @@ class Trainer:
             self._diverge(numbers, rows)
             return None
         self._optimizer.step(self._learning_rate(self.progress.step))
-        accuracy = share_of_hits(logits.detach(), target).item()
-        return numbers["loss"], numbers["reconstruction"], numbers["kl"], accuracy
+        return numbers["loss"], numbers["reconstruction"], numbers["kl"], accuracy.item()
 
     def _learning_rate(self, step: int) -> float:
         training = self.config.training

@@ -39,7 +39,7 @@ def inked(text: str, *, width: float = WIDTH, matplotlib: bool = False, **style:
 def test_text_lies_where_matplotlib_would_set_it(
     first: str, more: list[str], ha: str, va: str, size: int, bold: bool
 ) -> None:
-    text = "\n".join(["lp", first, *more, "lp"])
+    text = "\n".join(f"lp{line}" for line in (first, *more))
     look = {"ha": ha, "va": va, "size": size, "fontweight": "bold" if bold else "normal"}
     ours, theirs = inked(text, **look), inked(text, matplotlib=True, **look)
     np.testing.assert_allclose(ours[2:], theirs[2:], atol=4)

@@ -163,6 +163,19 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl_for_each_grid() -> None:
     torch.testing.assert_close(terms.total, terms.reconstruction + 0.3 * terms.kl)
 
 
+@given(seeds, scales, st.sampled_from([torch.contiguous_format, torch.channels_last]))
+def test_a_hit_is_a_cell_whose_class_leads_alone(
+    seed: int, scale: float, layout: torch.memory_format
+) -> None:
+    logits, target, weight = draw(seed, scale)
+    logits = logits.mul(8).round().contiguous(memory_format=layout)  # with ties among them
+    latent = torch.zeros(len(logits), 2)
+    hits = BetaVAELoss(gamma=2.0, weight=weight, beta=0.0)(logits, latent, latent, target).hits
+    alone = (logits == logits.amax(1, keepdim=True)).sum(1) == 1
+    expected = (alone & (logits.argmax(1) == target)).double().mean((1, 2))
+    torch.testing.assert_close(hits.double(), expected, rtol=0, atol=1e-6)
+
+
 def test_a_weight_that_asks_for_a_gradient_is_refused() -> None:
     weight = torch.ones(3, requires_grad=True)
     with pytest.raises(ValueError, match=r"pass weight\.detach\(\)"):

@@ -19,7 +19,6 @@ from bvae.metrics import (
     foreground_gradient_share,
     mean_and_sd,
     reconstruction_metrics,
-    share_of_hits,
 )
 
 pytestmark = pytest.mark.unit
@@ -61,16 +60,6 @@ def test_painting_everything_background_scores_the_background_rate(target: np.nd
 def test_a_perfect_reconstruction_is_perfect(target: np.ndarray) -> None:
     metrics = measured(target, target)
     assert metrics["pixel_accuracy"] == metrics["perfect_rate"] == metrics["balanced_accuracy"] == 1.0
-
-
-@given(grids, arrays.arrays(np.float32, (4, 10, 3, 3), elements=st.floats(-2, 2, width=16)), st.booleans())
-def test_a_hit_is_a_cell_whose_class_leads_alone(
-    target: np.ndarray, logits: np.ndarray, channels_last: bool
-) -> None:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    found = share_of_hits(torch.from_numpy(logits).contiguous(memory_format=layout), torch.from_numpy(target))
-    alone = (logits == logits.max(1, keepdims=True)).sum(1) == 1
-    assert found.item() == pytest.approx((alone & (logits.argmax(1) == target)).mean())
 
 
 @given(st.integers(2, 200), st.integers(0, 100))
