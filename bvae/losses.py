@@ -121,8 +121,8 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 class LossTerms(NamedTuple):
     """The loss and its two terms, one value a grid, each `[B]`, in nats; total = reconstruction + β·kl.
 
-    Comes with `hits`, the part of a grid's cells whose class has a larger logit than every other: it falls out
-    of the loss, and is the accuracy of `argmax` but for ties.
+    Comes with `hits`, the part of a grid's cells whose class has a larger logit than every other: it falls
+    out of the loss, and is the accuracy of `argmax` but for ties.
     """
 
     total: Tensor
