@@ -77,7 +77,7 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
 
     return {
         "a picture of ten grids": _seconds(picture, repeats),
-        f"an evaluation of {len(corpus.val)} grids, twice decoded": _seconds(
+        f"an evaluation of {len(corpus.val)} grids": _seconds(
             lambda: evaluate(trainer.model, corpus.val, loss, precision=precision), repeats
         ),
         f"a checkpoint of {saved.stat().st_size / 1e6:.1f} MB, saved twice": _seconds(
