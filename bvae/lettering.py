@@ -29,18 +29,17 @@ _PLACES = {"left": (0.0, "ls"), "center": (0.5, "ms"), "right": (1.0, "rs")}
 
 
 def write(axes: Axes, x: float, y: float, text: str, *, size: float, width: float, **style: Any) -> None:
-    """Write text as it stands, no mathtext, no TeX; smaller where it would be wider than `width` pixels."""
-    look: dict[str, Any] = {
-        "color": INK,
-        "fontfamily": FONT,
-        "linespacing": LINE_PITCH,
-        "clip_on": False,
-    } | style
-    letters = _Letters(x, y, printable(text), fontsize=size, parse_math=False, usetex=False, **look)
+    """Write text as it stands, no mathtext, no TeX; smaller where it would be wider than `width` pixels.
+
+    Its style is what `Text` takes of color, fontweight, ha and va (by default, its top is at `y`).
+    """
+    plain: dict[str, Any] = {"parse_math": False, "usetex": False, "clip_on": False}
+    font: dict[str, Any] = {"fontsize": size, "fontfamily": FONT, "linespacing": LINE_PITCH}
+    letters = _Letters(x, y, printable(text), **{"color": INK, "va": "top"} | style, **plain, **font)
     axes.add_artist(letters)
-    drawn = letters.width()
-    if drawn > width:
-        letters.set_fontsize(0.97 * size * width / drawn)
+    while (drawn := letters.width()) > width and size > 1:  # sizes are hinted, so once may not be enough
+        size *= 0.97 * width / drawn
+        letters.set_fontsize(size)
 
 
 def printable(text: str) -> str:
@@ -64,23 +63,22 @@ class _Letters(Text):
 
     def width(self) -> float:
         """Pixels of the longest line."""
-        if not _is_plain(self.get_text()):
+        if not self._is_plain():
             return self.get_window_extent().width
         font = self._font(float(self.get_fontsize()))
         return max(map(font.getlength, self.get_text().split("\n")))
 
     def draw(self, renderer: RendererBase) -> None:
-        text = self.get_text()
-        if not isinstance(renderer, RendererAgg) or not _is_plain(text):
+        if not isinstance(renderer, RendererAgg) or not self._is_plain():
             super().draw(renderer)
             return
         size = float(self.get_fontsize()) * renderer.dpi / 72
-        font, lines, pitch = self._font(size), text.split("\n"), LINE_PITCH * size
+        font, lines, pitch = self._font(size), self.get_text().split("\n"), LINE_PITCH * size
         wide = max(map(font.getlength, lines))
         high = (ASCENT + DESCENT) * size + (len(lines) - 1) * pitch
         part, anchor = _PLACES[self.get_horizontalalignment()]
-        letters = high - DESCENT * size
-        above = {"top": 0.0, "center": high / 2, "center_baseline": letters / 2, "bottom": high}
+        to_baseline = high - DESCENT * size
+        above = {"top": 0.0, "center": high / 2, "center_baseline": to_baseline / 2, "bottom": high}
         margin = math.ceil(size)  # letters may reach over the ends of a line
         mask = Image.new("L", (math.ceil(wide) + 2 * margin, math.ceil(high) + 2 * margin))
         brush = ImageDraw.Draw(mask)
@@ -94,6 +92,14 @@ class _Letters(Text):
         renderer.draw_image(context, left, bottom, self._coloured(np.asarray(mask)))
         context.restore()
 
+    def _is_plain(self) -> bool:
+        """Whether it is only to be set, and each character drawn alike whatever stands beside it."""
+        changed = not self.get_visible() or self.get_alpha() is not None or self.get_rotation() != 0
+        return not changed and not any(
+            unicodedata.combining(character) or unicodedata.bidirectional(character) in ("R", "AL", "AN")
+            for character in self.get_text()
+        )
+
     def _font(self, size: float) -> ImageFont.FreeTypeFont:
         return _font(str(self.get_fontweight()), size)
 
@@ -103,14 +109,6 @@ class _Letters(Text):
         pixels[..., :3] = np.round(255 * np.array(to_rgb(self.get_color())))
         pixels[..., 3] = mask // (256 // LEVELS) * (255 // (LEVELS - 1))
         return np.ascontiguousarray(pixels[::-1])
-
-
-def _is_plain(text: str) -> bool:
-    """Whether each of its characters looks the same wherever it stands, from left to right."""
-    return not any(
-        unicodedata.combining(character) or unicodedata.bidirectional(character) in ("R", "AL", "AN")
-        for character in text
-    )
 
 
 @functools.lru_cache

@@ -42,6 +42,17 @@ def focal_loss(
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5.
     """
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'none'")
+    loss, _ = _focal_loss(logits, target, gamma, weight)
+    return loss.mean() if reduction == "mean" else loss
+
+
+def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The focal loss of each cell `[B, H, W]`, and where the target's logit is larger than every other.
+
+    Raises ValueError as `focal_loss` does.
+    """
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]) or logits.shape[1] < 2:
         raise ValueError(
             f"logits are {list(logits.shape)} and target {list(target.shape)}; "
@@ -49,18 +60,10 @@ def focal_loss(
         )
     if not gamma >= 0:
         raise ValueError(f"gamma is {gamma}; expected a number of at least 0")
-    if reduction not in ("mean", "none"):
-        raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'none'")
     if weight is not None and weight.shape != logits.shape[1:2]:
         raise ValueError(f"weight is {list(weight.shape)}; expected one for each class: [{logits.shape[1]}]")
     if weight is not None and weight.requires_grad:
         raise ValueError("weight asks for a gradient, which this loss does not have; pass weight.detach()")
-    loss, _ = _focal_loss(logits, target, gamma, weight)
-    return loss.mean() if reduction == "mean" else loss
-
-
-def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The focal loss of each cell `[B, H, W]`, and where the target's logit is larger than every other."""
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     index = target.long().unsqueeze(1)
@@ -121,14 +124,14 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 class LossTerms(NamedTuple):
     """The loss and its two terms, one value a grid, each `[B]`, in nats; total = reconstruction + β·kl.
 
-    Comes with `hits`, the part of a grid's cells whose class has a larger logit than every other: it falls
-    out of the loss, and is the accuracy of `argmax` but for ties.
+    Comes with `accuracy` `[B]`, which falls out of the loss: the part of a grid's cells whose class has a
+    larger logit than every other. A tie counts as wrong.
     """
 
     total: Tensor
     reconstruction: Tensor
     kl: Tensor
-    hits: Tensor
+    accuracy: Tensor
 
 
 class BetaVAELoss:

@@ -19,8 +19,8 @@ from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 ACTIVE_KL = 0.05
 """A latent dimension is active above this KL divergence, in nats."""
 
-WINDOW_CELLS = 2**24
-"""How many cells an evaluation remembers what was painted of, a byte each."""
+WINDOW_CELLS = 2**22
+"""How many cells an evaluation holds at a time, with what was painted of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness.
 
-    The control is decoded from the latents of others among up to `WINDOW_CELLS` cells of neighbouring grids.
+    For the control nothing is decoded again: what another grid's latent decodes to is what was painted of
+    that grid, one among up to `WINDOW_CELLS` cells of neighbours. So `decode` must treat grids one by one.
     """
     device = next(model.parameters()).device
     terms, kl_of_dim = torch.zeros(3, dtype=torch.float64), torch.zeros(())
@@ -166,16 +167,16 @@ def evaluate(
                 target = torch.from_numpy(part[rows]).to(device)
                 mean, log_variance = model.encode(target)
                 logits = model.decode(mean)
-                if gradient_share is None:
+                if not seen.grids:
                     gradient_share = foreground_gradient_share(logits, target, loss)
-                terms += torch.stack(loss(logits, mean, log_variance, target)[:3]).double().sum(1).cpu()
+                found = loss(logits, mean, log_variance, target)
+                terms += torch.stack((found.total, found.reconstruction, found.kl)).double().sum(1).cpu()
                 kl_of_dim = kl_of_dim + kl_divergence(mean, log_variance).double().sum(0).cpu()
                 painted[rows] = logits.argmax(1).byte().cpu().numpy()
                 seen.add(part[rows], painted[rows])
-            # What another grid's latent decodes to is what was painted of that grid.
-            painted = painted[derangement(len(part))]
+            other = derangement(len(part))
             for rows in _blocks(len(part), batch_size):
-                shuffled.add(part[rows], painted[rows])
+                shuffled.add(part[rows], painted[other[rows]])
     model.train(was_training)
     total, reconstruction, kl = (terms / len(grids)).tolist()
     kl_per_dim = (kl_of_dim / len(grids)).tolist()

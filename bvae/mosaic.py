@@ -176,8 +176,10 @@ class _Pixels(Artist):
         self.image = np.ascontiguousarray(image[::-1])  # Agg counts rows from the bottom
 
     def draw(self, renderer: RendererBase) -> None:
+        assert self.axes is not None
+        left, bottom = self.axes.bbox.min  # not 0 where a notebook crops the figure
         context = renderer.new_gc()
-        renderer.draw_image(context, 0, 0, self.image)
+        renderer.draw_image(context, round(left), round(bottom), self.image)
         context.restore()
 
 

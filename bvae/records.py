@@ -10,7 +10,10 @@ from bvae.metrics import Evaluation
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMeans:
-    """Means over the batches of an epoch while the model was learning, decoded from posterior samples."""
+    """Means over the batches of an epoch while the model was learning, decoded from posterior samples.
+
+    Accuracy is that of `bvae.losses.LossTerms`, for which a tie of logits is wrong.
+    """
 
     loss: float
     reconstruction: float

@@ -60,7 +60,7 @@ class _Resampling(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, up: bool) -> Tensor:
-        ctx.up, ctx.stored = up, weight.dtype
+        ctx.up, ctx.kept_in = up, weight.dtype
         weight = weight.to(maps.dtype)
         ctx.save_for_backward(maps, weight)
         return _convolve(maps, weight, up, bias.to(maps.dtype))
@@ -74,14 +74,10 @@ class _Resampling(torch.autograd.Function):
         channels, out_channels, size, _ = weight.shape
         of_weight = small.permute(0, 2, 3, 1).flatten(0, 2).t() @ _patches(large, size)
         of_weight = of_weight.view(channels, size, size, out_channels).permute(0, 3, 1, 2)
-        return (
-            _convolve(gradient, weight, not ctx.up),
-            of_weight.to(
-                ctx.stored, memory_format=torch.contiguous_format
-            ),  # as it is kept: one copy, not two
-            gradient.sum((0, 2, 3), dtype=ctx.stored),
-            None,
-        )
+        # One copy makes of it what the optimizer keeps; autograd would cast first and lay out afterwards.
+        of_weight = of_weight.to(ctx.kept_in, memory_format=torch.contiguous_format)
+        of_bias = gradient.sum((0, 2, 3), dtype=ctx.kept_in)
+        return _convolve(gradient, weight, not ctx.up), of_weight, of_bias, None
 
 
 def _patches(maps: Tensor, size: int) -> Tensor:

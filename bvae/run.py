@@ -48,7 +48,7 @@ BEGUN, AHEAD = ".begun", ".ahead"
 HALF = ".half.safetensors"
 """The checkpoint of a run that rests until its turn, and none is later than it."""
 FIRST_HALF = 0.55
-"""The part of its steps before that; more than half, as the pictures of a whole run are left to the other."""
+"""The part of a run's steps that is trained ahead: more, as whoever finishes it also draws its filmstrip."""
 _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
@@ -124,7 +124,7 @@ def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
         session.point_latest()
         trainer, _ = _resumed(run, corpus, directory)
         try:
-            trainer.fit(round(FIRST_HALF * trainer.steps))
+            trainer.fit(int(FIRST_HALF * trainer.steps))
             if trainer.divergence is None and trainer.progress.step:
                 trainer.write(directory / HALF)
         finally:

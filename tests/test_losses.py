@@ -137,8 +137,14 @@ def test_the_mean_is_over_cells_and_not_over_weights() -> None:
 )
 def test_focal_loss_says_what_it_expected(changes: dict, complaint: str) -> None:
     arguments = {"logits": torch.zeros(2, 4, 3, 3), "target": torch.zeros(2, 3, 3).long(), "gamma": 2.0}
+    arguments |= changes
     with pytest.raises(ValueError, match=complaint):
-        focal_loss(**(arguments | changes))
+        focal_loss(**arguments)
+    latent = torch.zeros(2, 1)
+    if "reduction" not in changes:
+        loss = BetaVAELoss(gamma=arguments["gamma"], weight=arguments.get("weight"), beta=1.0)
+        with pytest.raises(ValueError, match=complaint):
+            loss(arguments["logits"], latent, latent, arguments["target"])
 
 
 @given(seeds, st.sampled_from([1e-6, 0.01, 1.0, 3.0]))
@@ -164,16 +170,16 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl_for_each_grid() -> None:
 
 
 @given(seeds, scales, st.sampled_from([torch.contiguous_format, torch.channels_last]))
-def test_a_hit_is_a_cell_whose_class_leads_alone(
+def test_a_cell_is_right_where_its_class_leads_alone(
     seed: int, scale: float, layout: torch.memory_format
 ) -> None:
     logits, target, weight = draw(seed, scale)
     logits = logits.mul(8).round().contiguous(memory_format=layout)  # with ties among them
     latent = torch.zeros(len(logits), 2)
-    hits = BetaVAELoss(gamma=2.0, weight=weight, beta=0.0)(logits, latent, latent, target).hits
+    found = BetaVAELoss(gamma=2.0, weight=weight, beta=0.0)(logits, latent, latent, target).accuracy
     alone = (logits == logits.amax(1, keepdim=True)).sum(1) == 1
     expected = (alone & (logits.argmax(1) == target)).double().mean((1, 2))
-    torch.testing.assert_close(hits.double(), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 
 def test_a_weight_that_asks_for_a_gradient_is_refused() -> None:

@@ -218,6 +218,21 @@ def test_a_path_may_be_text_a_path_or_a_stream(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_cropped_picture_keeps_grids_and_captions_together() -> None:
+    def first(figure: Figure, colour: str, **how: object) -> tuple[int, int]:
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=figure.dpi, **how)
+        place = (pixels(png)[..., :3] == list(bytes.fromhex(colour[1:]))).all(-1)
+        return int(np.flatnonzero(place.any(1))[0]), int(np.flatnonzero(place.any(0))[0])
+
+    figure = plot_comparison(np.full((2, 4, 4), 1), {}, title="Title")
+    apart = [
+        np.subtract(first(figure, ARC_COLOURS[1], **how), first(figure, "#1A1A1A", **how))
+        for how in ({}, {"bbox_inches": "tight"})
+    ]
+    np.testing.assert_allclose(*apart, atol=1)
+
+
 def test_drawing_leaves_pyplot_and_the_settings_alone() -> None:
     settings_before = dict(matplotlib.rcParams)
     draw_each(io.BytesIO(), title="x")
