@@ -3,7 +3,7 @@
 A model is an `nn.Module` with
 
     encode(grids [B, H, W]) -> posterior mean and log variance, each [B, Z]
-    decode(latent [B, Z])   -> logits [B, C, H, W]
+    decode(latent [B, Z])   -> logits [B, C, H, W] (in evaluation, each of its latent alone)
     forward(grids)          -> logits, posterior mean, log variance (in evaluation, logits of the mean)
 
 made by a factory, named `package.module:factory`, from the keywords `grid_size` and `latent_dim`.
