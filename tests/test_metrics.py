@@ -5,12 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from torch import Tensor, nn
 
 import bvae.metrics
-from bvae.beta_vae import BetaVAE
+from bvae.beta_vae import BetaVAE, GridModel
 from bvae.losses import BetaVAELoss, kl_divergence
 from bvae.metrics import (
     confusion_matrix,
@@ -69,11 +71,7 @@ def test_every_grid_is_decoded_from_another_grid_in_the_control(n: int, seed: in
     assert (other != np.arange(n)).all()
 
 
-@pytest.mark.parametrize(("window", "edges"), [(7, (0, 7)), (4, (0, 3, 7))])
-def test_evaluation_agrees_with_the_model_grid_by_grid_and_leaves_no_trace(
-    window: int, edges: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bvae.metrics, "WINDOW_CELLS", window * 256)
+def test_evaluation_agrees_with_the_model_grid_by_grid_and_leaves_no_trace() -> None:
     torch.manual_seed(3)
     model, loss = BetaVAE(latent_dim=3), BetaVAELoss(gamma=2.0, weight=None, beta=0.5)
     corpus = torch.randint(0, 10, (7, 16, 16), dtype=torch.uint8)
@@ -94,9 +92,46 @@ def test_evaluation_agrees_with_the_model_grid_by_grid_and_leaves_no_trace(
     assert result.active_units == sum(value > 0.05 for value in result.kl_per_dim)
     right = output.logits.argmax(1) == corpus
     assert result.pixel_accuracy == pytest.approx(right.double().mean().item())
+
+
+class Copy(GridModel):
+    """Knows each 3×3 grid by its latent and is sure of it, but for grids whose first cell is of class 9."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sureness = nn.Parameter(torch.tensor(200.0))
+
+    def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
+        mean = grids.flatten(1).float()
+        return mean, torch.zeros_like(mean)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        sureness = torch.where(latent[:, 0] == 9, 1e-3, self.sureness)
+        copied = F.one_hot(latent.long(), 10).float() * sureness[:, None, None]
+        return copied.unflatten(1, (3, 3)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(("window", "edges"), [(7, (0, 7)), (4, (0, 3, 7))])
+def test_the_control_is_what_the_latents_of_others_decode_to(
+    window: int, edges: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bvae.metrics, "WINDOW_CELLS", window * 9)
+    corpus = torch.randint(0, 10, (7, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    model = Copy()
+    result = evaluate(model, corpus.numpy(), BetaVAELoss(gamma=2.0, weight=None, beta=0.0), batch_size=2)
+    assert result.pixel_accuracy == result.perfect_rate == 1.0
     other = np.concatenate([start + derangement(stop - start) for start, stop in pairwise(edges)])
-    shuffled = model.decode(output.mean[other]).argmax(1) == corpus
-    assert result.shuffled.pixel_accuracy == pytest.approx(shuffled.double().mean().item())
+    decoded = model.decode(model.encode(corpus)[0][other]).argmax(1)
+    assert result.shuffled.pixel_accuracy == pytest.approx((decoded == corpus).double().mean().item())
+    assert result.shuffled.pixel_accuracy < 0.5
+
+
+def test_the_share_of_the_gradient_is_that_of_the_first_grids() -> None:
+    corpus = np.ones((6, 3, 3), np.uint8)
+    corpus[3:, 0, 0] = 9  # of which the model is not sure, and so has a gradient
+    loss = BetaVAELoss(gamma=2.0, weight=None, beta=0.0)
+    assert evaluate(Copy(), corpus, loss, batch_size=3).foreground_gradient_share is None
+    assert evaluate(Copy(), corpus[::-1].copy(), loss, batch_size=3).foreground_gradient_share == 1.0
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
