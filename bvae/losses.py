@@ -53,6 +53,13 @@ def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | N
 
     Raises ValueError as `focal_loss` does.
     """
+    logits = _checked(logits, target, gamma, weight)
+    found: tuple[Tensor, Tensor] = _FocalLoss.apply(logits, target, weight, gamma)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _checked(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
+    """The logits, in float32 at least. Raises ValueError as `focal_loss` does."""
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]) or logits.shape[1] < 2:
         raise ValueError(
             f"logits are {list(logits.shape)} and target {list(target.shape)}; "
@@ -64,39 +71,56 @@ def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | N
         raise ValueError(f"weight is {list(weight.shape)}; expected one for each class: [{logits.shape[1]}]")
     if weight is not None and weight.requires_grad:
         raise ValueError("weight asks for a gradient, which this loss does not have; pass weight.detach()")
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
+    return _wide(logits)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+class _Focal(NamedTuple):
+    """What one look at the logits finds: see `_focal`."""
+
+    loss: Tensor
+    hit: Tensor
+    direction: Tensor
+    slope: Tensor
+
+
+def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) -> _Focal:
+    """The focal loss of each cell `[B, H, W]`, its gradient by the logits written out, and where they hit.
+
+    With s = σ(m) and l = softplus(m), d(s^γ·l)/dm = s^γ·(γ·(1 − s)·l + s), the slope `[B, 1, H, W]`; and
+    dm/dz, the direction `[B, C, H, W]`, is the softmax of the other classes, with −1 for the target.
+    """
+    logits = logits.contiguous()  # a class after the other, over which the passes run
     index = target.long().unsqueeze(1)
-    found: tuple[Tensor, Tensor] = _FocalLoss.apply(logits, index, weight, gamma)  # type: ignore[no-untyped-call]
-    return found
+    others = logits.scatter(1, index, -torch.inf)
+    share = others.softmax(1)
+    own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
+    # Their logsumexp, by way of the largest: its share is at least 1/C, so the logarithm is exact enough.
+    margin = largest - share.amax(1, keepdim=True).log() - own
+    miss, nats = margin.sigmoid(), F.softplus(margin, threshold=SOFTPLUS_IS_LINEAR)
+    focus = miss**gamma
+    if weight is not None:
+        focus = focus * weight.to(logits).take(index)
+    slope = focus * (gamma * (1 - miss) * nats + miss)
+    hit = (own > largest).squeeze(1)
+    return _Focal((focus * nats).squeeze(1), hit, share.scatter_(1, index, -1.0), slope)
 
 
 class _FocalLoss(torch.autograd.Function):
-    """The focal loss of each cell `[B, H, W]`, its gradient written out: two passes over the logits in all.
-
-    With s = σ(m) and l = softplus(m), d(s^γ·l)/dm = s^γ·(γ·(1 − s)·l + s); and dm/dz is the softmax of the
-    other classes, with −1 for the target.
-    """
+    """`_focal` for autograd."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, index: Tensor, weight: Tensor | None, gamma: float
+        ctx: Any, logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float
     ) -> tuple[Tensor, Tensor]:
-        logits = logits.contiguous()  # a class after the other, over which the passes run
-        others = logits.scatter(1, index, -torch.inf)
-        share = others.softmax(1)
-        own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
-        # Their logsumexp, by way of the largest: its share is at least 1/C, so the logarithm is exact enough.
-        margin = largest - share.amax(1, keepdim=True).log() - own
-        miss, nats = margin.sigmoid(), F.softplus(margin, threshold=SOFTPLUS_IS_LINEAR)
-        focus = miss**gamma
-        if weight is not None:
-            focus = focus * weight.to(logits).take(index)
-        slope = focus * (gamma * (1 - miss) * nats + miss)
-        ctx.save_for_backward(share.scatter_(1, index, -1.0), slope)
-        hit = (own > largest).squeeze(1)
-        ctx.mark_non_differentiable(hit)
-        return (focus * nats).squeeze(1), hit
+        found = _focal(logits, target, weight, gamma)
+        ctx.save_for_backward(found.direction, found.slope)
+        ctx.mark_non_differentiable(found.hit)
+        return found.loss, found.hit
 
     @staticmethod
     @once_differentiable
@@ -115,8 +139,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
     Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, appendix B.
     """
-    if mean.dtype in (torch.bfloat16, torch.float16):
-        mean, log_variance = mean.float(), log_variance.float()
+    mean, log_variance = _wide(mean), _wide(log_variance)
     # expm1 keeps the digits of exp(v) − 1 − v near v = 0, where a collapsed posterior lives.
     return 0.5 * (mean.square() + torch.expm1(log_variance) - log_variance)
 
@@ -134,6 +157,14 @@ class LossTerms(NamedTuple):
     accuracy: Tensor
 
 
+class Gradient(NamedTuple):
+    """Of a number, by the logits `[B, C, H, W]`, the posterior mean and the log variance `[B, Z]`."""
+
+    logits: Tensor
+    mean: Tensor
+    log_variance: Tensor
+
+
 class BetaVAELoss:
     """`mean over cells of the focal loss + β·(KL summed over latent dimensions)`, one value a grid.
 
@@ -149,3 +180,22 @@ class BetaVAELoss:
         reconstruction = cells.flatten(1).mean(1)
         kl = kl_divergence(mean, log_variance).sum(1)
         return LossTerms(reconstruction + self.beta * kl, reconstruction, kl, hit.flatten(1).float().mean(1))
+
+    @torch.no_grad()
+    def with_gradient(
+        self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor
+    ) -> tuple[LossTerms, Gradient]:
+        """The means of the terms over a batch, and the gradient of that of the total, in float32 at least.
+
+        Raises ValueError as `focal_loss` does.
+        """
+        mean, log_variance = _wide(mean), _wide(log_variance)
+        found = _focal(_checked(logits, target, self.gamma, self.weight), target, self.weight, self.gamma)
+        reconstruction, kl = found.loss.mean(), kl_divergence(mean, log_variance).sum() / len(mean)
+        terms = LossTerms(reconstruction + self.beta * kl, reconstruction, kl, found.hit.float().mean())
+        by_kl = self.beta / len(mean)
+        return terms, Gradient(
+            found.direction * (found.slope / target.numel()),
+            mean * by_kl,
+            torch.expm1(log_variance) * (0.5 * by_kl),
+        )

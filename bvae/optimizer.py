@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
@@ -10,22 +12,21 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Adam:
-    """Adam on all parameters of a model, the 2-norm of their gradient clipped.
+    """Adam on parameters, the 2-norm of their gradient clipped.
 
     It moves them bit for bit as `torch.optim.Adam(fused=True)` does, by the function beneath that. The class
     takes a second to import a compiler, in every process.
 
     Args:
-        model: the module to train, where it is to be trained.
+        parameters: what to train by name, where it is to be trained.
         max_norm: the gradient's 2-norm is clipped to this.
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015; clipping as in Pascanu et al., On
     the difficulty of training recurrent neural networks, 2013.
     """
 
-    def __init__(self, model: nn.Module, *, max_norm: float) -> None:
-        self._max_norm = max_norm
-        self._parameters = dict(model.named_parameters())
+    def __init__(self, parameters: Mapping[str, Tensor], *, max_norm: float) -> None:
+        self._max_norm, self._parameters = max_norm, parameters
         self._state = {
             name: {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
@@ -35,11 +36,8 @@ class Adam:
             for name, parameter in self._parameters.items()
         }
 
-    def backward(self, loss: Tensor) -> Tensor:
-        """Find and clip the gradient of a loss; its 2-norm before it is clipped."""
-        for parameter in self._parameters.values():
-            parameter.grad = None
-        loss.backward()  # type: ignore[no-untyped-call]
+    def clip(self) -> Tensor:
+        """Clip the gradient; its 2-norm before."""
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if norm > self._max_norm:  # else a pass over all gradients is spared

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 
 class Halving(nn.Conv2d):
@@ -31,17 +28,13 @@ class Doubling(nn.ConvTranspose2d):
 
 
 def _resample(maps: Tensor, layer: Halving | Doubling, *, up: bool) -> Tensor:
-    maps = maps.contiguous(memory_format=torch.channels_last)
-    if maps.dtype == torch.bfloat16 and maps.device.type == "cpu":
-        resampled: Tensor = _Resampling.apply(maps, layer.weight, layer.bias, up)  # type: ignore[no-untyped-call]
-        return resampled
     assert layer.bias is not None
-    convolved = _convolve(maps, layer.weight, up)
+    convolved = convolve(maps.contiguous(memory_format=torch.channels_last), layer.weight, up)
     # Inside the convolution, the gradient of the bias would take as long as that of the weight on a CPU.
     return convolved + layer.bias.to(convolved.dtype)[:, None, None]
 
 
-def _convolve(maps: Tensor, weight: Tensor, up: bool, bias: Tensor | None = None) -> Tensor:
+def convolve(maps: Tensor, weight: Tensor, up: bool, bias: Tensor | None = None) -> Tensor:
     """A convolution of stride 2 and padding 1, or its adjoint, with a weight `[small, large, k, k]`.
 
     Large are the maps before the one and after the other, small those of half their height and width.
@@ -52,35 +45,7 @@ def _convolve(maps: Tensor, weight: Tensor, up: bool, bias: Tensor | None = None
     return F.conv2d(maps, weight, bias, stride=2, padding=1)
 
 
-class _Resampling(torch.autograd.Function):
-    """`_convolve` in the type of the maps, the gradient of whose weight is one product of matrices.
-
-    In bfloat16 that takes two thirds of the time of oneDNN's own; in float32 it would take longer.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, weight: Tensor, bias: Tensor, up: bool) -> Tensor:
-        ctx.up, ctx.kept_in = up, weight.dtype
-        weight = weight.to(maps.dtype)
-        ctx.save_for_backward(maps, weight)
-        return _convolve(maps, weight, up, bias.to(maps.dtype))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        maps, weight = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)
-        large, small = (gradient, maps) if ctx.up else (maps, gradient)
-        channels, out_channels, size, _ = weight.shape
-        of_weight = small.permute(0, 2, 3, 1).flatten(0, 2).t() @ _patches(large, size)
-        of_weight = of_weight.view(channels, size, size, out_channels).permute(0, 3, 1, 2)
-        # One copy makes of it what the optimizer keeps; autograd would cast first and lay out afterwards.
-        of_weight = of_weight.to(ctx.kept_in, memory_format=torch.contiguous_format)
-        of_bias = gradient.sum((0, 2, 3), dtype=ctx.kept_in)
-        return _convolve(gradient, weight, not ctx.up), of_weight, of_bias, None
-
-
-def _patches(maps: Tensor, size: int) -> Tensor:
+def patches(maps: Tensor, size: int) -> Tensor:
     """What a kernel of stride 2 and padding 1 sees of channels-last maps: `[B·H/2·W/2, size·size·C]`."""
     batch, channels, height, width = maps.shape
     padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))

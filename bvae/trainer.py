@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bvae.beta_vae import GridModel, option_weights, sample_posterior
+from bvae.beta_vae import GridModel, option_weights
+from bvae.by_hand import updates_of
 from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
@@ -26,7 +27,6 @@ from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
 from bvae.metrics import evaluate
 from bvae.models import initial_model
-from bvae.optimizer import Adam
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
 
 BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
@@ -103,7 +103,7 @@ class Trainer:
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
-        self._optimizer = Adam(self.model, max_norm=training.max_gradient_norm)
+        self._updates = updates_of(self.model, self.loss, training)
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
         """Train to the step `last`, by default that of the last epoch's end, or until a number is not finite.
@@ -117,7 +117,11 @@ class Trainer:
         last = self.steps if last is None else last
         with reproducible(self._device):
             while self.divergence is None and self.progress.step < last:
-                self._train_epoch(last)
+                self._updates.load()
+                try:
+                    self._train_epoch(last)
+                finally:
+                    self._updates.store()
                 if self.divergence is None and self.progress.step == (self.epoch + 1) * self.steps_per_epoch:
                     self._end_epoch()
         return self.progress.history
@@ -179,30 +183,25 @@ class Trainer:
             self.progress.epoch_sums = tuple(sums.tolist())
             self.progress.epoch_seconds = time.perf_counter() - started
             self._announce(Stepped(self.progress.step, self.steps, self.epoch + 1, len(rows)))
-            if i + 1 < self.steps_per_epoch:
-                self._save(*self._due())
+            if i + 1 < self.steps_per_epoch and (names := self._due()):
+                self._updates.store()
+                self._save(*names)
 
     def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
         """One update on training grids `rows`; None, with the weights untouched, if it diverged."""
-        training = self.config.training
         target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-            mean, log_variance = self.model.encode(target)
-            logits = self.model.decode(sample_posterior(mean, log_variance, self._noise))
-        terms = self.loss(logits, mean, log_variance, target)
-        total, reconstruction, kl, accuracy = (term.mean() for term in terms)
-        norm = self._optimizer.backward(total)
+        means, norm = self._updates.gradient(target, self._noise)
         numbers = {
-            "loss": total.item(),
-            "reconstruction": reconstruction.item(),
-            "kl": kl.item(),
+            "loss": means.total.item(),
+            "reconstruction": means.reconstruction.item(),
+            "kl": means.kl.item(),
             "gradient_norm": norm.item(),
         }
         if not all(map(math.isfinite, numbers.values())):
             self._diverge(numbers, rows)
             return None
-        self._optimizer.step(self._learning_rate(self.progress.step))
-        return numbers["loss"], numbers["reconstruction"], numbers["kl"], accuracy.item()
+        self._updates.step(self._learning_rate(self.progress.step))
+        return numbers["loss"], numbers["reconstruction"], numbers["kl"], means.accuracy.item()
 
     def _learning_rate(self, step: int) -> float:
         training = self.config.training
@@ -273,7 +272,7 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """Model and optimizer by name; the tensors themselves, so that restoring can copy into them."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return tensors | {f"optimizer.{name}": tensor for name, tensor in self._optimizer.tensors().items()}
+        return tensors | {f"optimizer.{name}": tensor for name, tensor in self._updates.tensors().items()}
 
     def _check_progress(self, path: Path, progress: Progress) -> Tensor:
         """The generator state of a checkpoint. Raises CheckpointError where its parts do not fit together."""

@@ -143,8 +143,9 @@ def test_focal_loss_says_what_it_expected(changes: dict, complaint: str) -> None
     latent = torch.zeros(2, 1)
     if "reduction" not in changes:
         loss = BetaVAELoss(gamma=arguments["gamma"], weight=arguments.get("weight"), beta=1.0)
-        with pytest.raises(ValueError, match=complaint):
-            loss(arguments["logits"], latent, latent, arguments["target"])
+        for of in (loss, loss.with_gradient):
+            with pytest.raises(ValueError, match=complaint):
+                of(arguments["logits"], latent, latent, arguments["target"])
 
 
 @given(seeds, st.sampled_from([1e-6, 0.01, 1.0, 3.0]))
@@ -167,6 +168,34 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl_for_each_grid() -> None:
     )
     torch.testing.assert_close(terms.kl, kl_divergence(mean, log_variance).sum(1))
     torch.testing.assert_close(terms.total, terms.reconstruction + 0.3 * terms.kl)
+
+
+@given(seeds, scales, gammas, st.floats(0.0, 10.0), st.booleans())
+def test_the_gradient_written_out_is_that_of_the_mean_of_the_loss(
+    seed: int, scale: float, gamma: float, beta: float, weighted: bool
+) -> None:
+    logits, target, weight = draw(seed, scale, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(seed)
+    posterior = torch.randn(2, len(logits), 3, generator=generator, dtype=torch.float64).unbind()
+    inputs = [tensor.requires_grad_() for tensor in (logits, *posterior)]
+    loss = BetaVAELoss(gamma=gamma, weight=weight if weighted else None, beta=beta)
+    expected = [term.mean() for term in loss(*inputs, target)]
+    terms, gradient = loss.with_gradient(*inputs, target)
+    torch.testing.assert_close([*terms], expected, check_dtype=False)
+    torch.testing.assert_close([*gradient], [*torch.autograd.grad(expected[0], inputs)])
+    assert not any(term.requires_grad for term in terms)
+
+
+def test_the_gradient_of_narrow_numbers_is_that_of_the_same_numbers_in_float32() -> None:
+    logits, target, weight = draw(7, 5.0)
+    narrow = [
+        tensor.bfloat16() for tensor in (logits, torch.randn(len(logits), 2), torch.randn(len(logits), 2))
+    ]
+    loss = BetaVAELoss(gamma=2.0, weight=weight, beta=0.1)
+    found, expected = (
+        loss.with_gradient(*inputs, target) for inputs in (narrow, [tensor.float() for tensor in narrow])
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @given(seeds, scales, st.sampled_from([torch.contiguous_format, torch.channels_last]))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bvae.resampling import Doubling, Halving, _patches, _Resampling
+from bvae.resampling import Doubling, Halving, patches
 
 pytestmark = pytest.mark.unit
 
@@ -22,18 +22,6 @@ def layer_of(up: bool, channels: int, out_channels: int) -> nn.Module:
 def plain(layer: nn.Module, maps: Tensor) -> Tensor:
     kind = F.conv_transpose2d if isinstance(layer, Doubling) else F.conv2d
     return kind(maps, layer.weight, layer.bias, stride=2, padding=1)
-
-
-@given(st.booleans(), few, few, few, sizes, sizes)
-def test_its_gradients_are_those_of_finite_differences(
-    up: bool, batch: int, channels: int, out_channels: int, height: int, width: int
-) -> None:
-    torch.manual_seed(0)
-    maps = torch.randn(batch, channels, height, width, dtype=torch.float64, requires_grad=True)
-    layer = layer_of(up, channels, out_channels).double()
-    assert torch.autograd.gradcheck(
-        lambda *given: _Resampling.apply(*given, up), (maps, layer.weight, layer.bias), fast_mode=True
-    )
 
 
 @given(st.booleans(), few, few, few, sizes, sizes, st.sampled_from([torch.float32, torch.bfloat16]))
@@ -67,7 +55,7 @@ def test_a_layer_is_the_convolution_of_pytorch_forward_and_backward(
 def test_patches_are_those_of_unfold(batch: int, channels: int, height: int, width: int, size: int) -> None:
     maps = torch.arange(batch * channels * height * width).reshape(batch, channels, height, width).float()
     unfolded = F.unfold(maps, size, padding=1, stride=2).reshape(batch, channels, size, size, -1)
-    found = _patches(maps.contiguous(memory_format=torch.channels_last), size)
+    found = patches(maps.contiguous(memory_format=torch.channels_last), size)
     assert torch.equal(found, unfolded.permute(0, 4, 2, 3, 1).reshape(found.shape))
 
 

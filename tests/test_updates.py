@@ -1,0 +1,176 @@
+"""A step by hand is the step of autograd, and both are in the model once they are stored."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bvae.beta_vae import BetaVAE, GridModel
+from bvae.by_hand import ByHand, updates_of
+from bvae.config import TrainingConfig
+from bvae.losses import BetaVAELoss
+from bvae.updates import ByAutograd, Updates
+
+pytestmark = pytest.mark.unit
+
+
+def make(grid_size: int, latent_dim: int, seed: int = 0) -> BetaVAE:
+    torch.manual_seed(seed)
+    return BetaVAE(grid_size=grid_size, latent_dim=latent_dim)
+
+
+def grids(batch: int, grid_size: int, seed: int) -> Tensor:
+    shape = (batch, grid_size, grid_size)
+    return torch.randint(0, 10, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+
+
+def train(updates: Updates, target: Tensor, rates: list[float]) -> list[Tensor]:
+    """Terms and norm `[5]` of each step."""
+    noise = torch.Generator().manual_seed(0)
+    updates.load()
+    found = []
+    for rate in rates:
+        terms, norm = updates.gradient(target, noise)
+        found.append(torch.stack([term.double() for term in (*terms, norm)]))
+        updates.step(rate)
+    updates.store()
+    return found
+
+
+options = st.builds(
+    BetaVAELoss,
+    gamma=st.sampled_from([0.0, 1.0, 2.0]),
+    weight=st.none() | st.just(torch.linspace(0.1, 5, 10)),
+    beta=st.sampled_from([0.0, 0.012, 1.0]),
+)
+
+
+@settings(max_examples=25)
+@given(
+    loss=options,
+    # With 512 latents, a layer beside the latents is as wide as one beside the maps of 8×8 grids.
+    size=st.sampled_from([(4, 1), (8, 3), (8, 512), (12, 2), (16, 16)]),
+    batch=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    max_norm=st.sampled_from([1e-3, 1.0, 1e6]),
+)
+def test_in_float64_it_moves_every_weight_as_autograd_does(
+    loss: BetaVAELoss, size: tuple[int, int], batch: int, seed: int, max_norm: float
+) -> None:
+    ours, reference = (make(*size, seed).double() for _ in range(2))
+    by_hand = ByHand(ours, loss, max_norm=max_norm, dtype=torch.float64)
+    by_autograd = ByAutograd(reference, loss, max_norm=max_norm, bf16=False)
+    target, rates = grids(batch, size[0], seed), [1e-3, 2e-3, 0.0]
+    torch.testing.assert_close(train(by_hand, target, rates), train(by_autograd, target, rates))
+    torch.testing.assert_close(ours.state_dict(), reference.state_dict())
+    torch.testing.assert_close(by_hand.tensors(), by_autograd.tensors())
+
+
+def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast() -> None:
+    loss = BetaVAELoss(gamma=2.0, weight=torch.linspace(0.1, 5, 10), beta=0.012)
+    found = {}
+    for name, update in {
+        "by hand": partial(ByHand),
+        "autocast": partial(ByAutograd, bf16=True),
+        "exact": partial(ByAutograd, bf16=False),
+    }.items():
+        model = make(16, 16)
+        with torch.no_grad():
+            model.encoder[-1].bias[16:] = -20  # so little noise that it need not be the same
+        updates = update(model, loss, max_norm=1e6)
+        train(updates, grids(64, 16, 0), [0.0])
+        found[name] = updates.tensors()
+    for name, exact in found["exact"].items():
+        if name.endswith(".exp_avg"):  # after one step a tenth of the gradient
+            ours, theirs = (
+                ((found[who][name] - exact).norm() / exact.norm()) for who in ("by hand", "autocast")
+            )
+            assert ours < 1.5 * theirs + 0.005, name
+
+
+@pytest.mark.parametrize("size", [(4, 1), (8, 512), (16, 16)])
+def test_what_is_loaded_is_stored_bit_for_bit(size: tuple[int, int]) -> None:
+    model = make(*size)
+    updates = ByHand(model, BetaVAELoss(gamma=1.0, weight=None, beta=1.0), max_norm=1.0)
+    tensors = model.state_dict() | updates.tensors()
+    for tensor in tensors.values():
+        tensor.copy_(torch.randn_like(tensor) if tensor.ndim else torch.tensor(7.0))
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    updates.load()
+    for tensor in tensors.values():
+        tensor.zero_()
+    updates.store()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_training_goes_on_from_what_another_stored() -> None:
+    loss = BetaVAELoss(gamma=1.0, weight=None, beta=0.1)
+    target, rates = grids(8, 8, 1), [1e-3] * 4
+    at_once = make(8, 4)
+    noise = torch.Generator().manual_seed(0)
+    updates = ByHand(at_once, loss, max_norm=1.0)
+    updates.load()
+    for rate in rates:
+        updates.gradient(target, noise)
+        updates.step(rate)
+    updates.store()
+
+    in_pieces, noise = make(8, 4), torch.Generator().manual_seed(0)
+    state: dict[str, Tensor] = {}
+    for rate in rates:
+        piece = ByHand(in_pieces, loss, max_norm=1.0)
+        for name, tensor in piece.tensors().items():
+            tensor.copy_(state.get(name, tensor))
+        piece.load()
+        piece.gradient(target, noise)
+        piece.step(rate)
+        piece.store()
+        state = piece.tensors()
+    for name, tensor in in_pieces.state_dict().items():
+        assert torch.equal(tensor, at_once.state_dict()[name]), name
+
+
+class Deterministic(GridModel):
+    """A model whose posterior has a log variance that nothing learns, and only one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
+        mean = grids.float().mean((1, 2))[:, None] * self.scale
+        return mean, torch.zeros_like(mean).detach()
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return latent[:, :, None, None] * torch.linspace(-1, 1, 10)[:, None, None].expand(10, 4, 4)
+
+
+def test_a_model_may_learn_only_part_of_its_posterior() -> None:
+    model = Deterministic()
+    updates = ByAutograd(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0, bf16=False)
+    train(updates, grids(8, 4, 0), [0.1])
+    assert model.scale.item() != 1.0
+
+
+@pytest.mark.parametrize(
+    ("training", "kind"),
+    [
+        ({"precision": "bf16"}, ByHand),
+        ({"precision": "fp32"}, ByAutograd),
+        ({"precision": "bf16", "device": "cuda"}, ByAutograd),
+        ({"precision": "bf16", "model": "somebody:elses"}, ByAutograd),
+    ],
+    ids=str,
+)
+def test_only_our_own_model_in_bfloat16_on_a_cpu_is_trained_by_hand(
+    training: dict[str, Any], kind: type[Updates]
+) -> None:
+    loss = BetaVAELoss(gamma=1.0, weight=None, beta=0.1)
+    assert type(updates_of(make(4, 1), loss, TrainingConfig(**training))) is kind
