@@ -69,7 +69,7 @@ class ByHand(Updates):
         logits = _forward(self._decoder, latent.to(self._dtype))
         logits = logits.to(exact, memory_format=torch.contiguous_format)
         terms, by = self._loss.with_gradient(logits, mean, log_variance, target)
-        by_logits = by.logits.to(self._dtype, memory_format=torch.channels_last)
+        by_logits = by.logits.to(self._dtype).contiguous(memory_format=torch.channels_last)
         by_latent = _backward(self._decoder, by_logits).to(exact)
         # What was sampled, mean + exp(log variance / 2)·noise, by the log variance is half of its last term.
         by_log_variance = by.log_variance + by_latent * (0.5 * (latent - mean))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bvae.beta_vae import Output
@@ -32,7 +33,13 @@ from bvae.run import (
 )
 from bvae.session import Session
 from bvae.trainer import CheckpointSaved, EpochEnded, Event, run_loss
-from bvae.visualization import MAX_CHECKPOINTS, plot_comparison, plot_filmstrip, plot_reconstructions
+from bvae.visualization import (
+    MAX_CHECKPOINTS,
+    evaluating,
+    plot_comparison,
+    plot_filmstrip,
+    plot_reconstructions,
+)
 from bvae.why import Why
 from bvae.why_picture import plot_why
 
@@ -51,6 +58,7 @@ class Gallery:
         self.grids = corpus.showcase()
         self.loss = run_loss(run, corpus)
         self.failures: list[str] = []
+        self.painted: dict[Path, NDArray[np.uint8]] = {}
         self.last: Evaluation | None = None
 
     def __call__(self, event: Event) -> None:
@@ -59,6 +67,9 @@ class Gallery:
         if not isinstance(event, CheckpointSaved):
             return
         try:
+            with evaluating(event.model):
+                painted = reconstruct(event.model, self.grids)
+            self.painted |= dict.fromkeys(event.paths, painted)
             picture = io.BytesIO()
             plot_reconstructions(
                 event.model, self.grids, path=picture, title=self._title(event), loss=self._loss
@@ -90,8 +101,10 @@ class Gallery:
             places = np.linspace(0, len(epochs) - 1, min(len(epochs), MAX_CHECKPOINTS))
             strip = []
             for path in (epochs[round(place)] for place in places):
-                model, _ = load_model(path, self.run.training.model)
-                strip.append((f"Epoch {int(path.stem[6:])}", reconstruct(model, self.grids)))
+                if path not in self.painted:  # saved before the run was taken up again
+                    model, _ = load_model(path, self.run.training.model)
+                    self.painted[path] = reconstruct(model, self.grids)
+                strip.append((f"Epoch {int(path.stem[6:])}", self.painted[path]))
             picture = io.BytesIO()
             plot_filmstrip(self.grids, strip, path=picture, title=f"{name}: training grids epoch by epoch")
         except Exception as error:

@@ -28,10 +28,13 @@ class Doubling(nn.ConvTranspose2d):
 
 
 def _resample(maps: Tensor, layer: Halving | Doubling, *, up: bool) -> Tensor:
-    assert layer.bias is not None
-    convolved = convolve(maps.contiguous(memory_format=torch.channels_last), layer.weight, up)
+    maps, bias = maps.contiguous(memory_format=torch.channels_last), layer.bias
+    assert bias is not None
+    if not torch.is_grad_enabled():
+        return convolve(maps, layer.weight, up, bias)
     # Inside the convolution, the gradient of the bias would take as long as that of the weight on a CPU.
-    return convolved + layer.bias.to(convolved.dtype)[:, None, None]
+    convolved = convolve(maps, layer.weight, up)
+    return convolved + bias.to(convolved.dtype)[:, None, None]
 
 
 def convolve(maps: Tensor, weight: Tensor, up: bool, bias: Tensor | None = None) -> Tensor:

@@ -246,8 +246,9 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
 
 def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """What a model in evaluation mode makes of grids `[B, H, W]`, decoded from the posterior mean."""
+    target = torch.from_numpy(grids).to(next(model.parameters()).device)
     with torch.inference_mode():
-        painted: NDArray[np.uint8] = model(torch.from_numpy(grids))[0].argmax(1).byte().numpy()
+        painted: NDArray[np.uint8] = model(target)[0].argmax(1).byte().cpu().numpy()
     return painted
 
 

@@ -52,7 +52,7 @@ def plot_reconstructions(
     """
     originals = _classes("grids", grids)
     target = torch.from_numpy(originals).to(_device(model, grids))
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         output = model(target)
         logits = _logits(output, originals.shape)
         losses = (
@@ -158,7 +158,7 @@ def describe_filmstrip(originals: Grids, checkpoints: Sequence[tuple[str, Grids]
 
 
 @contextmanager
-def _evaluating(model: object) -> Iterator[None]:
+def evaluating(model: object) -> Iterator[None]:
     """Evaluation mode for a module; afterwards each of its parts has its own mode back."""
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:

@@ -79,9 +79,10 @@ def disturb_steps(slow: float, deaf: list, kill: list, not_a_number: list) -> No
         return result
 
     def disturbed_loss(self, *arguments):
-        terms, gradient = loss(self, *arguments)
-        broken = type(terms)(*(term * torch.nan for term in terms))
-        return broken if now and now == not_a_number else terms, gradient
+        found = loss(self, *arguments)
+        if now and now == not_a_number:
+            return tuple(type(numbers)(*(number * torch.nan for number in numbers)) for numbers in found)
+        return found
 
     Trainer._step, BetaVAELoss.with_gradient = disturbed_step, disturbed_loss  # type: ignore[method-assign]
 
