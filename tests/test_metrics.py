@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -158,3 +159,34 @@ def test_class_weights_move_the_gradient_from_background_to_foreground() -> None
     front, back = size[target > 0].sum().item(), size[target == 0].sum().item()
     assert plain == pytest.approx(front / (front + back), rel=1e-5)
     assert weighted == pytest.approx(5 * front / (5 * front + 0.5 * back), rel=1e-5)
+
+
+class Endless:
+    """As many grids of 4×4 cells as are asked for, made when they are."""
+
+    def __init__(self, n: int) -> None:
+        self.shape, self.most = (n, 4, 4), 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        taken = range(len(self))[rows]
+        self.most = max(self.most, len(taken))
+        return np.random.default_rng(taken.start).integers(0, 10, (len(taken), 4, 4), np.uint8)
+
+
+def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    window = 1024
+    monkeypatch.setattr(bvae.metrics, "WINDOW_CELLS", window * 16)
+    model, loss = BetaVAE(grid_size=4, latent_dim=1), BetaVAELoss(gamma=1.0, weight=None, beta=1.0)
+    evaluate(model, Endless(window), loss)  # what is made once, as by an import
+    peaks = []
+    for windows in (2, 32):
+        grids = Endless(windows * window)
+        tracemalloc.start()
+        evaluate(model, grids, loss)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert grids.most == window
+    assert peaks[1] < 1.2 * peaks[0]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bvae import corpus as corpora
 from bvae import trainer as trainers
-from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
+from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
 from bvae.corpus import Corpus, RowSubset, load_corpus
 from bvae.trainer import BLOCK_CELLS, WINDOW_CELLS, Trainer, epoch_order
 
@@ -69,13 +69,15 @@ def test_a_window_of_a_large_corpus_is_drawn_from_all_over_it(seed: int, epoch: 
             assert len(np.unique(batch // BLOCK)) > 48
 
 
+def trainer_of(corpus: Corpus, folder: Path, precision: Precision = "fp32", every: int = 0) -> Trainer:
+    training = TrainingConfig(epochs=2, batch_size=16, precision=precision, checkpoint_every_steps=every)
+    experiment = ExperimentConfig(corpus=corpus.spec, training=training)
+    return Trainer(experiment.run(LOSS_OPTIONS["B"], 0, corpus.fingerprint), corpus, folder)
+
+
 def trained(corpus: Corpus, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
-    training = TrainingConfig(epochs=2, batch_size=16, precision="fp32")
-    config = ExperimentConfig(corpus=corpus.spec, training=training).run(
-        LOSS_OPTIONS["B"], 0, corpus.fingerprint
-    )
     folder.mkdir()
-    trainer = Trainer(config, corpus, folder)
+    trainer = trainer_of(corpus, folder)
     history = trainer.fit()
     state = {name: tensor.numpy() for name, tensor in trainer.model.state_dict().items()}
     return state | {"losses": np.array([record.validation.loss for record in history], np.float32)}
@@ -95,17 +97,14 @@ def test_a_memory_map_trains_to_the_same_bits_as_the_same_grids_in_memory(
         np.testing.assert_array_equal(mapped[name], values)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_is_taken_up_inside_an_epoch_that_is_shuffled_by_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     monkeypatch.setattr(trainers, "BLOCK_CELLS", 4 * 256)
     monkeypatch.setattr(trainers, "WINDOW_CELLS", 16 * 256)
     corpus = load_corpus("atomic:100")
-    training = TrainingConfig(epochs=2, batch_size=16, precision="fp32", checkpoint_every_steps=2)
-    config = ExperimentConfig(corpus=corpus.spec, training=training).run(
-        LOSS_OPTIONS["B"], 0, corpus.fingerprint
-    )
-    whole, resumed = (Trainer(config, corpus, tmp_path) for _ in range(2))
+    whole, resumed = (trainer_of(corpus, tmp_path, precision, every=2) for _ in range(2))
     whole.fit()
     resumed.restore(tmp_path / "checkpoints/epoch_002_step_000008.safetensors")
     resumed.fit()

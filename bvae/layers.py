@@ -1,0 +1,181 @@
+"""The layers of `BetaVAE` with their gradients written out: forward, and backward without autograd.
+
+Maps are `[B, C, H, W]` and lie channels last, as do the weights of convolutions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bvae.resampling import Doubling, Halving, convolve, patches
+
+
+class Layer(Protocol):
+    """A function of a batch, which may overwrite what it is given."""
+
+    def forward(self, maps: Tensor) -> Tensor: ...
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        """The gradient by what `forward` was last given, of that by what it returned."""
+
+
+def forward(layers: Sequence[Layer], maps: Tensor) -> Tensor:
+    """What layers, one after the other, make of a batch."""
+    for layer in layers:
+        maps = layer.forward(maps)
+    return maps
+
+
+def backward(layers: Sequence[Layer], gradient: Tensor) -> Tensor:
+    """The gradient by the batch, of that by what `forward` made of it."""
+    for layer in reversed(layers):
+        gradient = layer.backward(gradient)
+    return gradient
+
+
+class _Linear:
+    """Its `backward`, as that of all layers with weights, also writes to `by_weight` and `by_bias`."""
+
+    def __init__(
+        self, module: nn.Linear, weight: Tensor, bias: Tensor, by_weight: Tensor, by_bias: Tensor
+    ) -> None:
+        self.weight, self.by_weight = (flat.view(module.weight.shape) for flat in (weight, by_weight))
+        self.bias, self.by_bias = bias, by_bias
+        self.given: Tensor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.given = maps
+        return torch.addmm(self.bias, maps, self.weight.t())
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        torch.mm(gradient.t(), self.given, out=self.by_weight)
+        torch.sum(gradient, 0, out=self.by_bias)
+        return gradient @ self.weight
+
+
+class _Convolution:
+    """3×3 of stride 1; `of_input` is whether the gradient by its input is asked for."""
+
+    def __init__(
+        self, module: nn.Conv2d, weight: Tensor, bias: Tensor, by_weight: Tensor, by_bias: Tensor
+    ) -> None:
+        self.weight, self.by_weight = (_channels_last(module, flat) for flat in (weight, by_weight))
+        self.bias, self.by_bias = bias, by_bias
+        self.given: Tensor
+        self.of_input = True
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.given = maps
+        return F.conv2d(maps, self.weight, self.bias, padding=1)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        by_maps, by_weight, _ = torch.ops.aten.convolution_backward(
+            *(gradient, self.given, self.weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+            [self.of_input, True, False],
+        )
+        self.by_weight.copy_(by_weight)
+        torch.sum(_cells(gradient), 0, out=self.by_bias)
+        return by_maps  # type: ignore[no-any-return]
+
+
+class _Resampling:
+    """`Halving` or `Doubling`. The gradient by the weight is found fastest as one product of matrices."""
+
+    def __init__(
+        self, module: Halving | Doubling, weight: Tensor, bias: Tensor, by_weight: Tensor, by_bias: Tensor
+    ) -> None:
+        self.up = isinstance(module, Doubling)
+        self.weight, self.bias, self.by_bias = _channels_last(module, weight), bias, by_bias
+        self.matrix, self.by_matrix = (flat.view(len(self.weight), -1) for flat in (weight, by_weight))
+        self.given: Tensor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.given = maps
+        return convolve(maps, self.weight, self.up, self.bias)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        large, small = (gradient, self.given) if self.up else (self.given, gradient)
+        seen = patches(large, self.weight.shape[-1])
+        torch.mm(_cells(small).t(), seen, out=self.by_matrix)
+        torch.sum(_cells(gradient), 0, out=self.by_bias)
+        if not self.up:
+            return convolve(gradient, self.weight, True)
+        batch, channels, height, width = small.shape
+        return (seen @ self.matrix.t()).view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class _ReLU:
+    def __init__(self, module: nn.ReLU) -> None:
+        self.found: Tensor
+
+    def forward(self, maps: Tensor) -> Tensor:
+        self.found = maps.relu_()
+        return self.found
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        by_maps: Tensor = torch.ops.aten.threshold_backward(gradient, self.found, 0)
+        return by_maps
+
+
+class _Flatten:
+    """Of maps as they lie, so nothing is moved."""
+
+    def __init__(self, module: nn.Flatten) -> None:
+        self.shape: torch.Size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        lying = maps.permute(0, 2, 3, 1)
+        self.shape = lying.shape
+        return lying.flatten(1)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return gradient.view(self.shape).permute(0, 3, 1, 2)
+
+
+class _Unflatten:
+    """The other way round."""
+
+    def __init__(self, module: nn.Unflatten) -> None:
+        self.channels, self.height, self.width = module.unflattened_size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps.view(-1, self.height, self.width, self.channels).permute(0, 3, 1, 2)
+
+    def backward(self, gradient: Tensor) -> Tensor:
+        return gradient.permute(0, 2, 3, 1).flatten(1)
+
+
+_LAYERS: dict[type[nn.Module], Callable[..., Layer]] = {
+    nn.Linear: _Linear,
+    nn.Conv2d: _Convolution,
+    Halving: _Resampling,
+    Doubling: _Resampling,
+    nn.ReLU: _ReLU,
+    nn.Flatten: _Flatten,
+    nn.Unflatten: _Unflatten,
+}
+
+
+def layer_of(module: nn.Module, *tensors: Tensor | None) -> Layer:
+    """The layer that does what a module does.
+
+    Its tensors are flat and in the order in which they are read: weight, bias, and where to write the
+    gradient of each. Modules without weights have none. Raises KeyError for a module of another kind.
+    """
+    return _LAYERS[type(module)](module, *tensors)
+
+
+def _channels_last(module: nn.Conv2d | Halving | Doubling, flat: Tensor) -> Tensor:
+    """The weight of a convolution whose numbers lie channels last."""
+    small, large, height, width = module.weight.shape
+    return flat.view(small, height, width, large).permute(0, 3, 1, 2)
+
+
+def _cells(maps: Tensor) -> Tensor:
+    """Maps `[B, C, H, W]` that lie channels last, as `[B·H·W, C]`."""
+    return maps.permute(0, 2, 3, 1).flatten(0, 2)
