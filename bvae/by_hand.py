@@ -8,7 +8,6 @@ in it as the layers read them, and gradients are written to where the optimizer 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +15,10 @@ from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, GridModel, sample_posterior
 from bvae.config import DEFAULT_MODEL, TrainingConfig
-from bvae.layers import backward, forward, layer_of
+from bvae.layers import Layer, backward, forward, layer_of
 from bvae.losses import BetaVAELoss, LossTerms
 from bvae.optimizer import Adam
 from bvae.updates import ByAutograd, Updates
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 ALIGNMENT = 32
 """Each parameter begins at a multiple of so many numbers, which are 64 bytes of bfloat16."""
@@ -37,13 +34,15 @@ def updates_of(model: GridModel, loss: BetaVAELoss, training: TrainingConfig) ->
 
 
 class ByHand(Updates):
-    """Updates of a `BetaVAE` on the CPU.
+    """Updates of all parameters of a `BetaVAE` on the CPU; hooks of its modules are not called.
 
     Args:
         model: the module to train.
         loss: what to minimize, as its mean over a batch.
         max_norm: the gradient's 2-norm is clipped to this.
         dtype: what the layers compute in; weights, loss and optimizer stay in the type of the model.
+
+    `gradient` raises ValueError where a parameter was frozen.
     """
 
     def __init__(
@@ -59,11 +58,13 @@ class ByHand(Updates):
         self._adam = Adam({"all": self._weights}, max_norm=max_norm)
         self._rounded, self._rounded_gradient = torch.zeros(2, sum(self._rooms), dtype=dtype)
         self._encoder, self._decoder = self._layers("encoder"), self._layers("decoder")
-        self._encoder[0].of_input = False
+        self._is_stored = True
 
     @torch.no_grad()
     def gradient(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
         exact = self._weights.dtype
+        if self._is_stored:
+            self._load()
         self._rounded.copy_(self._weights)
         one_hot = F.embedding(target.long(), self._one_hot).permute(0, 3, 1, 2)
         mean, log_variance = forward(self._encoder, one_hot).to(exact).chunk(2, dim=1)
@@ -86,29 +87,27 @@ class ByHand(Updates):
         return self._state
 
     @torch.no_grad()
-    def load(self) -> None:
+    def store(self) -> None:
+        if not self._is_stored:
+            for here, there in self._pairs():
+                there.copy_(here)
+        self._is_stored = True
+
+    def _load(self) -> None:
+        if not all(parameter.requires_grad for parameter in self._model.parameters()):
+            raise ValueError("a parameter is frozen, and bfloat16 on a CPU trains all; use --precision=fp32")
         for here, there in self._pairs():
             here.copy_(there)
-
-    @torch.no_grad()
-    def store(self) -> None:
-        for here, there in self._pairs():
-            there.copy_(here)
+        self._is_stored = False
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Weights and optimizer state, each tensor as it is here and as others see it."""
-        mine, names = self._adam.tensors(), [*self._lie]
-        yield from ((mine["all.step"], self._state[f"{name}.step"]) for name in names)
-        weights = {name: parameter.detach() for name, parameter in self._model.named_parameters()}
-        for vector, theirs in (
-            (self._weights, weights),
-            *(
-                (mine[f"all.{key}"], {name: self._state[f"{name}.{key}"] for name in names})
-                for key in MOMENTS
-            ),
-        ):
+        mine, theirs = self._adam.tensors(), dict(self._model.named_parameters()) | self._state
+        yield from ((mine["all.step"], theirs[f"{name}.step"]) for name in self._lie)
+        for suffix in ("", ".exp_avg", ".exp_avg_sq"):
+            vector = mine[f"all{suffix}"] if suffix else self._weights
             for name, part in self._parts(vector).items():
-                there = self._lie[name](theirs[name])
+                there = self._lie[name](theirs[name + suffix])
                 yield part.view(there.shape), there
 
     def _parts(self, vector: Tensor) -> dict[str, Tensor]:
@@ -116,12 +115,14 @@ class ByHand(Updates):
         rooms = zip(self._model.named_parameters(), torch.split(vector, self._rooms), strict=True)
         return {name: room[: parameter.numel()] for (name, parameter), room in rooms}
 
-    def _layers(self, chain: str) -> list[Any]:
+    def _layers(self, chain: str) -> list[Layer]:
         weights, gradients = self._parts(self._rounded), self._parts(self._rounded_gradient)
-        layers = []
+        layers: list[Layer] = []
         for name, module in self._model.get_submodule(chain).named_children():
             own = [f"{chain}.{name}.{key}" for key, _ in module.named_parameters()]
-            layers.append(layer_of(module, *map(weights.get, own), *map(gradients.get, own)))
+            tensors = [*map(weights.get, own), *map(gradients.get, own)]
+            of_data = chain == "encoder" and not layers
+            layers.append(layer_of(module, *tensors, of_data=of_data))
         return layers
 
 

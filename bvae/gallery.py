@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from bvae.comparison import Comparison, OptionSummary
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.curves import plot_curves
+from bvae.device import reproducible
 from bvae.files import write_whole
 from bvae.metrics import Evaluation
 from bvae.run import (
@@ -67,9 +69,9 @@ class Gallery:
         if not isinstance(event, CheckpointSaved):
             return
         try:
-            with evaluating(event.model):
-                painted = reconstruct(event.model, self.grids)
-            self.painted |= dict.fromkeys(event.paths, painted)
+            if epochs := [path for path in event.paths if EPOCH.fullmatch(path.stem)]:
+                with evaluating(event.model):
+                    self.painted |= dict.fromkeys(epochs, reconstruct(event.model, self.grids))
             picture = io.BytesIO()
             plot_reconstructions(
                 event.model, self.grids, path=picture, title=self._title(event), loss=self._loss
@@ -103,7 +105,8 @@ class Gallery:
             for path in (epochs[round(place)] for place in places):
                 if path not in self.painted:  # saved before the run was taken up again
                     model, _ = load_model(path, self.run.training.model)
-                    self.painted[path] = reconstruct(model, self.grids)
+                    with reproducible(torch.device("cpu")):
+                        self.painted[path] = reconstruct(model, self.grids)
                 strip.append((f"Epoch {int(path.stem[6:])}", self.painted[path]))
             picture = io.BytesIO()
             plot_filmstrip(self.grids, strip, path=picture, title=f"{name}: training grids epoch by epoch")

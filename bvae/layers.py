@@ -59,15 +59,22 @@ class _Linear:
 
 
 class _Convolution:
-    """3×3 of stride 1; `of_input` is whether the gradient by its input is asked for."""
+    """3×3 of stride 1, padded by 1. Of data `backward` returns nothing, as nobody asks for that gradient."""
 
     def __init__(
-        self, module: nn.Conv2d, weight: Tensor, bias: Tensor, by_weight: Tensor, by_bias: Tensor
+        self,
+        module: nn.Conv2d,
+        weight: Tensor,
+        bias: Tensor,
+        by_weight: Tensor,
+        by_bias: Tensor,
+        *,
+        of_data: bool = False,
     ) -> None:
         self.weight, self.by_weight = (_channels_last(module, flat) for flat in (weight, by_weight))
         self.bias, self.by_bias = bias, by_bias
         self.given: Tensor
-        self.of_input = True
+        self.of_data = of_data
 
     def forward(self, maps: Tensor) -> Tensor:
         self.given = maps
@@ -76,7 +83,7 @@ class _Convolution:
     def backward(self, gradient: Tensor) -> Tensor:
         by_maps, by_weight, _ = torch.ops.aten.convolution_backward(
             *(gradient, self.given, self.weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
-            [self.of_input, True, False],
+            [not self.of_data, True, False],
         )
         self.by_weight.copy_(by_weight)
         torch.sum(_cells(gradient), 0, out=self.by_bias)
@@ -161,13 +168,13 @@ _LAYERS: dict[type[nn.Module], Callable[..., Layer]] = {
 }
 
 
-def layer_of(module: nn.Module, *tensors: Tensor | None) -> Layer:
-    """The layer that does what a module does.
+def layer_of(module: nn.Module, *tensors: Tensor | None, of_data: bool = False) -> Layer:
+    """The layer that does what a module of `BetaVAE` does.
 
     Its tensors are flat and in the order in which they are read: weight, bias, and where to write the
-    gradient of each. Modules without weights have none. Raises KeyError for a module of another kind.
+    gradient of each; modules without weights have none. `of_data` is for the first convolution.
     """
-    return _LAYERS[type(module)](module, *tensors)
+    return _LAYERS[type(module)](module, *tensors, **({"of_data": True} if of_data else {}))
 
 
 def _channels_last(module: nn.Conv2d | Halving | Doubling, flat: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class LossTerms(NamedTuple):
-    """The loss and its two terms, one value a grid, each `[B]`, in nats; total = reconstruction + β·kl.
+    """The loss and its two terms, each `[B]` or its mean `[]`, in nats; total = reconstruction + β·kl.
 
     Comes with `accuracy` `[B]`, which falls out of the loss: the part of a grid's cells whose class has a
     larger logit than every other. A tie counts as wrong.
@@ -187,8 +187,13 @@ class BetaVAELoss:
     ) -> tuple[LossTerms, Gradient]:
         """The means of the terms over a batch, and the gradient of that of the total, in float32 at least.
 
-        Raises ValueError as `focal_loss` does.
+        Raises ValueError as `focal_loss` does, and for a posterior that is not `[B, Z]`.
         """
+        if mean.ndim != 2 or mean.shape != log_variance.shape or len(mean) != len(target):
+            raise ValueError(
+                f"posterior mean is {list(mean.shape)} and log variance {list(log_variance.shape)}; "
+                f"expected [{len(target)}, Z] of both"
+            )
         mean, log_variance = _wide(mean), _wide(log_variance)
         found = _focal(_checked(logits, target, self.gamma, self.weight), target, self.weight, self.gamma)
         reconstruction, kl = found.loss.mean(), kl_divergence(mean, log_variance).sum() / len(mean)

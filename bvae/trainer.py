@@ -74,7 +74,7 @@ class Trainer:
         listeners: called with each event, in order, in the training thread.
 
     Attributes:
-        model: the model as it is now.
+        model: the model as of the last checkpoint, and once `fit` ends however it ends, as it is now.
         progress: steps done, epoch records, best validation loss.
         divergence: where training stopped because a number was not finite, or None.
 
@@ -117,7 +117,6 @@ class Trainer:
         last = self.steps if last is None else last
         with reproducible(self._device):
             while self.divergence is None and self.progress.step < last:
-                self._updates.load()
                 try:
                     self._train_epoch(last)
                 finally:
@@ -128,6 +127,7 @@ class Trainer:
 
     def write(self, *paths: Path) -> None:
         """Write a checkpoint of this point to each path, and announce nothing. Raises StorageError."""
+        self._updates.store()
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
         save_checkpoint(Checkpoint(self._tensors(), self.progress), *paths)
 
@@ -183,9 +183,8 @@ class Trainer:
             self.progress.epoch_sums = tuple(sums.tolist())
             self.progress.epoch_seconds = time.perf_counter() - started
             self._announce(Stepped(self.progress.step, self.steps, self.epoch + 1, len(rows)))
-            if i + 1 < self.steps_per_epoch and (names := self._due()):
-                self._updates.store()
-                self._save(*names)
+            if i + 1 < self.steps_per_epoch:
+                self._save(*self._due())
 
     def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
         """One update on training grids `rows`; None, with the weights untouched, if it diverged."""

@@ -13,16 +13,13 @@ from bvae.optimizer import Adam
 
 
 class Updates(Protocol):
-    """What training asks for; between `load` and `store` the model may stand where it stood at `load`."""
-
-    def load(self) -> None:
-        """Take weights and optimizer state from where others see them: the model and `tensors`."""
+    """What training asks for. From `gradient` to the next `store`, model and `tensors` may be out of date."""
 
     def gradient(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
         """The mean loss of grids `[B, H, W]`, and the 2-norm of its gradient before that was clipped."""
 
     def step(self, learning_rate: float) -> None:
-        """Move the weights along the last gradient."""
+        """Move the weights by the last gradient."""
 
     def store(self) -> None:
         """Bring the model and `tensors` to where training stands."""
@@ -39,15 +36,14 @@ class ByAutograd(Updates):
         loss: what to minimize, as its mean over a batch.
         max_norm: the gradient's 2-norm is clipped to this.
         bf16: whether to run the model under autocast to bfloat16.
+
+    `gradient` raises ValueError where nothing that the model returns depends on what is trained.
     """
 
     def __init__(self, model: GridModel, loss: BetaVAELoss, *, max_norm: float, bf16: bool) -> None:
         self._model, self._loss, self._bf16 = model, loss, bf16
         self._parameters = dict(model.named_parameters())
         self._adam = Adam(self._parameters, max_norm=max_norm)
-
-    def load(self) -> None:
-        """Nothing: weights and state are where others see them."""
 
     def gradient(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
         for parameter in self._parameters.values():
@@ -58,6 +54,8 @@ class ByAutograd(Updates):
         outputs = (logits, mean, log_variance)
         terms, gradient = self._loss.with_gradient(*outputs, target)
         learned = [(of, by) for of, by in zip(outputs, gradient, strict=True) if of.requires_grad]
+        if not learned:
+            raise ValueError("nothing that the model returns depends on a parameter that is trained")
         torch.autograd.backward([of for of, _ in learned], [by.to(of.dtype) for of, by in learned])
         return terms, self._adam.clip()
 
@@ -65,7 +63,7 @@ class ByAutograd(Updates):
         self._adam.step(learning_rate)
 
     def store(self) -> None:
-        """Nothing, as `load`."""
+        """Nothing: weights and state are where others see them."""
 
     def tensors(self) -> dict[str, Tensor]:
         return self._adam.tensors()

@@ -52,13 +52,15 @@ def test_pictures_that_could_not_be_drawn_ahead_are_reported_with_the_run(lab: P
     )
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_loss_that_becomes_nan_ends_its_run_at_once_and_no_other(
-    lab: Path, uninterrupted: Uninterrupted
+    lab: Path, uninterrupted: Uninterrupted, precision: str
 ) -> None:
+    settings = (*RESUMABLE, f"--precision={precision}")
     sabotage(lab, nan=["B-seed0", 5])
-    with running(lab, *RESUMABLE, "-n0", "-k", "seed") as process:
+    with running(lab, *settings, "-n0", "-k", "seed") as process:
         assert process.wait(timeout=120) == pytest.ExitCode.OK
-    session, whole = newest(lab), uninterrupted(*RESUMABLE)
+    session, whole = newest(lab), uninterrupted(*settings)
     result = json.loads((session / "B-seed0/result.json").read_text())
     assert result["verdict"] == "diverged"
     assert result["divergence"] == {

@@ -36,9 +36,9 @@ def corpus(folder: Path) -> Corpus:
     return load_corpus(str(folder / "corpus.npz"), 8)
 
 
-@pytest.fixture(scope="module")
-def run(corpus: Corpus) -> RunConfig:
-    experiment = parse_experiment(SETTINGS | {"corpus": corpus.spec})
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def run(corpus: Corpus, request: pytest.FixtureRequest) -> RunConfig:
+    experiment = parse_experiment(SETTINGS | {"corpus": corpus.spec, "precision": request.param})
     return experiment.run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
 
 

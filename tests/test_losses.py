@@ -186,6 +186,13 @@ def test_the_gradient_written_out_is_that_of_the_mean_of_the_loss(
     assert not any(term.requires_grad for term in terms)
 
 
+@pytest.mark.parametrize("shapes", [((2, 3), (1, 3)), ((1, 3), (1, 3)), ((2,), (2,))])
+def test_a_posterior_of_another_shape_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+    loss = BetaVAELoss(gamma=1.0, weight=None, beta=1.0)
+    with pytest.raises(ValueError, match=r"expected \[2, Z\] of both"):
+        loss.with_gradient(torch.zeros(2, 4, 3, 3), *map(torch.zeros, shapes), torch.zeros(2, 3, 3))
+
+
 def test_the_gradient_of_narrow_numbers_is_that_of_the_same_numbers_in_float32() -> None:
     logits, target, weight = draw(7, 5.0)
     narrow = [

@@ -42,8 +42,11 @@ def test_a_layer_is_the_convolution_of_pytorch_forward_and_backward(
     rounding = 0.03 if dtype == torch.bfloat16 else 1e-5
     assert found.dtype == dtype
     assert maps.grad is not None
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        evaluated = layer(maps)
     for ours, reference in [
         (found, expected),
+        (evaluated, expected),
         (maps.grad, seen.grad),
         *((one.grad, two.grad) for one, two in zip(layer.parameters(), exact.parameters(), strict=True)),
     ]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, GridModel
 from bvae.by_hand import ByHand, updates_of
-from bvae.config import TrainingConfig
+from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
+from bvae.corpus import load_corpus
 from bvae.losses import BetaVAELoss
+from bvae.trainer import Event, Stepped, Trainer
 from bvae.updates import ByAutograd, Updates
 
 pytestmark = pytest.mark.unit
@@ -33,7 +36,6 @@ def grids(batch: int, grid_size: int, seed: int) -> Tensor:
 def train(updates: Updates, target: Tensor, rates: list[float]) -> list[Tensor]:
     """Terms and norm `[5]` of each step."""
     noise = torch.Generator().manual_seed(0)
-    updates.load()
     found = []
     for rate in rates:
         terms, norm = updates.gradient(target, noise)
@@ -72,7 +74,10 @@ def test_in_float64_it_moves_every_weight_as_autograd_does(
     torch.testing.assert_close(by_hand.tensors(), by_autograd.tensors())
 
 
-def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast() -> None:
+@pytest.mark.parametrize(("grid_size", "latent_dim", "batch"), [(16, 16, 64), (4, 1, 1), (8, 3, 5)])
+def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast(
+    grid_size: int, latent_dim: int, batch: int
+) -> None:
     loss = BetaVAELoss(gamma=2.0, weight=torch.linspace(0.1, 5, 10), beta=0.012)
     found = {}
     for name, update in {
@@ -80,11 +85,11 @@ def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast()
         "autocast": partial(ByAutograd, bf16=True),
         "exact": partial(ByAutograd, bf16=False),
     }.items():
-        model = make(16, 16)
+        model = make(grid_size, latent_dim)
         with torch.no_grad():
-            model.encoder[-1].bias[16:] = -20  # so little noise that it need not be the same
+            model.encoder[-1].bias[latent_dim:] = -20  # so little noise that it need not be the same
         updates = update(model, loss, max_norm=1e6)
-        train(updates, grids(64, 16, 0), [0.0])
+        train(updates, grids(batch, grid_size, 0), [0.0])
         found[name] = updates.tensors()
     for name, exact in found["exact"].items():
         if name.endswith(".exp_avg"):  # after one step a tenth of the gradient
@@ -95,14 +100,14 @@ def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast()
 
 
 @pytest.mark.parametrize("size", [(4, 1), (8, 512), (16, 16)])
-def test_what_is_loaded_is_stored_bit_for_bit(size: tuple[int, int]) -> None:
-    model = make(*size)
+def test_what_was_there_is_stored_bit_for_bit(size: tuple[int, int]) -> None:
+    model, target, noise = make(*size), grids(1, size[0], 0), torch.Generator()
     updates = ByHand(model, BetaVAELoss(gamma=1.0, weight=None, beta=1.0), max_norm=1.0)
     tensors = model.state_dict() | updates.tensors()
     for tensor in tensors.values():
         tensor.copy_(torch.randn_like(tensor) if tensor.ndim else torch.tensor(7.0))
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    updates.load()
+    updates.gradient(target, noise)
     for tensor in tensors.values():
         tensor.zero_()
     updates.store()
@@ -116,7 +121,6 @@ def test_training_goes_on_from_what_another_stored() -> None:
     at_once = make(8, 4)
     noise = torch.Generator().manual_seed(0)
     updates = ByHand(at_once, loss, max_norm=1.0)
-    updates.load()
     for rate in rates:
         updates.gradient(target, noise)
         updates.step(rate)
@@ -128,7 +132,6 @@ def test_training_goes_on_from_what_another_stored() -> None:
         piece = ByHand(in_pieces, loss, max_norm=1.0)
         for name, tensor in piece.tensors().items():
             tensor.copy_(state.get(name, tensor))
-        piece.load()
         piece.gradient(target, noise)
         piece.step(rate)
         piece.store()
@@ -137,8 +140,32 @@ def test_training_goes_on_from_what_another_stored() -> None:
         assert torch.equal(tensor, at_once.state_dict()[name]), name
 
 
-class Deterministic(GridModel):
-    """A model whose posterior has a log variance that nothing learns, and only one weight."""
+def test_what_others_do_to_a_stored_model_is_trained_on() -> None:
+    model, target, noise = make(8, 4), grids(8, 8, 1), torch.Generator()
+    updates = ByHand(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0)
+    updates.gradient(target, noise)
+    updates.step(1e-3)
+    updates.store()
+    state = model.state_dict() | updates.tensors()
+    for tensor in state.values():
+        tensor.mul_(2)
+    changed = {name: tensor.clone() for name, tensor in state.items()}
+    updates.gradient(target, noise)
+    updates.store()
+    for name, tensor in state.items():
+        assert torch.equal(tensor, changed[name]), name
+
+
+def test_a_frozen_parameter_is_refused_and_not_trained() -> None:
+    model = make(4, 1)
+    model.encoder.requires_grad_(False)
+    updates = ByHand(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0)
+    with pytest.raises(ValueError, match=r"a parameter is frozen.* use --precision=fp32"):
+        updates.gradient(grids(1, 4, 0), torch.Generator())
+
+
+class FixedVariance(GridModel):
+    """A model whose posterior has a variance that nothing learns, and only one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -153,10 +180,59 @@ class Deterministic(GridModel):
 
 
 def test_a_model_may_learn_only_part_of_its_posterior() -> None:
-    model = Deterministic()
+    model = FixedVariance()
     updates = ByAutograd(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0, bf16=False)
     train(updates, grids(8, 4, 0), [0.1])
     assert model.scale.item() != 1.0
+
+
+def test_a_model_that_learns_nothing_is_refused() -> None:
+    model = FixedVariance().requires_grad_(False)
+    updates = ByAutograd(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0, bf16=False)
+    with pytest.raises(ValueError, match="nothing that the model returns depends on a parameter"):
+        updates.gradient(grids(8, 4, 0), torch.Generator())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_an_interruption_leaves_the_model_where_training_was(precision: Precision, tmp_path: Path) -> None:
+    corpus = load_corpus("atomic:100")
+    training = TrainingConfig(epochs=1, batch_size=16, precision=precision)
+    run = ExperimentConfig(training=training).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 3:
+            raise KeyboardInterrupt
+
+    interrupted = Trainer(run, corpus, tmp_path, listeners=[interrupt])
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.fit()
+    stopped = Trainer(run, corpus, tmp_path)
+    stopped.fit(3)
+    for name, tensor in stopped.model.state_dict().items():
+        assert torch.equal(interrupted.model.state_dict()[name], tensor), name
+    for trainer, name in ((interrupted, "interrupted"), (stopped, "stopped")):
+        trainer.progress.epoch_seconds = 0.0
+        trainer.write(tmp_path / name)
+    assert (tmp_path / "interrupted").read_bytes() == (tmp_path / "stopped").read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_listener_may_write_a_checkpoint_after_any_step(precision: Precision, tmp_path: Path) -> None:
+    corpus = load_corpus("atomic:100")
+    training = TrainingConfig(epochs=1, batch_size=16, precision=precision)
+    run = ExperimentConfig(training=training).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
+
+    def write(event: Event) -> None:
+        if isinstance(event, Stepped) and event.step == 3:
+            trainer.write(tmp_path / "third")
+
+    trainer = Trainer(run, corpus, tmp_path, listeners=[write])
+    trainer.fit()
+    resumed = Trainer(run, corpus, tmp_path)
+    resumed.restore(tmp_path / "third")
+    resumed.fit()
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize(
