@@ -52,7 +52,7 @@ def reproducible(device: torch.device) -> Iterator[None]:
     fill = deterministic.fill_uninitialized_memory
     torch.set_deterministic_debug_mode("error")
     deterministic.fill_uninitialized_memory = (
-        False  # 170 times a step, for those who read what they never wrote
+        False  # at every new tensor, for those who read what they never wrote
     )
     if device.type == "cpu":
         torch.set_num_threads(1)
