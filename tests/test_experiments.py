@@ -208,10 +208,13 @@ def objects(count: int) -> np.ndarray:
 
 
 LEARNING = (
-    *("-n0", "--checkpoint-every", "4", "--learning-rate", "0.003", "--beta", "0.0002"),
+    *("-n0", "--checkpoint-every", "4", "--learning-rate", "0.001", "--beta", "0.0005"),
     *("--accuracy-band", "0.3:1"),
 )
-"""With these every seed that was tried learned the objects of 2400 grids, A in 4 epochs and C in 8."""
+"""With these each of five seeds learned the objects of 2400 grids in fp32 and bf16, A in 4 epochs and C in 8.
+
+Faster, the loss of a corpus that is all but solved rebounds by chance, and a run is unstable.
+"""
 
 
 def test_the_gate_passes_when_c_alone_is_healthy(lab: Path) -> None:
