@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, GridModel
 from bvae.by_hand import ByHand, updates_of
-from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
+from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.losses import BetaVAELoss
 from bvae.trainer import Event, Stepped, Trainer
@@ -193,20 +194,26 @@ def test_a_model_that_learns_nothing_is_refused() -> None:
         updates.gradient(grids(8, 4, 0), torch.Generator())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_an_interruption_leaves_the_model_where_training_was(precision: Precision, tmp_path: Path) -> None:
+@pytest.fixture(params=["fp32", "bf16"])
+def new_trainer(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Trainer]:
+    """Makes trainers of the same run, with listeners."""
     corpus = load_corpus("atomic:100")
-    training = TrainingConfig(epochs=1, batch_size=16, precision=precision)
+    training = TrainingConfig(epochs=1, batch_size=16, precision=request.param)
     run = ExperimentConfig(training=training).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
+    return lambda *listeners: Trainer(run, corpus, tmp_path, listeners=listeners)
 
+
+def test_an_interruption_leaves_the_model_where_training_was(
+    new_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
     def interrupt(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == 3:
             raise KeyboardInterrupt
 
-    interrupted = Trainer(run, corpus, tmp_path, listeners=[interrupt])
+    interrupted = new_trainer(interrupt)
     with pytest.raises(KeyboardInterrupt):
         interrupted.fit()
-    stopped = Trainer(run, corpus, tmp_path)
+    stopped = new_trainer()
     stopped.fit(3)
     for name, tensor in stopped.model.state_dict().items():
         assert torch.equal(interrupted.model.state_dict()[name], tensor), name
@@ -216,19 +223,16 @@ def test_an_interruption_leaves_the_model_where_training_was(precision: Precisio
     assert (tmp_path / "interrupted").read_bytes() == (tmp_path / "stopped").read_bytes()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_listener_may_write_a_checkpoint_after_any_step(precision: Precision, tmp_path: Path) -> None:
-    corpus = load_corpus("atomic:100")
-    training = TrainingConfig(epochs=1, batch_size=16, precision=precision)
-    run = ExperimentConfig(training=training).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
-
+def test_a_listener_may_write_a_checkpoint_after_any_step(
+    new_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
     def write(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == 3:
             trainer.write(tmp_path / "third")
 
-    trainer = Trainer(run, corpus, tmp_path, listeners=[write])
+    trainer = new_trainer(write)
     trainer.fit()
-    resumed = Trainer(run, corpus, tmp_path)
+    resumed = new_trainer()
     resumed.restore(tmp_path / "third")
     resumed.fit()
     for name, tensor in trainer.model.state_dict().items():
