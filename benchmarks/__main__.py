@@ -18,7 +18,7 @@ from benchmarks.contenders import Contender, Job, train_bvae
 from bvae.beta_vae import option_weights
 from bvae.config import LOSS_OPTIONS, TrainingConfig
 from bvae.corpus import load_corpus
-from bvae.device import resolve_precision
+from bvae.hardware import resolve_precision
 
 DESCRIPTION = """\
 Trains the same model on the same grids with the same loss and batch size under bvae, a plain PyTorch loop,

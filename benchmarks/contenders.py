@@ -133,7 +133,8 @@ def train_bvae(job: Job, pace: Pace) -> None:
 
     from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
     from bvae.corpus import load_corpus
-    from bvae.trainer import CheckpointSaved, Event, Stepped, Trainer
+    from bvae.events import CheckpointSaved, Event, Stepped
+    from bvae.trainer import Trainer
 
     corpus = load_corpus(job.corpus)
     training = TrainingConfig(

@@ -54,8 +54,8 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
     from bvae.checkpoint import load_checkpoint, save_checkpoint
     from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
     from bvae.corpus import load_corpus
-    from bvae.device import resolve_precision
-    from bvae.metrics import evaluate
+    from bvae.evaluation import evaluate
+    from bvae.hardware import resolve_precision
     from bvae.records import Progress
     from bvae.trainer import Trainer, run_loss
     from bvae.visualization import plot_reconstructions

@@ -18,7 +18,7 @@ from bvae import trainer
 from bvae.atomic import generate
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import Corpus, load_corpus
-from bvae.device import resolve_precision
+from bvae.hardware import resolve_precision
 
 DESCRIPTION = """\
 Trains a loss option on procedural grids that are sorted by their background share, the worst order for a

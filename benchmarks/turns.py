@@ -16,9 +16,10 @@ import torch
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
-from bvae.device import resolve_precision
-from bvae.metrics import evaluate
-from bvae.trainer import Event, Stepped, Trainer
+from bvae.evaluation import evaluate
+from bvae.events import Event, Stepped
+from bvae.hardware import resolve_precision
+from bvae.trainer import Trainer
 
 STATUS = Path("/proc/self/status")
 MEGABYTE = 10**6

@@ -11,14 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bvae.config import CLASSES, LossOption, check_weight_parameters
+from bvae.config import CLASSES, LossOption
 from bvae.resampling import Doubling, Halving
-
-WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
-"""Class c weighs n_c to minus this exponent."""
-
-WEIGHT_METHODS = (*WEIGHT_EXPONENTS, "power", "effective")
-
+from bvae.weighting import weights_by_method, weights_of_option
 
 Counts = Sequence[float] | NDArray[np.number[Any]] | Tensor
 """`[C]`, how often each class occurs in the training split."""
@@ -40,7 +35,7 @@ def class_weights(
         exponent: of `power`, at least 0.
         beta: of `effective`, in [0, 1): 0 is `none`, and towards 1 it becomes `inverse`.
 
-    Returns: `[C]`, float32, positive.
+    Returns: `[C]`, float32, positive, on the CPU.
 
     Raises:
         ValueError: for counts that are not one-dimensional, not finite, negative or all zero, for an unknown
@@ -48,18 +43,7 @@ def class_weights(
 
     Source: for `effective` Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019, eq. 2.
     """
-    if method not in WEIGHT_METHODS:
-        raise ValueError(f"class weight method is {method!r}; expected one of {', '.join(WEIGHT_METHODS)}")
-    check_weight_parameters(method, exponent, beta)
-    n = _checked(counts)
-    rarest = n[n > 0].min()
-    if beta is not None:
-        # βⁿ is 1 but for its last digits where β is close to 1, so 1 − βⁿ must not be a difference.
-        effective_number = -torch.expm1(n.clamp(min=rarest) * torch.tensor(beta, dtype=n.dtype).log())
-        return _scaled(1 / effective_number, n)
-    power = WEIGHT_EXPONENTS.get(method, exponent)
-    assert power is not None
-    return _scaled((n.clamp(min=rarest) / rarest).pow(-power), n)
+    return torch.from_numpy(weights_by_method(_array(counts), method, exponent=exponent, beta=beta))
 
 
 def option_weights(option: LossOption, counts: Counts) -> Tensor:
@@ -67,26 +51,11 @@ def option_weights(option: LossOption, counts: Counts) -> Tensor:
 
     An explicit weight also holds for a class that never occurs. Raises ValueError as `class_weights` does.
     """
-    if isinstance(option.class_weights, tuple):
-        return _scaled(torch.tensor(option.class_weights, dtype=torch.float64), _checked(counts))
-    return class_weights(counts, option.class_weights, exponent=option.exponent, beta=option.beta)
+    return torch.from_numpy(weights_of_option(option, _array(counts)))
 
 
-def _checked(counts: Counts) -> Tensor:
-    n = torch.as_tensor(counts, dtype=torch.float64)
-    if n.ndim != 1 or not bool(torch.isfinite(n).all()) or bool((n < 0).any()) or not bool((n > 0).any()):
-        raise ValueError(
-            f"class counts are {n.tolist()}; expected one finite number >= 0 for each class, at least one > 0"
-        )
-    return n
-
-
-def _scaled(weight: Tensor, n: Tensor) -> Tensor:
-    """Weights `[C]` with a mean of 1 over cells of class counts `n`; positive and finite in float32."""
-    present, float32 = n > 0, torch.finfo(torch.float32)
-    weight = weight / weight[present].max()
-    mean = (n / n.sum() * weight)[present].sum()
-    return (weight / mean).clamp(float32.tiny, float32.max).float()
+def _array(counts: Counts) -> Sequence[float] | NDArray[np.number[Any]]:
+    return counts.detach().to("cpu", torch.float64).numpy() if isinstance(counts, Tensor) else counts
 
 
 class Output(NamedTuple):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from bvae.beta_vae import option_weights
 from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
 from bvae.metrics import Evaluation, mean_and_sd
-from bvae.run import RunResult
+from bvae.results import RunResult
 from bvae.session import CorpusRecord
 from bvae.verdict import SEVERITY, Verdict, VerdictName, judge_option
+from bvae.weighting import weights_of_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def painting_threshold(counts: Sequence[int], option: LossOption) -> tuple[float
 
     Returns: `[C - 1]`, fractions; None for a class that never occurs.
     """
-    background, *weights = option_weights(option, counts).tolist()
+    background, *weights = weights_of_option(option, counts).tolist()
     return tuple(
         background / (background + weight) if count else None
         for weight, count in zip(weights, counts[1:], strict=True)
@@ -144,7 +144,7 @@ def _summary(
     evaluations = [run.metrics for run in summaries]
     accuracies = [e.pixel_accuracy if e else None for e in evaluations]
     verdict = judge_option([Verdict(run.verdict, run.reason) for run in summaries], accuracies, band)
-    weights = option_weights(option, counts)
+    weights = weights_of_option(option, counts)
 
     def spread(name: str) -> Spread:
         return Spread(*mean_and_sd([getattr(e, name) if e else None for e in evaluations]))

@@ -1,4 +1,4 @@
-"""Where a model is trained, in which precision, and so that the same seed gives the same bits."""
+"""How PyTorch is to compute: so that the same seed gives the same bits, and without returning memory."""
 
 from __future__ import annotations
 
@@ -10,33 +10,8 @@ from typing import Any
 import torch
 import torch.utils.deterministic
 
-from bvae.config import Precision
-
 deterministic: Any = torch.utils.deterministic
 """Its annotations lack what is used of it."""
-
-
-def resolve_precision(precision: Precision, device: str) -> Precision:
-    """What `auto` means on a device: bf16 where it multiplies in bf16, fp32 elsewhere.
-
-    Raises:
-        ValueError: for a device that is not there.
-    """
-    try:
-        kind = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"--device is {device!r}; expected cpu, cuda or cuda:INDEX") from None
-    gpus = torch.cuda.device_count()
-    if kind.type not in ("cpu", "cuda") or (kind.type == "cuda" and (kind.index or 0) >= gpus):
-        raise ValueError(
-            f"--device is {device!r}; expected cpu, or one of the {gpus} CUDA devices found here"
-        )
-    if precision != "auto":
-        return precision
-    if kind.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
 
 
 @contextlib.contextmanager

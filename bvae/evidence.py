@@ -7,32 +7,19 @@ comparison/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from bvae.baseline import Baseline
 from bvae.comparison import Comparison, compare
-from bvae.config import RunConfig, read_json, to_json
+from bvae.config import read_json, to_json
 from bvae.corpus import Corpus
 from bvae.files import make_folder, write_whole
 from bvae.regression import compare_with
-from bvae.run import RunCrashError, RunResult, obtain_run, read_result
+from bvae.results import RunResult, read_result
 from bvae.session import Session
 from bvae.summary import to_markdown
 
 RunOutcomes = dict[str, dict[int, RunResult | str]]
-
-
-def obtain_outcomes(session: Session, corpus: Corpus, runs: Iterable[RunConfig]) -> RunOutcomes:
-    """The result of each run, trained now where nobody has begun it; of a crashed run, what happened."""
-    outcomes: RunOutcomes = {}
-    for run in runs:
-        try:
-            outcome: RunResult | str = obtain_run(session, run, corpus)
-        except RunCrashError as crash:
-            outcome = str(crash)
-        outcomes.setdefault(run.option.name, {})[run.seed] = outcome
-    return outcomes
 
 
 def found_outcomes(session: Session) -> RunOutcomes:

@@ -21,20 +21,13 @@ from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.curves import plot_curves
 from bvae.device import reproducible
+from bvae.events import CheckpointSaved, EpochEnded, Event
 from bvae.files import write_whole
 from bvae.metrics import Evaluation
-from bvae.run import (
-    FILMSTRIP,
-    RunResult,
-    checkpoints,
-    load_model,
-    newest_model,
-    picture_of,
-    read_history,
-    reconstruct,
-)
+from bvae.results import FILMSTRIP, RunResult, checkpoints, picture_of, read_history
+from bvae.run import load_model, newest_model, reconstruct
 from bvae.session import Session
-from bvae.trainer import CheckpointSaved, EpochEnded, Event, run_loss
+from bvae.trainer import run_loss
 from bvae.visualization import (
     MAX_CHECKPOINTS,
     evaluating,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import secrets
@@ -11,35 +10,36 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from filelock import FileLock
 
 from bvae import EvidenceWarning
 from bvae.baseline import BASELINE_FILE, Baseline, comparable_baseline, read_baseline
 from bvae.comparison import Comparison
-from bvae.config import ExperimentConfig, LossOption, RunConfig, to_json
+from bvae.config import DEFAULT_MODEL, ExperimentConfig, LossOption, RunConfig, to_json
 from bvae.corpus import Corpus, CorpusError, load_corpus
-from bvae.device import resolve_precision
 from bvae.evidence import (
     compare_outcomes,
     discard_comparison,
     found_outcomes,
-    obtain_outcomes,
     read_comparison,
     write_comparison,
 )
 from bvae.files import write_whole
 from bvae.grid_files import printable
-from bvae.models import check_model, check_model_named
+from bvae.hardware import resolve_precision
 from bvae.options import parse_experiment
 from bvae.progress import ProgressDisplay
 from bvae.regression import Difference, compare_with
 from bvae.report import report_head, show_differences, show_gate
 from bvae.report_run import show_run
-from bvae.run import RunResult, begin_run, is_begun, obtain_run
+from bvae.results import RunResult, is_begun
 from bvae.session import CorpusRecord, Session, SessionHeldError, changes_since, hold
 from bvae.summary import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
+
+if TYPE_CHECKING:
+    from bvae.turns import Turns
 
 Selection = tuple[LossOption, int]
 
@@ -87,7 +87,10 @@ class Laboratory:
             )
             laboratory = cls(experiment, run_dir, command)
             corpus = CorpusRecord.of(laboratory.corpus)  # loading is validating, the grid size included
-            check_model(training.model, grid_size=experiment.grid_size, latent_dim=training.latent_dim)
+            if training.model != DEFAULT_MODEL:
+                from bvae.models import check_model  # imports PyTorch
+
+                check_model(training.model, grid_size=experiment.grid_size, latent_dim=training.latent_dim)
             if baseline is not None:
                 laboratory.baseline = comparable_baseline(Path(baseline), experiment, corpus)
         except (ValueError, CorpusError) as error:
@@ -105,7 +108,11 @@ class Laboratory:
         path = (run_dir / "latest" if resumed == "latest" else Path(resumed)).resolve()
         try:
             session = Session.open(path, secrets.token_hex(8))
-            check_model_named(session.record.config.training.model, given.get("model"))
+            if (model := session.record.config.training.model) not in (DEFAULT_MODEL, given.get("model")):
+                # Otherwise a session folder from elsewhere would decide what is imported here.
+                raise ValueError(
+                    f"the session trains the model {model!r}; name it again with --model to import it"
+                )
             baseline, stored = given.get("baseline"), path / BASELINE_FILE
             if baseline is None and stored.exists():
                 baseline = str(stored)
@@ -151,9 +158,14 @@ class Laboratory:
             raise CorpusError(f"{corpus.name} changed while it was in use; start again")
         return corpus
 
+    @cached_property
+    def _turns(self) -> Turns:
+        from bvae.turns import Turns  # imports PyTorch, which the controller of workers does without
+
+        return Turns(self.session, self.corpus, self.selected, self._workers)
+
     def open_session(self) -> None:
         """Make the session folder, unless one was taken up. Raises StorageError."""
-        torch.set_num_threads(1)  # before the first operator: runs are spread over processes instead
         if self._session is None:
             self._session = Session.create(self.run_dir, self.experiment, self.corpus, self.command)
             self._lock = hold(self._session.path)
@@ -189,8 +201,7 @@ class Laboratory:
     def obtain(self, selection: Selection) -> RunResult:
         """The result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""
         run = self.session.run_config(*selection)
-        self._begin_ahead(run)
-        result = obtain_run(self.session, run, self.corpus)
+        result = self._turns.obtain(run)
         for failure in result.failed_pictures:
             warnings.warn(f"{run.name} lacks a picture: {printable(failure)}", EvidenceWarning, stacklevel=2)
         return result
@@ -202,30 +213,13 @@ class Laboratory:
         self._repeated.add(name)
         return not is_begun(self.session, name)
 
-    def _begin_ahead(self, first: RunConfig) -> None:
-        """Before its first run, a worker that would rest in the last turn trains half of one of that turn.
-
-        Nine runs on two workers are five turns, in the last of which one worker would rest. Runs are dealt in
-        turns, so the first of a worker's runs tells its place, and its place whose run it may begin.
-        """
-        workers, self._workers = self._workers, 1
-        turns, last = divmod(len(self.selected), workers)
-        place = self.selected.index(first) if first in self.selected else workers
-        if turns and last <= place < min(2 * last, workers):
-            with contextlib.suppress(Exception), warnings.catch_warnings():
-                # What is at fault shows, and is warned of, in the run's own turn.
-                warnings.simplefilter("error", EvidenceWarning)
-                begin_run(self.session, self.selected[place - 2 * last], self.corpus)
-
     def compare(self) -> Comparison:
         """Obtain all selected runs, compare them, and write the comparison."""
-        outcomes = obtain_outcomes(self.session, self.corpus, self.selected)
-        return write_comparison(self.session, self.corpus, outcomes, self.baseline)
+        return write_comparison(self.session, self.corpus, self._turns.obtain_all(), self.baseline)
 
     def compare_with_baseline(self) -> tuple[Difference, ...]:
         """Obtain all selected runs and compare them with the baseline; writing is left to `compare`."""
-        outcomes = obtain_outcomes(self.session, self.corpus, self.selected)
-        return compare_with(self.baseline, compare_outcomes(self.session, outcomes))
+        return compare_with(self.baseline, compare_outcomes(self.session, self._turns.obtain_all()))
 
     def show_run(self, result: RunResult) -> list[str]:
         """HTML of a run: its verdict, its story and its pictures."""

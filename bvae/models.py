@@ -77,15 +77,6 @@ def check_model(name: str, *, grid_size: int, latent_dim: int) -> None:
             raise ModelError(f"model {name!r}: {what} is {list(tensor.shape)}; expected {list(shape)}")
 
 
-def check_model_named(stored: str, given: str | None) -> None:
-    """Raise ModelError unless a model that a file names is ours or was also named by the person who asks.
-
-    Otherwise a session folder from elsewhere would decide what is imported here.
-    """
-    if stored not in (DEFAULT_MODEL, given):
-        raise ModelError(f"the session trains the model {stored!r}; name it again with --model to import it")
-
-
 def initial_model(config: RunConfig) -> GridModel:
     """The untrained model of a run: the same for every loss option with the same seed."""
     with torch.random.fork_rng(devices=[]):

@@ -2,7 +2,7 @@
 
 The controller validates everything and makes the session folder before any worker starts; workers are handed
 the folder and train what they are given. This module is loaded in every pytest session of an environment that
-has bvae, so it imports torch only where experiments are run.
+has bvae, so it imports PyTorch only where runs are trained.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
     if is_worker(config) or not config.getoption("numprocesses", None):
         # Here runs are trained. An import that is interrupted in one could not be repeated at the end.
-        import bvae.gallery  # noqa: F401
+        import bvae.gallery
+        import bvae.turns  # noqa: F401
 
     try:
         if is_worker(config):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bvae.config import RunConfig, read_json, to_json
-from bvae.trainer import Event, Stepped
+from bvae.events import Event, Stepped
 
 NOTE = ".progress"
 NOTE_SECONDS = 0.5

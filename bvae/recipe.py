@@ -6,8 +6,8 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 
-from bvae.beta_vae import option_weights
 from bvae.config import ExperimentConfig, LossOption
+from bvae.weighting import weights_of_option
 
 
 def recipe(experiment: ExperimentConfig, option: LossOption, counts: Sequence[int]) -> str:
@@ -20,7 +20,7 @@ def recipe(experiment: ExperimentConfig, option: LossOption, counts: Sequence[in
     settings = ", ".join(f"{field.name}={getattr(experiment.training, field.name)!r}" for field in fields)
     lines = textwrap.wrap(f"{settings},", 84, break_long_words=False, break_on_hyphens=False)
     training = textwrap.indent("\n".join(lines), "    ")
-    numbers = ", ".join(f"{weight:.4g}" for weight in option_weights(option, counts).tolist())
+    numbers = ", ".join(f"{weight:.4g}" for weight in weights_of_option(option, counts).tolist())
     source, weight = _weight(option)
     return f"""\
 from bvae.beta_vae import {source}

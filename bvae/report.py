@@ -11,7 +11,7 @@ from bvae.grid_files import printable
 from bvae.markup import Cell, code, disclosure, heading, listing, paragraph, picture_file, section, table
 from bvae.recipe import recipe
 from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-from bvae.run import read_history
+from bvae.results import read_history
 from bvae.session import Session
 from bvae.story import tell_learning, tell_trend
 from bvae.summary import describe_setting, explain_gate

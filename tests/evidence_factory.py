@@ -6,7 +6,7 @@ from typing import Any
 
 from bvae.metrics import Evaluation, ReconstructionMetrics
 from bvae.records import EpochRecord, TrainingMeans
-from bvae.run import RunResult
+from bvae.results import RunResult
 from bvae.session import CorpusRecord
 
 CORPUS = CorpusRecord(

@@ -55,6 +55,20 @@ def test_weights_are_the_same_in_one_process_and_over_workers(lab: Path) -> None
     assert found[0] == found[1]
 
 
+def test_the_controller_of_workers_imports_neither_pytorch_nor_matplotlib(lab: Path) -> None:
+    (lab / "conftest.py").write_text(
+        "import os, pathlib, sys\n"
+        "def pytest_unconfigure():\n"
+        "    where = os.environ.get('PYTEST_XDIST_WORKER', 'controller')\n"
+        "    pathlib.Path(f'imported-{where}').write_text('\\n'.join(sys.modules))\n"
+    )
+    done = run_pytest("experiments/", *TINY, "-n2", "--html=report.html", cwd=lab)
+    assert "Session:" in done.stdout, done.stdout + done.stderr
+    slow = {"torch", "matplotlib"}
+    assert not slow & set((lab / "imported-controller").read_text().splitlines())
+    assert slow <= set((lab / "imported-gw0").read_text().splitlines())
+
+
 def test_the_run_of_the_last_turn_is_begun_by_the_worker_that_would_rest_then(lab: Path) -> None:
     sabotage(lab, slow=0.3)
     run = lab / "runs/latest/C-seed0"

@@ -14,12 +14,14 @@ from lab import evidence, furnish
 from bvae import EvidenceWarning, gallery
 from bvae.config import LOSS_OPTIONS, RunConfig
 from bvae.corpus import Corpus, load_corpus
+from bvae.events import CheckpointSaved
 from bvae.laboratory import Laboratory
 from bvae.models import initial_model
 from bvae.options import parse_experiment
 from bvae.processes import in_turns
-from bvae.run import HALF, picture_of
-from bvae.trainer import CheckpointSaved, Trainer
+from bvae.results import picture_of
+from bvae.run import HALF
+from bvae.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 

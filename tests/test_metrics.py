@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor, nn
 
-import bvae.metrics
+import bvae.evaluation
 from bvae.beta_vae import BetaVAE, GridModel
+from bvae.evaluation import derangement, evaluate, foreground_gradient_share
 from bvae.losses import BetaVAELoss, kl_divergence
-from bvae.metrics import (
-    confusion_matrix,
-    derangement,
-    evaluate,
-    foreground_gradient_share,
-    mean_and_sd,
-    reconstruction_metrics,
-)
+from bvae.metrics import confusion_matrix, mean_and_sd, reconstruction_metrics
 
 pytestmark = pytest.mark.unit
 
@@ -117,7 +111,7 @@ class Copy(GridModel):
 def test_the_control_is_what_the_latents_of_others_decode_to(
     window: int, edges: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bvae.metrics, "WINDOW_CELLS", window * 9)
+    monkeypatch.setattr(bvae.evaluation, "WINDOW_CELLS", window * 9)
     corpus = torch.randint(0, 10, (7, 3, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     model = Copy()
     result = evaluate(model, corpus.numpy(), BetaVAELoss(gamma=2.0, weight=None, beta=0.0), batch_size=2)
@@ -181,7 +175,7 @@ class Endless:
 
 def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     window = 1024
-    monkeypatch.setattr(bvae.metrics, "WINDOW_CELLS", window * 16)
+    monkeypatch.setattr(bvae.evaluation, "WINDOW_CELLS", window * 16)
     model, loss = BetaVAE(grid_size=4, latent_dim=1), BetaVAELoss(gamma=1.0, weight=None, beta=1.0)
     evaluate(model, Endless(window), loss)  # what is made once, as by an import
     peaks, tensors = [], []

@@ -9,7 +9,9 @@ import torch
 
 from bvae.beta_vae import BetaVAE
 from bvae.config import DEFAULT_MODEL
-from bvae.models import ModelError, build_model, check_model, check_model_named
+from bvae.laboratory import Laboratory, SetupError
+from bvae.models import ModelError, build_model, check_model
+from bvae.options import parse_experiment
 
 pytestmark = pytest.mark.unit
 
@@ -74,8 +76,16 @@ def test_what_is_no_model_is_refused_in_one_sentence(module: Path, name: str, co
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_does_not_decide_what_is_imported() -> None:
-    check_model_named(DEFAULT_MODEL, None)
-    check_model_named("mine:make", "mine:make")
-    with pytest.raises(ModelError, match="name it again with --model"):
-        check_model_named("os:system", None)
+def test_a_file_does_not_decide_what_is_imported(module: Path) -> None:
+    given = {"corpus": "atomic:40", "model": "linear_vae:make"}
+    laboratory = Laboratory.prepare(parse_experiment(given), module, [])
+    laboratory.open_session()
+    session = laboratory.session.path
+    (session / "A-seed0").mkdir()  # a session in which no run began is removed
+    laboratory.close_session(interrupted=True)
+
+    sys.modules.pop("linear_vae")
+    with pytest.raises(SetupError, match="trains the model 'linear_vae:make'; name it again with --model"):
+        Laboratory.resume({}, module, [], str(session))
+    assert "linear_vae" not in sys.modules
+    Laboratory.resume({"model": "linear_vae:make"}, module, [], str(session))

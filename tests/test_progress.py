@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bvae.config import ExperimentConfig, read_json, to_json
+from bvae.events import Stepped
 from bvae.progress import Note, ProgressDisplay, ProgressNote, describe_progress, note_rest
-from bvae.trainer import Stepped
 
 pytestmark = pytest.mark.unit
 

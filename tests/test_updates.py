@@ -17,8 +17,9 @@ from bvae.beta_vae import BetaVAE, GridModel
 from bvae.by_hand import ByHand, updates_of
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
+from bvae.events import Event, Stepped
 from bvae.losses import BetaVAELoss
-from bvae.trainer import Event, Stepped, Trainer
+from bvae.trainer import Trainer
 from bvae.updates import ByAutograd, Updates
 
 pytestmark = pytest.mark.unit

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bvae.hardware import describe_hardware, resolve_precision
+
+pytestmark = pytest.mark.unit
+
+CAPABILITIES = torch.cpu.get_capabilities()
+
+
+@pytest.mark.parametrize("told_by", ["the system", "PyTorch"])
+def test_precision_is_what_the_processor_multiplies_in(monkeypatch: pytest.MonkeyPatch, told_by: str) -> None:
+    if told_by == "PyTorch":
+
+        def refuse(path: Path, *_: Any) -> str:
+            raise FileNotFoundError(path)
+
+        monkeypatch.setattr(Path, "read_text", refuse)
+        assert describe_hardware("cpu")["processor"] == CAPABILITIES["cpu_name"]
+    has_bf16 = CAPABILITIES.get("avx512_bf16") or CAPABILITIES.get("amx_bf16")
+    assert resolve_precision("auto", "cpu") == ("bf16" if has_bf16 else "fp32")
+    assert describe_hardware("cpu")["processor"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_precision_that_is_asked_for_is_kept(precision: Any) -> None:
+    assert resolve_precision(precision, "cpu") == precision
+
+
+@pytest.mark.parametrize("device", ["quantum", "meta", "cpu:0", f"cuda:{torch.cuda.device_count()}", ""])
+def test_a_device_that_is_not_there_is_refused_in_one_sentence(device: str) -> None:
+    with pytest.raises(ValueError, match=r"--device is .*; expected cpu") as caught:
+        resolve_precision("auto", device)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_named() -> None:
+    assert describe_hardware("cuda")["gpu"] == torch.cuda.get_device_name("cuda")
