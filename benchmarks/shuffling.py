@@ -14,11 +14,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-from bvae import trainer
+from bvae import schedule
 from bvae.atomic import generate
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.hardware import resolve_precision
+from bvae.trainer import Trainer
 
 DESCRIPTION = """\
 Trains a loss option on procedural grids that are sorted by their background share, the worst order for a
@@ -31,7 +32,7 @@ shuffle that moves blocks first, with three shuffles and the same seeds:
 Accuracy and IoU should agree within the spread of the seeds. It takes about a quarter of an hour."""
 
 WINDOWS = 3
-BLOCKS = trainer.WINDOW_CELLS // trainer.BLOCK_CELLS
+BLOCKS = schedule.WINDOW_CELLS // schedule.BLOCK_CELLS
 """Of a window."""
 
 
@@ -54,9 +55,9 @@ def train(corpus: Corpus, option: str, seed: int, epochs: int, rows: tuple[int, 
     experiment = ExperimentConfig(corpus=corpus.spec, training=training)
     config = experiment.run(LOSS_OPTIONS[option], seed, corpus.fingerprint)
     block, window = (count * corpus.grid_size**2 for count in rows)
-    scaled = mock.patch.multiple(trainer, BLOCK_CELLS=block, WINDOW_CELLS=window)
+    scaled = mock.patch.multiple(schedule, BLOCK_CELLS=block, WINDOW_CELLS=window)
     with tempfile.TemporaryDirectory() as folder, scaled:
-        last = trainer.Trainer(config, corpus, Path(folder)).fit()[-1].validation
+        last = Trainer(config, corpus, Path(folder)).fit()[-1].validation
     if last.pixel_accuracy is None or last.foreground_iou is None:
         raise SystemExit("the validation split has no foreground, so there is no IoU to compare")
     return {"pixel_accuracy": last.pixel_accuracy, "foreground_iou": last.foreground_iou}

@@ -6,6 +6,7 @@ import contextlib
 import gc
 import hashlib
 import math
+import mmap
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ SPLIT_SEED = 0
 # Corpora that are larger once padded are padded on access, and their splits are an index and not a copy.
 IN_MEMORY_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
+AHEAD_BYTES = 2**18
 
 
 class RowSubset:
@@ -46,6 +48,23 @@ class RowSubset:
     def __getitem__(self, item: int | slice | Integers) -> npt.NDArray[np.uint8]:
         """Take grids by position: `[S, S]` for an integer, `[K, S, S]` for a slice or K integers."""
         return _pad(self._stored[self._rows[item]], self.shape[-1])
+
+    def will_need(self, positions: Integers) -> None:
+        """Have grids of a memory-mapped file read that are about to be taken, in any order, by position.
+
+        Left to itself, the system reads what lies around each page that is missing. On some systems that is
+        megabytes, which are dropped again before anything in them is asked for.
+        """
+        stored, file = self._stored, self._stored.base
+        if not (isinstance(stored, np.memmap) and isinstance(file, mmap.mmap) and stored.flags.c_contiguous):
+            return
+        first = (
+            stored.offset % mmap.ALLOCATIONGRANULARITY
+        )  # the file is mapped from the page of its first grid
+        places = first + self._rows[positions].astype(np.int64) * stored[:1].nbytes
+        for part in np.unique(places // AHEAD_BYTES).tolist():
+            start = part * AHEAD_BYTES
+            file.madvise(mmap.MADV_WILLNEED, start, min(AHEAD_BYTES, len(file) - start))
 
 
 Grids = npt.NDArray[np.uint8] | RowSubset

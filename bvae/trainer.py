@@ -6,6 +6,7 @@ seed and is part of the checkpoint, so a run that is interrupted and restored en
 
 from __future__ import annotations
 
+import bisect
 import math
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from bvae.beta_vae import option_weights
 from bvae.by_hand import updates_of
 from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from bvae.config import RunConfig
-from bvae.corpus import Corpus
+from bvae.corpus import Corpus, RowSubset
 from bvae.device import keep_freed_memory, reproducible
 from bvae.evaluation import evaluate
 from bvae.events import CheckpointSaved, EpochEnded, Event, Listener, Stepped
@@ -28,9 +29,7 @@ from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
 from bvae.models import initial_model
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
-
-BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
-"""How many cells, which are bytes of a uint8 file, an epoch of a large corpus reads and shuffles together."""
+from bvae.schedule import epoch_order, learning_rate, window_edges
 
 
 class Trainer:
@@ -140,10 +139,16 @@ class Trainer:
         done = self.progress.step - self.epoch * self.steps_per_epoch
         train, cells = self.corpus.train, self.corpus.grid_size**2
         order = epoch_order(self.config.seed, self.epoch, len(train), cells=cells)
+        windows, ahead = window_edges(len(train), cells=cells), 0
         sums = np.array(self.progress.epoch_sums)
         self.model.train()
         for i in range(done, min(self.steps_per_epoch, last - self.epoch * self.steps_per_epoch)):
-            rows = order[i * self.batch_size : (i + 1) * self.batch_size]
+            stop = (i + 1) * self.batch_size
+            rows = order[stop - self.batch_size : stop]
+            if isinstance(train, RowSubset) and stop > ahead:
+                window = bisect.bisect_left(windows, stop)
+                start, ahead = windows[window - 1 : window + 1]
+                train.will_need(order[start:ahead])
             means = self._step(rows)
             if means is None:
                 return
@@ -266,28 +271,3 @@ def run_loss(config: RunConfig, corpus: Corpus) -> BetaVAELoss:
     """The loss of a run, its class weights from the training counts."""
     weight = option_weights(config.option, corpus.class_counts).to(config.training.device)
     return BetaVAELoss(gamma=config.option.gamma, weight=weight, beta=config.training.beta)
-
-
-def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[np.int64]:
-    """The order in which an epoch visits n training grids of so many cells, a function of these alone.
-
-    Any order is equally likely for up to 256 MiB of grids. Of more, blocks of 256 KiB are shuffled, and
-    then the grids of every 1024 blocks: a file that exceeds the page cache is then read once an epoch.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    block, window = BLOCK_CELLS // cells, WINDOW_CELLS // cells
-    if n <= window:
-        return rng.permutation(n)
-    starts = rng.permutation(np.arange(0, n, block))
-    order = np.concatenate([np.arange(start, min(start + block, n)) for start in starts])
-    for part in np.array_split(order, math.ceil(n / window)):
-        rng.shuffle(part)
-    return order
-
-
-def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
-    """Linear warm-up to `peak` over at most a quarter of `total` steps, then a cosine to 0 at `total`."""
-    warmup = min(warmup, total // 4)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))

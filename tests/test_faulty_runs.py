@@ -13,7 +13,7 @@ from bvae.checkpoint import load_checkpoint
 from bvae.laboratory import Laboratory
 from bvae.options import parse_experiment
 from bvae.records import Progress
-from bvae.trainer import epoch_order
+from bvae.schedule import epoch_order
 
 pytestmark = pytest.mark.slow
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import math
+import mmap
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +17,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lab import wait_for
 
 from bvae import corpus as corpora
-from bvae import trainer as trainers
+from bvae import schedule
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
 from bvae.corpus import Corpus, RowSubset, load_corpus
-from bvae.trainer import BLOCK_CELLS, WINDOW_CELLS, Trainer, epoch_order
+from bvae.schedule import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
+from bvae.trainer import Trainer
 
 # Blocks of 2 and windows of 2048 grids.
 CELLS = 2**17
@@ -101,8 +106,8 @@ def test_a_memory_map_trains_to_the_same_bits_as_the_same_grids_in_memory(
 def test_a_run_is_taken_up_inside_an_epoch_that_is_shuffled_by_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
-    monkeypatch.setattr(trainers, "BLOCK_CELLS", 4 * 256)
-    monkeypatch.setattr(trainers, "WINDOW_CELLS", 16 * 256)
+    monkeypatch.setattr(schedule, "BLOCK_CELLS", 4 * 256)
+    monkeypatch.setattr(schedule, "WINDOW_CELLS", 16 * 256)
     corpus = load_corpus("atomic:100")
     whole, resumed = (trainer_of(corpus, tmp_path, precision, every=2) for _ in range(2))
     whole.fit()
@@ -110,6 +115,62 @@ def test_a_run_is_taken_up_inside_an_epoch_that_is_shuffled_by_blocks(
     resumed.fit()
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor)
+
+
+def resident(mapped: np.memmap, path: Path) -> npt.NDArray[np.bool_]:
+    """Which pages of a mapped file are in memory, as Linux tells it."""
+    size, libc = path.stat().st_size, ctypes.CDLL(None, use_errno=True)
+    pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+    first = ctypes.c_void_p(mapped.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE)
+    assert libc.mincore(first, ctypes.c_size_t(size), ctypes.c_void_p(pages.ctypes.data)) == 0, os.strerror(
+        ctypes.get_errno()
+    )
+    return pages & 1 == 1
+
+
+@pytest.mark.unit
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages are in memory")
+def test_what_is_about_to_be_taken_from_a_file_is_read_ahead_and_nothing_else(tmp_path: Path) -> None:
+    path, part = tmp_path / "grids.npy", corpora.AHEAD_BYTES // mmap.PAGESIZE
+    np.save(path, np.zeros((2**16, 16, 16), np.uint8))
+    stored = np.load(path, mmap_mode="r")
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(stored, path).any():
+        pytest.skip("this file system keeps files in memory")
+    wanted = np.zeros(len(resident(stored, path)), np.bool_)
+    wanted[2**11 : 2**11 + part] = wanted[2**12 - part : 2**12] = True  # 16 grids a page
+    odd = np.arange(1, 2**16, 2, np.uint32)
+    RowSubset(stored, odd, 16).will_need(np.array([2**14, 2**15 - 1]))
+    wait_for(lambda: bool(resident(stored, path)[wanted].all()))
+    assert not resident(stored, path)[~wanted].any()
+
+
+@pytest.mark.parametrize("begin", [0, 3], ids=["from the start", "taken up inside a window"])
+def test_a_window_is_read_before_its_first_grid_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: int
+) -> None:
+    monkeypatch.setattr(schedule, "BLOCK_CELLS", 4 * 256)
+    monkeypatch.setattr(schedule, "WINDOW_CELLS", 40 * 256)
+    monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
+    np.save(tmp_path / "grids.npy", load_corpus("atomic:160").train[:])
+    corpus = load_corpus(str(tmp_path / "grids.npy"))
+    trainer = trainer_of(corpus, tmp_path)
+    trainer.fit(begin)
+    read, take = [np.array([], np.int64)], RowSubset.__getitem__
+
+    def take_what_was_read(grids: RowSubset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        assert np.isin(rows, np.concatenate(read)).all()
+        return take(grids, rows)
+
+    monkeypatch.setattr(RowSubset, "will_need", lambda _, positions: read.append(positions))
+    monkeypatch.setattr(RowSubset, "__getitem__", take_what_was_read)
+    trainer.fit(7)
+    assert trainer.progress.step == 7
+    order, edges = (epoch_order(0, 0, len(corpus.train)), window_edges(len(corpus.train), cells=256))
+    assert len(edges) == 5
+    np.testing.assert_array_equal(np.concatenate(read), order[edges[1] if begin else 0 :])
 
 
 @pytest.mark.slow
