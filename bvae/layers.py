@@ -81,13 +81,9 @@ class _Convolution:
         return F.conv2d(maps, self.weight, self.bias, padding=1)
 
     def backward(self, gradient: Tensor) -> Tensor:
-        by_maps, by_weight, _ = torch.ops.aten.convolution_backward(
-            *(gradient, self.given, self.weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
-            [not self.of_data, True, False],
-        )
-        self.by_weight.copy_(by_weight)
+        self.by_weight.copy_(_by_weight(gradient, self.given, self.weight))
         torch.sum(_cells(gradient), 0, out=self.by_bias)
-        return by_maps  # type: ignore[no-any-return]
+        return _convolve_back(gradient, self.given, self.weight, not self.of_data, False)[0]
 
 
 class _Resampling:
@@ -181,6 +177,24 @@ def _channels_last(module: nn.Conv2d | Halving | Doubling, flat: Tensor) -> Tens
     """The weight of a convolution whose numbers lie channels last."""
     small, large, height, width = module.weight.shape
     return flat.view(small, height, width, large).permute(0, 3, 1, 2)
+
+
+def _by_weight(gradient: Tensor, given: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of a 3×3 convolution by its weight."""
+    if weight.shape[0] < weight.shape[1]:  # found half as fast again as that of the convolution turned round
+        return _by_weight(given, gradient, weight.transpose(0, 1)).transpose(0, 1).flip(2, 3)
+    return _convolve_back(gradient, given, weight, False, True)[1]
+
+
+def _convolve_back(
+    gradient: Tensor, given: Tensor, weight: Tensor, by_given: bool, by_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """The gradients of a 3×3 convolution by what it was given and by its weight, those that are asked for."""
+    by_maps, by_weights, _ = torch.ops.aten.convolution_backward(
+        *(gradient, given, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
+        [by_given, by_weight, False],
+    )
+    return by_maps, by_weights
 
 
 def _cells(maps: Tensor) -> Tensor:
