@@ -49,19 +49,18 @@ class RowSubset:
         """Take grids by position: `[S, S]` for an integer, `[K, S, S]` for a slice or K integers."""
         return _pad(self._stored[self._rows[item]], self.shape[-1])
 
-    def will_need(self, positions: Integers) -> None:
-        """Have grids of a memory-mapped file read that are about to be taken, in any order, by position.
+    def will_need(self, item: slice | Integers) -> None:
+        """Have grids read that are about to be taken, in any order, where they lie in a memory-mapped file.
 
-        Left to itself, the system reads what lies around each page that is missing. On some systems that is
-        megabytes, which are dropped again before anything in them is asked for.
+        From then on, a page of that file that is missing is read alone. The system would read what lies
+        around it, which on some is megabytes, dropped again before anything in them is asked for.
         """
         stored, file = self._stored, self._stored.base
         if not (isinstance(stored, np.memmap) and isinstance(file, mmap.mmap) and stored.flags.c_contiguous):
             return
-        first = (
-            stored.offset % mmap.ALLOCATIONGRANULARITY
-        )  # the file is mapped from the page of its first grid
-        places = first + self._rows[positions].astype(np.int64) * stored[:1].nbytes
+        first = stored.offset % mmap.ALLOCATIONGRANULARITY  # in the map, which begins with a page
+        places = first + self._rows[item].astype(np.int64) * stored[:1].nbytes
+        file.madvise(mmap.MADV_RANDOM)
         for part in np.unique(places // AHEAD_BYTES).tolist():
             start = part * AHEAD_BYTES
             file.madvise(mmap.MADV_WILLNEED, start, min(AHEAD_BYTES, len(file) - start))

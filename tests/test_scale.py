@@ -130,7 +130,7 @@ def resident(mapped: np.memmap, path: Path) -> npt.NDArray[np.bool_]:
 
 @pytest.mark.unit
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages are in memory")
-def test_what_is_about_to_be_taken_from_a_file_is_read_ahead_and_nothing_else(tmp_path: Path) -> None:
+def test_of_a_file_is_read_what_is_about_to_be_taken_and_nothing_around_it(tmp_path: Path) -> None:
     path, part = tmp_path / "grids.npy", corpora.AHEAD_BYTES // mmap.PAGESIZE
     np.save(path, np.zeros((2**16, 16, 16), np.uint8))
     stored = np.load(path, mmap_mode="r")
@@ -145,6 +145,9 @@ def test_what_is_about_to_be_taken_from_a_file_is_read_ahead_and_nothing_else(tm
     RowSubset(stored, odd, 16).will_need(np.array([2**14, 2**15 - 1]))
     wait_for(lambda: bool(resident(stored, path)[wanted].all()))
     assert not resident(stored, path)[~wanted].any()
+    assert not stored[2**14].any()
+    wanted[2**10] = True
+    np.testing.assert_array_equal(resident(stored, path), wanted)
 
 
 @pytest.mark.parametrize("begin", [0, 3], ids=["from the start", "taken up inside a window"])
