@@ -75,7 +75,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Train a run, or what is left of the runs of a session, with progress on standard error."""
-    import bvae.gallery  # noqa: F401, see `bvae.plugin.pytest_configure`
+    import bvae.gallery
+    import bvae.turns  # noqa: F401, see `bvae.plugin.pytest_configure`
     from bvae.laboratory import Laboratory
 
     given: dict[str, str | None] = {flag.key: getattr(arguments, flag.key, None) for flag in FLAGS}

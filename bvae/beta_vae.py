@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bvae import weighting
 from bvae.config import CLASSES, LossOption
 from bvae.resampling import Doubling, Halving
-from bvae.weighting import weights_by_method, weights_of_option
 
-Counts = Sequence[float] | NDArray[np.number[Any]] | Tensor
+Counts = weighting.Counts | Tensor
 """`[C]`, how often each class occurs in the training split."""
 
 
@@ -43,7 +40,7 @@ def class_weights(
 
     Source: for `effective` Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019, eq. 2.
     """
-    return torch.from_numpy(weights_by_method(_array(counts), method, exponent=exponent, beta=beta))
+    return torch.from_numpy(weighting.weights_by_method(_array(counts), method, exponent=exponent, beta=beta))
 
 
 def option_weights(option: LossOption, counts: Counts) -> Tensor:
@@ -51,10 +48,10 @@ def option_weights(option: LossOption, counts: Counts) -> Tensor:
 
     An explicit weight also holds for a class that never occurs. Raises ValueError as `class_weights` does.
     """
-    return torch.from_numpy(weights_of_option(option, _array(counts)))
+    return torch.from_numpy(weighting.weights_of_option(option, _array(counts)))
 
 
-def _array(counts: Counts) -> Sequence[float] | NDArray[np.number[Any]]:
+def _array(counts: Counts) -> weighting.Counts:
     return counts.detach().to("cpu", torch.float64).numpy() if isinstance(counts, Tensor) else counts
 
 

@@ -156,7 +156,7 @@ class TrainingConfig:
         checkpoint_every: epochs between checkpoints.
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
         model: `package.module:factory` of the model, see `bvae.models`.
-        device: where to train, as PyTorch names it.
+        device: where to train: cpu, cuda or cuda:INDEX.
         precision: of the matrix products; the loss is always float32.
     """
 

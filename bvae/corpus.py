@@ -31,7 +31,8 @@ SPLIT_SEED = 0
 # Corpora that are larger once padded are padded on access, and their splits are an index and not a copy.
 IN_MEMORY_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
-AHEAD_BYTES = 2**18
+# As a part is read whole, and neighbours of grids that are shuffled together are not, smaller is less in all.
+AHEAD_BYTES = 2**16
 
 
 class RowSubset:
@@ -58,12 +59,17 @@ class RowSubset:
         stored, file = self._stored, self._stored.base
         if not (isinstance(stored, np.memmap) and isinstance(file, mmap.mmap) and stored.flags.c_contiguous):
             return
-        first = stored.offset % mmap.ALLOCATIONGRANULARITY  # in the map, which begins with a page
-        places = first + self._rows[item].astype(np.int64) * stored[:1].nbytes
-        file.madvise(mmap.MADV_RANDOM)
-        for part in np.unique(places // AHEAD_BYTES).tolist():
-            start = part * AHEAD_BYTES
-            file.madvise(mmap.MADV_WILLNEED, start, min(AHEAD_BYTES, len(file) - start))
+        if not hasattr(mmap, "MADV_WILLNEED"):  # on Windows
+            return
+        begin = stored.offset % mmap.ALLOCATIONGRANULARITY  # in the map, which begins with a page
+        size = stored[:1].nbytes
+        places = begin + self._rows[item].astype(np.int64) * size
+        parts = np.zeros(len(file) // AHEAD_BYTES + 1, np.bool_)
+        parts[places // AHEAD_BYTES] = parts[(places + size - 1) // AHEAD_BYTES] = True
+        with contextlib.suppress(OSError):  # it is a hint
+            file.madvise(mmap.MADV_RANDOM)
+            for start in (np.flatnonzero(parts) * AHEAD_BYTES).tolist():
+                file.madvise(mmap.MADV_WILLNEED, start, min(AHEAD_BYTES, len(file) - start))
 
 
 Grids = npt.NDArray[np.uint8] | RowSubset

@@ -68,4 +68,5 @@ def _processor() -> tuple[str, frozenset[str]]:
         name = str(capabilities.get("cpu_name", platform.processor()))
         return name, frozenset(flag for flag, has in capabilities.items() if has is True)
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    return facts.get("model name", platform.processor()), frozenset(facts.get("flags", "").split())
+    name = facts.get("model name") or platform.processor() or platform.machine()  # ARM's has no name there
+    return name, frozenset(facts.get("flags", "").split())

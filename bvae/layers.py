@@ -6,7 +6,7 @@ Maps are `[B, C, H, W]` and lie channels last, as do the weights of convolutions
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,8 @@ class _Convolution:
     def backward(self, gradient: Tensor) -> Tensor:
         self.by_weight.copy_(_by_weight(gradient, self.given, self.weight))
         torch.sum(_cells(gradient), 0, out=self.by_bias)
-        return _convolve_back(gradient, self.given, self.weight, not self.of_data, False)[0]
+        by_maps: Tensor = _convolve_back(gradient, self.given, self.weight, not self.of_data, False)[0]
+        return by_maps
 
 
 class _Resampling:
@@ -183,18 +184,19 @@ def _by_weight(gradient: Tensor, given: Tensor, weight: Tensor) -> Tensor:
     """The gradient of a 3×3 convolution by its weight."""
     if weight.shape[0] < weight.shape[1]:  # found half as fast again as that of the convolution turned round
         return _by_weight(given, gradient, weight.transpose(0, 1)).transpose(0, 1).flip(2, 3)
-    return _convolve_back(gradient, given, weight, False, True)[1]
+    found: Tensor = _convolve_back(gradient, given, weight, False, True)[1]
+    return found
 
 
 def _convolve_back(
     gradient: Tensor, given: Tensor, weight: Tensor, by_given: bool, by_weight: bool
-) -> tuple[Tensor, Tensor]:
-    """The gradients of a 3×3 convolution by what it was given and by its weight, those that are asked for."""
-    by_maps, by_weights, _ = torch.ops.aten.convolution_backward(
+) -> tuple[Any, Any]:
+    """The gradients of a 3×3 convolution by what it was given and by its weight, or None where not asked."""
+    found = torch.ops.aten.convolution_backward(
         *(gradient, given, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
         [by_given, by_weight, False],
     )
-    return by_maps, by_weights
+    return found[0], found[1]
 
 
 def _cells(maps: Tensor) -> Tensor:

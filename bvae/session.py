@@ -2,7 +2,7 @@
 
 runs/<when>-<id>/     one for each invocation;  runs/latest -> the newest in which a run began
   session.json
-  A-seed0/ …          see `bvae.run`
+  A-seed0/ …          see `bvae.results`
   comparison/         see `bvae.evidence`
 """
 
@@ -12,8 +12,10 @@ import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
+import importlib.util
 import os
 import platform
+import runpy
 import secrets
 import shutil
 import subprocess
@@ -202,7 +204,12 @@ def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corp
 
 def _versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
+    # Metadata may lack the build, such as +cu130; the file that has it is read without importing PyTorch.
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    build = runpy.run_path(str(Path(torch.origin).with_name("version.py")))["__version__"]
+    return {"python": platform.python_version(), **found, "torch": str(build)}
 
 
 def _commit() -> str | None:

@@ -146,8 +146,7 @@ class Trainer:
             stop = (i + 1) * self.batch_size
             rows = order[stop - self.batch_size : stop]
             if isinstance(train, RowSubset) and stop > ahead:
-                window = bisect.bisect_left(windows, stop)
-                start, ahead = windows[window - 1 : window + 1]
+                start, ahead = max(ahead, stop - len(rows)), windows[bisect.bisect_left(windows, stop)]
                 train.will_need(order[start:ahead])
             means = self._step(rows)
             if means is None:

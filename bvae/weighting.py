@@ -18,10 +18,8 @@ WEIGHT_METHODS = (*WEIGHT_EXPONENTS, "power", "effective")
 Counts = Sequence[float] | NDArray[np.number[Any]]
 """`[C]`, how often each class occurs in the training split."""
 
-_beyond_the_floats = np.errstate(over="ignore", divide="ignore")  # infinite weights are clipped at the end
 
-
-@_beyond_the_floats
+@np.errstate(over="ignore", divide="ignore")  # infinite weights are clipped at the end
 def weights_by_method(
     counts: Counts, method: str, *, exponent: float | None = None, beta: float | None = None
 ) -> NDArray[np.float32]:
@@ -40,7 +38,7 @@ def weights_by_method(
     return _scaled((n.clip(min=rarest) / rarest) ** -power, n)
 
 
-@_beyond_the_floats
+@np.errstate(over="ignore", divide="ignore")
 def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]:
     """The class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
 

@@ -27,6 +27,23 @@ def test_precision_is_what_the_processor_multiplies_in(monkeypatch: pytest.Monke
     assert describe_hardware("cpu")["processor"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "precision"),
+    [
+        ("flags : sse avx512_bf16", "bf16"),
+        ("flags\t: amx_bf16", "bf16"),
+        ("flags : avx512f", "fp32"),
+        ("", "fp32"),
+    ],
+)
+def test_bf16_is_chosen_by_the_flags_of_a_processor(
+    monkeypatch: pytest.MonkeyPatch, flags: str, precision: str
+) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda _: f"processor : 0\n{flags}\n\nprocessor : 1\n{flags}\n")
+    assert resolve_precision("auto", "cpu") == precision
+    assert describe_hardware("cpu")["processor"]  # also where the system does not name it
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_precision_that_is_asked_for_is_kept(precision: Any) -> None:
     assert resolve_precision(precision, "cpu") == precision

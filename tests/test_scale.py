@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lab import wait_for
 
 from bvae import corpus as corpora
-from bvae import schedule
+from bvae import evaluation, schedule
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
 from bvae.corpus import Corpus, RowSubset, load_corpus
 from bvae.schedule import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
@@ -140,7 +140,8 @@ def test_of_a_file_is_read_what_is_about_to_be_taken_and_nothing_around_it(tmp_p
     if resident(stored, path).any():
         pytest.skip("this file system keeps files in memory")
     wanted = np.zeros(len(resident(stored, path)), np.bool_)
-    wanted[2**11 : 2**11 + part] = wanted[2**12 - part : 2**12] = True  # 16 grids a page
+    # There are 16 grids a page, and the last ends in the page after it, as the first begins behind a header.
+    wanted[2**11 : 2**11 + part] = wanted[2**12 - part :] = True
     odd = np.arange(1, 2**16, 2, np.uint32)
     RowSubset(stored, odd, 16).will_need(np.array([2**14, 2**15 - 1]))
     wait_for(lambda: bool(resident(stored, path)[wanted].all()))
@@ -173,7 +174,26 @@ def test_a_window_is_read_before_its_first_grid_is_taken(
     assert trainer.progress.step == 7
     order, edges = (epoch_order(0, 0, len(corpus.train)), window_edges(len(corpus.train), cells=256))
     assert len(edges) == 5
-    np.testing.assert_array_equal(np.concatenate(read), order[edges[1] if begin else 0 :])
+    np.testing.assert_array_equal(np.concatenate(read), order[16 * begin :])
+
+
+def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "WINDOW_CELLS", 10 * 256)
+    monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
+    np.save(tmp_path / "grids.npy", load_corpus("atomic:160").train[:])
+    corpus = load_corpus(str(tmp_path / "grids.npy"))
+    read, taken, take = [slice(0)], [], RowSubset.__getitem__
+
+    def take_what_was_read(grids: RowSubset, rows: slice) -> npt.NDArray[np.uint8]:
+        taken.append((rows, read[-1]))
+        return take(grids, rows)
+
+    monkeypatch.setattr(RowSubset, "will_need", lambda _, rows: read.append(rows))
+    monkeypatch.setattr(RowSubset, "__getitem__", take_what_was_read)
+    trainer = trainer_of(corpus, tmp_path)
+    evaluation.evaluate(trainer.model, corpus.val, trainer.loss)
+    n, (_, *taken) = len(corpus.val), taken  # the first is looked at for its size
+    assert [rows for rows, _ in taken] == [last for _, last in taken] == [slice(0, n // 2), slice(n // 2, n)]
 
 
 @pytest.mark.slow
