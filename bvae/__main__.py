@@ -123,7 +123,7 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     from bvae.config import DEFAULT_MODEL
     from bvae.corpus import load_corpus
     from bvae.grid_files import printable
-    from bvae.run import load_model
+    from bvae.models import load_model
     from bvae.visualization import plot_reconstructions
 
     model, config = load_model(arguments.checkpoint, arguments.model or DEFAULT_MODEL)

@@ -24,8 +24,8 @@ from bvae.device import reproducible
 from bvae.events import CheckpointSaved, EpochEnded, Event
 from bvae.files import write_whole
 from bvae.metrics import Evaluation
+from bvae.models import load_model, newest_model, reconstruct
 from bvae.results import FILMSTRIP, RunResult, checkpoints, picture_of, read_history
-from bvae.run import load_model, newest_model, reconstruct
 from bvae.session import Session
 from bvae.trainer import run_loss
 from bvae.visualization import (

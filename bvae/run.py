@@ -8,21 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
-from numpy.typing import NDArray
 
 from bvae import EvidenceWarning
-from bvae.beta_vae import GridModel
-from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
-from bvae.config import DEFAULT_MODEL, AccuracyBand, RunConfig, to_json
+from bvae.checkpoint import CheckpointError
+from bvae.config import AccuracyBand, RunConfig, to_json
 from bvae.corpus import Corpus
 from bvae.events import EpochEnded, Event
 from bvae.files import make_folder, write_whole
-from bvae.models import build_model
 from bvae.progress import ProgressNote, note_rest
-from bvae.records import Progress
 from bvae.results import AHEAD, BEGUN, RunResult, checkpoints, is_begun, is_marked, read_result
 from bvae.session import Session
 from bvae.trainer import Trainer
@@ -139,46 +133,6 @@ def restore_newest(trainer: Trainer, directory: Path) -> None:
             warnings.warn(f"{error}; an older checkpoint is used", EvidenceWarning, stacklevel=2)
         else:
             return
-
-
-def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridModel, RunConfig]:
-    """The model in a checkpoint, in evaluation mode, and the run it is of.
-
-    A checkpoint only names its model; what is imported is what the caller names, since a file is data.
-
-    Raises:
-        CheckpointError: for a damaged checkpoint, and one of another model than `model_name`.
-    """
-    loaded = load_checkpoint(checkpoint, Progress)
-    config = loaded.state.config
-    if config.training.model != model_name:
-        raise CheckpointError(
-            f"{checkpoint} is of the model {config.training.model!r}; expected {model_name!r}"
-        )
-    model = build_model(model_name, grid_size=config.grid_size, latent_dim=config.training.latent_dim)
-    prefix = "model."
-    weights = {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
-    check_tensors(checkpoint, weights, model.state_dict())
-    model.load_state_dict(weights)
-    return model.eval(), config
-
-
-def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What a model in evaluation mode makes of grids `[B, H, W]`, decoded from the posterior mean."""
-    target = torch.from_numpy(grids).to(next(model.parameters()).device)
-    with torch.inference_mode():
-        painted: NDArray[np.uint8] = model(target)[0].argmax(1).byte().cpu().numpy()
-    return painted
-
-
-def newest_model(directory: Path, model_name: str = DEFAULT_MODEL) -> GridModel | None:
-    """The model of a run's newest sound checkpoint, None where there is none."""
-    for path in checkpoints(directory):
-        try:
-            return load_model(path, model_name)[0]
-        except CheckpointError as error:
-            warnings.warn(f"{error}; an older checkpoint is shown", EvidenceWarning, stacklevel=2)
-    return None
 
 
 class MetricsLog:

@@ -16,7 +16,7 @@ def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[n
     """The order in which an epoch visits n training grids of so many cells, a function of these alone.
 
     Any order is equally likely for up to 256 MiB of grids. Of more, blocks of 256 KiB are shuffled, and
-    then the grids of every 1024 blocks: a file that exceeds the page cache is then read once an epoch.
+    then the grids of every 1024 blocks: a file that exceeds the page cache is then read about once an epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     windows = window_edges(n, cells=cells)

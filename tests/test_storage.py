@@ -27,9 +27,9 @@ from bvae.checkpoint import MAX_BYTES, CheckpointError, load_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.laboratory import Laboratory
+from bvae.models import load_model
 from bvae.options import parse_experiment
 from bvae.records import Progress
-from bvae.run import load_model
 from bvae.trainer import Trainer
 
 pytestmark = pytest.mark.slow
