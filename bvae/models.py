@@ -30,6 +30,9 @@ from bvae.config import CLASSES, DEFAULT_MODEL, RunConfig
 from bvae.records import Progress
 from bvae.results import checkpoints
 
+ROUNDING = 1e-3
+"""By so much of the largest logit may logits differ where grids are decoded in other batches."""
+
 
 class ModelError(ValueError):
     """A model cannot be used; one sentence that names it."""
@@ -68,7 +71,9 @@ def check_model(name: str, *, grid_size: int, latent_dim: int) -> None:
             model = build_model(name, grid_size=grid_size, latent_dim=latent_dim).eval()
             grids = torch.zeros(2, grid_size, grid_size, dtype=torch.uint8)
             mean, log_variance = model.encode(grids)
-            logits, forwarded = model.decode(mean), model(grids)[0]
+            latent = mean.clone()
+            latent[-1] += 1
+            logits, alone, forwarded = model.decode(latent), model.decode(latent[:1]), model(grids)[0]
     except ModelError:
         raise
     except Exception as error:  # the factory and the methods are somebody else's code
@@ -77,11 +82,17 @@ def check_model(name: str, *, grid_size: int, latent_dim: int) -> None:
         "the posterior mean of encode": (mean, (2, latent_dim)),
         "the log variance of encode": (log_variance, (2, latent_dim)),
         "the logits of decode": (logits, (2, CLASSES, grid_size, grid_size)),
+        "the logits of decode (of one latent)": (alone, (1, CLASSES, grid_size, grid_size)),
         "the first of forward": (forwarded, (2, CLASSES, grid_size, grid_size)),
     }
     for what, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ModelError(f"model {name!r}: {what} is {list(tensor.shape)}; expected {list(shape)}")
+    if (logits[:1] - alone).abs().max() > ROUNDING * max(1.0, alone.abs().max().item()):
+        raise ModelError(
+            f"model {name!r}: decode makes something else of a latent where another is beside it; expected "
+            "each decoded alone in evaluation, since the shuffled control counts on it"
+        )
 
 
 def initial_model(config: RunConfig) -> GridModel:

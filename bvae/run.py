@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 HALF = ".half.safetensors"
 """The checkpoint of a run that rests until its turn, and none is later than it."""
-FIRST_HALF = 0.55
-"""The part of a run's steps that is trained ahead: more, as whoever finishes it also draws its filmstrip."""
+FIRST_HALF = 0.5
+"""The part of a run's steps that is trained ahead."""
 
 
 class RunCrashError(RuntimeError):

@@ -58,6 +58,8 @@ def test_trying_a_model_draws_no_random_number_of_the_caller() -> None:
         ("wrong:dictionary", "makes a dict; expected an nn.Module"),
         ("wrong:Narrow", r"the posterior mean of encode is \[2, 1\]; expected \[2, 3\]"),
         ("wrong:Raising", "failed on two grids: KeyError"),
+        ("wrong:Squeezing", r"decode \(of one latent\) is \[10, 8, 8\]; expected \[1, 10, 8, 8\]"),
+        ("wrong:Mixing", "decode makes something else of a latent where another is beside it"),
     ],
 )
 def test_what_is_no_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:
@@ -69,6 +71,10 @@ def test_what_is_no_model_is_refused_in_one_sentence(module: Path, name: str, co
         "    def decode(self, latent): return super().decode(latent.expand(-1, 3))\n"
         "class Raising(linear_vae.LinearVAE):\n"
         "    def decode(self, latent): raise KeyError('nothing there')\n"
+        "class Squeezing(linear_vae.LinearVAE):\n"
+        "    def decode(self, latent): return super().decode(latent).squeeze(0)\n"
+        "class Mixing(linear_vae.LinearVAE):\n"
+        "    def decode(self, latent): return super().decode(latent - latent.mean(0))\n"
     )
     sys.modules.pop("wrong", None)
     with pytest.raises(ModelError, match=complaint) as caught:
