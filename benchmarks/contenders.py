@@ -106,7 +106,7 @@ class Contender:
         """Train an epoch in all processes at once; images a second, of all of them together."""
         for _, wire in self._running:
             wire.send(None)
-        steps_a_second = sum(wire.recv() for _, wire in self._running)
+        steps_a_second: float = sum(wire.recv() for _, wire in self._running)
         if not last:
             for _, wire in self._running:
                 wire.recv()  # ready for the next one, so that nothing runs while another contender does

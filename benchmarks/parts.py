@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -41,7 +42,7 @@ def measure(repeats: int, say: Say, *, experiments: int = 2) -> dict[str, list[f
     with tempfile.TemporaryDirectory() as folder:
         measured |= _parts_of_a_run(repeats, Path(folder))
     for name in ("arc", "atomic:20000"):
-        measured[f"load the corpus {name}"] = _seconds(lambda name=name: load_corpus(name), repeats)
+        measured[f"load the corpus {name}"] = _seconds(functools.partial(load_corpus, name), repeats)
     say("timing imports")
     measured |= _imports(repeats)
     say(f"timing the default experiment, a minute for each of {experiments}")
@@ -51,6 +52,7 @@ def measure(repeats: int, say: Say, *, experiments: int = 2) -> dict[str, list[f
 
 
 def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
+    from bvae.beta_vae import Output
     from bvae.checkpoint import load_checkpoint, save_checkpoint
     from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
     from bvae.corpus import load_corpus
@@ -70,10 +72,11 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
     checkpoint = load_checkpoint(saved, Progress)
     grids, loss = corpus.showcase(), run_loss(run, corpus)
 
+    def loss_of(output: Output, target: torch.Tensor) -> torch.Tensor:
+        return loss(*output, target).total
+
     def picture() -> None:
-        plot_reconstructions(
-            trainer.model, grids, path=io.BytesIO(), title="A title", loss=lambda out, y: loss(*out, y).total
-        )
+        plot_reconstructions(trainer.model, grids, path=io.BytesIO(), title="A title", loss=loss_of)
 
     return {
         "a picture of ten grids": _seconds(picture, repeats),

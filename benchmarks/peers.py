@@ -65,6 +65,8 @@ class PlainVAE(nn.Module):
 class PlainLoss(nn.Module):
     """Weighted focal loss and KL divergence, by way of the cross-entropy."""
 
+    weight: Tensor
+
     def __init__(self, job: Job) -> None:
         super().__init__()
         self.gamma, self.beta = job.gamma, job.beta
@@ -82,7 +84,8 @@ def plain_model(job: Job) -> PlainVAE:
     """A new model, its weights laid channels last where the job asks for it."""
     torch.manual_seed(job.seed)
     layout = torch.channels_last if job.tuned else torch.contiguous_format
-    return PlainVAE(job.latent_dim).to(memory_format=layout)
+    model: PlainVAE = PlainVAE(job.latent_dim).to(memory_format=layout)  # type: ignore[call-overload]
+    return model
 
 
 def autocast(job: Job) -> contextlib.AbstractContextManager[Any]:
@@ -90,7 +93,7 @@ def autocast(job: Job) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16, enabled=job.tuned)
 
 
-def adam_settings(job: Job) -> dict[str, bool]:
+def adam_settings(job: Job) -> dict[str, Any]:
     """The fused kernel where the job asks for the best settings."""
     return {"fused": True} if job.tuned else {}
 
@@ -124,7 +127,8 @@ def train_lightning(job: Job, pace: Pace) -> None:
             self.model, self.loss = plain_model(job), PlainLoss(job)
 
         def training_step(self, batch: list[Tensor], index: int) -> Tensor:
-            return self.loss(*self.model(batch[0]), batch[0])
+            total: Tensor = self.loss(*self.model(batch[0]), batch[0])
+            return total
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             # Not the fused one, with which Lightning refuses to clip under mixed precision.
