@@ -64,11 +64,9 @@ def encode_checkpoint(checkpoint: Checkpoint[State]) -> bytes:
     return data.replace(_NO_CHECKSUM.encode(), checksum, 1)
 
 
-def save_checkpoint(checkpoint: Checkpoint[State], *paths: Path) -> None:
-    """Write a checkpoint to each path, whole or not at all. Raises StorageError."""
-    data = encode_checkpoint(checkpoint)
-    for path in paths:
-        write_whole(path, data)
+def save_checkpoint(checkpoint: Checkpoint[State], path: Path, *others: Path) -> None:
+    """Write a checkpoint to a path, whole or not at all, the others as further names. Raises StorageError."""
+    write_whole(path, encode_checkpoint(checkpoint), *others)
 
 
 def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:

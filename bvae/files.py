@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -25,14 +26,34 @@ def make_folder(path: Path) -> None:
         raise _refused(path, "made", error) from error
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes, *others: Path) -> None:
     """Write a file so that whatever happens it holds its old content or the new one, never a part.
 
-    A temporary file beside it is flushed to the disk, renamed over it, and the rename flushed too.
+    A temporary file beside it is flushed to the disk, renamed over it, and the rename flushed too. The
+    others, of the same folder, become further names of that file, or copies where there are no hard links.
 
     Raises:
         StorageError: where the system refuses (disk full, read-only, deleted directory, quota).
     """
+    _write(path, data)
+    for other in others:
+        try:
+            _link(path, other)
+        except OSError:
+            _write(other, data)
+
+
+def _link(path: Path, other: Path) -> None:
+    part = other.with_name(f".{other.name}.{secrets.token_hex(4)}.part")
+    part.hardlink_to(path)
+    try:
+        part.replace(other)
+        _flush_names(other.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write(path: Path, data: bytes) -> None:
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
@@ -46,13 +67,17 @@ def write_whole(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 Path(name).unlink()
             raise
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        _flush_names(path.parent)
     except OSError as error:
         raise _refused(path, "written", error) from error
+
+
+def _flush_names(folder: Path) -> None:
+    directory = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
 
 
 def _refused(path: Path, what: str, error: OSError) -> StorageError:

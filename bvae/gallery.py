@@ -75,8 +75,8 @@ class Gallery:
             for path in event.paths:
                 picture_of(path).unlink(missing_ok=True)  # of an older checkpoint of that name
             return
-        for path in event.paths:
-            write_whole(picture_of(path), picture.getvalue())
+        first, *others = map(picture_of, event.paths)
+        write_whole(first, picture.getvalue(), *others)
 
     def note_missing(self, directory: Path) -> None:
         """Keep as failures what earlier parts of this run could not draw."""

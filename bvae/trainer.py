@@ -93,11 +93,11 @@ class Trainer:
                     self._end_epoch()
         return self.progress.history
 
-    def write(self, *paths: Path) -> None:
-        """Write a checkpoint of this point to each path, and announce nothing. Raises StorageError."""
+    def write(self, path: Path, *others: Path) -> None:
+        """Write a checkpoint of this point under these names, and announce nothing. Raises StorageError."""
         self._updates.store()
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
-        save_checkpoint(Checkpoint(self._tensors(), self.progress), *paths)
+        save_checkpoint(Checkpoint(self._tensors(), self.progress), path, *others)
 
     @property
     def epoch(self) -> int:

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from bvae.files import StorageError, write_whole
+
+pytestmark = pytest.mark.unit
+
+
+def test_further_names_are_of_the_same_file_whatever_they_were_of_before(tmp_path: Path) -> None:
+    first, *others = paths = [tmp_path / name for name in ("epoch", "best", "last")]
+    write_whole(others[0], b"from before")
+    for data in (b"old", b"new", b"new"):
+        write_whole(first, data, *others)
+        assert [path.read_bytes() for path in paths] == [data] * 3
+        assert first.stat().st_nlink == 3
+        assert sorted(tmp_path.iterdir()) == sorted(paths)
+
+
+def test_a_file_that_is_written_again_leaves_its_other_name_alone(tmp_path: Path) -> None:
+    epoch, best = tmp_path / "epoch", tmp_path / "best"
+    write_whole(epoch, b"one", best)
+    write_whole(epoch, b"two")
+    assert (epoch.read_bytes(), best.read_bytes()) == (b"two", b"one")
+
+
+def test_without_hard_links_the_others_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    epoch, best = tmp_path / "epoch", tmp_path / "best"
+    write_whole(epoch, b"one", best)
+    assert (epoch.read_bytes(), best.read_bytes()) == (b"one", b"one")
+    assert epoch.stat().st_nlink == 1
+    assert sorted(tmp_path.iterdir()) == [best, epoch]
+
+
+def test_a_further_name_that_cannot_be_made_is_complained_of(tmp_path: Path) -> None:
+    best = tmp_path / "best"
+    best.mkdir()
+    with pytest.raises(StorageError, match=f"{best} could not be written"):
+        write_whole(tmp_path / "epoch", b"one", best)
+    assert sorted(tmp_path.iterdir()) == [best, tmp_path / "epoch"]
