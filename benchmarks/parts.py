@@ -83,7 +83,7 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
         f"an evaluation of {len(corpus.val)} grids": _seconds(
             lambda: evaluate(trainer.model, corpus.val, loss, precision=precision), repeats
         ),
-        f"a checkpoint of {saved.stat().st_size / 1e6:.1f} MB, saved twice": _seconds(
+        f"a checkpoint of {saved.stat().st_size / 1e6:.1f} MB, under two names": _seconds(
             lambda: save_checkpoint(checkpoint, saved, folder / "best.safetensors"), repeats
         ),
     }
