@@ -3,7 +3,7 @@
 A-seed0/
   config.json           everything needed to train it again
   metrics.jsonl         one line an epoch
-  checkpoints/          epoch_001.safetensors, best.safetensors, and a picture beside each
+  checkpoints/          epoch_001.safetensors, and a picture beside each; `best` is another name of one
   filmstrip.png         the same grids at every epoch's checkpoint
   result.json           metrics, verdict, reasons; written last: its presence means complete
 """
