@@ -21,6 +21,7 @@ WATCHED = {
     "checkpoints": ("bvae.trainer:save_checkpoint",),
     "pictures": ("bvae.gallery:plot_reconstructions", "bvae.gallery:plot_filmstrip"),
     "comparison and report": (
+        "bvae.laboratory:write_why",
         "bvae.laboratory:write_comparison",
         "bvae.laboratory:report_head",
         "bvae.laboratory:show_run",

@@ -9,11 +9,11 @@ import math
 import mmap
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -111,6 +111,18 @@ class Corpus:
         if method not in ratios:
             raise ValueError(f"unknown class weights {method!r}; expected one of {', '.join(ratios)}")
         return ratios[method]
+
+    def packed(self) -> dict[str, Any] | None:
+        """All of it as numbers, text and bytes, for another process; None where it is padded on access."""
+        if isinstance(self.train, RowSubset) or isinstance(self.val, RowSubset):
+            return None
+        return vars(self) | {"train": self.train.tobytes(), "val": self.val.tobytes()}
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> Corpus:
+        """What another process of this session has loaded and `packed`."""
+        grids = {split: _stack([packed[split]], packed["grid_size"]) for split in ("train", "val")}
+        return cls(**{**packed, **grids})
 
     def showcase(self, count: int = 10) -> npt.NDArray[np.uint8]:
         """Draw up to `count` distinct training grids `[K, S, S]`, seeded by the fingerprint alone."""

@@ -1,7 +1,7 @@
 """The `comparison/` folder of a session: what its runs say together, as data, as text and as pictures.
 
 comparison/
-  curves.png  reconstructions.png  why_A.png …  comparison.md
+  why_A.png …  curves.png  reconstructions.png  comparison.md
   comparison.json                               written last: its presence means complete
 """
 
@@ -19,7 +19,8 @@ from bvae.results import RunResult, read_result
 from bvae.session import Session
 from bvae.summary import to_markdown
 
-RunOutcomes = dict[str, dict[int, RunResult | str]]
+OptionOutcomes = dict[int, RunResult | str]
+RunOutcomes = dict[str, OptionOutcomes]
 
 
 def found_outcomes(session: Session) -> RunOutcomes:
@@ -41,11 +42,21 @@ def compare_outcomes(session: Session, outcomes: RunOutcomes) -> Comparison:
     return compare(session.record.corpus, session.record.config, outcomes)
 
 
+def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
+    """Write why an option paints what it paints; of other options nothing is needed. Raises StorageError."""
+    from bvae.gallery import draw_why  # as slow to import as it says there
+
+    folder = comparison_folder(session)
+    make_folder(folder)
+    (summary,) = compare_outcomes(session, {option: outcomes}).options.values()
+    write_whole(folder / f"why_{option}.png", draw_why(session, option, summary))
+
+
 def write_comparison(
     session: Session, corpus: Corpus, outcomes: RunOutcomes, baseline: Baseline | None = None
 ) -> Comparison:
-    """Compare the runs and write the folder. Raises StorageError."""
-    from bvae.gallery import draw_curves, draw_reconstructions, draw_why  # as slow to import as it says there
+    """Compare the runs and write the rest of the folder. Raises StorageError."""
+    from bvae.gallery import draw_curves, draw_reconstructions
 
     comparison = compare_outcomes(session, outcomes)
     differences = compare_with(baseline, comparison)
@@ -53,8 +64,6 @@ def write_comparison(
     make_folder(folder)
     write_whole(folder / "curves.png", draw_curves(session, comparison))
     write_whole(folder / "reconstructions.png", draw_reconstructions(session, corpus, comparison))
-    for name, option in comparison.options.items():
-        write_whole(folder / f"why_{name}.png", draw_why(session, name, option))
     write_whole(folder / "comparison.md", to_markdown(comparison, differences).encode())
     write_whole(folder / "comparison.json", to_json(comparison))
     return comparison

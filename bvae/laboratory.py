@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
@@ -20,11 +20,14 @@ from bvae.comparison import Comparison
 from bvae.config import DEFAULT_MODEL, ExperimentConfig, LossOption, RunConfig, to_json
 from bvae.corpus import Corpus, CorpusError, load_corpus
 from bvae.evidence import (
+    OptionOutcomes,
+    RunOutcomes,
     compare_outcomes,
     discard_comparison,
     found_outcomes,
     read_comparison,
     write_comparison,
+    write_why,
 )
 from bvae.files import write_whole
 from bvae.grid_files import printable
@@ -134,11 +137,18 @@ class Laboratory:
         return laboratory
 
     @classmethod
-    def join(cls, path: Path, invocation: str, workers: int) -> Laboratory:
-        """The laboratory of the session that the controller made, in one of so many workers."""
+    def join(
+        cls, path: Path, invocation: str, workers: int, corpus: dict[str, Any] | None = None
+    ) -> Laboratory:
+        """The laboratory of the session that the controller made, in one of so many workers.
+
+        The corpus is the `packed_corpus` of the controller; without it, it is loaded again.
+        """
         session = Session.open(path, invocation)
         laboratory = cls(session.record.config, path.parent, session.record.command)
         laboratory._session, laboratory._workers = session, workers
+        if corpus is not None:
+            laboratory.corpus = Corpus.unpacked(corpus)
         if (path / BASELINE_FILE).exists():
             laboratory.baseline = read_baseline(path / BASELINE_FILE)
         return laboratory
@@ -157,6 +167,11 @@ class Laboratory:
         if self._session is not None and corpus.fingerprint != self._session.record.corpus.fingerprint:
             raise CorpusError(f"{corpus.name} changed while it was in use; start again")
         return corpus
+
+    @cached_property
+    def packed_corpus(self) -> dict[str, Any] | None:
+        """The corpus as what goes through a pipe, None for one that is large: see `Corpus.packed`."""
+        return self.corpus.packed()
 
     @cached_property
     def _turns(self) -> Turns:
@@ -215,11 +230,18 @@ class Laboratory:
 
     def compare(self) -> Comparison:
         """Obtain all selected runs, compare them, and write the comparison."""
-        return write_comparison(self.session, self.corpus, self._turns.obtain_all(), self.baseline)
+        return self._write_comparison(self._turns.obtain_all())
+
+    def _write_comparison(self, options: Iterable[tuple[str, OptionOutcomes]]) -> Comparison:
+        found: RunOutcomes = {}
+        for option, outcomes in options:
+            write_why(self.session, option, outcomes)  # before the runs of the next are waited for
+            found[option] = outcomes
+        return write_comparison(self.session, self.corpus, found, self.baseline)
 
     def compare_with_baseline(self) -> tuple[Difference, ...]:
         """Obtain all selected runs and compare them with the baseline; writing is left to `compare`."""
-        return compare_with(self.baseline, compare_outcomes(self.session, self._turns.obtain_all()))
+        return compare_with(self.baseline, compare_outcomes(self.session, dict(self._turns.obtain_all())))
 
     def show_run(self, result: RunResult) -> list[str]:
         """HTML of a run: its verdict, its story and its pictures."""
@@ -254,7 +276,7 @@ class Laboratory:
         try:
             if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
                 self._gate_ran = False
-                write_comparison(self.session, self.corpus, outcomes, self.baseline)
+                self._write_comparison(outcomes.items())
             self.session.discard_if_unused()
         except OSError as error:
             self.complaint = f"The session could not be closed: {printable(str(error))}"

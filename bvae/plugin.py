@@ -62,9 +62,9 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         if is_worker(config):
             about = cast(Any, config).workerinput
-            path, invocation = about[SESSION_KEY]
+            path, invocation, corpus = about.pop(SESSION_KEY)
             try:
-                laboratory = Laboratory.join(Path(path), invocation, about["workercount"])
+                laboratory = Laboratory.join(Path(path), invocation, about["workercount"], corpus)
                 config.stash[LABORATORY] = laboratory
             except FileNotFoundError:
                 os._exit(1)  # interrupted before a run began, the controller has removed the session
@@ -105,7 +105,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_configure_node(node: Any) -> None:
     laboratory = node.config.stash.get(LABORATORY, None)
     if laboratory is not None:
-        node.workerinput[SESSION_KEY] = (str(laboratory.session.path), laboratory.session.invocation)
+        session = laboratory.session
+        node.workerinput[SESSION_KEY] = (str(session.path), session.invocation, laboratory.packed_corpus)
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)

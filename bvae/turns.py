@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from bvae import EvidenceWarning
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
-from bvae.evidence import RunOutcomes
+from bvae.evidence import OptionOutcomes
 from bvae.results import RunResult
 from bvae.run import RunCrashError, begin_run, obtain_run
 from bvae.session import Session
@@ -22,7 +23,7 @@ class Turns:
 
     Args:
         session, corpus: what is trained.
-        runs: all that the processes share, in the order in which they are dealt.
+        runs: all that the processes share, in the order in which they are dealt: option by option.
         workers: the number of processes.
     """
 
@@ -38,16 +39,16 @@ class Turns:
             self._begin_ahead(run)
         return obtain_run(self.session, run, self.corpus)
 
-    def obtain_all(self) -> RunOutcomes:
-        """The result of each run, trained now where nobody has begun it; of a crashed run, what happened."""
-        outcomes: RunOutcomes = {}
-        for run in self.runs:
-            try:
-                outcome: RunResult | str = obtain_run(self.session, run, self.corpus)
-            except RunCrashError as crash:
-                outcome = str(crash)
-            outcomes.setdefault(run.option.name, {})[run.seed] = outcome
-        return outcomes
+    def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
+        """The results of each option; a run nobody has begun is trained now, of a crashed one it is told."""
+        for option, runs in itertools.groupby(self.runs, key=lambda run: run.option.name):
+            outcomes: OptionOutcomes = {}
+            for run in runs:
+                try:
+                    outcomes[run.seed] = obtain_run(self.session, run, self.corpus)
+                except RunCrashError as crash:
+                    outcomes[run.seed] = str(crash)
+            yield option, outcomes
 
     def _begin_ahead(self, first: RunConfig) -> None:
         """Before its first run, a worker that would rest in the last turn trains half of one of that turn.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import execnet
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -383,6 +384,24 @@ def test_a_corpus_is_the_same_in_memory_and_on_access(
     for split in ("train", "val"):
         np.testing.assert_array_equal(getattr(lazy, split)[:], getattr(eager, split))
     assert lazy.fingerprint == eager.fingerprint
+
+
+@few
+@given(grids=grid_arrays)
+def test_a_corpus_goes_through_a_pipe_unchanged(
+    tmp_path_factory: pytest.TempPathFactory, grids: Array
+) -> None:
+    path = str(tmp_path_factory.getbasetemp() / "handed.npy")
+    np.save(path, grids)
+    loaded = load_corpus(path, 8)
+    handed = vars(Corpus.unpacked(execnet.loads(execnet.dumps(loaded.packed()))))
+    for name, value in vars(loaded).items():
+        np.testing.assert_array_equal(handed[name], value, strict=True)
+    assert handed["train"].flags.writeable  # as PyTorch wants what it is to look at
+
+
+def test_a_large_corpus_goes_through_no_pipe(lazy: tuple[Corpus, npt.NDArray[np.uint8]]) -> None:
+    assert lazy[0].packed() is None
 
 
 def test_a_large_file_takes_memory_for_an_index_only(tmp_path: Path) -> None:
