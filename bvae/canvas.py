@@ -23,6 +23,7 @@ from bvae.lettering import write
 Destination = str | Path | BinaryIO
 Title = list[tuple[str, bool]]
 
+ROWS = 64  # indexed at a time: an index takes eight bytes, and new memory more time than all else
 COMPRESSION = 3  # of zlib's nine levels: half the time of its default for files a third larger
 DPI = 72  # a point is then a pixel, and every whole number of pixels survives the way through inches
 SOFT_INK = "#595959"
@@ -71,7 +72,10 @@ def _with_palette(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     colours = np.array([colour for _, colour in counted], np.uint8)
     index_of = np.empty(2**24, np.uint8)
     index_of[_numbers(colours)] = np.arange(len(colours))
-    indexed = Image.fromarray(index_of.take(_numbers(pixels)))
+    indices = np.empty(pixels.shape[:2], np.uint8)
+    for top in range(0, len(pixels), ROWS):
+        indices[top : top + ROWS] = index_of[_numbers(pixels[top : top + ROWS])]
+    indexed = Image.fromarray(indices)
     indexed.putpalette(colours[:, :3].tobytes())
     return indexed
 
