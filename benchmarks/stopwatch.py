@@ -6,15 +6,17 @@ Each process writes its sums to a file of its own in `$BVAE_STOPWATCH`.
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+import bvae.report_page  # noqa: F401 (otherwise imported only when the report is written)
 
 WATCHED = {
     "evaluation": ("bvae.trainer:evaluate",),
@@ -49,8 +51,9 @@ def pytest_sessionstart() -> None:
     for name, places in WATCHED.items():
         for place in places:
             module, _, attribute = place.partition(":")
-            found = importlib.import_module(module)
-            setattr(found, attribute, _watched(name, getattr(found, attribute)))
+            # The controller of workers does without PyTorch: imported here, its second would be counted.
+            if (found := sys.modules.get(module)) is not None:
+                setattr(found, attribute, _watched(name, getattr(found, attribute)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -99,6 +99,14 @@ def test_the_stopwatch_finds_what_an_experiment_spends_on_anything_but_training(
     assert all(sum(each[name] for each in spent) > 0 for name in WATCHED)
 
 
+@pytest.mark.unit
+def test_the_stopwatch_imports_nothing_whose_time_would_be_taken_for_the_experiments() -> None:
+    code = "import sys; from benchmarks.stopwatch import *; pytest_sessionstart(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "benchmarks.stopwatch" in done.stdout.split()
+    assert not {"torch", "matplotlib"} & set(done.stdout.split())
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_shuffles_compares_three(tmp_path: Path) -> None:
     output = tmp_path / "shuffling.json"
