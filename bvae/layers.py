@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from bvae.resampling import Doubling, Halving, convolve, patches
 
+MINUS_INFINITY = -128
+"""Its bits in bfloat16, as an integer."""
+
 
 class Layer(Protocol):
     """A function of a batch, which may overwrite what it is given."""
@@ -114,16 +117,23 @@ class _Resampling:
 
 
 class _ReLU:
+    """In bfloat16 by comparing bits as integers: PyTorch widens these numbers to compare them.
+
+    As integers, bits of numbers below zero are at most those of minus infinity; of NaN they are above.
+    """
+
     def __init__(self, module: nn.ReLU) -> None:
         self.found: Tensor
 
     def forward(self, maps: Tensor) -> Tensor:
-        self.found = maps.relu_()
-        return self.found
+        self.found = maps
+        torch.threshold_(_comparable(maps), MINUS_INFINITY if maps.dtype == torch.bfloat16 else 0, 0)
+        return maps
 
     def backward(self, gradient: Tensor) -> Tensor:
-        by_maps: Tensor = torch.ops.aten.threshold_backward(gradient, self.found, 0)
-        return by_maps
+        own, found = _comparable(gradient), _comparable(self.found)
+        torch.ops.aten.threshold_backward.grad_input(own, found, 0, grad_input=own)
+        return gradient
 
 
 class _Flatten:
@@ -202,3 +212,8 @@ def _convolve_back(
 def _cells(maps: Tensor) -> Tensor:
     """Maps `[B, C, H, W]` that lie channels last, as `[B·H·W, C]`."""
     return maps.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def _comparable(maps: Tensor) -> Tensor:
+    """The same memory, of a type whose numbers are compared as they lie: of bfloat16 its bits."""
+    return maps.view(torch.int16) if maps.dtype == torch.bfloat16 else maps

@@ -18,6 +18,7 @@ from bvae.by_hand import ByHand, updates_of
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.events import Event, Stepped
+from bvae.layers import layer_of
 from bvae.losses import BetaVAELoss
 from bvae.trainer import Trainer
 from bvae.updates import ByAutograd, Updates
@@ -45,6 +46,17 @@ def train(updates: Updates, target: Tensor, rates: list[float]) -> list[Tensor]:
         updates.step(rate)
     updates.store()
     return found
+
+
+def test_a_relu_by_bits_is_that_of_every_number_of_bfloat16() -> None:
+    numbers = torch.arange(-(2**15), 2**15).short().view(torch.bfloat16)
+    expected, relu = numbers.relu(), layer_of(nn.ReLU())
+    found = relu.forward(numbers.clone())
+    assert torch.equal(found.isnan(), numbers.isnan())
+    is_number = ~numbers.isnan()
+    assert torch.equal(found[is_number], expected[is_number])
+    passed = relu.backward(torch.ones_like(numbers))
+    assert torch.equal(passed[is_number], (numbers > 0).bfloat16()[is_number])
 
 
 options = st.builds(
