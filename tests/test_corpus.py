@@ -60,6 +60,18 @@ def arc() -> Corpus:
     return load_corpus("arc")
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Array], str]:
+    """Writes grids to a file, the same for all examples of hypothesis, and says where."""
+    path = tmp_path_factory.mktemp("written") / "grids.npy"
+
+    def write(grids: Array) -> str:
+        np.save(path, grids)
+        return str(path)
+
+    return write
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     return str(tmp_path / "grids.npz")
@@ -189,11 +201,9 @@ def test_holding_out_is_spread_over_the_file(path: str) -> None:
 @few
 @given(grids=grid_arrays)
 def test_counts_are_of_the_training_cells_and_the_background_of_the_validation_cells(
-    tmp_path_factory: pytest.TempPathFactory, grids: Array
+    written: Callable[[Array], str], grids: Array
 ) -> None:
-    path = str(tmp_path_factory.getbasetemp() / "counted.npy")
-    np.save(path, grids)
-    corpus = load_corpus(path, 8)
+    corpus = load_corpus(written(grids), 8)
     assert corpus.class_counts == tuple(np.bincount(corpus.train[:].ravel(), minlength=10))
     assert corpus.background_rate == (corpus.val[:] == 0).mean()
     present = [count for count in corpus.class_counts if count]
@@ -251,11 +261,9 @@ def with_two_classes_apart(grids: Array) -> Array:
 @few
 @given(grids=grid_arrays)
 def test_the_fingerprint_can_be_recomputed_from_the_splits(
-    tmp_path_factory: pytest.TempPathFactory, grids: Array
+    written: Callable[[Array], str], grids: Array
 ) -> None:
-    path = str(tmp_path_factory.getbasetemp() / "recomputed.npy")
-    np.save(path, grids)
-    corpus = load_corpus(path, 8)
+    corpus = load_corpus(written(grids), 8)
     train, val = (f"{len(each)} {hashlib.sha256(each[:]).hexdigest()}" for each in (corpus.train, corpus.val))
     assert corpus.fingerprint == hashlib.sha256(f"8 {train} {val}\n".encode()).hexdigest()
 
@@ -371,11 +379,8 @@ def test_a_large_file_is_read_once_to_check_count_and_fingerprint_it(
 
 @few
 @given(grids=grid_arrays)
-def test_a_corpus_is_the_same_in_memory_and_on_access(
-    tmp_path_factory: pytest.TempPathFactory, grids: Array
-) -> None:
-    path = str(tmp_path_factory.getbasetemp() / "either.npy")
-    np.save(path, grids)
+def test_a_corpus_is_the_same_in_memory_and_on_access(written: Callable[[Array], str], grids: Array) -> None:
+    path = written(grids)
     eager = load_corpus(path, 8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpora, "IN_MEMORY_BYTES", 0)
@@ -388,12 +393,8 @@ def test_a_corpus_is_the_same_in_memory_and_on_access(
 
 @few
 @given(grids=grid_arrays)
-def test_a_corpus_goes_through_a_pipe_unchanged(
-    tmp_path_factory: pytest.TempPathFactory, grids: Array
-) -> None:
-    path = str(tmp_path_factory.getbasetemp() / "handed.npy")
-    np.save(path, grids)
-    loaded = load_corpus(path, 8)
+def test_a_corpus_goes_through_a_pipe_unchanged(written: Callable[[Array], str], grids: Array) -> None:
+    loaded = load_corpus(written(grids), 8)
     handed = vars(Corpus.unpacked(execnet.loads(execnet.dumps(loaded.packed()))))
     for name, value in vars(loaded).items():
         np.testing.assert_array_equal(handed[name], value, strict=True)
