@@ -18,9 +18,7 @@ def test_bf16_and_fp32_agree_on_real_grids(lab: Path) -> None:
         found[precision] = comparison(lab)["options"]
     for option, wide in found["fp32"].items():
         narrow = found["bf16"][option]
-        assert [run["verdict"] for run in narrow["runs"]] == [
-            run["verdict"] for run in wide["runs"]
-        ]
+        assert [run["verdict"] for run in narrow["runs"]] == [run["verdict"] for run in wide["runs"]]
         wides, narrows = (
             [run["metrics"]["pixel_accuracy"] for run in runs["runs"]] for runs in (wide, narrow)
         )
