@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bvae.beta_vae import BetaVAE
+from bvae.corpus import GRID_SIZES
 from bvae.resampling import Doubling, Halving, patches
 
 pytestmark = pytest.mark.unit
@@ -24,10 +26,19 @@ def plain(layer: nn.Module, maps: Tensor) -> Tensor:
     return kind(maps, layer.weight, layer.bias, stride=2, padding=1)
 
 
+def is_misread(height: int, width: int) -> bool:
+    """Whether PyTorch 2.13 convolves such maps with stride 2 in bfloat16 from memory that is not theirs.
+
+    It does on processors with AMX: the result differs from call to call.
+    """
+    return width == 2 and height >= 10
+
+
 @given(st.booleans(), few, few, few, sizes, sizes, st.sampled_from([torch.float32, torch.bfloat16]))
 def test_a_layer_is_the_convolution_of_pytorch_forward_and_backward(
     up: bool, batch: int, channels: int, out_channels: int, height: int, width: int, dtype: torch.dtype
 ) -> None:
+    assume(up or dtype == torch.float32 or not is_misread(height, width))
     torch.manual_seed(0)
     layer = layer_of(up, channels, out_channels)
     maps = torch.randn(batch, channels, height, width).to(dtype)
@@ -82,3 +93,15 @@ def test_under_autocast_maps_of_any_type_come_out_in_bf16(up: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for maps in (torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 4, dtype=torch.bfloat16)):
             assert layer_of(up, 2, 3)(maps).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("grid_size", GRID_SIZES)
+def test_no_model_has_maps_that_pytorch_misreads(grid_size: int) -> None:
+    model = BetaVAE(grid_size=grid_size, latent_dim=1)
+    sizes: list[tuple[int, int]] = []
+    for layer in model.modules():
+        if isinstance(layer, Halving):
+            layer.register_forward_pre_hook(lambda _, maps: sizes.append(tuple(maps[0].shape[-2:])))
+    model(torch.zeros(1, grid_size, grid_size, dtype=torch.uint8))
+    assert len(sizes) == 2
+    assert not any(is_misread(*size) for size in sizes)
