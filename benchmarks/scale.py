@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.turns import MEGABYTE, STATUS, Measured, Plan, measure
-from bvae.atomic import SIZE, generate
-from bvae.corpus import ATOMIC_COUNTS
+from bvae.corpus import COUNTS
+from bvae.corpus.atomic import SIZE, generate
 
 DESCRIPTION = """\
 Trains with the real Trainer on three sizes of procedural grids and on a .npy file that it writes into the
@@ -164,7 +164,7 @@ def parse() -> argparse.Namespace:
     output = Path("runs/scale.json")
     parser.add_argument("--output", type=Path, default=output, metavar="FILE", help=f"Default: {output}")
     arguments = parser.parse_args()
-    smallest, largest = 100 * ATOMIC_COUNTS[0], ATOMIC_COUNTS[-1]
+    smallest, largest = 100 * COUNTS[0], COUNTS[-1]
     if not smallest <= arguments.grids <= largest:
         parser.error(f"--grids is {arguments.grids}; expected {smallest} to {largest}")
     for name in ("steps", "repeats", "limit_megabytes"):

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from bvae import schedule
-from bvae.atomic import generate
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import Corpus, load_corpus
+from bvae.corpus.atomic import generate
 from bvae.hardware import resolve_precision
 from bvae.trainer import Trainer
 

@@ -122,7 +122,7 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Draw what the model in a checkpoint makes of grids."""
     from bvae.config import DEFAULT_MODEL
     from bvae.corpus import load_corpus
-    from bvae.grid_files import printable
+    from bvae.files import printable
     from bvae.models import load_model
     from bvae.visualization import plot_reconstructions
 

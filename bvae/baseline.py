@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from bvae.comparison import painting_threshold
 from bvae.config import CLASSES, OPTION_NAME, ExperimentConfig, TrainingConfig, differences, from_json
-from bvae.grid_files import printable
+from bvae.files import printable
 from bvae.session import CorpusRecord
 
 BASELINE_FILE = "baseline.json"

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvae import weighting
-from bvae.config import CLASSES, LossOption
+from bvae.config import CLASSES, OUTSIDE, LossOption
 from bvae.resampling import Doubling, Halving
 
 Counts = weighting.Counts | Tensor
@@ -55,6 +55,26 @@ def _array(counts: Counts) -> weighting.Counts:
     return counts.detach().to("cpu", torch.float64).numpy() if isinstance(counts, Tensor) else counts
 
 
+def one_hot(grids: Tensor, classes: int = CLASSES) -> Tensor:
+    """One-hot encoding `[B, C, H, W]`, float32, of class indices `[B, H, W]`; all zeros outside a grid.
+
+    Raises:
+        IndexError: for a value that is neither a class nor `bvae.corpus.OUTSIDE`.
+    """
+    if not ((grids < classes) | (grids == OUTSIDE)).all() or (grids < 0).any():
+        raise IndexError(f"grids hold values other than the classes 0–{classes - 1} and {OUTSIDE}")
+    return _encode(grids, _one_hot_rows(classes).to(grids.device))
+
+
+def _one_hot_rows(classes: int) -> Tensor:
+    """The encoding of each value that a uint8 can have, `[256, C]`: zeros where it is no class."""
+    return torch.eye(OUTSIDE + 1, classes)
+
+
+def _encode(grids: Tensor, rows: Tensor) -> Tensor:
+    return F.embedding(grids.long(), rows).permute(0, 3, 1, 2)  # channels last in memory
+
+
 class Output(NamedTuple):
     """What the model says of grids: logits `[B, C, H, W]`, posterior mean and log variance `[B, Z]`."""
 
@@ -67,7 +87,10 @@ class GridModel(nn.Module):
     """What training and evaluation ask of a model; any module with these methods will do."""
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`."""
+        """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`.
+
+        Where a grid has no cell the index is `bvae.corpus.OUTSIDE`; `one_hot` makes zeros of it.
+        """
         raise NotImplementedError
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -93,13 +116,13 @@ class BetaVAE(GridModel):
     Source: Kingma and Welling 2014; Higgins et al. 2017.
     """
 
-    one_hot: Tensor
+    one_hot_rows: Tensor
 
     def __init__(self, *, grid_size: int = 16, latent_dim: int = 16, classes: int = CLASSES) -> None:
         super().__init__()
         if grid_size < 4 or grid_size % 4:
             raise ValueError(f"grid_size is {grid_size}; expected a multiple of 4, such as 16")
-        self.register_buffer("one_hot", torch.eye(classes), persistent=False)
+        self.register_buffer("one_hot_rows", _one_hot_rows(classes), persistent=False)
         quarter = grid_size // 4
         features = 128 * quarter * quarter
         self.encoder = nn.Sequential(
@@ -128,9 +151,8 @@ class BetaVAE(GridModel):
         )
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`."""
-        one_hot = F.embedding(grids.long(), self.one_hot).permute(0, 3, 1, 2)  # channels last, as it lies
-        mean, log_variance = self.encoder(one_hot).chunk(2, dim=1)
+        """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`, OUTSIDE included."""
+        mean, log_variance = self.encoder(_encode(grids, self.one_hot_rows)).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -49,11 +49,11 @@ class ByHand(Updates):
         self, model: BetaVAE, loss: BetaVAELoss, *, max_norm: float, dtype: torch.dtype = torch.bfloat16
     ) -> None:
         self._model, self._loss, self._dtype = model, loss, dtype
-        self._one_hot = model.one_hot.to(dtype)
+        self._one_hot_rows = model.one_hot_rows.to(dtype)
         self._state = Adam(dict(model.named_parameters()), max_norm=max_norm).tensors()
         self._lie = _as_layers_read(model)
         self._rooms = [-(-parameter.numel() // ALIGNMENT) * ALIGNMENT for parameter in model.parameters()]
-        self._weights, self._gradient = torch.zeros(2, sum(self._rooms), dtype=model.one_hot.dtype)
+        self._weights, self._gradient = torch.zeros(2, sum(self._rooms), dtype=model.one_hot_rows.dtype)
         self._weights.grad = self._gradient
         self._adam = Adam({"all": self._weights}, max_norm=max_norm)
         self._rounded, self._rounded_gradient = torch.zeros(2, sum(self._rooms), dtype=dtype)
@@ -66,7 +66,7 @@ class ByHand(Updates):
         if self._is_stored:
             self._load()
         self._rounded.copy_(self._weights)
-        one_hot = F.embedding(target.long(), self._one_hot).permute(0, 3, 1, 2)
+        one_hot = F.embedding(target.long(), self._one_hot_rows).permute(0, 3, 1, 2)
         mean, log_variance = forward(self._encoder, one_hot).to(exact).chunk(2, dim=1)
         latent = sample_posterior(mean, log_variance, noise)
         logits = forward(self._decoder, latent.to(self._dtype))

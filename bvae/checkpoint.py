@@ -20,8 +20,7 @@ import safetensors.torch
 from torch import Tensor
 
 from bvae.config import from_json, to_json
-from bvae.files import write_whole
-from bvae.grid_files import printable
+from bvae.files import printable, write_whole
 
 MAX_BYTES = 4 * 2**30
 _KEY = "bvae"

@@ -21,6 +21,9 @@ Precision = Literal["auto", "fp32", "bf16"]
 CLASSES = 10
 """ARC's colours 0–9; class 0 is the background."""
 
+OUTSIDE = 255
+"""What marks, in uint8 grids, where a grid that is smaller than its array has no cell."""
+
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become folders and test ids
 
 DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bvae.beta_vae import GridModel
 from bvae.config import CLASSES
-from bvae.corpus import Grids, RowSubset
+from bvae.corpus import Grids, LazyGrids
 from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 from bvae.metrics import Evaluation, ReconstructionMetrics, confusion_matrix, reconstruction_metrics
 
@@ -84,8 +84,8 @@ def evaluate(
     model.eval()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         for window in _windows(len(grids), WINDOW_CELLS // grids[:1].size):
-            if isinstance(grids, RowSubset):
-                grids.will_need(window)
+            if isinstance(grids, LazyGrids):
+                grids.prefetch(window)
             part = grids[window]
             # Of one piece: many small ones among the activations would keep the heap from being reused.
             painted = np.empty(part.shape, np.uint8)

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and text that is safe to show."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import secrets
 import tempfile
 from pathlib import Path
 
-from bvae.grid_files import printable
+
+def printable(text: str) -> str:
+    r"""Escape what would break or restyle a line (`\n`, `\x1b`, `\u202e`, …); keep everything else."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class StorageError(OSError):

@@ -29,8 +29,7 @@ from bvae.evidence import (
     write_comparison,
     write_why,
 )
-from bvae.files import write_whole
-from bvae.grid_files import printable
+from bvae.files import printable, write_whole
 from bvae.hardware import resolve_precision
 from bvae.options import parse_experiment
 from bvae.progress import ProgressDisplay

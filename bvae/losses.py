@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from bvae.config import OUTSIDE
+
 SOFTPLUS_IS_LINEAR = 40.0
 """Above this log(1 + exp(m)) is m in float64 too."""
 
@@ -23,7 +25,8 @@ def focal_loss(
 ) -> Tensor:
     """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells and not over weights.
 
-    It can be differentiated once, by the logits alone.
+    Where the target is `bvae.corpus.OUTSIDE` there is no cell: no loss, no gradient, no part in the mean. The
+    loss can be differentiated once, with respect to the logits alone.
 
     With the margin m = log Σ_{c≠y} exp z_c − z_y, the probability of the target is p_y = σ(−m), so the loss
     is `w·σ(m)^γ·softplus(m)`: no difference of nearly equal numbers where p_y is close to 1, and a finite
@@ -31,10 +34,10 @@ def focal_loss(
 
     Args:
         logits: `[B, C, H, W]`, C ≥ 2, any floating type; computed in float32 at least, under autocast too.
-        target: `[B, H, W]`, class indices.
+        target: `[B, H, W]`, class indices, or OUTSIDE.
         gamma: focusing exponent, γ ≥ 0; 0 is the cross-entropy.
         weight: `[C]` class weights, or None for none.
-        reduction: "mean" over all cells, or "none" for `[B, H, W]`.
+        reduction: "mean" over all cells of the batch, or "none" for `[B, H, W]`, 0 outside.
 
     Raises:
         ValueError: for shapes that do not fit, a negative γ, an unknown reduction, or a weight that asks for
@@ -45,7 +48,12 @@ def focal_loss(
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'none'")
     loss, _ = _focal_loss(logits, target, gamma, weight)
-    return loss.mean() if reduction == "mean" else loss
+    return loss.sum() / cell_count(target) if reduction == "mean" else loss
+
+
+def cell_count(target: Tensor) -> Tensor:
+    """How many cells the grids `[B, H, W]` have, those outside not counted: `[]`."""
+    return (target != OUTSIDE).sum()
 
 
 def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -92,10 +100,13 @@ def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) 
     """The focal loss of each cell `[B, H, W]`, its gradient by the logits written out, and where they hit.
 
     With s = σ(m) and l = softplus(m), d(s^γ·l)/dm = s^γ·(γ·(1 − s)·l + s), the slope `[B, 1, H, W]`; and
-    dm/dz, the direction `[B, C, H, W]`, is the softmax of the other classes, with −1 for the target.
+    dm/dz, the direction `[B, C, H, W]`, is the softmax of the other classes, with −1 for the target. Outside
+    a grid loss, slope and hit are 0 and the logits are not looked at.
     """
-    logits = logits.contiguous()  # a class after the other, over which the passes run
-    index = target.long().unsqueeze(1)
+    outside = (target == OUTSIDE).unsqueeze(1)
+    # A class after the other, over which the passes run.
+    logits = logits.contiguous().masked_fill(outside, 0.0)
+    index = target.unsqueeze(1).long().masked_fill(outside, 0)
     others = logits.scatter(1, index, -torch.inf)
     share = others.softmax(1)
     own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
@@ -105,8 +116,9 @@ def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) 
     focus = miss**gamma
     if weight is not None:
         focus = focus * weight.to(logits).take(index)
+    focus = focus.masked_fill(outside, 0.0)
     slope = focus * (gamma * (1 - miss) * nats + miss)
-    hit = (own > largest).squeeze(1)
+    hit = ((own > largest) & ~outside).squeeze(1)
     return _Focal((focus * nats).squeeze(1), hit, share.scatter_(1, index, -1.0), slope)
 
 
@@ -145,10 +157,11 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class LossTerms(NamedTuple):
-    """The loss and its two terms, each `[B]` or its mean `[]`, in nats; total = reconstruction + β·kl.
+    """The loss and its two terms, each `[B]` or for a batch `[]`, in nats; total = reconstruction + β·kl.
 
     Comes with `accuracy` `[B]`, which falls out of the loss: the part of a grid's cells whose class has a
-    larger logit than every other. A tie counts as wrong.
+    larger logit than every other. A tie counts as wrong. Of a batch, `reconstruction` and `accuracy` are
+    means over all of its cells, whichever grid they are in.
     """
 
     total: Tensor
@@ -176,16 +189,18 @@ class BetaVAELoss:
 
     def __call__(self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor) -> LossTerms:
         """The terms for logits `[B, C, H, W]`, posterior `[B, Z]` and target `[B, H, W]`."""
-        cells, hit = _focal_loss(logits, target, self.gamma, self.weight)
-        reconstruction = cells.flatten(1).mean(1)
+        loss, hit = _focal_loss(logits, target, self.gamma, self.weight)
+        cells = (target != OUTSIDE).flatten(1).sum(1)
+        reconstruction = loss.flatten(1).sum(1) / cells
         kl = kl_divergence(mean, log_variance).sum(1)
-        return LossTerms(reconstruction + self.beta * kl, reconstruction, kl, hit.flatten(1).float().mean(1))
+        accuracy = hit.flatten(1).float().sum(1) / cells
+        return LossTerms(reconstruction + self.beta * kl, reconstruction, kl, accuracy)
 
     @torch.no_grad()
     def with_gradient(
         self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor
     ) -> tuple[LossTerms, Gradient]:
-        """The means of the terms over a batch, and the gradient of that of the total, in float32 at least.
+        """The terms of a batch, and the gradient of the total, in float32 at least.
 
         Raises ValueError as `focal_loss` does, and for a posterior that is not `[B, Z]`.
         """
@@ -196,11 +211,14 @@ class BetaVAELoss:
             )
         mean, log_variance = _wide(mean), _wide(log_variance)
         found = _focal(_checked(logits, target, self.gamma, self.weight), target, self.weight, self.gamma)
-        reconstruction, kl = found.loss.mean(), kl_divergence(mean, log_variance).sum() / len(mean)
-        terms = LossTerms(reconstruction + self.beta * kl, reconstruction, kl, found.hit.float().mean())
+        cells = cell_count(target)
+        reconstruction, kl = found.loss.sum() / cells, kl_divergence(mean, log_variance).sum() / len(mean)
+        terms = LossTerms(
+            reconstruction + self.beta * kl, reconstruction, kl, found.hit.float().sum() / cells
+        )
         by_kl = self.beta / len(mean)
         return terms, Gradient(
-            found.direction * (found.slope / target.numel()),
+            found.direction * (found.slope / cells),
             mean * by_kl,
             torch.expm1(log_variance) * (0.5 * by_kl),
         )

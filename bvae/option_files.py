@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from bvae.config import CLASSES, LOSS_OPTIONS, OPTION_NAME, ClassWeights, LossOption
-from bvae.grid_files import printable
+from bvae.files import printable
 
 MAX_BYTES = 2**20
 MAX_TEXT = 200

@@ -20,7 +20,7 @@ from bvae.config import (
     TrainingConfig,
     select_options,
 )
-from bvae.grid_files import printable
+from bvae.files import printable
 from bvae.option_files import OptionFileError, read_options
 
 

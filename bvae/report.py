@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bvae.comparison import Comparison, OptionSummary, Spread
 from bvae.config import AccuracyBand
-from bvae.grid_files import printable
+from bvae.files import printable
 from bvae.markup import Cell, code, disclosure, heading, listing, paragraph, picture_file, section, table
 from bvae.recipe import recipe
 from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows

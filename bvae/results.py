@@ -20,7 +20,7 @@ import msgspec
 
 from bvae import EvidenceWarning
 from bvae.config import read_json
-from bvae.grid_files import printable
+from bvae.files import printable
 from bvae.metrics import Evaluation
 from bvae.records import Divergence, EpochRecord
 from bvae.session import Session

@@ -21,7 +21,7 @@ from bvae.beta_vae import option_weights
 from bvae.by_hand import updates_of
 from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from bvae.config import RunConfig
-from bvae.corpus import Corpus, RowSubset
+from bvae.corpus import Corpus, LazyGrids
 from bvae.device import keep_freed_memory, reproducible
 from bvae.evaluation import evaluate
 from bvae.events import CheckpointSaved, EpochEnded, Event, Listener, Stepped
@@ -145,9 +145,9 @@ class Trainer:
         for i in range(done, min(self.steps_per_epoch, last - self.epoch * self.steps_per_epoch)):
             stop = (i + 1) * self.batch_size
             rows = order[stop - self.batch_size : stop]
-            if isinstance(train, RowSubset) and stop > ahead:
+            if isinstance(train, LazyGrids) and stop > ahead:
                 start, ahead = max(ahead, stop - len(rows)), windows[bisect.bisect_left(windows, stop)]
-                train.will_need(order[start:ahead])
+                train.prefetch(order[start:ahead])
             means = self._step(rows)
             if means is None:
                 return

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bvae.corpus import CorpusError, load_corpus
-from bvae.grid_files import printable
+from bvae.files import printable
 
 MAX_SECONDS = 2.0
 MAX_GROWTH = 500 * 10**6

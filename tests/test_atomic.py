@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvae.atomic import KINDS, AtomicGrids, generate
+from bvae.corpus.atomic import KINDS, AtomicGrids, generate
 
 pytestmark = pytest.mark.unit
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bvae import corpus as corpora
-from bvae.corpus import Corpus, CorpusError, Grids, RowSubset, load_corpus
-from bvae.grid_files import walk
+from bvae.corpus import Corpus, CorpusError, Grids, LazyGrids, load_corpus
+from bvae.corpus.array_files import walk
 
 pytestmark = pytest.mark.unit
 
@@ -319,8 +319,8 @@ def lazy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, npt.NDArray[
 
 def test_a_large_split_is_padded_on_access(lazy: tuple[Corpus, npt.NDArray[np.uint8]]) -> None:
     corpus, grids = lazy
-    assert isinstance(corpus.train, RowSubset)
-    assert isinstance(corpus.val, RowSubset)
+    assert isinstance(corpus.train, LazyGrids)
+    assert isinstance(corpus.val, LazyGrids)
     assert corpus.train.shape == grids.shape
     assert len(corpus.train) == len(grids)
 
@@ -372,7 +372,7 @@ def test_a_large_file_is_read_once_to_check_count_and_fingerprint_it(
 
     monkeypatch.setattr(corpora, "walk", walk_and_tell)
     monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(RowSubset, "__getitem__", refuse)
+    monkeypatch.setattr(LazyGrids, "__getitem__", refuse)
     load_corpus(str(path), 8)
     assert seen == [*range(20_000)]
 
@@ -385,7 +385,7 @@ def test_a_corpus_is_the_same_in_memory_and_on_access(written: Callable[[Array],
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(corpora, "IN_MEMORY_BYTES", 0)
         lazy = load_corpus(path, 8)
-    assert (type(eager.val), type(lazy.val)) == (np.ndarray, RowSubset)
+    assert (type(eager.val), type(lazy.val)) == (np.ndarray, LazyGrids)
     for split in ("train", "val"):
         np.testing.assert_array_equal(getattr(lazy, split)[:], getattr(eager, split))
     assert lazy.fingerprint == eager.fingerprint

@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bvae.grid_files import CorpusError, StoredGrids, printable, read_grids, walk
+from bvae.corpus.array_files import CorpusError, StoredGrids, read_grids, walk
+from bvae.files import printable
 
 pytestmark = pytest.mark.unit
 

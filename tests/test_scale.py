@@ -22,7 +22,7 @@ from lab import wait_for
 from bvae import corpus as corpora
 from bvae import evaluation, schedule
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
-from bvae.corpus import Corpus, RowSubset, load_corpus
+from bvae.corpus import Corpus, LazyGrids, load_corpus
 from bvae.schedule import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
 from bvae.trainer import Trainer
 
@@ -96,7 +96,7 @@ def test_a_memory_map_trains_to_the_same_bits_as_the_same_grids_in_memory(
     in_memory = trained(load_corpus(str(path)), tmp_path / "in_memory")
     monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
     corpus = load_corpus(str(path))
-    assert isinstance(corpus.train, RowSubset)
+    assert isinstance(corpus.train, LazyGrids)
     mapped = trained(corpus, tmp_path / "mapped")
     for name, values in in_memory.items():
         np.testing.assert_array_equal(mapped[name], values)
@@ -143,7 +143,7 @@ def test_of_a_file_is_read_what_is_about_to_be_taken_and_nothing_around_it(tmp_p
     # There are 16 grids a page, and the last ends in the page after it, as the first begins behind a header.
     wanted[2**11 : 2**11 + part] = wanted[2**12 - part :] = True
     odd = np.arange(1, 2**16, 2, np.uint32)
-    RowSubset(stored, odd, 16).will_need(np.array([2**14, 2**15 - 1]))
+    LazyGrids(stored, odd, 16).prefetch(np.array([2**14, 2**15 - 1]))
     wait_for(lambda: bool(resident(stored, path)[wanted].all()))
     assert not resident(stored, path)[~wanted].any()
     assert not stored[2**14].any()
@@ -162,14 +162,14 @@ def test_a_window_is_read_before_its_first_grid_is_taken(
     corpus = load_corpus(str(tmp_path / "grids.npy"))
     trainer = trainer_of(corpus, tmp_path)
     trainer.fit(begin)
-    read, take = [np.array([], np.int64)], RowSubset.__getitem__
+    read, take = [np.array([], np.int64)], LazyGrids.__getitem__
 
-    def take_what_was_read(grids: RowSubset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    def take_what_was_read(grids: LazyGrids, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
         assert np.isin(rows, np.concatenate(read)).all()
         return take(grids, rows)
 
-    monkeypatch.setattr(RowSubset, "will_need", lambda _, positions: read.append(positions))
-    monkeypatch.setattr(RowSubset, "__getitem__", take_what_was_read)
+    monkeypatch.setattr(LazyGrids, "prefetch", lambda _, positions: read.append(positions))
+    monkeypatch.setattr(LazyGrids, "__getitem__", take_what_was_read)
     trainer.fit(7)
     assert trainer.progress.step == 7
     order, edges = (epoch_order(0, 0, len(corpus.train)), window_edges(len(corpus.train), cells=256))
@@ -182,14 +182,14 @@ def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
     np.save(tmp_path / "grids.npy", load_corpus("atomic:160").train[:])
     corpus = load_corpus(str(tmp_path / "grids.npy"))
-    read, taken, take = [slice(0)], [], RowSubset.__getitem__
+    read, taken, take = [slice(0)], [], LazyGrids.__getitem__
 
-    def take_what_was_read(grids: RowSubset, rows: slice) -> npt.NDArray[np.uint8]:
+    def take_what_was_read(grids: LazyGrids, rows: slice) -> npt.NDArray[np.uint8]:
         taken.append((rows, read[-1]))
         return take(grids, rows)
 
-    monkeypatch.setattr(RowSubset, "will_need", lambda _, rows: read.append(rows))
-    monkeypatch.setattr(RowSubset, "__getitem__", take_what_was_read)
+    monkeypatch.setattr(LazyGrids, "prefetch", lambda _, rows: read.append(rows))
+    monkeypatch.setattr(LazyGrids, "__getitem__", take_what_was_read)
     trainer = trainer_of(corpus, tmp_path)
     evaluation.evaluate(trainer.model, corpus.val, trainer.loss)
     n, (_, *taken) = len(corpus.val), taken  # the first is looked at for its size

@@ -27,6 +27,9 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
+from bvae.config import OUTSIDE
+from bvae.files import printable
+
 MAX_GRIDS = 2**25
 MAX_NPZ_BYTES = 256 * 2**20
 BLOCK_BYTES = 2**20
@@ -87,22 +90,18 @@ class _BoundedReads(io.BufferedReader):
         return super().read(size)
 
 
-def printable(text: str) -> str:
-    r"""Escape what would break or restyle a line (`\n`, `\x1b`, `\u202e`, …); keep everything else."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
 def _brief(text: str) -> str:
     """Escape and cut short what a file brings into a message."""
     return printable(text if len(text) <= 80 else text[:80] + "…")
 
 
-def read_grids(path: str | os.PathLike[str], grid_size: int) -> StoredGrids:
+def read_grids(path: str | os.PathLike[str], grid_size: int, padding_value: int | None = None) -> StoredGrids:
     """Read the grids of a `.npy` (a read-only memory map) or `.npz` (uint8 arrays) file.
 
     An `.npz` gives `train` and, if present, `val`, or its only array as `train`; all else in it is left
     untouched. Grids hold integers and have at most `grid_size` rows and columns. The values of an `.npz` are
-    0–9; those of a `.npy` are not looked at before `walk` does. Raises CorpusError.
+    0–9, or `OUTSIDE` where the file has the padding value; those of a `.npy` are not looked at before `walk`
+    does. Raises CorpusError.
     """
     try:
         if not Path(path).is_file():
@@ -112,7 +111,7 @@ def read_grids(path: str | os.PathLike[str], grid_size: int) -> StoredGrids:
             if start.startswith(npy_format.MAGIC_PREFIX):
                 return StoredGrids(_map_npy(file, _parse_header(start, "array"), grid_size))
             if start.startswith(b"PK"):
-                return _read_npz(file, grid_size)
+                return _read_npz(file, grid_size, padding_value)
         raise CorpusError("is not an array file; expected .npy or .npz, as numpy.save or numpy.savez writes")
     except CorpusError as error:
         raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
@@ -120,11 +119,20 @@ def read_grids(path: str | os.PathLike[str], grid_size: int) -> StoredGrids:
         raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
 
 
-def walk(grids: Integers, rows: int) -> Iterator[tuple[slice, Integers]]:
-    """Give blocks of so many grids `[N, H, W]`, checked. Raises CorpusError at a value other than 0–9."""
+def walk(grids: Integers, rows: int, padding_value: int | None = None) -> Iterator[tuple[slice, Integers]]:
+    """Give blocks of so many grids `[N, H, W]`, checked.
+
+    Raises:
+        CorpusError: at a value that is neither 0–9 nor the padding value, and for a grid without cells.
+    """
     for start in range(0, len(grids), rows):
         block = grids[start : start + rows]
-        _check_values(block, "array", grids.shape, "C", start * math.prod(grids.shape[1:]))
+        _check_values(block, "array", grids.shape, "C", start * math.prod(grids.shape[1:]), padding_value)
+        if padding_value is not None:
+            is_empty = (block == padding_value).all((1, 2))
+            if is_empty.any():
+                position = start + int(is_empty.argmax())
+                raise CorpusError(f"grid {position} is all padding ({padding_value}); expected cells")
         yield slice(start, start + len(block)), block
 
 
@@ -135,7 +143,7 @@ def _map_npy(file: io.BufferedReader, header: _Header, grid_size: int) -> Intege
     return np.memmap(file, dtype=dtype, mode="r", offset=length, shape=shape, order=order)
 
 
-def _read_npz(file: io.BufferedReader, grid_size: int) -> StoredGrids:
+def _read_npz(file: io.BufferedReader, grid_size: int, padding_value: int | None) -> StoredGrids:
     """Read the arrays of an open `.npz` file that make a corpus."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -145,7 +153,9 @@ def _read_npz(file: io.BufferedReader, grid_size: int) -> StoredGrids:
                 raise CorpusError(
                     f"unpacks to more than {limit} MiB; save uint8, or .npy, which has no such limit"
                 )
-            return StoredGrids(*(_read_member(archive, member, grid_size) for member in members))
+            return StoredGrids(
+                *(_read_member(archive, member, grid_size, padding_value) for member in members)
+            )
     except CorpusError:
         raise
     except ARCHIVE_ERRORS as error:
@@ -170,7 +180,9 @@ def _choose_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
     raise CorpusError(f"holds {len(arrays)} arrays ({names}) but none named train")
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, grid_size: int) -> npt.NDArray[np.uint8]:
+def _read_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, grid_size: int, padding_value: int | None
+) -> npt.NDArray[np.uint8]:
     """Decompress one array a block at a time, narrowing it to uint8 as it arrives."""
     name = _brief(member.filename.removesuffix(".npy"))
     if member.flag_bits & 1:
@@ -191,8 +203,11 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, grid_size: i
             if len(block) % header.dtype.itemsize:
                 break
             values = np.frombuffer(block, header.dtype)
-            _check_values(values, name, header.shape, header.order, len(cells))
-            cells += values.astype(np.uint8).tobytes()
+            _check_values(values, name, header.shape, header.order, len(cells), padding_value)
+            narrow = values.astype(np.uint8)
+            if padding_value is not None:
+                narrow[values == padding_value] = OUTSIDE
+            cells += narrow.tobytes()
     if len(cells) != math.prod(header.shape):
         raise CorpusError(f"{name} is cut short")
     return np.frombuffer(cells, np.uint8).reshape(header.shape, order=header.order)
@@ -244,11 +259,31 @@ def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int)
 
 
 def _check_values(
-    values: Integers, name: str, shape: tuple[int, ...], order: Literal["C", "F"], first: int
+    values: Integers,
+    name: str,
+    shape: tuple[int, ...],
+    order: Literal["C", "F"],
+    first: int,
+    padding_value: int | None,
 ) -> None:
-    """Refuse values outside 0–9; `first` is the position of `values` in an array walked in this order."""
+    """Refuse values that are neither 0–9 nor the padding value.
+
+    `first` is the position of `values` in an array walked in this order.
+    """
     if values.max() <= 9 and values.min() >= 0:
         return
-    position = int(np.argmax((values < 0) | (values > 9)))
+    wrong = (values < 0) | (values > 9)
+    if padding_value is not None:
+        wrong &= values != padding_value
+        if not wrong.any():
+            return
+    position = int(np.argmax(wrong))
     index = ", ".join(str(int(i)) for i in np.unravel_index(first + position, shape, order))
-    raise CorpusError(f"{name}[{index}] is {values.flat[position]}; cells are the classes 0–9")
+    value = values.flat[position]
+    if padding_value is None:
+        expected = (
+            f"cells are the classes 0–9; if {value} marks what is outside a grid, add --padding-value={value}"
+        )
+    else:
+        expected = f"cells are the classes 0–9, or {padding_value} outside a grid"
+    raise CorpusError(f"{name}[{index}] is {value}; {expected}")

@@ -1,0 +1,181 @@
+"""Corpora of categorical grids: real ones, procedural ones, and those of a file.
+
+A grid has the size it has. In arrays `[N, S, S]` what lies between it and the square carries `OUTSIDE`: there
+are no cells, so no loss, no metric and no class count knows of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bvae.config import CLASSES, OUTSIDE
+from bvae.corpus import arc, atomic, objects
+from bvae.corpus.array_files import CorpusError, read_grids
+from bvae.corpus.lazy_grids import Grids, LazyGrids
+from bvae.corpus.splits import Source, hold_out, named, split
+from bvae.files import printable
+
+__all__ = ["CLASSES", "OUTSIDE", "Corpus", "CorpusError", "Grids", "LazyGrids", "load_corpus"]
+
+GRID_SIZES = range(4, 65, 4)
+COUNTS = range(20, 1_000_001)
+DEFAULT_COUNT = 20_000
+GENERATED_SIZE = 16
+"""The side of the grids of `objects` and `atomic`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Corpus:
+    """Training and validation grids, with what is known about them.
+
+    Attributes:
+        name, spec: what it is called, and what it was loaded by.
+        grid_size: S, the side of the square that every grid is stored in.
+        train, val: uint8 `[N, S, S]` of classes 0–9 (class 0 is the background) and `OUTSIDE`: arrays, or
+            read lazily where they are large.
+        fingerprint: the SHA-256 (hex) of the grid size and, for both splits, the number of grids and the
+            SHA-256 of the contents, whatever the name or the path.
+        class_counts: cells of each class in the training split.
+        background_rate: fraction of background cells in the validation split.
+        has_outside: whether a grid is smaller than the square.
+        duplicates: training grids that were removed because they also validate.
+        duplicates_sampled: whether only a sample was searched for them, as of a memory-mapped file.
+    """
+
+    name: str
+    spec: str
+    grid_size: int
+    train: Grids
+    val: Grids
+    fingerprint: str
+    class_counts: tuple[int, ...]
+    background_rate: float
+    has_outside: bool
+    duplicates: int
+    duplicates_sampled: bool
+
+    def weight_ratio(self, method: str) -> float:
+        """Return the largest class weight over the smallest for "none", "inverse" or "sqrt_inverse"."""
+        present = [count for count in self.class_counts if count]
+        imbalance = max(present) / min(present)
+        ratios = {"none": 1.0, "inverse": imbalance, "sqrt_inverse": math.sqrt(imbalance)}
+        if method not in ratios:
+            raise ValueError(f"unknown class weights {method!r}; expected one of {', '.join(ratios)}")
+        return ratios[method]
+
+    def packed(self) -> dict[str, Any] | None:
+        """All of it as numbers, text and bytes, for another process; None where it is read lazily."""
+        if isinstance(self.train, LazyGrids) or isinstance(self.val, LazyGrids):
+            return None
+        return vars(self) | {"train": self.train.tobytes(), "val": self.val.tobytes()}
+
+    @classmethod
+    def unpacked(cls, packed: Mapping[str, Any]) -> Corpus:
+        """What another process of this session has loaded and `packed`."""
+        shape = (-1, packed["grid_size"], packed["grid_size"])
+        grids = {
+            name: np.frombuffer(bytearray(packed[name]), np.uint8).reshape(shape) for name in ("train", "val")
+        }
+        return cls(**{**packed, **grids})
+
+    def showcase(self, count: int = 10) -> npt.NDArray[np.uint8]:
+        """Draw up to `count` distinct training grids `[K, S, S]`, seeded by the fingerprint alone."""
+        rng = np.random.default_rng(int(self.fingerprint, 16))
+        order = rng.permutation(np.arange(len(self.train), dtype=np.uint32))
+        distinct: dict[bytes, npt.NDArray[np.uint8]] = {}
+        for start in range(0, len(order), 1024):
+            for grid in self.train[order[start : start + 1024]]:
+                distinct.setdefault(grid.tobytes(), grid)
+                if len(distinct) == count:
+                    return np.stack(list(distinct.values()))
+        return np.stack(list(distinct.values()))
+
+
+def load_corpus(spec: str, grid_size: int = 16, *, padding_value: int | None = None) -> Corpus:
+    """Load a corpus of grids of at most `grid_size` rows and columns.
+
+    A training grid that also validates is removed from training; see `Corpus.duplicates`.
+
+    Args:
+        spec: "objects" or "objects:N" (N training grids of real ARC objects), "arc" (the public ARC-AGI-2
+            grids), "atomic" or "atomic:N" (N procedural grids), or the path of a `.npz` (with `train`,
+            optionally `val`; a `test` is left untouched; or a single array) or `.npy` file of integers 0–9
+            `[N, H, W]`. Without a validation split of its own, a seeded tenth is held out.
+        grid_size: a multiple of 4 from 4 to 64.
+        padding_value: the integer that marks cells outside a grid in a file, not one of 0–9.
+
+    Raises:
+        CorpusError: for a corpus that is not there, not readable, or nothing to learn from.
+    """
+    if grid_size not in GRID_SIZES:
+        raise CorpusError(f"grid size {grid_size} is not supported; expected a multiple of 4 from 4 to 64")
+    if padding_value is not None and 0 <= padding_value < CLASSES:
+        raise CorpusError(
+            f"padding value {padding_value} is a class; expected an integer other than 0–9, such as 10 or -1"
+        )
+    name, sources = _sources(spec, grid_size, padding_value)
+    try:
+        return Corpus(name=name, spec=spec, grid_size=grid_size, **vars(split(sources, grid_size)))
+    except CorpusError as error:
+        raise CorpusError(f"{printable(spec)}: {error}") from None
+
+
+def _sources(spec: str, grid_size: int, padding_value: int | None) -> tuple[str, list[Source]]:
+    kind = spec.partition(":")[0]
+    if kind in ("arc", "objects", "atomic") and padding_value is not None:
+        raise CorpusError(f"padding value {padding_value} belongs to a file, and {spec} is built in")
+    if spec == "arc":
+        return spec, named(*arc.load(grid_size), OUTSIDE)
+    if kind == "objects":
+        count = _generated_count(spec, grid_size)
+        return f"objects:{count}", named(*objects.load(count))
+    if kind == "atomic":
+        count = _generated_count(spec, grid_size)
+        return f"atomic:{count}", hold_out(atomic.generate(count).grids)
+    return printable(Path(spec).name), _file_sources(spec, grid_size, padding_value)
+
+
+def _file_sources(path: str, grid_size: int, padding_value: int | None) -> list[Source]:
+    """Open a `.npy` or `.npz` file."""
+    if _is_missing(path):
+        built_in = f"objects, arc or atomic; objects:N or atomic:N with N of {COUNTS[0]} or more"
+        raise CorpusError(
+            f"'{printable(path)}' is neither a built-in corpus ({built_in}) nor an existing file"
+        )
+    train, val = read_grids(path, grid_size, padding_value)
+    # The members of an .npz have been converted; a .npy is converted when grids are taken.
+    marker = OUTSIDE if padding_value is not None and not isinstance(train, np.memmap) else padding_value
+    if val is not None:
+        return named(train, val, marker)
+    if len(train) < 3:
+        raise CorpusError(f"{printable(path)}: has {len(train)} grids; expected 3 or more, to hold out 2")
+    return hold_out(train, marker)
+
+
+def _is_missing(path: str) -> bool:
+    try:
+        return not (path and Path(path).exists())
+    except OSError:
+        return False  # It is there or may be; reading it tells what is wrong.
+
+
+def _generated_count(spec: str, grid_size: int) -> int:
+    """Read N of "objects:N" or "atomic:N"."""
+    if grid_size < GENERATED_SIZE:
+        size = f"{GENERATED_SIZE}×{GENERATED_SIZE}"
+        raise CorpusError(f"{printable(spec)}: grids of {size} do not fit the grid size {grid_size}")
+    kind, colon, digits = spec.partition(":")
+    if not colon:
+        return DEFAULT_COUNT
+    if not re.fullmatch("[0-9]{1,12}", digits) or int(digits) not in COUNTS:
+        limits = f"{COUNTS[0]} to {COUNTS[-1]}"
+        raise CorpusError(f"{printable(spec)}: expected {kind}:N with N from {limits}, enough for two splits")
+    return int(digits)

@@ -1,0 +1,153 @@
+"""From stored grids to a training and a validation split: held out, without duplicates, counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from bvae.config import CLASSES
+from bvae.corpus.array_files import CorpusError, Integers, walk
+from bvae.corpus.lazy_grids import Grids, LazyGrids, pad
+
+SPLIT_SEED = 0
+# Corpora that are larger once padded are padded on access, and their splits are an index and not a copy.
+IN_MEMORY_BYTES = 64 * 2**20
+BLOCK_BYTES = 2**20
+SAMPLED_GRIDS = 20_000
+"""How many grids of each split of a memory-mapped file are compared to find those that both have."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Stored grids that become a training split, a validation split or both.
+
+    Attributes:
+        grids: integers `[N, H, W]`, perhaps memory-mapped.
+        held_out: `[N]`, which of them validate.
+        padding_value: what cells outside a grid are stored as, None where a grid fills its `[H, W]`.
+    """
+
+    grids: Integers
+    held_out: npt.NDArray[np.bool_]
+    padding_value: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Splits:
+    """Both splits and what is known of them; see `bvae.corpus.Corpus`."""
+
+    train: Grids
+    val: Grids
+    fingerprint: str
+    class_counts: tuple[int, ...]
+    background_rate: float
+    has_outside: bool
+    duplicates: int
+    duplicates_sampled: bool
+
+
+def named(train: Integers, val: Integers, padding_value: int | None = None) -> list[Source]:
+    """Return the sources of two splits that are stored apart."""
+    return [
+        Source(train, np.zeros(len(train), np.bool_), padding_value),
+        Source(val, np.ones(len(val), np.bool_), padding_value),
+    ]
+
+
+def hold_out(stored: Integers, padding_value: int | None = None) -> list[Source]:
+    """Choose a seeded tenth of stored grids, at least 2, for validation."""
+    held_out = np.zeros(len(stored), np.bool_)
+    held_out[: max(2, len(stored) // 10)] = True
+    np.random.default_rng(SPLIT_SEED).shuffle(held_out)
+    return [Source(stored, held_out, padding_value)]
+
+
+def split(sources: Sequence[Source], grid_size: int) -> Splits:
+    """Check, count and fingerprint all grids in one walk, without training grids that also validate.
+
+    Raises:
+        CorpusError: where a grid is not one, and where nothing can be learned from a split.
+    """
+    first, last = sources[0], sources[-1]
+    train = _subset(first, ~first.held_out, grid_size)
+    val = _subset(last, last.held_out, grid_size)
+    if len(val) < 2:
+        need = "expected 2 or more, as the control decodes a grid from another's latent"
+        raise CorpusError(f"has {len(val)} validation grid; {need}")
+    sampled = any(isinstance(source.grids, np.memmap) for source in sources)
+    duplicates = _duplicates(train, val, SAMPLED_GRIDS if sampled else None)
+    if len(duplicates) == len(train):
+        raise CorpusError(f"all {len(train)} training grids also validate; expected some that do not")
+    is_dropped = np.zeros(len(first.grids), np.bool_)
+    is_dropped[train.rows[duplicates]] = True
+    train = _subset(first, ~first.held_out & ~is_dropped, grid_size)
+    training, validation = _Census("training"), _Census("validation")
+    for source in sources:
+        for rows, block in walk(source.grids, BLOCK_BYTES // grid_size**2, source.padding_value):
+            grids, held_out = pad(block, grid_size, source.padding_value), source.held_out[rows]
+            trains = ~held_out & ~is_dropped[rows] if source is first else ~held_out
+            training.add(grids[trains])
+            validation.add(grids[held_out])
+    counts, background = training.cells(), validation.cells()
+    in_memory = (len(train) + len(val)) * grid_size**2 <= IN_MEMORY_BYTES
+    return Splits(
+        train=train[:] if in_memory else train,
+        val=val[:] if in_memory else val,
+        fingerprint=hashlib.sha256(f"{grid_size} {training} {validation}\n".encode()).hexdigest(),
+        class_counts=tuple(counts.tolist()),
+        background_rate=float(background[0] / background.sum()),
+        has_outside=training.has_outside or validation.has_outside,
+        duplicates=len(duplicates),
+        duplicates_sampled=sampled,
+    )
+
+
+class _Census:
+    """What is known of a split once all of its grids have passed by, in their order."""
+
+    def __init__(self, role: str) -> None:
+        self.role, self.grids, self.has_outside = role, 0, False
+        self._cells, self._contents = np.zeros(CLASSES, np.int64), hashlib.sha256()
+
+    def add(self, grids: npt.NDArray[np.uint8]) -> None:
+        self._contents.update(grids.data)
+        counts = [np.count_nonzero(grids == label) for label in range(CLASSES)]
+        self._cells += counts
+        self.grids += len(grids)
+        self.has_outside = self.has_outside or bool(sum(counts) < grids.size)
+
+    def cells(self) -> npt.NDArray[np.int64]:
+        """Cells of each class. Raises CorpusError where they are of one class."""
+        if np.count_nonzero(self._cells) < 2:
+            only = int(self._cells.argmax())
+            raise CorpusError(f"every {self.role} cell is {only}; expected two or more classes")
+        return self._cells
+
+    def __str__(self) -> str:
+        return f"{self.grids} {self._contents.hexdigest()}"
+
+
+def _subset(source: Source, chosen: npt.NDArray[np.bool_], grid_size: int) -> LazyGrids:
+    rows = np.arange(len(source.grids), dtype=np.uint32)[chosen]
+    return LazyGrids(source.grids, rows, grid_size, source.padding_value)
+
+
+def _duplicates(train: LazyGrids, val: LazyGrids, sampled: int | None) -> npt.NDArray[np.int64]:
+    """Return the positions of the training grids that also validate, among up to `sampled` of each split."""
+    known = {digest for _, digest in _digests(val, sampled)}
+    found = [position for position, digest in _digests(train, sampled) if digest in known]
+    return np.array(found, np.int64)
+
+
+def _digests(grids: LazyGrids, sampled: int | None) -> Iterator[tuple[int, bytes]]:
+    """Give position and hash of every grid, or of `sampled` grids spread evenly."""
+    count = len(grids) if sampled is None else min(sampled, len(grids))
+    positions = np.linspace(0, len(grids) - 1, count).astype(np.int64)
+    for start in range(0, count, 1024):
+        block = positions[start : start + 1024]
+        for position, grid in zip(block.tolist(), grids[block], strict=True):
+            yield position, hashlib.blake2b(grid, digest_size=16).digest()
