@@ -121,13 +121,15 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Draw what the model in a checkpoint makes of grids."""
     from bvae.config import DEFAULT_MODEL
-    from bvae.corpus import load_corpus
+    from bvae.corpus import is_built_in, load_corpus
     from bvae.files import printable
     from bvae.models import load_model
     from bvae.visualization import plot_reconstructions
 
     model, config = load_model(arguments.checkpoint, arguments.model or DEFAULT_MODEL)
-    corpus = load_corpus(arguments.grids or config.corpus, config.grid_size)
+    spec = arguments.grids or config.corpus
+    padding_value = None if is_built_in(spec) else config.padding_value
+    corpus = load_corpus(spec, config.grid_size, padding_value=padding_value)
     title = f"{printable(str(arguments.checkpoint))}: grids of {corpus.name}"
     plot_reconstructions(model, corpus.showcase(), path=arguments.output, title=title)
     print(f"Wrote {printable(str(arguments.output))}")

@@ -39,6 +39,9 @@ class Scores:
     pixel_accuracy: Share | None
     foreground_iou: Share | None
     foreground_recall: Share | None
+    object_iou: Share | None
+    object_recall: Share | None
+    objects_recognised: Share | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,7 @@ class BaselineCorpus:
 class Baseline:
     """The part of a `comparison.json` that matters to a later one; other keys are skipped."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     corpus: BaselineCorpus
     grid_size: int
     training: TrainingConfig

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Literal
 
 from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
-from bvae.metrics import Evaluation, mean_and_sd
+from bvae.records import ControlledMetrics, Evaluation, MeanStd
 from bvae.results import RunResult
 from bvae.session import CorpusRecord
 from bvae.verdict import SEVERITY, Verdict, VerdictName, judge_option
 from bvae.weighting import weights_of_option
-
-
-@dataclasses.dataclass(frozen=True)
-class Spread:
-    """Mean and sample standard deviation over seeds; null where undefined."""
-
-    mean: float | None
-    sd: float | None
-
-    def __str__(self) -> str:
-        if self.mean is None:
-            return "undefined"
-        return f"{self.mean:.3f}" + (f" ± {self.sd:.3f}" if self.sd is not None else "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +28,16 @@ class RunSummary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptionSummary:
-    """One option over its seeds; accuracies, IoU and recalls are fractions, `kl` is in nats.
+    """One option over its seeds.
+
+    Accuracies, recalls and IoUs are fractions, see `bvae.records.ReconstructionMetrics`; those that begin
+    with `shuffled_` are of the control. `kl` is in nats.
 
     Attributes:
         class_weights: the name of their method, `explicit` where they were given.
         weighting: the method with its parameter, see `LossOption.weighting`.
         weight_ratio: the largest class weight over the smallest.
+        classes_learned: how many classes.
         painting_threshold: of each foreground class, see `painting_threshold`.
     """
 
@@ -55,16 +48,42 @@ class OptionSummary:
     verdict: VerdictName
     reason: str
     healthy: bool
-    pixel_accuracy: Spread
-    foreground_iou: Spread
-    foreground_recall: Spread
-    shuffled_pixel_accuracy: Spread
-    shuffled_foreground_iou: Spread
-    shuffled_foreground_recall: Spread
-    kl: Spread
-    active_units: Spread
+    pixel_accuracy: MeanStd
+    foreground_iou: MeanStd
+    foreground_recall: MeanStd
+    object_recall: MeanStd
+    minor_object_recall: MeanStd
+    object_iou: MeanStd
+    objects_recognised: MeanStd
+    shuffled_pixel_accuracy: MeanStd
+    shuffled_foreground_iou: MeanStd
+    shuffled_foreground_recall: MeanStd
+    shuffled_object_recall: MeanStd
+    shuffled_minor_object_recall: MeanStd
+    shuffled_object_iou: MeanStd
+    shuffled_objects_recognised: MeanStd
+    classes_learned: MeanStd
+    kl: MeanStd
+    active_units: MeanStd
     painting_threshold: tuple[float | None, ...]
     runs: tuple[RunSummary, ...]
+
+    @property
+    def learned(self) -> bool:
+        """Whether every seed trained stably and learned the objects, whatever the band says."""
+        return Verdict(self.verdict, self.reason).learned
+
+
+CONTROLLED = (
+    "pixel_accuracy",
+    "foreground_iou",
+    "foreground_recall",
+    "object_recall",
+    "minor_object_recall",
+    "object_iou",
+    "objects_recognised",
+)
+"""The metrics of an option that stand beside those of its shuffled control."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,11 +96,24 @@ class Gate:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ComparedCorpus(CorpusRecord):
+    """The corpus of a comparison, with what is scored on it without seeing objects.
+
+    Attributes:
+        controls: those that the verdict looks at and that need no model: `extent`.
+        references: those that stand beside the options in the table, see `bvae.evaluation.controls`.
+    """
+
+    controls: dict[str, ControlledMetrics]
+    references: dict[str, ControlledMetrics]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The content of `comparison.json`."""
 
-    schema: int = 1
-    corpus: CorpusRecord
+    schema: Literal[2] = 2
+    corpus: ComparedCorpus
     grid_size: int
     training: TrainingConfig
     band: tuple[float, float]
@@ -95,19 +127,30 @@ Outcomes = Mapping[str, Mapping[int, RunResult | str]]
 """Option → seed → the run's result, or why there is none."""
 
 
-def compare(corpus: CorpusRecord, experiment: ExperimentConfig, outcomes: Outcomes) -> Comparison:
+def compare(
+    corpus: CorpusRecord,
+    experiment: ExperimentConfig,
+    outcomes: Outcomes,
+    references: Mapping[str, ControlledMetrics] = MappingProxyType({}),
+) -> Comparison:
     """Compare the options of which a run was asked for. A run without a result counts as a failure."""
     band = experiment.band
     asked = [option for option in experiment.options if outcomes.get(option.name)]
     summaries = {
         option.name: _summary(option, outcomes[option.name], band, corpus.class_counts) for option in asked
     }
+    evaluations = [run.metrics for option in summaries.values() for run in option.runs if run.metrics]
     candidates = tuple(option.name for option in asked if option.candidate)
     passed_by = tuple(name for name in candidates if summaries[name].healthy)
-    recommended = max(passed_by, key=lambda name: _mean(summaries[name].foreground_iou), default=None)
+    learned = [name for name in candidates if summaries[name].learned]
+    recommended = max(learned, key=lambda name: _mean(summaries[name].object_iou), default=None)
     gate = Gate(candidates=candidates, passed=bool(passed_by), passed_by=passed_by)
     return Comparison(
-        corpus=corpus,
+        corpus=ComparedCorpus(
+            **vars(corpus),
+            controls={"extent": evaluations[0].extent} if evaluations else {},
+            references=dict(references),
+        ),
         grid_size=experiment.grid_size,
         training=experiment.training,
         band=(band.lo, band.hi),
@@ -146,11 +189,11 @@ def _summary(
     verdict = judge_option([Verdict(run.verdict, run.reason) for run in summaries], accuracies, band)
     weights = weights_of_option(option, counts)
 
-    def spread(name: str) -> Spread:
-        return Spread(*mean_and_sd([getattr(e, name) if e else None for e in evaluations]))
+    def over_seeds(name: str) -> MeanStd:
+        return MeanStd.of([getattr(e, name) if e else None for e in evaluations])
 
-    def shuffled(name: str) -> Spread:
-        return Spread(*mean_and_sd([getattr(e.shuffled, name) if e else None for e in evaluations]))
+    def of_control(name: str) -> MeanStd:
+        return MeanStd.of([getattr(e.shuffled, name) if e else None for e in evaluations])
 
     return OptionSummary(
         gamma=option.gamma,
@@ -160,14 +203,8 @@ def _summary(
         verdict=verdict.name,
         reason=verdict.reason,
         healthy=verdict.healthy,
-        pixel_accuracy=spread("pixel_accuracy"),
-        foreground_iou=spread("foreground_iou"),
-        foreground_recall=spread("foreground_recall"),
-        shuffled_pixel_accuracy=shuffled("pixel_accuracy"),
-        shuffled_foreground_iou=shuffled("foreground_iou"),
-        shuffled_foreground_recall=shuffled("foreground_recall"),
-        kl=spread("kl"),
-        active_units=spread("active_units"),
+        **{name: over_seeds(name) for name in (*CONTROLLED, "classes_learned", "kl", "active_units")},
+        **{f"shuffled_{name}": of_control(name) for name in CONTROLLED},
         painting_threshold=painting_threshold(counts, option),
         runs=summaries,
     )
@@ -189,30 +226,39 @@ def _run_summary(option: str, seed: int, outcome: RunResult | str) -> RunSummary
 def _recommendation(
     recommended: str | None, gate: Gate, options: Mapping[str, OptionSummary], band: AccuracyBand
 ) -> str:
+    """What to use and why, a sentence or two; where that does not open the gate, what does or why nothing."""
     if recommended is not None:
         best = options[recommended]
-        others = [name for name in gate.passed_by if name != recommended]
-        rival = f", more than {' and '.join(others)}" if others else ", the only candidate that is healthy"
-        return (
-            f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.weighting}): "
-            f"foreground IoU {best.foreground_iou}{rival}."
+        rivals = [name for name in gate.candidates if name != recommended and options[name].learned]
+        compared = "".join(f", more than the {options[name].object_iou} of {name}" for name in rivals) or (
+            ", the only candidate that learned the objects" if len(gate.candidates) > 1 else ""
         )
+        advice = (
+            f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.weighting}): "
+            f"object IoU {best.object_iou}, from another grid's latent {best.shuffled_object_iou}{compared}."
+        )
+        if recommended in gate.passed_by:
+            return advice
+        side = "above" if _mean(best.pixel_accuracy) > band.hi else "below"
+        opened = (
+            f"{' and '.join(gate.passed_by)} opens the gate with less object IoU"
+            if gate.passed_by
+            else "so the gate stays closed"
+        )
+        return f"{advice} Its accuracy {best.pixel_accuracy} lies {side} the band {band}; {opened}."
     if not gate.candidates:
         return "Nothing can be recommended: no run of a candidate was selected."
-    nearest = max(gate.candidates, key=lambda name: _nearness(options[name], band))
+    nearest = max(gate.candidates, key=lambda name: _nearness(options[name]))
     return (
-        f"Nothing can be recommended: no candidate is healthy. The nearest miss is {nearest} "
-        f"({options[nearest].verdict}): {options[nearest].reason}."
+        f"Nothing can be recommended: no candidate learned the objects. The nearest miss is {nearest} "
+        f"({options[nearest].verdict.replace('_', ' ')}): {options[nearest].reason}."
     )
 
 
-def _nearness(option: OptionSummary, band: AccuracyBand) -> tuple[int, float, float]:
-    """Sorts misses: the milder verdict first, then the smaller distance to the band, then the IoU."""
-    accuracy = _mean(option.pixel_accuracy)
-    learned = Verdict(option.verdict, option.reason).learned
-    severity = SEVERITY["below_band"] if learned else SEVERITY[option.verdict]  # both sides miss alike
-    return severity, -max(band.lo - accuracy, accuracy - band.hi), _mean(option.foreground_iou)
+def _nearness(option: OptionSummary) -> tuple[int, float]:
+    """Sorts misses: the milder verdict first, then the larger object IoU."""
+    return SEVERITY[option.verdict], _mean(option.object_iou)
 
 
-def _mean(spread: Spread) -> float:
-    return spread.mean if spread.mean is not None else 0.0
+def _mean(value: MeanStd) -> float:
+    return value.mean if value.mean is not None else 0.0

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -164,10 +164,10 @@ class TrainingConfig:
     """
 
     epochs: int = 5
-    beta: float = 0.012
+    beta: float = 0.002
     learning_rate: float = 1e-3
     batch_size: int = 64
-    latent_dim: int = 16
+    latent_dim: int = 32
     warmup_steps: int = 50
     max_gradient_norm: float = 1.0
     checkpoint_every: int = 1
@@ -228,6 +228,7 @@ class RunConfig:
     corpus: str
     corpus_fingerprint: str
     grid_size: int
+    padding_value: int | None
     training: TrainingConfig
 
     @property
@@ -238,10 +239,15 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """A comparison of loss options: every option with every seed, on one corpus."""
+    """A comparison of loss options: every option with every seed, on one corpus.
 
-    corpus: str = "arc"
+    Attributes:
+        corpus, grid_size, padding_value: see `bvae.corpus.load_corpus`.
+    """
+
+    corpus: str = "objects"
     grid_size: int = 16
+    padding_value: int | None = None
     options: tuple[LossOption, ...] = tuple(LOSS_OPTIONS.values())
     seeds: int = 3
     band: AccuracyBand = AccuracyBand()
@@ -263,6 +269,7 @@ class ExperimentConfig:
             corpus=self.corpus,
             corpus_fingerprint=corpus_fingerprint,
             grid_size=self.grid_size,
+            padding_value=self.padding_value,
             training=self.training,
         )
 
@@ -286,7 +293,25 @@ def from_json(data: bytes | str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if (schema := _other_schema(data, kind)) is not None:
+            raise ValueError(schema) from error
         raise ValueError(f"not the JSON of a {kind.__name__}: {error}") from error
+
+
+class _Versioned(msgspec.Struct):
+    schema: int
+
+
+def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
+    """What is wrong with JSON that another version of bvae wrote, None for other faults."""
+    expected = get_args(get_type_hints(kind).get("schema"))
+    try:
+        found = msgspec.json.decode(data, type=_Versioned).schema
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not expected or found in expected:
+        return None
+    return f"written by another version of bvae (schema {found}, expected {expected[0]}); run it again"
 
 
 def differences(ours: Any, theirs: Any) -> list[str]:

@@ -7,13 +7,16 @@ comparison/
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from bvae.baseline import Baseline
 from bvae.comparison import Comparison, compare
 from bvae.config import read_json, to_json
 from bvae.corpus import Corpus
 from bvae.files import make_folder, write_whole
+from bvae.records import ControlledMetrics
 from bvae.regression import compare_with
 from bvae.results import RunResult, read_result
 from bvae.session import Session
@@ -37,9 +40,13 @@ def found_outcomes(session: Session) -> RunOutcomes:
     return outcomes
 
 
-def compare_outcomes(session: Session, outcomes: RunOutcomes) -> Comparison:
+def compare_outcomes(
+    session: Session,
+    outcomes: RunOutcomes,
+    references: Mapping[str, ControlledMetrics] = MappingProxyType({}),
+) -> Comparison:
     """Compare the runs of a session, and write nothing."""
-    return compare(session.record.corpus, session.record.config, outcomes)
+    return compare(session.record.corpus, session.record.config, outcomes, references)
 
 
 def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
@@ -56,9 +63,11 @@ def write_comparison(
     session: Session, corpus: Corpus, outcomes: RunOutcomes, baseline: Baseline | None = None
 ) -> Comparison:
     """Compare the runs and write the rest of the folder. Raises StorageError."""
+    from bvae.evaluation.controls import references
     from bvae.gallery import draw_curves, draw_reconstructions
 
-    comparison = compare_outcomes(session, outcomes)
+    known = references(corpus, session.record.config.training.latent_dim)
+    comparison = compare_outcomes(session, outcomes, known)
     differences = compare_with(baseline, comparison)
     folder = comparison_folder(session)
     make_folder(folder)

@@ -21,16 +21,16 @@ from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.curves import plot_curves
 from bvae.device import reproducible
+from bvae.evaluation.measure import evaluating
 from bvae.events import CheckpointSaved, EpochEnded, Event
 from bvae.files import write_whole
-from bvae.metrics import Evaluation
 from bvae.models import load_model, newest_model, reconstruct
+from bvae.records import Evaluation
 from bvae.results import FILMSTRIP, RunResult, checkpoints, picture_of, read_history
 from bvae.session import Session
 from bvae.trainer import run_loss
 from bvae.visualization import (
     MAX_CHECKPOINTS,
-    evaluating,
     plot_comparison,
     plot_filmstrip,
     plot_reconstructions,
@@ -122,9 +122,14 @@ class Gallery:
             title += (
                 f"\nValidation: accuracy {self.last.pixel_accuracy:.1%} "
                 f"(all background {self.last.background_rate:.1%}), "
-                f"foreground IoU {self.last.foreground_iou:.1%}, loss {self.last.loss:.3f}"
+                f"object IoU {_share(self.last.object_iou)} (from another grid's latent "
+                f"{_share(self.last.shuffled.object_iou)}), loss {self.last.loss:.3f}"
             )
         return title
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.1%}"
 
 
 def draw_run_curves(session: Session, result: RunResult) -> bytes:

@@ -92,7 +92,12 @@ class Laboratory:
             if training.model != DEFAULT_MODEL:
                 from bvae.models import check_model  # imports PyTorch
 
-                check_model(training.model, grid_size=experiment.grid_size, latent_dim=training.latent_dim)
+                check_model(
+                    training.model,
+                    grid_size=experiment.grid_size,
+                    latent_dim=training.latent_dim,
+                    has_outside=corpus.has_outside,
+                )
             if baseline is not None:
                 laboratory.baseline = comparable_baseline(Path(baseline), experiment, corpus)
         except (ValueError, CorpusError) as error:
@@ -162,7 +167,8 @@ class Laboratory:
     @cached_property
     def corpus(self) -> Corpus:
         """The grids, loaded once a process. Raises CorpusError, also where they changed since the start."""
-        corpus = load_corpus(self.experiment.corpus, self.experiment.grid_size)
+        asked = self.experiment
+        corpus = load_corpus(asked.corpus, asked.grid_size, padding_value=asked.padding_value)
         if self._session is not None and corpus.fingerprint != self._session.record.corpus.fingerprint:
             raise CorpusError(f"{corpus.name} changed while it was in use; start again")
         return corpus

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from PIL import Image
 
+Cell = tuple[str, str]
+
 
 def paragraph(text: str, style: str = "") -> str:
     """A paragraph, with a class of style where one is named."""
@@ -45,12 +47,11 @@ def code(text: str, label: str) -> str:
     )
 
 
-Cell = tuple[str, str]
-"""A text and, in small letters under it, another."""
-
-
 def table(label: str, head: Sequence[Cell], rows: Sequence[Sequence[Cell]], chosen: int | None = None) -> str:
-    """A table with a heading to each column and row, the chosen row marked; it scrolls by itself."""
+    """A table with a heading to each column and row, the chosen row marked; it scrolls by itself.
+
+    A cell is a text and, in small letters under it, another.
+    """
     columns = "".join(f'<th scope="col">{_cell(cell)}</th>' for cell in head)
     body = "".join(
         f'<tr{" class=bvae-chosen" if number == chosen else ""}><th scope="row">{_cell(first)}</th>'

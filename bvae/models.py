@@ -26,7 +26,7 @@ from torch import nn
 from bvae import EvidenceWarning
 from bvae.beta_vae import GridModel
 from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
-from bvae.config import CLASSES, DEFAULT_MODEL, RunConfig
+from bvae.config import CLASSES, DEFAULT_MODEL, OUTSIDE, RunConfig
 from bvae.records import Progress
 from bvae.results import checkpoints
 
@@ -64,12 +64,18 @@ def build_model(name: str, *, grid_size: int, latent_dim: int) -> GridModel:
     return cast(GridModel, model)
 
 
-def check_model(name: str, *, grid_size: int, latent_dim: int) -> None:
-    """Try a model on two grids. Raises ModelError that says which method did what instead."""
+def check_model(name: str, *, grid_size: int, latent_dim: int, has_outside: bool = False) -> None:
+    """Try a model on two grids, with cells outside where the corpus has such.
+
+    Raises:
+        ModelError: that says which method did what instead.
+    """
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             model = build_model(name, grid_size=grid_size, latent_dim=latent_dim).eval()
             grids = torch.zeros(2, grid_size, grid_size, dtype=torch.uint8)
+            if has_outside:
+                grids[1, :, grid_size // 2 :] = OUTSIDE
             mean, log_variance = model.encode(grids)
             latent = mean.clone()
             latent[-1] += 1
@@ -77,7 +83,12 @@ def check_model(name: str, *, grid_size: int, latent_dim: int) -> None:
     except ModelError:
         raise
     except Exception as error:  # the factory and the methods are somebody else's code
-        raise ModelError(f"model {name!r} failed on two grids: {type(error).__name__}: {error}") from error
+        advice = (
+            f" ({OUTSIDE} marks what is outside a grid; see bvae.beta_vae.one_hot)" if has_outside else ""
+        )
+        raise ModelError(
+            f"model {name!r} failed on two grids{advice}: {type(error).__name__}: {error}"
+        ) from error
     expected = {
         "the posterior mean of encode": (mean, (2, latent_dim)),
         "the log variance of encode": (log_variance, (2, latent_dim)),

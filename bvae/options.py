@@ -62,16 +62,24 @@ FLAGS = (
         "corpus",
         _EXPERIMENT.corpus,
         "CORPUS",
-        "What to train on: arc (real ARC-AGI-2 grids), atomic[:N] (N procedural grids), or the path of a "
-        ".npz or .npy file, given as --corpus=PATH. Default: {default}",
+        "What to train on: objects[:N] (N grids of real ARC objects), arc (whole ARC-AGI-2 grids), "
+        "atomic[:N] (N procedural grids), or the path of a .npz or .npy file, given as --corpus=PATH. "
+        "Default: {default}",
         takes_path=True,
-        words=r"arc|atomic(:\d+)?",
+        words=r"arc|(objects|atomic)(:\d+)?",
     ),
     Flag(
         "grid-size",
         str(_EXPERIMENT.grid_size),
         "S",
-        "Grids are S×S cells, smaller ones padded with background; a multiple of 4. Default: {default}",
+        "Grids have up to S×S cells; a multiple of 4. Default: {default}",
+    ),
+    Flag(
+        "padding-value",
+        "",
+        "V",
+        "What marks cells outside a grid in a file, such as 10 or -1. They count for nothing: no loss, no "
+        "metric. Give a negative one as --padding-value=-1",
     ),
     Flag("epochs", str(_TRAINING.epochs), "N", "Epochs to train each run. Default: {default}"),
     Flag("seeds", str(_EXPERIMENT.seeds), "N", "Runs of each option, seeds 0 to N-1. Default: {default}"),
@@ -177,6 +185,7 @@ def parse_experiment(
     readers: dict[str, Callable[[str], Any]] = {
         "corpus": str,
         "grid_size": _whole,
+        "padding_value": _whole,
         "seeds": _whole,
         "accuracy_band": AccuracyBand.parse,
         **dict.fromkeys(("epochs", "batch_size", "latent_dim"), _whole),

@@ -22,6 +22,9 @@ def recipe(experiment: ExperimentConfig, option: LossOption, counts: Sequence[in
     training = textwrap.indent("\n".join(lines), "    ")
     numbers = ", ".join(f"{weight:.4g}" for weight in weights_of_option(option, counts).tolist())
     source, weight = _weight(option)
+    corpus = f"{experiment.corpus!r}, grid_size={experiment.grid_size}"
+    if experiment.padding_value is not None:
+        corpus += f", padding_value={experiment.padding_value}"
     return f"""\
 from bvae.beta_vae import {source}
 from bvae.config import {"LossOption, " if source == "option_weights" else ""}TrainingConfig
@@ -31,7 +34,7 @@ from bvae.losses import focal_loss
 training = TrainingConfig(
 {training}
 )
-counts = load_corpus({experiment.corpus!r}, grid_size={experiment.grid_size}).class_counts
+counts = load_corpus({corpus}).class_counts
 weight = {weight}
 # = [{numbers}]
 

@@ -9,13 +9,16 @@ from fractions import Fraction
 from typing import Literal
 
 from bvae.baseline import Baseline
-from bvae.comparison import Comparison, Spread
-from bvae.metrics import mean_and_sd
+from bvae.comparison import Comparison
+from bvae.records import MeanStd
 
 METRICS = {
     "pixel_accuracy": "accuracy",
     "foreground_iou": "foreground IoU",
     "foreground_recall": "foreground recall",
+    "object_iou": "object IoU",
+    "object_recall": "object recall",
+    "objects_recognised": "objects recognised",
 }
 """What is compared; more is better in each."""
 
@@ -44,8 +47,8 @@ class Difference:
 
     option: str
     metric: str
-    baseline: Spread
-    now: Spread
+    baseline: MeanStd
+    now: MeanStd
     mean: float | None
     interval: tuple[float, float] | None
 
@@ -85,8 +88,8 @@ def difference(
     return Difference(
         option=option,
         metric=metric,
-        baseline=Spread(*mean_and_sd(baseline)),
-        now=Spread(*mean_and_sd(now)),
+        baseline=MeanStd.of(baseline),
+        now=MeanStd.of(now),
         mean=mean_difference(old, new) if defined else None,
         interval=welch_interval(old, new) if defined and min(len(old), len(new)) > 1 else None,
     )

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from bvae.comparison import Comparison, OptionSummary, Spread
-from bvae.config import AccuracyBand
+from bvae.comparison import Comparison, OptionSummary
 from bvae.files import printable
-from bvae.markup import Cell, code, disclosure, heading, listing, paragraph, picture_file, section, table
+from bvae.markup import code, disclosure, heading, listing, paragraph, picture_file, section, table
 from bvae.recipe import recipe
+from bvae.records import Evaluation
 from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.results import read_history
 from bvae.session import Session
 from bvae.story import tell_learning, tell_trend
-from bvae.summary import describe_setting, explain_gate
-from bvae.verdict import GAIN, PAINTED, REBOUND
+from bvae.summary import Cell, describe_setting, explain_gate, table_head, table_rows
+from bvae.verdict import MEANINGS, RULES, Rule
 from bvae.why import Why, explain_why
 
 SIGNS = {True: "✔", False: "✘"}
@@ -29,10 +29,10 @@ def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bo
     parts = [
         *_outcome(comparison, gate_ran),
         _options_table(comparison),
-        *_reading(session, comparison),
-        *_recommendation(session, comparison),
         heading(3, "The same training grids under each option"),
         picture_file(folder / "reconstructions.png", "Newest checkpoint, first seed", "bvae-wide"),
+        *_reading(session, comparison),
+        *_recommendation(session, comparison),
         heading(3, "Curves"),
         picture_file(folder / "curves.png", "Losses, accuracy, foreground and KL by epoch", "bvae-wide"),
         heading(3, "Why"),
@@ -53,8 +53,8 @@ def show_gate(comparison: Comparison) -> str:
 
 def show_differences(differences: Sequence[Difference]) -> str:
     """The table of differences to the baseline."""
-    head: list[Cell] = [(text, "") for text in DIFFERENCE_HEADINGS]
-    rows: list[list[Cell]] = [[(text, "") for text in row] for row in difference_rows(differences)]
+    head = [Cell(text) for text in DIFFERENCE_HEADINGS]
+    rows = [[Cell(text) for text in row] for row in difference_rows(differences)]
     label = "Differences to the baseline"
     return section(label, table(label, head, rows) + paragraph(CAPTION))
 
@@ -70,80 +70,62 @@ def _outcome(comparison: Comparison, gate_ran: bool) -> list[str]:
 
 
 def _options_table(comparison: Comparison) -> str:
-    head = [
-        ("option", ""),
-        ("verdict", ""),
-        ("accuracy", f"band {comparison.band[0]:g} to {comparison.band[1]:g}"),
-        ("foreground IoU", "and control"),
-        ("foreground recall", "and control"),
-        ("γ", ""),
-        ("class weights", "largest : smallest"),
-        ("KL", "nats a grid"),
-        ("active units", f"of {comparison.training.latent_dim}"),
+    rows = table_rows(comparison)
+    for row, (name, option) in zip(rows, comparison.options.items(), strict=False):
+        row[0] = Cell(name, "recommended" if name == comparison.recommended else "")
+        row[1] = Cell(f"{SIGNS[option.healthy]} {row[1].text}")
+    chosen = [*comparison.options].index(comparison.recommended) if comparison.recommended else None
+    return table("Options", table_head(), rows, chosen)
+
+
+def _rules_table(comparison: Comparison) -> str:
+    """What each rule of the verdict measured, for every run; a rule that is broken carries a sign."""
+    runs = [(name, run) for name, option in comparison.options.items() for run in option.runs]
+    head = [Cell("rule"), Cell("bound"), *(Cell(name, f"seed {run.seed}") for name, run in runs)]
+    rows = [
+        [
+            Cell(rule.quantity, f"else {rule.verdict.replace('_', ' ')}"),
+            Cell(rule.requirement),
+            *(_rule_cell(rule, run.metrics) for _, run in runs),
+        ]
+        for rule in RULES
     ]
-    options = comparison.options
-    rows = [_option_row(name, option, comparison) for name, option in options.items()]
-    idle: list[Cell] = [
-        ("paint nothing", ""),
-        ("for comparison", ""),
-        (f"{comparison.corpus.background_rate:.3f}", "background rate"),
-        ("0.000", ""),
-        ("0.000", ""),
-        *[("", "")] * 4,
-    ]
-    chosen = [*options].index(comparison.recommended) if comparison.recommended else None
-    return table("Options", head, [*rows, idle], chosen)
+    return table("Rules of the verdict", head, rows)
 
 
-def _option_row(name: str, option: OptionSummary, comparison: Comparison) -> list[Cell]:
-    return [
-        (name, "recommended" if name == comparison.recommended else ""),
-        (f"{SIGNS[option.healthy]} {option.verdict.replace('_', ' ')}", ""),
-        (str(option.pixel_accuracy), ""),
-        (str(option.foreground_iou), f"control {option.shuffled_foreground_iou}"),
-        (str(option.foreground_recall), f"control {option.shuffled_foreground_recall}"),
-        (f"{option.gamma:g}", ""),
-        (option.weighting, f"{option.weight_ratio:,.1f} : 1"),
-        (_short(option.kl), ""),
-        (_short(option.active_units), ""),
-    ]
-
-
-def _short(spread: Spread) -> str:
-    if spread.mean is None:
-        return "undefined"
-    return f"{spread.mean:.3g}" + (f" ± {spread.sd:.2g}" if spread.sd is not None else "")
+def _rule_cell(rule: Rule, metrics: Evaluation | None) -> Cell:
+    value = None if metrics is None else rule.measure(metrics)
+    if metrics is None or value is None:
+        return Cell("undefined")
+    return Cell(f"{value:.3f}", SIGNS[False] if rule.is_broken(metrics) else "")
 
 
 def _reading(session: Session, comparison: Comparison) -> list[str]:
     """How to read the table, what the verdicts mean, and what all this rests on."""
-    experiment, band = session.record.config, AccuracyBand(*comparison.band)
+    experiment = session.record.config
     seeds = max(len(option.runs) for option in comparison.options.values())
     certainty = (
         f"Mean ± standard deviation over {seeds} seeds."
         if seeds > 1
         else "One seed each, so nothing is known of the spread: run with --seeds 3 before relying on it."
     )
-    verdicts = [
-        "diverged: a loss or gradient norm was not finite.",
-        f"unstable: training loss rebounded by more than {REBOUND:.0%}, or did not fall at all.",
-        f"mode collapse: it paints less than {PAINTED:.0%} of the foreground there is.",
-        f"posterior collapse: recall falls by less than {GAIN:.2f} under the control, so the decoder paints "
-        "without looking.",
-        f"below band, above band: stable and learned, but the mean accuracy is outside {band}.",
-        "healthy: stable, learned, and accurate within the band. An option is as bad as its worst seed.",
-    ]
+    verdicts = [f"{name.replace('_', ' ')}: {meaning}." for name, meaning in MEANINGS.items()]
     return [
         paragraph(
-            "Accuracy alone proves nothing, as painting nothing shows. An option learned the objects when "
-            "it paints them and, under the control, no longer can: there each grid is decoded from another "
-            f"grid's latent, and what survives, the decoder knew without looking.{_price(comparison)}"
+            "Accuracy alone proves nothing, as the row that predicts background only shows. What counts is "
+            "how many objects a reconstruction shows, held against what is scored without seeing any: "
+            "shuffled (in small letters), where each grid is decoded from another grid's latent; the extent "
+            f"of the objects filled with one class; the nearest training grid; PCA.{_price(comparison)}"
         ),
         paragraph(
             f"{describe_setting(comparison)} Measured on validation grids after "
             f"{experiment.training.epochs} epochs. {certainty}"
         ),
-        disclosure("What the verdicts mean, first match wins", listing(verdicts, ordered=True)),
+        disclosure("What each rule of the verdict measured", _rules_table(comparison)),
+        disclosure(
+            "What the verdicts mean, worst first; an option is as bad as its worst seed",
+            listing(verdicts, ordered=True),
+        ),
         disclosure("Where the files are, and how to run this again", _provenance(session)),
     ]
 
@@ -155,8 +137,8 @@ def _price(comparison: Comparison) -> str:
     if accuracy is None or accuracy >= rate:
         return ""
     return (
-        f" {name} scores {rate - accuracy:.3f} less than painting nothing: the price of painting objects "
-        "that it does not yet get right in every cell."
+        f" {name} has {rate - accuracy:.3f} fewer of its cells right than predicting nothing: the price of "
+        "predicting objects that it does not yet get right in every cell."
     )
 
 

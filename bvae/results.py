@@ -14,15 +14,16 @@ import dataclasses
 import math
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
 from bvae import EvidenceWarning
 from bvae.config import read_json
 from bvae.files import printable
-from bvae.metrics import Evaluation
-from bvae.records import Divergence, EpochRecord
+from bvae.records import Divergence, EpochRecord, Evaluation
 from bvae.session import Session
 from bvae.verdict import VerdictName
 
@@ -44,7 +45,7 @@ class RunResult:
         failed_pictures: the pictures that could not be drawn, each with its reason.
     """
 
-    schema: int = 1
+    schema: Literal[2] = 2
     option: str
     seed: int
     verdict: VerdictName
@@ -57,9 +58,17 @@ class RunResult:
     def properties(self) -> dict[str, str | float | None]:
         """Verdict and metrics by name, for a test report that keeps properties (JUnit XML)."""
         metrics = msgspec.to_builtins(self.metrics) if self.metrics is not None else {}
-        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        controls = {f"shuffled_{name}": value for name, value in metrics.get("shuffled", {}).items()}
-        return {"verdict": self.verdict, "reason": self.reason, **numbers, **controls}
+        numbers = _numbers(metrics)
+        for control in ("shuffled", "extent"):
+            numbers |= _numbers(metrics.get(control, {}), f"{control}_")
+        return {"verdict": self.verdict, "reason": self.reason, **numbers}
+
+
+def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
+    """The metrics that are one number, and the recall of each class by itself."""
+    numbers = {f"{prefix}{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
+    recalls = enumerate(metrics.get("class_recall", ()))
+    return numbers | {f"{prefix}class_recall_{label}": recall for label, recall in recalls}
 
 
 def is_begun(session: Session, name: str) -> bool:

@@ -20,6 +20,7 @@ import secrets
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 
@@ -45,6 +46,7 @@ class CorpusRecord:
 
     Attributes:
         class_counts: `[C]`, cells of each class in the training split.
+        has_outside, duplicates, duplicates_sampled: see `bvae.corpus.Corpus`.
     """
 
     name: str
@@ -54,6 +56,29 @@ class CorpusRecord:
     class_counts: tuple[int, ...]
     background_rate: float
     weight_ratio: dict[str, float]
+    has_outside: bool
+    duplicates: int
+    duplicates_sampled: bool
+
+    def remarks(self) -> list[str]:
+        """What is unusual about the corpus, a sentence each."""
+        found = []
+        if self.has_outside:
+            found.append("Grids differ in size; what lies outside a grid counts for nothing.")
+        if self.duplicates:
+            where = " (among a sample of the file)" if self.duplicates_sampled else ""
+            found.append(
+                f"{self.duplicates:,} training grids that also validate were removed from training{where}."
+            )
+        elif self.duplicates_sampled:
+            found.append("In a sample of the file no training grid also validates.")
+        most = max(range(len(self.class_counts)), key=self.class_counts.__getitem__)
+        if most:
+            found.append(
+                f"Class {most} is more frequent than class 0, which counts as the background: foreground "
+                "metrics and the accuracy band mean less here."
+            )
+        return found
 
     @classmethod
     def of(cls, corpus: Corpus) -> CorpusRecord:
@@ -65,6 +90,9 @@ class CorpusRecord:
             class_counts=corpus.class_counts,
             background_rate=corpus.background_rate,
             weight_ratio={method: corpus.weight_ratio(method) for method in ("inverse", "sqrt_inverse")},
+            has_outside=corpus.has_outside,
+            duplicates=corpus.duplicates,
+            duplicates_sampled=corpus.duplicates_sampled,
         )
 
 
@@ -72,7 +100,7 @@ class CorpusRecord:
 class SessionRecord:
     """The content of `session.json`."""
 
-    schema: int = 1
+    schema: Literal[2] = 2
     created: str
     command: tuple[str, ...]
     config: ExperimentConfig

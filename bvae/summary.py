@@ -2,87 +2,206 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from bvae.comparison import Comparison, OptionSummary
 from bvae.config import AccuracyBand
+from bvae.records import ControlledMetrics, MeanStd
 from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 
-HEADINGS = (
-    "option",
-    "γ",
-    "class weights",
-    "verdict",
-    "accuracy",
-    "foreground IoU",
-    "(shuffled)",
-    "foreground recall",
-    "(shuffled)",
+
+class Cell(NamedTuple):
+    """A text of a table and what stands beside it, such as a control."""
+
+    text: str
+    beside: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.beside})" if self.beside else self.text
+
+
+class Column(NamedTuple):
+    """A column of the table of options: its heading, and the cell of an option and of a reference."""
+
+    heading: Cell
+    of_option: Callable[[Comparison, str], Cell]
+    of_reference: Callable[[ControlledMetrics], Cell]
+
+
+def _metric(heading: str, name: str, control: str = "shuffled") -> Column:
+    """A column of a metric beside its shuffled control."""
+
+    def of_option(comparison: Comparison, option: str) -> Cell:
+        found = comparison.options[option]
+        return Cell(str(getattr(found, name)), str(getattr(found, f"shuffled_{name}")))
+
+    def of_reference(found: ControlledMetrics) -> Cell:
+        return Cell(_number(getattr(found, name)), _number(getattr(found.shuffled, name)))
+
+    return Column(Cell(heading, control), of_option, of_reference)
+
+
+def _fact(heading: Cell, of_option: Callable[[Comparison, OptionSummary], Cell]) -> Column:
+    """A column that references have nothing in."""
+    return Column(
+        heading,
+        lambda comparison, option: of_option(comparison, comparison.options[option]),
+        lambda _: Cell(""),
+    )
+
+
+COLUMNS = (
+    Column(
+        Cell("verdict"),
+        lambda comparison, option: Cell(_words(comparison.options[option].verdict)),
+        lambda _: Cell("reference"),
+    ),
+    _metric("object IoU", "object_iou"),
+    _metric("object recall", "object_recall"),
+    _metric("recognised", "objects_recognised"),
+    Column(
+        Cell("classes learned"),
+        lambda comparison, option: _classes(comparison, comparison.options[option]),
+        lambda found: Cell(f"{found.classes_learned} of {found.classes_present}"),
+    ),
+    Column(
+        Cell("accuracy"),
+        lambda comparison, option: Cell(str(comparison.options[option].pixel_accuracy)),
+        lambda found: Cell(_number(found.pixel_accuracy)),
+    ),
+    _metric("minor object recall", "minor_object_recall"),
+    _metric("foreground IoU", "foreground_iou"),
+    _metric("foreground recall", "foreground_recall"),
+    _fact(Cell("γ"), lambda _, found: Cell(f"{found.gamma:g}")),
+    _fact(
+        Cell("class weights", "largest : smallest"),
+        lambda _, found: Cell(found.weighting, f"{found.weight_ratio:,.1f} : 1"),
+    ),
+    _fact(Cell("KL per grid", "nats; bits"), lambda _, found: _divergence(found.kl)),
+    _fact(
+        Cell("active units"),
+        lambda comparison, found: Cell(f"{_short(found.active_units)} of {comparison.training.latent_dim}"),
+    ),
 )
-"""Columns of the table of options; "shuffled" is the control decoded from another grid's latent."""
+"""The columns of the table of options, after the name: this is the one place to add one."""
+
+TERMINAL_COLUMNS = 7
+"""How many of them, the name included, a terminal shows."""
 
 
-def table_rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """The table of options under `HEADINGS`, a row each, as text."""
-    return [
-        (
-            name,
-            f"{option.gamma:g}",
-            _weighting(option, comparison.corpus.weight_ratio),
-            option.verdict.replace("_", " "),
-            str(option.pixel_accuracy),
-            str(option.foreground_iou),
-            str(option.shuffled_foreground_iou),
-            str(option.foreground_recall),
-            str(option.shuffled_foreground_recall),
-        )
-        for name, option in comparison.options.items()
+def table_head() -> list[Cell]:
+    """The headings of the table of options."""
+    return [Cell("option"), *(column.heading for column in COLUMNS)]
+
+
+def table_rows(comparison: Comparison) -> list[list[Cell]]:
+    """The table of options: a row for each option, then one for each control and reference."""
+    options = [
+        [Cell(name), *(column.of_option(comparison, name) for column in COLUMNS)]
+        for name in comparison.options
     ]
+    references = [
+        [Cell(name), *(column.of_reference(found) for column in COLUMNS)]
+        for name, found in (comparison.corpus.controls | comparison.corpus.references).items()
+    ]
+    return options + references
 
 
-def _weighting(option: OptionSummary, known: Mapping[str, float]) -> str:
-    """An option's class weights; with their ratio where it is not among those known of the corpus."""
-    built_in = option.class_weights == "none" or option.class_weights in known
-    return option.weighting if built_in else f"{option.weighting} ({option.weight_ratio:,.1f}:1)"
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _short(value: MeanStd) -> str:
+    if value.mean is None:
+        return "undefined"
+    return f"{value.mean:.3g}" + (f" ± {value.sd:.2g}" if value.sd is not None else "")
+
+
+def _classes(comparison: Comparison, option: OptionSummary) -> Cell:
+    known = [run.metrics for run in option.runs if run.metrics is not None]
+    counts = sorted({metrics.classes_learned for metrics in known})
+    if not counts:
+        return Cell("undefined")
+    learned = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return Cell(f"{learned} of {known[0].classes_present}")
+
+
+def _divergence(kl: MeanStd) -> Cell:
+    bits = "undefined" if kl.mean is None else f"{kl.mean / math.log(2):.3g}"
+    return Cell(_short(kl), bits)
 
 
 def explain_gate(comparison: Comparison) -> str:
     """The gate's outcome: a sentence, then a line of numbers for each candidate."""
     gate, band = comparison.gate, AccuracyBand(*comparison.band)
     if gate.passed:
-        head = f"The gate passed: {' and '.join(gate.passed_by)} trained stably and learned the objects."
+        learned = [
+            f"{name} trained stably and {what_was_learned(comparison, name)}" for name in gate.passed_by
+        ]
+        head = f"The gate passed: {'; '.join(learned)}."
     elif not gate.candidates:
         head = (
             "The gate failed: no run of a candidate was selected. Select one, such as --loss-options=A,B,C."
         )
     else:
-        head = f"The gate failed: no candidate is healthy (stable, objects learned, accuracy in {band})."
+        head = f"The gate failed: no candidate is healthy (stable, no rule broken, accuracy in {band})."
     rate = f"background rate {comparison.corpus.background_rate:.3f}"
     lines = [
-        f"  {name}: {option.verdict}: accuracy {option.pixel_accuracy} ({rate}), "
-        f"foreground IoU {option.foreground_iou} (shuffled {option.shuffled_foreground_iou}), "
-        f"recall {option.foreground_recall} (shuffled {option.shuffled_foreground_recall}). {option.reason}"
+        f"  {name}: {_words(option.verdict)}: object IoU {option.object_iou} (shuffled "
+        f"{option.shuffled_object_iou}), object recall {option.object_recall} (shuffled "
+        f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). {option.reason}"
         for name, option in comparison.options.items()
         if name in gate.candidates
     ]
     return "\n".join([head, *lines])
 
 
+def what_was_learned(comparison: Comparison, option: str) -> str:
+    """What an option whose runs break no rule learned, beside the nearest training grid: a verb phrase."""
+    share = comparison.options[option].objects_recognised.mean
+    copied = [
+        found.objects_recognised
+        for name, found in comparison.corpus.references.items()
+        if name.startswith("nearest training grid") and found.objects_recognised is not None
+    ]
+    if share is None or not copied:
+        return "learned colours and places of objects; whether also their shapes was not measured"
+    numbers = f"{share:.1%} of them recognised, {max(copied):.1%} by the nearest training grid"
+    if share > max(copied):
+        return f"learned the objects: colours, places and shapes ({numbers})"
+    return f"learned colours and places of objects, not shapes ({numbers})"
+
+
 def describe_setting(comparison: Comparison) -> str:
-    """The corpus and the band against which the options were judged, a sentence."""
-    corpus = comparison.corpus
-    return (
+    """The corpus and the band against which the options were judged, in sentences."""
+    corpus, band = comparison.corpus, AccuracyBand(*comparison.band)
+    sentences = [
         f"Corpus {corpus.name}: {corpus.train:,} training and {corpus.val:,} validation grids, "
         f"background rate {corpus.background_rate:.3f}, most to least frequent class "
         f"{corpus.weight_ratio['inverse']:.0f}:1 ({corpus.weight_ratio['sqrt_inverse']:.1f}:1 after the "
-        f"square root). Accuracy band {AccuracyBand(*comparison.band)}."
-    )
+        f"square root).",
+        *corpus.remarks(),
+        f"Accuracy band {band}.",
+    ]
+    if band.hi < corpus.background_rate:
+        sentences.append(
+            f"The band lies below the background rate {corpus.background_rate:.3f}: in it a model has fewer "
+            "cells right than one that predicts nothing, as the price of predicting objects."
+        )
+    return " ".join(sentences)
 
 
 def to_text_table(comparison: Comparison) -> list[str]:
     """The table of options with aligned columns, for a terminal."""
-    return _aligned([HEADINGS, *table_rows(comparison)])
+    rows = [table_head(), *table_rows(comparison)]
+    return _aligned([[str(cell) for cell in row[:TERMINAL_COLUMNS]] for row in rows])
 
 
 def differences_to_text(differences: Sequence[Difference]) -> list[str]:
@@ -113,21 +232,20 @@ def to_markdown(
         "",
         markdown(describe_setting(comparison)),
         "",
-        _row(HEADINGS),
-        _row(["---"] * len(HEADINGS)),
-        *(_row(row) for row in table_rows(comparison)),
+        _row([str(cell) for cell in table_head()]),
+        _row(["---"] * len(table_head())),
+        *(_row([str(cell) for cell in row]) for row in table_rows(comparison)),
         "",
-        "Mean ± standard deviation over seeds. Shuffled: each grid is decoded from another grid's latent; "
-        "what survives, the decoder knew without looking.",
+        "Mean ± standard deviation over seeds. In brackets the shuffled control: each grid is decoded from "
+        "another grid's latent; what survives, the decoder knew without looking.",
         "",
         "## Verdicts",
         "",
     ]
     for name, option in comparison.options.items():
-        lines.append(f"- **{name}** {option.verdict.replace('_', ' ')}: {markdown(option.reason)}")
+        lines.append(f"- **{name}** {_words(option.verdict)}: {markdown(option.reason)}")
         lines += [
-            f"  - seed {run.seed}: {run.verdict.replace('_', ' ')}: {markdown(run.reason)}"
-            for run in option.runs
+            f"  - seed {run.seed}: {_words(run.verdict)}: {markdown(run.reason)}" for run in option.runs
         ]
     if differences:
         rows = [DIFFERENCE_HEADINGS, ["---"] * len(DIFFERENCE_HEADINGS), *difference_rows(differences)]
@@ -135,7 +253,7 @@ def to_markdown(
     if pictures:
         lines += [
             "",
-            "![Curves of loss, accuracy, foreground IoU and KL by epoch](curves.png)",
+            "![Curves of loss, accuracy, object IoU, object recall and KL by epoch](curves.png)",
             "",
             "![The same training grids, and what each option reconstructs](reconstructions.png)",
         ]

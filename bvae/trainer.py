@@ -23,7 +23,7 @@ from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_che
 from bvae.config import RunConfig
 from bvae.corpus import Corpus, LazyGrids
 from bvae.device import keep_freed_memory, reproducible
-from bvae.evaluation import evaluate
+from bvae.evaluation import Evaluator
 from bvae.events import CheckpointSaved, EpochEnded, Event, Listener, Stepped
 from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
@@ -72,6 +72,7 @@ class Trainer:
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         self._updates = updates_of(self.model, self.loss, training)
+        self._evaluator = Evaluator(corpus.val, self.loss, precision=training.precision)
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
         """Train to the step `last`, by default that of the last epoch's end, or until a number is not finite.
@@ -187,9 +188,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         progress = self.progress
         started = time.perf_counter()
-        validation = evaluate(
-            self.model, self.corpus.val, self.loss, precision=self.config.training.precision
-        )
+        validation = self._evaluator.measure(self.model)
         if not math.isfinite(validation.loss):
             self._diverge({"validation_loss": validation.loss}, np.empty(0, np.int64))
             return

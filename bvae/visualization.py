@@ -1,14 +1,14 @@
 """Pictures of grids: what a model reconstructs, options side by side, a run's checkpoints as a film strip.
 
 Every picture is one axes and has a companion that says the same in a sentence, for those who cannot see it.
-Grids are `[B, H, W]`, arrays or tensors of the classes 0–9: 1–40 grids with sides of 1–64 cells. For others
-every function raises ValueError.
+Grids are `[B, H, W]`, arrays or tensors of the classes 0–9, and `bvae.corpus.OUTSIDE` where a grid has no
+cell: 1–40 grids with sides of 1–64 cells. For others every function raises ValueError. Outside nothing is
+drawn and nothing is counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,19 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from bvae.canvas import Destination
-from bvae.mosaic import CLASSES, DOTTED, RIGHT_BACKGROUND, RIGHT_OBJECT, WRONG, draw_columns, draw_mosaic
+from bvae.config import OUTSIDE
+from bvae.evaluation.measure import evaluating
+from bvae.evaluation.objects import grid_object_iou
+from bvae.mosaic import (
+    BLANK,
+    CLASSES,
+    DOTTED,
+    RIGHT_BACKGROUND,
+    RIGHT_OBJECT,
+    WRONG,
+    draw_columns,
+    draw_mosaic,
+)
 
 Grids = npt.NDArray[np.integer[Any]] | Tensor
 Classes = npt.NDArray[np.int64]
@@ -37,7 +49,7 @@ def plot_reconstructions(
     title: str | None = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
 ) -> Figure:
-    """Draw what a model makes of grids: original, reconstruction, wrong cells, accuracy and loss of each.
+    """Draw grids, their reconstructions and the wrong cells, with the accuracy, object IoU and loss of each.
 
     The model's mode is evaluation meanwhile and its own again afterwards. No random number is drawn.
 
@@ -55,9 +67,7 @@ def plot_reconstructions(
     with evaluating(model), torch.inference_mode():
         output = model(target)
         logits = _logits(output, originals.shape)
-        losses = (
-            loss(output, target) if loss else F.cross_entropy(logits, target, reduction="none").mean((1, 2))
-        )
+        losses = loss(output, target) if loss else _cross_entropy(logits, target)
         painted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()
     return draw_reconstructions(originals, painted, each, path=path, title=title)
 
@@ -75,13 +85,17 @@ def draw_reconstructions(
     if np.shape(losses) != (len(target),):
         raise ValueError(f"losses has shape {np.shape(losses)}; expected one for each grid: ({len(target)},)")
     right = np.where(target == 0, RIGHT_BACKGROUND, RIGHT_OBJECT)
+    wrong = np.where(target == painted, right, WRONG)
     numbers = [
-        f"{share}\n{_number(loss)}" for share, loss in zip(_shares(target, painted), losses, strict=True)
+        f"{share}\n{_fraction(iou)}\n{_number(loss)}"
+        for share, iou, loss in zip(
+            _shares(target, painted), _object_iou(target, painted), losses, strict=True
+        )
     ]
     return draw_columns(
-        np.stack([target, painted, np.where(target == painted, right, WRONG)]),
+        np.stack([_symbols(target, each) for each in (target, painted, wrong)]),
         labels=["Original", "Reconstruction", "Wrong cells"],
-        captions={2: ("Accuracy\nLoss (nats)", numbers)},
+        captions={2: ("Accuracy\nObject IoU\nLoss (nats)", numbers)},
         path=path,
         title=title,
         description=describe_reconstructions(target, painted),
@@ -98,7 +112,7 @@ def plot_comparison(
     """Draw the originals and, in a row for each option, its reconstructions; a dot marks a wrong cell."""
     target, options = _series("reconstructions of", originals, reconstructions.items())
     return draw_columns(
-        np.stack([target, *(_dotted(target, painted) for _, painted in options)]),
+        np.stack([_symbols(target, target), *(_dotted(target, painted) for _, painted in options)]),
         labels=["Original", *(name for name, _ in options)],
         captions={row: ("Accuracy", _shares(target, painted)) for row, (_, painted) in enumerate(options, 1)},
         note=NOTE if options else "",
@@ -123,7 +137,7 @@ def plot_filmstrip(
     target, strip = _series("reconstructions at", originals, _spread(checkpoints))
     rows = zip([""] * len(target), *(_shares(target, painted) for _, painted in strip), strict=True)
     return draw_mosaic(
-        np.stack([target, *(_dotted(target, painted) for _, painted in strip)], axis=1),
+        np.stack([_symbols(target, target), *(_dotted(target, painted) for _, painted in strip)], axis=1),
         labels=[f"Grid {number}" for number in range(1, len(target) + 1)],
         captions={row: ("Accuracy", shares) for row, shares in enumerate(rows)} if strip else {},
         headers=["Original", *(label for label, _ in strip)],
@@ -137,11 +151,12 @@ def plot_filmstrip(
 def describe_reconstructions(originals: Grids, reconstructions: Grids) -> str:
     """Say in a sentence how many cells are right: overall, in the worst and in the best grid."""
     target, painted = _pair("reconstructions", originals, reconstructions)
-    right = (target == painted).sum((1, 2))
-    worst, best = (_percent(int(count), target[0].size) for count in (right.min(), right.max()))
+    right, cells = _right(target, painted), _cells(target)
+    order = sorted(range(len(target)), key=lambda grid: right[grid] / cells[grid])
+    worst, best = (_percent(int(right[grid]), int(cells[grid])) for grid in (order[0], order[-1]))
     return (
         f"Reconstructions of {_count(target)}: accuracy {_share(target, painted)} (worst grid {worst}, "
-        f"best {best}), {target.size - int(right.sum()):,} of {target.size:,} cells wrong."
+        f"best {best}), {int(cells.sum() - right.sum()):,} of {int(cells.sum()):,} cells wrong."
     )
 
 
@@ -155,19 +170,6 @@ def describe_filmstrip(originals: Grids, checkpoints: Sequence[tuple[str, Grids]
     """Say in a sentence how accurate the reconstructions are at each checkpoint that is drawn."""
     target, strip = _series("reconstructions at", originals, _spread(checkpoints))
     return f"Reconstructions of {_count(target)} at each checkpoint: {_accuracies(target, strip)}."
-
-
-@contextmanager
-def evaluating(model: object) -> Iterator[None]:
-    """Evaluation mode for a module; afterwards each of its parts has its own mode back."""
-    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
-    try:
-        for part, _ in modes:
-            part.training = False
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _device(model: object, grids: Grids) -> torch.device:
@@ -198,19 +200,23 @@ def _classes(name: str, grids: Grids) -> Classes:
     expected = f"the classes 0–{CLASSES - 1} as whole numbers"
     if given.dtype.kind not in "iu":
         raise ValueError(f"{name}: {given.dtype} values; expected {expected}: cast or round them")
-    if given.min() < 0 or given.max() >= CLASSES:
-        raise ValueError(
-            f"{name}: values {given.min()} to {given.max()}; expected {expected}: map them first"
-        )
+    inside = given[given != OUTSIDE]
+    if not inside.size or inside.min() < 0 or inside.max() >= CLASSES:
+        values = f"values {inside.min()} to {inside.max()}" if inside.size else "no cell"
+        raise ValueError(f"{name}: {values}; expected {expected}, {OUTSIDE} outside a grid: map them first")
+    if (empty := (given == OUTSIDE).all((1, 2))).any():
+        raise ValueError(f"{name}: grid {int(empty.argmax())} has no cell; expected grids with cells")
     return given.astype(np.int64)
 
 
 def _pair(name: str, originals: Grids, painted: Grids) -> tuple[Classes, Classes]:
-    """The originals and other grids of the same shape."""
+    """The originals and other grids of the same shape, with no cell where the originals have none."""
     target, other = _classes("originals", originals), _classes(name, painted)
     if other.shape != target.shape:
         raise ValueError(f"{name}: shape {other.shape}; expected that of the originals, {target.shape}")
-    return target, other
+    if ((other == OUTSIDE) & (target != OUTSIDE)).any():
+        raise ValueError(f"{name}: no cell where the originals have one; expected a class in each")
+    return target, np.where(target == OUTSIDE, OUTSIDE, other)
 
 
 def _series(
@@ -226,8 +232,37 @@ def _spread(checkpoints: Sequence[tuple[str, Grids]]) -> list[tuple[str, Grids]]
     return [checkpoints[round(place)] for place in places]
 
 
+def _symbols(target: Classes, symbols: Classes) -> Classes:
+    """Symbols of a picture, blank outside the grids."""
+    return np.where(target == OUTSIDE, BLANK, symbols)
+
+
 def _dotted(target: Classes, painted: Classes) -> Classes:
-    return np.where(painted == target, painted, DOTTED + painted)
+    return _symbols(target, np.where(painted == target, painted, DOTTED + painted))
+
+
+def _cells(target: Classes) -> Classes:
+    """How many cells each grid has, `[B]`."""
+    return np.asarray((target != OUTSIDE).sum((1, 2)))
+
+
+def _right(target: Classes, painted: Classes) -> Classes:
+    """How many cells of each grid are right, `[B]`."""
+    return np.asarray(((target == painted) & (target != OUTSIDE)).sum((1, 2)))
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """The cross-entropy of each grid, nats a cell, `[B]`."""
+    cells = F.cross_entropy(logits, target, reduction="none", ignore_index=OUTSIDE)
+    return cells.sum((1, 2)) / (target != OUTSIDE).sum((1, 2))
+
+
+def _object_iou(target: Classes, painted: Classes) -> npt.NDArray[np.float64]:
+    return grid_object_iou(target.astype(np.uint8), painted.astype(np.uint8))
+
+
+def _fraction(value: float) -> str:
+    return f"{value:.2f}" if np.isfinite(value) else "–"
 
 
 def _percent(right: int, cells: int) -> str:
@@ -236,11 +271,12 @@ def _percent(right: int, cells: int) -> str:
 
 
 def _share(target: Classes, painted: Classes) -> str:
-    return _percent(int((target == painted).sum()), target.size)
+    return _percent(int(_right(target, painted).sum()), int(_cells(target).sum()))
 
 
 def _shares(target: Classes, painted: Classes) -> list[str]:
-    return [_share(*grids) for grids in zip(target, painted, strict=True)]
+    counts = zip(_right(target, painted).tolist(), _cells(target).tolist(), strict=True)
+    return [_percent(right, cells) for right, cells in counts]
 
 
 def _accuracies(target: Classes, named: list[tuple[str, Classes]]) -> str:

@@ -99,6 +99,14 @@ class Corpus:
         return np.stack(list(distinct.values()))
 
 
+BUILT_IN = ("objects", "arc", "atomic")
+
+
+def is_built_in(spec: str) -> bool:
+    """Whether a corpus is made here, and not read from a file."""
+    return (spec.partition(":")[0] in BUILT_IN and spec.partition(":")[1] != "") or spec in BUILT_IN
+
+
 def load_corpus(spec: str, grid_size: int = 16, *, padding_value: int | None = None) -> Corpus:
     """Load a corpus of grids of at most `grid_size` rows and columns.
 

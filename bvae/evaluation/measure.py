@@ -1,0 +1,182 @@
+"""Measuring a model on grids it was not trained on."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from bvae.beta_vae import GridModel
+from bvae.config import OUTSIDE
+from bvae.corpus import Grids, LazyGrids
+from bvae.evaluation.controls import MAX_OBJECT_GRIDS, derangement, extent, sample_rows
+from bvae.evaluation.metrics import Tally, score_with_control
+from bvae.evaluation.objects import find_objects
+from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
+from bvae.records import Evaluation
+
+ACTIVE_KL = 0.05
+"""A latent dimension is active above this KL divergence, in nats."""
+
+WINDOW_CELLS = 2**22
+"""How many cells an evaluation holds at a time, with what was predicted of them."""
+
+
+def foreground_gradient_share(logits: Tensor, target: Tensor, loss: BetaVAELoss) -> float | None:
+    """Return the part of Σ|∂loss/∂logits| that comes from foreground cells; None where the sum is 0.
+
+    Args:
+        logits: `[B, C, H, W]`.
+        target: `[B, H, W]`.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        logits = logits.detach().clone().requires_grad_()
+        cells = focal_loss(logits, target.clone(), gamma=loss.gamma, weight=loss.weight, reduction="none")
+        (gradient,) = torch.autograd.grad(cells.sum(), logits)
+    size = gradient.abs().sum(1, dtype=torch.float64)
+    total = size.sum().item()
+    foreground = (target > 0) & (target != OUTSIDE)
+    return size[foreground].sum().item() / total if total > 0 else None
+
+
+def evaluate(
+    model: GridModel,
+    grids: Grids,
+    loss: BetaVAELoss,
+    *,
+    batch_size: int = 256,
+    precision: str = "fp32",
+) -> Evaluation:
+    """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness."""
+    return Evaluator(grids, loss, precision=precision).measure(model, batch_size=batch_size)
+
+
+class Evaluator:
+    """Measures models on the same grids, whose objects and `extent` control are found once.
+
+    Args:
+        grids: `[N, H, W]`, N ≥ 2.
+        loss: the training objective.
+        precision: "bf16" runs models under autocast.
+    """
+
+    def __init__(self, grids: Grids, loss: BetaVAELoss, *, precision: str = "fp32") -> None:
+        self._grids, self._loss, self._precision = grids, loss, precision
+        self._sampled = sample_rows(len(grids), MAX_OBJECT_GRIDS)
+        self._objects = find_objects(grids[self._sampled])
+        filled = extent(self._objects.grids)
+        self._extent = score_with_control(self._objects, filled, filled[derangement(len(filled))])
+
+    @torch.inference_mode()
+    def measure(self, model: GridModel, *, batch_size: int = 256) -> Evaluation:
+        """Measure a model, without touching its mode, weights or any randomness.
+
+        For the control nothing is decoded again: what another grid's latent decodes to is what was predicted
+        for that grid, one among up to `WINDOW_CELLS` cells of neighbours. So `decode` must treat grids one by
+        one.
+        """
+        terms, seen, shuffled = _LossSums(self._loss), Tally(), Tally()
+        samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
+        with evaluating(model):
+            for window in _windows(len(self._grids), WINDOW_CELLS // self._grids[:1].size):
+                if isinstance(self._grids, LazyGrids):
+                    self._grids.prefetch(window)
+                part = self._grids[window]
+                predicted = self._predict(model, part, terms, batch_size)
+                other = derangement(len(part))
+                for rows in _blocks(len(part), batch_size):
+                    seen.add(part[rows], predicted[rows])
+                    shuffled.add(part[rows], predicted[other[rows]])
+                first, last = np.searchsorted(self._sampled, (window.start, window.stop))
+                sampled = self._sampled[first:last] - window.start
+                samples.append((predicted[sampled], predicted[other[sampled]]))
+        of_sample, of_shuffled_sample = map(np.concatenate, zip(*samples, strict=True))
+        return Evaluation(
+            **vars(seen.metrics(self._objects, of_sample)),
+            classes_learned=len(seen.learned(shuffled)),
+            shuffled=shuffled.metrics(self._objects, of_shuffled_sample),
+            extent=self._extent,
+            confusion=tuple(map(tuple, seen.confusion.tolist())),
+            **terms.means(),
+        )
+
+    def _predict(
+        self, model: GridModel, part: NDArray[np.uint8], terms: _LossSums, batch_size: int
+    ) -> NDArray[np.uint8]:
+        """The classes `[N, H, W]` that a model reconstructs from the posterior mean."""
+        device = next(model.parameters()).device
+        # Of one piece: many small ones among the activations would keep the heap from being reused.
+        predicted = np.empty(part.shape, np.uint8)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            for rows in _blocks(len(part), batch_size):
+                target = torch.from_numpy(part[rows]).to(device)
+                mean, log_variance = model.encode(target)
+                logits = model.decode(mean)
+                terms.add(logits, mean, log_variance, target)
+                predicted[rows] = logits.argmax(1).byte().cpu().numpy()
+        return predicted
+
+
+class _LossSums:
+    """The loss and its terms, summed over batches."""
+
+    def __init__(self, loss: BetaVAELoss) -> None:
+        self._loss = loss
+        self._grids = 0
+        # Total, reconstruction term, KL divergence; reconstruction term weighed by cells, cells.
+        self._sums = torch.zeros(5, dtype=torch.float64)
+        self._kl_of_dim = torch.zeros((), dtype=torch.float64)
+        self._gradient_share: float | None = None
+
+    def add(self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor) -> None:
+        if not self._grids:
+            self._gradient_share = foreground_gradient_share(logits, target, self._loss)
+        self._grids += len(target)
+        found = self._loss(logits, mean, log_variance, target)
+        terms = torch.stack((found.total, found.reconstruction, found.kl)).double()
+        cells = (target != OUTSIDE).double().mean((1, 2))  # as a share of the array
+        self._sums += torch.stack((*terms, terms[1] * cells, cells)).sum(1).cpu()
+        self._kl_of_dim = self._kl_of_dim + kl_divergence(mean, log_variance).double().sum(0).cpu()
+
+    def means(self) -> dict[str, Any]:
+        """The fields of `Evaluation` that are about the loss."""
+        total, of_grids, kl, of_cells, cells = (self._sums / self._grids).tolist()
+        kl_per_dim = tuple((self._kl_of_dim / self._grids).tolist())
+        return {
+            # Where grids differ in size, the mean over cells is not that over grids; else this adds 0.
+            "loss": total + (of_cells / cells - of_grids),
+            "reconstruction": of_cells / cells,
+            "kl": kl,
+            "kl_per_dim": kl_per_dim,
+            "active_units": sum(value > ACTIVE_KL for value in kl_per_dim),
+            "foreground_gradient_share": self._gradient_share,
+        }
+
+
+@contextlib.contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Evaluation mode for a module; afterwards each of its parts has its own mode back."""
+    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _windows(n: int, size: int) -> Iterator[slice]:
+    """0 … n−1 in slices of nearly one length: at most `size`, and at least half of it where n is larger."""
+    edges = np.linspace(0, n, -(-n // size) + 1).astype(int).tolist()
+    return (slice(start, stop) for start, stop in itertools.pairwise(edges))
+
+
+def _blocks(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))

@@ -1,0 +1,98 @@
+"""How well grids were reconstructed, in numbers, from the grids alone."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bvae.config import CLASSES, OUTSIDE
+from bvae.evaluation.objects import GridObjects, score_objects
+from bvae.records import ControlledMetrics, ReconstructionMetrics
+
+Grids = NDArray[np.uint8]
+
+PRESENT = 0.001
+"""A foreground class is present from this share of the cells on."""
+
+CLASS_GAIN = 0.20
+"""The recall of a learned class exceeds that of the shuffled control by at least this much."""
+
+
+class Tally:
+    """What is counted of reconstructions, batch after batch.
+
+    Attributes:
+        confusion: `[C, C]` cells by true class (row) and predicted class (column).
+        perfect, grids: how many grids have no wrong cell, and how many there are.
+    """
+
+    def __init__(self) -> None:
+        self.confusion = np.zeros((CLASSES, CLASSES), np.int64)
+        self.perfect = self.grids = 0
+
+    def add(self, target: Grids, predicted: Grids) -> None:
+        """Count grids `[B, H, W]`; where the target is OUTSIDE, what is predicted does not matter."""
+        self.confusion += confusion_matrix(target, predicted)
+        right = (predicted == target) | (target == OUTSIDE)
+        self.perfect += int(right.reshape(len(target), -1).all(1).sum())
+        self.grids += len(target)
+
+    @property
+    def recall(self) -> tuple[float | None, ...]:
+        """The share of each class's cells that is right, `[C]`."""
+        right, true = np.diag(self.confusion).tolist(), self.confusion.sum(1).tolist()
+        return tuple(map(_ratio, right, true))
+
+    @property
+    def present(self) -> list[int]:
+        """The foreground classes with at least `PRESENT` of the cells."""
+        true = self.confusion.sum(1)
+        return [label for label in range(1, CLASSES) if true[label] >= PRESENT * true.sum() > 0]
+
+    def learned(self, shuffled: Tally) -> list[int]:
+        """The present classes whose recall exceeds that of the shuffled control by `CLASS_GAIN`."""
+        mine, control = self.recall, shuffled.recall
+        return [label for label in self.present if (mine[label] or 0) - (control[label] or 0) >= CLASS_GAIN]
+
+    def metrics(self, objects: GridObjects, predicted: Grids) -> ReconstructionMetrics:
+        """Everything counted, and how objects were predicted in the grids `[N, H, W]` that have them."""
+        confusion = self.confusion
+        cells, true, right = int(confusion.sum()), confusion.sum(1), np.diag(confusion)
+        known = [share for share in self.recall if share is not None]
+        return ReconstructionMetrics(
+            pixel_accuracy=_ratio(right.sum(), cells),
+            background_rate=_ratio(true[0], cells),
+            foreground_rate=_ratio(true[1:].sum(), cells),
+            predicted_foreground_rate=_ratio(confusion[:, 1:].sum(), cells),
+            flooded_rate=_ratio(confusion[0, 1:].sum(), true[0]),
+            foreground_iou=_ratio(confusion[1:, 1:].sum(), cells - int(confusion[0, 0])),
+            foreground_recall=_ratio(right[1:].sum(), true[1:].sum()),
+            balanced_accuracy=float(np.mean(known)) if known else None,
+            perfect_rate=_ratio(self.perfect, self.grids),
+            class_recall=self.recall,
+            classes_present=len(self.present),
+            **score_objects(objects, predicted)._asdict(),
+        )
+
+
+def confusion_matrix(target: Grids, predicted: Grids) -> NDArray[np.int64]:
+    """Return counts `[C, C]` of cells by true class (row) and predicted class (column), none outside."""
+    inside = target != OUTSIDE
+    index = target[inside].astype(np.int64) * CLASSES + predicted[inside]
+    return np.bincount(index, minlength=CLASSES * CLASSES).reshape(CLASSES, CLASSES)
+
+
+def score_with_control(objects: GridObjects, predicted: Grids, shuffled: Grids) -> ControlledMetrics:
+    """Return the metrics of reconstructions `[N, H, W]` beside those of another grid's reconstructions."""
+    seen, control = Tally(), Tally()
+    seen.add(objects.grids, predicted)
+    control.add(objects.grids, shuffled)
+    return ControlledMetrics(
+        **vars(seen.metrics(objects, predicted)),
+        classes_learned=len(seen.learned(control)),
+        shuffled=control.metrics(objects, shuffled),
+    )
+
+
+def _ratio(part: int, whole: int) -> float | None:
+    return float(part) / float(whole) if whole else None

@@ -1,0 +1,132 @@
+"""Objects of grids, and how many of them a reconstruction shows.
+
+An object is an 8-connected set of at least two cells of one class, other than the most frequent class of its
+grid. (Class 0 is the background of a corpus; but in a grid that is mostly orange, orange is no object.)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from bvae.config import CLASSES, OUTSIDE
+
+Grids = NDArray[np.uint8]
+
+MIN_CELLS = 2
+HIT = 0.5
+"""An object counts as recalled, or as recognised, from this share of its cells, or this IoU, on."""
+
+WITHIN_A_GRID = np.zeros((3, 3, 3), np.bool_)
+WITHIN_A_GRID[1] = True
+
+
+class ConnectedSets(NamedTuple):
+    """The 8-connected sets of cells of one class in grids `[N, H, W]`, numbered from 1.
+
+    Attributes:
+        label: int32 `[N, H, W]`, the number of the set that a cell belongs to; 0 outside.
+        cells: `[K + 1]`, how many cells each set has, by its number.
+    """
+
+    label: NDArray[np.int32]
+    cells: NDArray[np.int64]
+
+
+class GridObjects(NamedTuple):
+    """The objects of grids.
+
+    Attributes:
+        grids: uint8 `[N, H, W]`.
+        sets: their connected sets.
+        number: `[M]`, those of the sets that are objects.
+        grid: `[M]`, the position of the grid that an object is in.
+        is_minor: `[M]`, whether an object's class is other than the most frequent one among the cells of its
+            grid's objects.
+    """
+
+    grids: Grids
+    sets: ConnectedSets
+    number: NDArray[np.int64]
+    grid: NDArray[np.int64]
+    is_minor: NDArray[np.bool_]
+
+
+class ObjectScores(NamedTuple):
+    """See `bvae.records.ReconstructionMetrics`; None where there is no such object."""
+
+    object_recall: float | None
+    minor_object_recall: float | None
+    object_iou: float | None
+    objects_recognised: float | None
+
+
+def connected_sets(grids: Grids) -> ConnectedSets:
+    """Find the 8-connected sets of cells of one class, all grids and classes at once."""
+    classes = np.arange(CLASSES, dtype=np.uint8)[:, None, None, None]
+    of_class = (grids == classes).reshape(-1, *grids.shape[1:])
+    label, count = ndimage.label(of_class, WITHIN_A_GRID, output=np.int32)
+    merged: NDArray[np.int32] = label.reshape(CLASSES, *grids.shape).sum(0, dtype=np.int32)
+    return ConnectedSets(merged, np.bincount(merged.ravel(), minlength=count + 1))
+
+
+def class_counts(grids: Grids) -> NDArray[np.int64]:
+    """Return how many cells of each class each grid `[N, H, W]` has: `[N, C]`."""
+    return np.stack([(grids == label).sum((1, 2)) for label in range(CLASSES)], axis=1)
+
+
+def find_objects(grids: Grids) -> GridObjects:
+    """Find the objects of grids `[N, H, W]`; where two classes are equally frequent, the smaller is taken."""
+    sets = connected_sets(grids)
+    first_cell = np.unique(sets.label, return_index=True)
+    number, position = (found[first_cell[0] > 0] for found in first_cell)
+    grid, label = position // grids[0].size, grids.ravel()[position]
+    is_object = (sets.cells[number] >= MIN_CELLS) & (label != class_counts(grids).argmax(1)[grid])
+    number, grid, label = number[is_object], grid[is_object], label[is_object]
+    object_cells = np.zeros((len(grids), CLASSES), np.int64)
+    np.add.at(object_cells, (grid, label), sets.cells[number])
+    return GridObjects(grids, sets, number, grid, label != object_cells.argmax(1)[grid])
+
+
+def score_objects(objects: GridObjects, predicted: Grids) -> ObjectScores:
+    """Compare the objects of grids with reconstructions `[N, H, W]` of these grids."""
+    right, iou = object_overlaps(objects, predicted)
+    recalled = right >= HIT
+    return ObjectScores(_mean(recalled), _mean(recalled[objects.is_minor]), _mean(iou), _mean(iou >= HIT))
+
+
+def object_overlaps(
+    objects: GridObjects, predicted: Grids
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Compare each of M objects with reconstructions `[N, H, W]` of the grids.
+
+    Returns: the share of its cells that get its class, and the largest IoU with an 8-connected set of its
+    class in the reconstruction; each `[M]`.
+    """
+    grids, sets, number = objects.grids, objects.sets, objects.number
+    found = connected_sets(np.where(grids == OUTSIDE, np.uint8(OUTSIDE), predicted))
+    agree = (grids == predicted) & (grids != OUTSIDE)
+    right = np.bincount(sets.label[agree], minlength=len(sets.cells)) / np.maximum(sets.cells, 1)
+    # Where both agree a set of the grid meets one of the reconstruction, both of one class.
+    pairs = sets.label[agree].astype(np.int64) * len(found.cells) + found.label[agree]
+    pair, shared = np.unique(pairs, return_counts=True)
+    mine, other = np.divmod(pair, len(found.cells))
+    best = np.zeros(len(sets.cells))
+    np.maximum.at(best, mine, shared / (sets.cells[mine] + found.cells[other] - shared))
+    return right[number], best[number]
+
+
+def grid_object_iou(grids: Grids, predicted: Grids) -> NDArray[np.float64]:
+    """Return the mean object IoU of each grid `[N]`, NaN of a grid without objects."""
+    objects = find_objects(grids)
+    _, iou = object_overlaps(objects, predicted)
+    count = np.bincount(objects.grid, minlength=len(grids))
+    total = np.bincount(objects.grid, iou, minlength=len(grids))
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float | None:
+    return float(values.mean()) if len(values) else None
