@@ -65,8 +65,9 @@ class RunResult:
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """The metrics that are one number, and the recall of each class by itself."""
-    numbers = {f"{prefix}{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
+    """The metrics that are one number, None where undefined, and the recall of each class by itself."""
+    single = {name: value for name, value in metrics.items() if isinstance(value, int | float | None)}
+    numbers = {f"{prefix}{name}": value for name, value in single.items()}
     recalls = enumerate(metrics.get("class_recall", ()))
     return numbers | {f"{prefix}class_recall_{label}": recall for label, recall in recalls}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from bvae.metrics import Evaluation, ReconstructionMetrics
-from bvae.records import EpochRecord, TrainingMeans
+from bvae.records import ControlledMetrics, EpochRecord, Evaluation, ReconstructionMetrics, TrainingMeans
 from bvae.results import RunResult
 from bvae.session import CorpusRecord
+
+Changes = Mapping[str, Any]
 
 CORPUS = CorpusRecord(
     name="made-up",
@@ -17,35 +19,62 @@ CORPUS = CorpusRecord(
     class_counts=(10_000, *[1000] * 3, *[400] * 3, *[100] * 3),
     background_rate=0.8,
     weight_ratio={"inverse": 100.0, "sqrt_inverse": 10.0},
+    has_outside=False,
+    duplicates=0,
+    duplicates_sampled=False,
 )
 
+BLIND: dict[str, Any] = {
+    "pixel_accuracy": 0.6,
+    "background_rate": 0.8,
+    "foreground_rate": 0.2,
+    "predicted_foreground_rate": 0.25,
+    "flooded_rate": 0.25,
+    "foreground_iou": 0.15,
+    "foreground_recall": 0.05,
+    "balanced_accuracy": 0.15,
+    "perfect_rate": 0.0,
+    "class_recall": (0.75, *[0.05] * 9),
+    "classes_present": 9,
+    "object_recall": 0.08,
+    "minor_object_recall": 0.06,
+    "object_iou": 0.03,
+    "objects_recognised": 0.01,
+}
+"""Metrics of a good decoder with another grid's latent."""
 
-def reconstruction(**changes: Any) -> ReconstructionMetrics:
-    """What a good decoder scores with another grid's latent."""
-    values: dict[str, Any] = {
-        "pixel_accuracy": 0.6,
-        "background_rate": 0.8,
-        "foreground_rate": 0.2,
-        "predicted_foreground_rate": 0.25,
-        "foreground_iou": 0.15,
-        "foreground_recall": 0.05,
-        "balanced_accuracy": 0.15,
-        "perfect_rate": 0.0,
-    }
-    return ReconstructionMetrics(**values | changes)
+HEALTHY: dict[str, Any] = BLIND | {
+    "pixel_accuracy": 0.76,
+    "flooded_rate": 0.1,
+    "foreground_iou": 0.5,
+    "foreground_recall": 0.4,
+    "balanced_accuracy": 0.5,
+    "perfect_rate": 0.1,
+    "class_recall": (0.9, *[0.4] * 9),
+    "object_recall": 0.6,
+    "minor_object_recall": 0.5,
+    "object_iou": 0.2,
+    "objects_recognised": 0.12,
+}
+"""Metrics of a model that learned the objects and is accurate within the band."""
 
 
-def evaluation(*, shuffled: ReconstructionMetrics | None = None, **changes: Any) -> Evaluation:
-    """A model that learned the objects and is accurate within the band, except for `changes`."""
-    values: dict[str, Any] = {
-        "pixel_accuracy": 0.76,
-        "background_rate": 0.8,
-        "foreground_rate": 0.2,
-        "predicted_foreground_rate": 0.25,
-        "foreground_iou": 0.5,
-        "foreground_recall": 0.4,
-        "balanced_accuracy": 0.5,
-        "perfect_rate": 0.1,
+def controlled(*, shuffled: Changes | None = None, **changes: Any) -> ControlledMetrics:
+    """Metrics of a control or a reference that sees no object, except for `changes`; `shuffled` has its own."""
+    control = ReconstructionMetrics(**BLIND | {**(shuffled or {})})
+    return ControlledMetrics(**BLIND | {"classes_learned": 0} | changes, shuffled=control)
+
+
+def evaluation(
+    *, shuffled: Changes | None = None, extent: Changes | None = None, **changes: Any
+) -> Evaluation:
+    """A model that learned the objects and is accurate within the band, except for `changes`.
+
+    Args:
+        shuffled, extent: changes of the metrics of these controls.
+    """
+    rest: dict[str, Any] = {
+        "classes_learned": 9,
         "loss": 1.0,
         "reconstruction": 0.9,
         "kl": 4.0,
@@ -54,19 +83,39 @@ def evaluation(*, shuffled: ReconstructionMetrics | None = None, **changes: Any)
         "confusion": ((1,) * 10,) * 10,
         "foreground_gradient_share": 0.5,
     }
-    return Evaluation(**values | changes, shuffled=shuffled or reconstruction())
+    return Evaluation(
+        **HEALTHY | rest | changes,
+        shuffled=ReconstructionMetrics(**BLIND | {**(shuffled or {})}),
+        extent=controlled(**{"object_iou": 0.05, **(extent or {})}),
+    )
 
 
-def history(*losses: float, last: Evaluation | None = None) -> list[EpochRecord]:
-    """An epoch record for each training loss, all with the same evaluation."""
+REFERENCES = {
+    "background only": controlled(pixel_accuracy=0.8, predicted_foreground_rate=0.0, object_iou=0.0),
+    "nearest training grid": controlled(object_iou=0.10, objects_recognised=0.07),
+    "nearest training grid, weighted": controlled(object_iou=0.12, objects_recognised=0.09),
+    "PCA": controlled(object_iou=0.11, objects_recognised=0.20),
+}
+"""What stands beside the options; a healthy evaluation recognises more objects than the nearest grids."""
+
+
+def history(
+    *losses: float, last: Evaluation | None = None, before: Evaluation | None = None, steps: int = 300
+) -> list[EpochRecord]:
+    """An epoch record for each training loss, of so many steps each.
+
+    Args:
+        last, before: the evaluation of the last epoch, and of those before it where that differs.
+    """
+    last = last or evaluation()
     return [
         EpochRecord(
             epoch=epoch,
-            step=10 * epoch,
+            step=steps * epoch,
             learning_rate=1e-3,
             seconds=1.0,
             train=TrainingMeans(loss=loss, reconstruction=loss, kl=0.0, pixel_accuracy=0.7),
-            validation=last or evaluation(),
+            validation=last if epoch == len(losses) else before or last,
         )
         for epoch, loss in enumerate(losses, 1)
     ]

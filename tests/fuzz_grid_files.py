@@ -1,4 +1,5 @@
-"""Load mutated .npy and .npz files: each is a corpus or a CorpusError, quickly and in little memory.
+"""Load mutated .npy and .npz files, some with a padding value: each is a corpus or a CorpusError, quickly and
+in little memory.
 
 Exits with 1, and keeps the file, as soon as another exception escapes, a case takes more than 2 s, or the
 memory of the process has grown by more than 500 MB.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bvae.corpus import CorpusError, load_corpus
+from bvae.corpus import CLASSES, OUTSIDE, CorpusError, load_corpus
 from bvae.files import printable
 
 MAX_SECONDS = 2.0
@@ -62,6 +63,7 @@ METHODS = (
 )
 SIDES = (0, 1, 2, 4, 5, 8, 15, 16, 17, 30, -1, 2**31, 2**62, 2**63, 2**64, 10**300)
 NUMBERS = (0, 1, 2, 8, 9, 12, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
+PADDING_VALUES = (None, None, None, 10, -1, 255, 2**64)
 # Where the fields of a zip archive's headers lie after these signatures.
 SIGNATURES = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")
 HEADER_TEXTS = (
@@ -77,9 +79,10 @@ HEADER_TEXTS = (
 
 
 def grids(rng: random.Random) -> np.ndarray:
-    """Draw a small array of grids, seldom with a value outside 0–9."""
+    """Draw a small array of grids, seldom with a value other than 0–9, which may be the padding value."""
     shape = [rng.randint(1, 30), rng.choice((1, 2, 4, 8, 16)), rng.choice((1, 3, 8, 16))]
     values = np.random.default_rng(rng.getrandbits(32)).integers(0, rng.choice((2, 10, 10, 10, 11)), shape)
+    values[values == 10] = rng.choice((10, -1, 255))
     array = values.astype(rng.choice(("u1", "i1", "<i2", ">i4", "<i8", ">u8", "<u4")))
     return np.asfortranarray(array) if rng.random() < 0.3 else array
 
@@ -181,10 +184,10 @@ def mutated_file(rng: random.Random) -> bytes:
     return content
 
 
-def is_accepted(path: Path) -> bool:
+def is_accepted(path: Path, padding_value: int | None) -> bool:
     """Load a file; whatever is accepted must be a corpus, and a refusal one printable line."""
     try:
-        corpus = load_corpus(str(path))
+        corpus = load_corpus(str(path), padding_value=padding_value)
     except CorpusError as error:
         message = str(error)
         if message != printable(message) or len(message) > 500:
@@ -192,8 +195,14 @@ def is_accepted(path: Path) -> bool:
         return False
     for split in (corpus.train, corpus.val):
         grids = split[:]
-        if grids.shape[1:] != (16, 16) or grids.dtype != np.uint8 or not len(grids) or grids.max() > 9:
-            raise AssertionError(f"not grids of classes: {grids.dtype} {grids.shape}")
+        if grids.shape[1:] != (16, 16) or grids.dtype != np.uint8 or not len(grids):
+            raise AssertionError(f"not grids: {grids.dtype} {grids.shape}")
+        is_cell = grids < CLASSES
+        if not (is_cell | (grids == OUTSIDE)).all() or not is_cell.any((1, 2)).all():
+            raise AssertionError(f"not grids of classes, or of no cell: {np.unique(grids)}")
+    train, val = ({grid.tobytes() for grid in split[:]} for split in (corpus.train, corpus.val))
+    if train & val:
+        raise AssertionError(f"{len(train & val)} training grids also validate")
     return True
 
 
@@ -223,14 +232,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
         path = Path(folder) / "grids"
         for case in range(arguments.cases):
-            content = mutated_file(random.Random(f"{arguments.seed}-{case}"))
+            rng = random.Random(f"{arguments.seed}-{case}")
+            content, padding_value = mutated_file(rng), rng.choice(PADDING_VALUES)
             path.write_bytes(content)
             before = time.monotonic()
             if before - started > arguments.max_seconds:
                 break
             failure = ""
             try:
-                good = is_accepted(path)
+                good = is_accepted(path, padding_value)
             except Exception as error:
                 failure, good = f"{type(error).__name__}: {error}", False
             now = time.monotonic()
@@ -241,7 +251,9 @@ def main() -> int:
             if failure:
                 kept = Path(tempfile.gettempdir()) / f"fuzz-{arguments.seed}-{case}"
                 kept.write_bytes(content)
-                print(f"FAILED case {case}, kept as {kept}: {printable(failure)}")
+                print(
+                    f"FAILED case {case}, kept as {kept}, padding value {padding_value}: {printable(failure)}"
+                )
                 return 1
             if now - reported > 10:
                 reported = now

@@ -259,7 +259,8 @@ def damage(name: str) -> Callable[[dict], object]:
         return data["options"]["B"]["runs"][0]
 
     return {
-        "another schema": lambda data: data.update(schema=2),
+        "another schema": lambda data: data.update(schema=1),
+        "a schema in words": lambda data: data.update(schema="2"),
         "no training": lambda data: data.pop("training"),
         "no epochs": lambda data: data["training"].update(epochs=0),
         "options a list": lambda data: data.update(options=[]),
@@ -278,7 +279,14 @@ def damage(name: str) -> Callable[[dict], object]:
 
 
 DAMAGES = (
-    *("another schema", "no training", "no epochs", "options a list", "a name that is no option's"),
+    *(
+        "another schema",
+        "a schema in words",
+        "no training",
+        "no epochs",
+        "options a list",
+        "a name that is no option's",
+    ),
     *("too many options", "a fingerprint in words", "an accuracy of 2", "an accuracy in words"),
     *("a seed twice", "an endless weighting"),
 )
@@ -298,6 +306,34 @@ def refused(path: Path) -> str:
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_comparison_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
     refused(stored(tmp_path / "baseline.json", compared(B=(0.4, 0.5)), damage(name)))
+
+
+@unit
+@pytest.mark.parametrize("schema", [1, 3])
+def test_a_comparison_of_another_version_is_refused_by_its_schema_whatever_else_is_in_it(
+    tmp_path: Path, schema: int
+) -> None:
+    def change(data: dict) -> None:
+        data.update(schema=schema)
+        del data["options"]["B"]["runs"][0]["metrics"]["object_iou"]  # which the first version did not have
+
+    said = refused(stored(tmp_path / "baseline.json", compared(B=(0.4, 0.5)), change))
+    assert said.endswith(f"written by another version of bvae (schema {schema}, expected 2); run it again")
+
+
+@unit
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_that_is_compared_is_that_of_the_runs(tmp_path: Path, metric: str) -> None:
+    def perfect(data: dict) -> None:
+        for run in data["options"]["B"]["runs"]:
+            run["metrics"][metric] = 1.0
+
+    now = compared(B=(0.4, 0.4))
+    found = compare_with(read_baseline(stored(tmp_path / "baseline.json", now, perfect)), now)
+    assert [each.metric for each in found if each.judgement == "worse"] == [metric]
+    (told,) = (each for each in found if each.metric == metric)
+    assert told.now.mean == getattr(now.options["B"], metric).mean
+    assert f"{METRICS[metric]} of B was 1.000 ± 0.000 and is " in explain_regressions(found)
 
 
 @unit
@@ -380,7 +416,7 @@ def test_a_regression_fails_a_session_on_request_and_there_is_none_against_itsel
     again = subprocess.run(report, capture_output=True, text=True, timeout=120, check=True)
     document = (newest(lab) / "comparison/comparison.md").read_text()
     for shown in (done.stdout, again.stdout, document):
-        assert shown.count("no difference beyond noise") == 3
+        assert shown.count("no difference beyond noise") == len(METRICS)
     assert read_baseline(newest(lab) / "baseline.json") == read_baseline(newest(lab))
 
 
@@ -388,7 +424,7 @@ def test_a_regression_fails_a_session_on_request_and_there_is_none_against_itsel
 def test_an_incomparable_baseline_ends_in_one_sentence_and_exit_code_4(lab: Path) -> None:
     arguments = ("experiments/", *ONE_OPTION, "-n1")
     for more, complaint in (
-        ([made_up(lab, beta=0.5)], "beta was 0.5 and is 0.012"),
+        ([made_up(lab, beta=0.5)], "beta was 0.5 and is 0.002"),
         (["--fail-on-regression"], "--fail-on-regression has nothing to compare with; add --baseline=PATH"),
     ):
         done = run_pytest(*arguments, *more)

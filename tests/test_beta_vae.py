@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+import torch.nn.functional as F
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bvae.beta_vae import BetaVAE, class_weights, option_weights
-from bvae.config import LossOption
+from bvae.beta_vae import BetaVAE, class_weights, one_hot, option_weights
+from bvae.config import OUTSIDE, LossOption
 
 pytestmark = pytest.mark.unit
 
@@ -220,3 +221,50 @@ def test_evaluation_decodes_the_posterior_mean_and_training_a_sample() -> None:
 def test_a_grid_size_that_the_strides_do_not_divide_is_refused(size: int) -> None:
     with pytest.raises(ValueError, match=f"grid_size is {size}; expected a multiple of 4"):
         BetaVAE(grid_size=size)
+
+
+kinds = st.sampled_from([torch.uint8, torch.int16, torch.int64])
+
+
+def cut_grids(seed: int, shape: tuple[int, ...], classes: int = 10) -> torch.Tensor:
+    """Random grids with cells outside here and there."""
+    generator = torch.Generator().manual_seed(seed)
+    grids = torch.randint(0, classes, shape, generator=generator)
+    return grids.masked_fill(torch.rand(shape, generator=generator) < 0.3, OUTSIDE)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 99), st.integers(1, 12), kinds)
+def test_one_hot_is_zero_outside_and_the_usual_encoding_inside(
+    seed: int, classes: int, kind: torch.dtype
+) -> None:
+    grids = cut_grids(seed, (2, 3, 4), classes)
+    inside = grids != OUTSIDE
+    encoded = one_hot(grids.to(kind), classes)
+    assert encoded.dtype == torch.float32
+    cells = encoded.permute(0, 2, 3, 1)
+    assert torch.equal(cells[inside], F.one_hot(grids[inside], classes).float())
+    assert not cells[~inside].any()
+
+
+@given(st.integers(-1000, 1000), st.integers(1, 12))
+def test_one_hot_refuses_what_is_neither_a_class_nor_outside(value: int, classes: int) -> None:
+    grids = torch.tensor([[[0, value], [OUTSIDE, 0]]])
+    if 0 <= value < classes or value == OUTSIDE:
+        assert one_hot(grids, classes).shape == (1, classes, 2, 2)
+        return
+    with pytest.raises(IndexError, match=f"other than the classes 0–{classes - 1} and 255"):
+        one_hot(grids, classes)
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 99), st.sampled_from([4, 8]), kinds)
+def test_the_encoder_sees_zeros_outside(seed: int, size: int, kind: torch.dtype) -> None:
+    model, grids = BetaVAE(grid_size=size, latent_dim=3), cut_grids(seed, (3, size, size))
+    expected = model.encoder(one_hot(grids)).chunk(2, dim=1)
+    for found, other in zip(model.encode(grids.to(kind)), expected, strict=True):
+        assert torch.equal(found, other)
+
+
+def test_the_encoding_is_no_part_of_what_is_stored_of_a_model() -> None:
+    assert all(name.startswith(("encoder.", "decoder.")) for name in BetaVAE(grid_size=4).state_dict())

@@ -1,37 +1,66 @@
-"""The gate must not be fooled: made-up results, each wrong in one way."""
+"""The gate must not be fooled, and the best is recommended: made-up results, each wrong in one way."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
-from evidence_factory import CORPUS, reconstruction, result
+from evidence_factory import CORPUS, REFERENCES, controlled, evaluation, result
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bvae.comparison import Comparison, Outcomes, compare
+from bvae.comparison import CONTROLLED, Comparison, Outcomes, compare
 from bvae.config import AccuracyBand, ExperimentConfig, from_json, to_json
-from bvae.summary import explain_gate, to_markdown, to_text_table
+from bvae.records import ControlledMetrics, ReconstructionMetrics
+from bvae.session import CorpusRecord
+from bvae.summary import (
+    TERMINAL_COLUMNS,
+    describe_setting,
+    explain_gate,
+    table_head,
+    table_rows,
+    to_markdown,
+    to_text_table,
+)
+from bvae.verdict import SEVERITY
 
 pytestmark = pytest.mark.unit
 
+BAND = AccuracyBand(0.70, 0.80)
+FAILURES = list(SEVERITY)[: list(SEVERITY).index("below_band")]
+BY_GRIDS = ("nearest training grid", "nearest training grid, weighted")
 
-def compared(outcomes: Outcomes) -> Comparison:
-    return compare(CORPUS, ExperimentConfig(band=AccuracyBand(0.70, 0.80)), outcomes)
+
+def compared(
+    outcomes: Outcomes,
+    *,
+    corpus: CorpusRecord = CORPUS,
+    references: Mapping[str, ControlledMetrics] = REFERENCES,
+    band: AccuracyBand = BAND,
+) -> Comparison:
+    return compare(corpus, ExperimentConfig(band=band), outcomes, references)
 
 
-def seeds(option: str, *verdicts: str, **changes: object) -> dict:
+def seeds(option: str, *verdicts: str, **changes: Any) -> dict:
     return {option: {seed: result(option, seed, verdict, **changes) for seed, verdict in enumerate(verdicts)}}
+
+
+# ---- the gate
 
 
 def test_the_gate_passes_when_c_alone_is_healthy() -> None:
     comparison = compared(
-        seeds("A", "mode_collapse") | seeds("B", "above_band", pixel_accuracy=0.9) | seeds("C", "healthy")
+        seeds("A", "mode_collapse") | seeds("B", "flooding", pixel_accuracy=0.75) | seeds("C", "healthy")
     )
     assert comparison.gate.passed
     assert comparison.gate.passed_by == ("C",)
     assert comparison.recommended == "C"
 
 
-@pytest.mark.parametrize("verdict", ["mode_collapse", "posterior_collapse", "diverged", "unstable"])
+@pytest.mark.parametrize("verdict", FAILURES)
 def test_the_gate_fails_on_a_failed_seed_though_the_accuracy_is_in_the_band(verdict: str) -> None:
     comparison = compared(seeds("B", "healthy", verdict, "healthy"))
     assert not comparison.gate.passed
@@ -40,7 +69,7 @@ def test_the_gate_fails_on_a_failed_seed_though_the_accuracy_is_in_the_band(verd
 
 
 def test_the_gate_fails_when_only_the_baseline_passes() -> None:
-    comparison = compared(seeds("A", "healthy") | seeds("B", "below_band", pixel_accuracy=0.5))
+    comparison = compared(seeds("A", "healthy") | seeds("B", "partial_collapse"))
     assert comparison.options["A"].healthy
     assert not comparison.gate.passed
     assert comparison.recommended is None
@@ -51,7 +80,9 @@ def test_the_gate_fails_when_no_candidate_was_run(outcomes: Outcomes) -> None:
     comparison = compared(outcomes)
     assert not comparison.gate.passed
     assert comparison.gate.candidates == ()
+    assert comparison.recommended is None
     assert "no run of a candidate was selected" in explain_gate(comparison)
+    assert "no run of a candidate was selected" in comparison.recommendation
 
 
 def test_a_run_that_crashed_fails_its_option() -> None:
@@ -62,23 +93,137 @@ def test_a_run_that_crashed_fails_its_option() -> None:
     assert "B-seed1 was begun" in explain_gate(comparison)
 
 
-def test_the_candidate_with_the_highest_iou_is_recommended() -> None:
+def test_a_position_prior_in_the_band_does_not_pass() -> None:
+    prior = {"foreground_recall": 0.39, "foreground_iou": 0.49, "pixel_accuracy": 0.76}
+    comparison = compared(seeds("B", "posterior_collapse", shuffled=prior))
+    assert not comparison.gate.passed
+
+
+# ---- the recommendation
+
+
+@st.composite
+def found_runs(draw: st.DrawFn) -> dict[str, dict[int, Any]]:
+    """One to three seeds of each option: failures here and there, any accuracy and object IoU."""
+    return {
+        option: {
+            seed: result(
+                option,
+                seed,
+                draw(st.sampled_from(["healthy"] * 5 + FAILURES)),
+                pixel_accuracy=draw(st.sampled_from([0.5, 0.7, 0.75, 0.8, 0.9])),
+                object_iou=draw(st.integers(0, 100)) / 100,
+            )
+            for seed in range(draw(st.integers(1, 3)))
+        }
+        for option in draw(st.sets(st.sampled_from("ABC")))
+    }
+
+
+@given(found_runs())
+def test_the_gate_asks_for_a_healthy_candidate_and_the_recommendation_for_the_best_that_learned(
+    outcomes: dict,
+) -> None:
+    comparison = compared(outcomes)
+    candidates = {name: option for name, option in comparison.options.items() if name in "BC"}
+    healthy = [name for name, option in candidates.items() if option.verdict == "healthy"]
+    assert comparison.gate.passed == bool(healthy)
+    assert list(comparison.gate.passed_by) == healthy
+    learned = [name for name, option in candidates.items() if option.verdict not in FAILURES]
+    ious = {name: candidates[name].object_iou.mean for name in learned}
+    if comparison.recommended is None:
+        assert not learned
+    else:
+        assert ious[comparison.recommended] == max(ious.values())
+
+
+@given(found_runs())
+def test_a_recommendation_says_what_opens_the_gate_where_that_is_another_option(outcomes: dict) -> None:
+    comparison = compared(outcomes)
+    said, recommended, gate = comparison.recommendation, comparison.recommended, comparison.gate
+    assert said.endswith(".")
+    if recommended is None:
+        assert "Nothing can be recommended" in said
+        return
+    assert said.startswith(f"Use option {recommended} (γ = ")
+    assert f"object IoU {comparison.options[recommended].object_iou}" in said
+    outside = recommended not in gate.passed_by
+    assert (f" the band {BAND}; " in said) == outside
+    assert ("C opens the gate with less object IoU" in said) == (outside and gate.passed_by == ("C",))
+    assert ("so the gate stays closed" in said) == (outside and not gate.passed)
+
+
+def test_the_candidate_with_the_highest_object_iou_is_recommended_whatever_else_is_higher() -> None:
     comparison = compared(
-        seeds("B", "healthy", "healthy", foreground_iou=0.4)
-        | seeds("C", "healthy", "healthy", foreground_iou=0.6)
+        seeds("A", "healthy", object_iou=0.9)
+        | seeds("B", "healthy", "healthy", object_iou=0.2, foreground_iou=0.9, foreground_recall=0.9)
+        | seeds("C", "healthy", "healthy", object_iou=0.3)
     )
     assert comparison.recommended == "C"
-    assert "more than B" in comparison.recommendation
+    assert ", more than the 0.200 ± 0.000 of B" in comparison.recommendation
+    assert "gate" not in comparison.recommendation
 
 
-def test_where_none_passes_the_nearest_miss_is_named_with_its_reason() -> None:
-    far = seeds("C", "below_band", pixel_accuracy=0.30)
-    near = seeds("B", "above_band", pixel_accuracy=0.85)
-    comparison = compared(far | near)
+@pytest.mark.parametrize(("accuracy", "side"), [(0.853, "above"), (0.6, "below")])
+def test_the_band_opens_the_gate_and_does_not_choose(accuracy: float, side: str) -> None:
+    best = seeds("B", "healthy", object_iou=0.26, pixel_accuracy=accuracy)
+    both = compared(best | seeds("C", "healthy", object_iou=0.14))
+    assert both.recommended == "B"
+    assert both.gate.passed_by == ("C",)
+    assert both.recommendation.endswith(
+        f"Its accuracy {accuracy:.3f} lies {side} the band 0.7:0.8; C opens the gate with less object IoU."
+    )
+    alone = compared(best | seeds("C", "flooding", object_iou=0.9))
+    assert alone.recommended == "B"
+    assert not alone.gate.passed
+    assert "the only candidate that learned the objects" in alone.recommendation
+    assert alone.recommendation.endswith("the band 0.7:0.8; so the gate stays closed.")
+
+
+def test_where_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_is_named() -> None:
+    mild, grave = seeds("C", "partial_collapse", object_iou=0.1), seeds("B", "mode_collapse", object_iou=0.2)
+    comparison = compared(seeds("A", "healthy") | grave | mild)
     assert comparison.recommended is None
-    assert "nearest miss is B (above_band)" in comparison.recommendation
-    collapsed = compared(seeds("B", "mode_collapse") | far)
-    assert "nearest miss is C (below_band)" in collapsed.recommendation
+    assert comparison.recommendation.startswith("Nothing can be recommended: no candidate learned")
+    assert "nearest miss is C (partial collapse): 1 of 1 seeds" in comparison.recommendation
+    alike = compared(seeds("B", "partial_collapse", object_iou=0.2) | mild)
+    assert "nearest miss is B (partial collapse)" in alike.recommendation
+
+
+# ---- what the gate says that was learned
+
+
+@given(*[st.none() | st.floats(0.0, 1.0)] * 3)
+def test_shapes_count_as_learned_only_above_the_nearest_training_grids(
+    share: float | None, nearest: float | None, weighted: float | None
+) -> None:
+    references = REFERENCES | {
+        name: controlled(objects_recognised=value)
+        for name, value in zip(BY_GRIDS, (nearest, weighted), strict=True)
+    }
+    comparison = compared(seeds("B", "healthy", objects_recognised=share), references=references)
+    head = explain_gate(comparison).splitlines()[0]
+    known = [value for value in (nearest, weighted) if value is not None]
+    if share is None or not known:
+        assert "learned colours and places of objects; whether also their shapes was not measured" in head
+    elif share > max(known):
+        assert "learned the objects: colours, places and shapes" in head
+        assert f"({share:.1%} of them recognised, {max(known):.1%} by the nearest training grid)" in head
+    else:
+        assert "learned colours and places of objects, not shapes" in head
+        assert "learned the objects" not in explain_gate(comparison)
+        assert "learned the objects" not in comparison.recommendation
+
+
+def test_without_references_nothing_is_said_of_shapes() -> None:
+    head = explain_gate(compared(seeds("B", "healthy"), references={}))
+    assert "learned colours and places of objects; whether also their shapes was not measured" in head
+    assert "learned the objects" not in head
+
+
+def test_other_references_do_not_decide_about_shapes() -> None:
+    references = REFERENCES | {"PCA": controlled(objects_recognised=1.0)}
+    assert "places and shapes" in explain_gate(compared(seeds("B", "healthy"), references=references))
 
 
 def test_the_explanation_lists_every_candidate_with_its_numbers() -> None:
@@ -88,44 +233,169 @@ def test_the_explanation_lists_every_candidate_with_its_numbers() -> None:
     lines = explain_gate(comparison).splitlines()
     assert [line.split(":")[0].strip() for line in lines[1:]] == ["B", "C"]
     for line in lines[1:]:
-        assert "background rate 0.800" in line
-        assert "foreground IoU 0.500 (shuffled 0.150)" in line
+        assert "object IoU 0.200 (shuffled 0.030), object recall 0.600 (shuffled 0.080)" in line
+        assert "accuracy 0.760 (background rate 0.800)" in line
+
+
+# ---- corpus and band
+
+OTHERS = (1000, 9000, *[500] * 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "remarks"),
+    [
+        ({}, []),
+        ({"has_outside": True}, ["Grids differ in size"]),
+        ({"duplicates": 1234}, ["1,234 training grids that also validate were removed from training."]),
+        (
+            {"duplicates": 3, "duplicates_sampled": True},
+            ["3 training grids that also validate were removed from training (among a sample of the file)."],
+        ),
+        ({"duplicates_sampled": True}, ["In a sample of the file no training grid also validates."]),
+        ({"class_counts": OTHERS}, ["Class 1 is more frequent than class 0"]),
+        (
+            {"has_outside": True, "duplicates": 1, "class_counts": OTHERS},
+            ["Grids differ in size", "1 training grids that also", "Class 1 is more frequent"],
+        ),
+    ],
+)
+def test_what_is_unusual_about_a_corpus_is_said_and_nothing_else(changes: dict, remarks: list[str]) -> None:
+    corpus = dataclasses.replace(CORPUS, **changes)
+    found = corpus.remarks()
+    assert len(found) == len(remarks)
+    assert all(said in one for said, one in zip(remarks, found, strict=True))
+    comparison = compared(seeds("B", "healthy"), corpus=corpus)
+    for text in (describe_setting(comparison), to_markdown(comparison).replace("\\", "")):
+        assert all(said in text for said in found)
+
+
+@given(st.floats(0.02, 1.0), st.floats(0.0, 0.01), st.floats(0.0, 1.0))
+def test_a_band_below_the_background_rate_is_remarked_on(hi: float, lo: float, rate: float) -> None:
+    corpus = dataclasses.replace(CORPUS, background_rate=rate)
+    said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus, band=AccuracyBand(lo, hi)))
+    assert (f"The band lies below the background rate {rate:.3f}" in said) == (hi < rate)
+
+
+# ---- comparison.json and the tables
+
+
+def names(kind: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(kind)}
 
 
 def test_comparison_json_has_the_documented_schema_and_no_nan() -> None:
     outcomes = (
-        seeds("A", "mode_collapse") | seeds("B", "healthy", "healthy") | seeds("C", "diverged", "healthy")
+        seeds("A", "mode_collapse", minor_object_recall=None, class_recall=(1.0, None, *[0.0] * 8))
+        | seeds("B", "healthy", "healthy")
+        | seeds("C", "diverged", "healthy")
     )
     comparison = compared(outcomes)
     data = json.loads(to_json(comparison), parse_constant=lambda name: pytest.fail(f"{name} in the JSON"))
-    assert data["schema"] == 1
+    assert data["schema"] == 2
     assert data["band"] == [0.70, 0.80]
-    assert data["corpus"].keys() == {
-        *("name", "fingerprint", "train", "val", "class_counts", "background_rate", "weight_ratio")
-    }
+    assert data["corpus"].keys() == names(CorpusRecord) | {"controls", "references"}
+    assert data["corpus"]["controls"].keys() == {"extent"}
+    assert data["corpus"]["references"].keys() == {"background only", *BY_GRIDS, "PCA"}
+    for scored in (data["corpus"]["controls"]["extent"], *data["corpus"]["references"].values()):
+        assert scored.keys() == names(ControlledMetrics)
+        assert scored["shuffled"].keys() == names(ReconstructionMetrics)
     b = data["options"]["B"]
-    assert b["pixel_accuracy"] == {"mean": pytest.approx(0.76), "sd": pytest.approx(0.0)}
-    assert b["foreground_iou"]["mean"] == pytest.approx(0.5)
-    assert b["shuffled_foreground_recall"]["mean"] == pytest.approx(0.05)
+    for name in CONTROLLED:
+        for key, source in ((name, evaluation()), (f"shuffled_{name}", evaluation().shuffled)):
+            assert b[key] == {"mean": pytest.approx(getattr(source, name)), "sd": pytest.approx(0.0)}
+            assert data["options"]["A"][key]["sd"] is None  # of one seed
+            assert data["options"]["C"][key] == {"mean": None, "sd": None}  # a seed diverged
+    assert b["classes_learned"] == {"mean": 9.0, "sd": 0.0}
     assert [run["seed"] for run in b["runs"]] == [0, 1]
     assert [run["path"] for run in b["runs"]] == ["B-seed0", "B-seed1"]
-    assert data["options"]["A"]["pixel_accuracy"]["sd"] is None  # of one seed
-    assert data["options"]["C"]["pixel_accuracy"] == {"mean": None, "sd": None}  # a seed diverged
+    metrics = b["runs"][0]["metrics"]
+    assert metrics["shuffled"].keys() == names(ReconstructionMetrics)
+    assert metrics["extent"].keys() == names(ControlledMetrics)
+    assert metrics.keys() >= names(ReconstructionMetrics) | {"classes_learned", "kl_per_dim", "active_units"}
+    undefined = data["options"]["A"]["runs"][0]["metrics"]
+    assert undefined["minor_object_recall"] is None
+    assert undefined["class_recall"][1] is None
+    assert data["options"]["A"]["minor_object_recall"] == {"mean": None, "sd": None}
     assert data["options"]["C"]["runs"][0]["metrics"] is None
     assert data["gate"] == {"candidates": ["B", "C"], "passed": True, "passed_by": ["B"]}
     assert data["recommended"] == "B"
     assert from_json(to_json(comparison), Comparison) == comparison
 
 
-def test_the_tables_have_a_row_for_each_option_and_survive_undefined_numbers() -> None:
-    comparison = compared(seeds("A", "mode_collapse") | seeds("C", "diverged"))
+def test_the_documented_metrics_of_an_option_stand_beside_their_shuffled_control() -> None:
+    documented = {
+        *("pixel_accuracy", "foreground_iou", "foreground_recall", "object_recall", "minor_object_recall"),
+        *("object_iou", "objects_recognised"),
+    }
+    assert set(CONTROLLED) == documented
+
+
+def test_without_a_run_that_was_evaluated_there_is_no_control() -> None:
+    comparison = compared(seeds("B", "diverged"), references={})
+    assert comparison.corpus.controls == comparison.corpus.references == {}
+    assert [row[0].text for row in table_rows(comparison)] == ["B"]
+
+
+def test_properties_for_junit_are_numbers_by_name_with_class_recalls_and_controls() -> None:
+    run = result(
+        "B",
+        0,
+        class_recall=(0.9, None, *[0.4] * 8),
+        minor_object_recall=None,
+        shuffled={"object_iou": 0.031},
+        extent={"object_iou": 0.052, "shuffled": {"object_iou": 0.9}},
+    )
+    found = run.properties()
+    assert found["verdict"] == "healthy"
+    assert found["reason"] == "made up to be healthy"
+    of_objects = [found[f"{prefix}object_iou"] for prefix in ("", "shuffled_", "extent_")]
+    assert of_objects == [0.2, 0.031, 0.052]
+    recalls = [found[name] for name in ("class_recall_0", "class_recall_1", "shuffled_class_recall_9")]
+    assert recalls == [0.9, None, 0.05]
+    assert found["classes_learned"] == 9
+    assert found["minor_object_recall"] is None
+    single = {
+        field.name for field in dataclasses.fields(ReconstructionMetrics) if field.name != "class_recall"
+    }
+    for prefix in ("", "shuffled_", "extent_"):
+        assert found.keys() >= {f"{prefix}{name}" for name in single}
+        assert found.keys() >= {f"{prefix}class_recall_{label}" for label in range(10)}
+    assert all(value is None or isinstance(value, int | float | str) for value in found.values())
+
+
+def test_the_tables_have_a_row_for_each_option_control_and_reference() -> None:
+    comparison = compared(seeds("A", "mode_collapse") | seeds("B", "healthy", "healthy"))
+    rows = {row[0].text: row for row in table_rows(comparison)}
+    assert list(rows) == ["A", "B", "extent", *REFERENCES]
+    column = {cell.text: place for place, cell in enumerate(table_head())}
+    assert {len(row) for row in rows.values()} == {len(column)}
+    assert rows["B"][column["object IoU"]] == ("0.200 ± 0.000", "0.030 ± 0.000")
+    assert rows["extent"][column["object IoU"]] == ("0.050", "0.030")
+    assert rows["nearest training grid, weighted"][column["recognised"]] == ("0.090", "0.010")
+    assert rows["PCA"][column["verdict"]].text == "reference"
+    assert rows["background only"][column["accuracy"]].text == "0.800"
+    assert rows["B"][column["classes learned"]].text == "9 of 9"
+    assert rows["PCA"][column["classes learned"]].text == "0 of 9"
+    text, document = to_text_table(comparison), to_markdown(comparison).replace("\\", "")
+    for name in rows:
+        assert any(line.startswith(f"{name}  ") for line in text)
+        assert f"\n| {name} | " in document
+    assert set(list(column)[1:TERMINAL_COLUMNS]) >= {"verdict", "object IoU", "classes learned", "accuracy"}
+
+
+def test_the_tables_survive_undefined_numbers() -> None:
+    outcomes = seeds("A", "mode_collapse", object_iou=None) | seeds("C", "diverged")
+    references = {"PCA": controlled(object_iou=None, objects_recognised=None)}
+    comparison = compared(outcomes, references=references)
     text, document = "\n".join(to_text_table(comparison)), to_markdown(comparison)
     assert "mode collapse" in text
     assert "undefined" in text
-    assert "| C | 1 | inverse | diverged | undefined |" in document
+    assert "| C | diverged | undefined (undefined) | " in document
+    assert "| PCA | reference | undefined (0.030) | " in document
 
 
-def test_a_position_prior_in_the_band_does_not_pass() -> None:
-    prior = reconstruction(foreground_recall=0.39, pixel_accuracy=0.76)
-    comparison = compared(seeds("B", "posterior_collapse", shuffled=prior))
-    assert not comparison.gate.passed
+def test_seeds_that_learned_different_numbers_of_classes_are_told_as_a_range() -> None:
+    runs = {seed: result("B", seed, classes_learned=learned) for seed, learned in enumerate((7, 9, 8))}
+    (row,) = (row for row in table_rows(compared({"B": runs})) if row[0].text == "B")
+    assert "7 to 9 of 9" in {cell.text for cell in row}

@@ -18,8 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from bvae import corpus as corpora
-from bvae.corpus import Corpus, CorpusError, Grids, LazyGrids, load_corpus
+from bvae.corpus import OUTSIDE, Corpus, CorpusError, Grids, LazyGrids, load_corpus, splits
 from bvae.corpus.array_files import walk
 
 pytestmark = pytest.mark.unit
@@ -29,16 +28,30 @@ Array = npt.NDArray[Any]
 # Each example writes and reads files.
 few = settings(max_examples=40)
 
-grid_arrays = hnp.arrays(
-    st.sampled_from(["u1", "i1", "<u2", ">u2", "<i4", ">i4", "<i8", ">i8"]),
-    st.tuples(st.integers(3, 40), st.integers(1, 8), st.integers(2, 8)),
-    elements=st.integers(0, 9),
-).map(lambda grids: with_two_classes(grids))
+INTEGERS = ("u1", "i1", "<u2", ">u2", "<i4", ">i4", "<i8", ">i8", "<u8")
+MARKERS = [
+    (dtype, value)
+    for dtype in INTEGERS
+    for value in (10, -1, 255, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    if np.iinfo(dtype).min <= value <= np.iinfo(dtype).max and not 0 <= value <= 9
+]
+"""Integer types, each with a padding value that it can hold."""
+
+shapes = st.tuples(st.integers(3, 40), st.integers(1, 8), st.integers(2, 8))
+grid_arrays = hnp.arrays(st.sampled_from(INTEGERS), shapes, elements=st.integers(0, 9)).map(
+    lambda grids: learnable(grids)
+)
+outside_arrays = hnp.arrays("u1", shapes, elements=st.integers(0, 9) | st.just(OUTSIDE)).map(
+    lambda grids: learnable(grids)
+)
+orders = st.sampled_from([np.ascontiguousarray, np.asfortranarray])
+suffixes = st.sampled_from(["npy", "npz"])
 
 
-def with_two_classes(grids: Array) -> Array:
-    """Let every grid hold a 0 and a 1, so that every split of them is a corpus."""
+def learnable(grids: Array) -> Array:
+    """Let every grid have two classes, and the first five differ: more than are held out for validation."""
     grids[:, 0, :2] = 0, 1
+    grids[:5, 0, 1] = np.arange(1, 6)[: len(grids)]
     return grids
 
 
@@ -48,11 +61,36 @@ def random_grids(count: int, *, size: int = 8, seed: int = 0) -> npt.NDArray[np.
 
 def padded(grids: Array, size: int) -> npt.NDArray[np.uint8]:
     _, height, width = grids.shape
-    return np.pad(grids, ((0, 0), (0, size - height), (0, size - width))).astype(np.uint8)
+    return np.pad(
+        grids.astype(np.uint8), ((0, 0), (0, size - height), (0, size - width)), constant_values=OUTSIDE
+    )
+
+
+def marked(grids: npt.NDArray[np.uint8], dtype: str, padding_value: int) -> Array:
+    """Convert grids to a type, with another value where they are `OUTSIDE`."""
+    converted = grids.astype(dtype)
+    converted[grids == OUTSIDE] = padding_value
+    return converted
 
 
 def contents(*splits: Grids) -> Counter[bytes]:
     return Counter(grid.tobytes() for split in splits for grid in split[:])
+
+
+def assert_split(corpus: Corpus, grids: npt.NDArray[np.uint8]) -> None:
+    """Every grid validates, trains, or is removed from training as it validates too."""
+    validating = contents(corpus.val)
+    others = contents(grids) - validating
+    assert validating <= contents(grids)
+    assert contents(corpus.train) == Counter({key: n for key, n in others.items() if key not in validating})
+    assert corpus.duplicates == len(grids) - len(corpus.val) - len(corpus.train)
+    assert not corpus.duplicates_sampled
+
+
+def lazily(path: str, grid_size: int, padding_value: int | None = None) -> Corpus:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(splits, "IN_MEMORY_BYTES", 0)
+        return load_corpus(path, grid_size, padding_value=padding_value)
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +99,13 @@ def arc() -> Corpus:
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Array], str]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Writes grids to a file, the same for all examples of hypothesis, and says where."""
-    path = tmp_path_factory.mktemp("written") / "grids.npy"
+    folder = tmp_path_factory.mktemp("written")
 
-    def write(grids: Array) -> str:
-        np.save(path, grids)
+    def write(grids: Array, suffix: str = "npy") -> str:
+        path = folder / f"grids.{suffix}"
+        (np.save if suffix == "npy" else np.savez)(path, grids)
         return str(path)
 
     return write
@@ -81,15 +120,26 @@ def path(tmp_path: Path) -> str:
 
 
 def test_arc_has_the_measured_sizes_rates_and_imbalance(arc: Corpus) -> None:
-    assert (arc.name, arc.train.shape, arc.val.shape) == ("arc", (6113, 16, 16), (753, 16, 16))
-    assert arc.class_counts[0] / sum(arc.class_counts) == pytest.approx(0.810, abs=5e-4)
-    assert arc.background_rate == pytest.approx(0.822, abs=5e-4)
-    assert arc.weight_ratio("inverse") == pytest.approx(112, abs=0.5)
-    assert arc.weight_ratio("sqrt_inverse") == pytest.approx(10.6, abs=0.05)
+    assert (arc.name, arc.train.shape, arc.val.shape) == ("arc", (6162, 16, 16), (753, 16, 16))
+    assert arc.class_counts[0] / sum(arc.class_counts) == pytest.approx(0.493, abs=5e-4)
+    assert arc.background_rate == pytest.approx(0.495, abs=5e-4)
+    assert arc.weight_ratio("inverse") == pytest.approx(25.6, abs=0.05)
+    assert arc.weight_ratio("sqrt_inverse") == pytest.approx(5.06, abs=0.005)
+
+
+def test_arc_grids_of_many_sizes_are_cells_in_the_top_left_and_nothing_outside(arc: Corpus) -> None:
+    assert arc.has_outside
+    for split in (arc.train[:], arc.val[:]):
+        is_cell = split != OUTSIDE
+        rows, columns = is_cell[:, :, 0], is_cell[:, 0]
+        np.testing.assert_array_equal(is_cell, rows[:, :, None] & columns[:, None])
+        assert (np.diff(rows.astype(int)) <= 0).all()
+        assert (np.diff(columns.astype(int)) <= 0).all()
 
 
 def test_no_arc_grid_is_twice_in_the_corpus(arc: Corpus) -> None:
     assert max(contents(arc.train, arc.val).values()) == 1
+    assert (arc.duplicates, arc.duplicates_sampled) == (15, False)
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
@@ -116,75 +166,92 @@ def test_a_larger_grid_size_takes_every_arc_grid_within_three_seconds() -> None:
     started = time.process_time()
     large = load_corpus("arc", 32)
     assert time.process_time() - started < 3
-    assert (len(large.train), len(large.val)) == (8458, 995)
-    assert np.flatnonzero(large.train[:].any((0, 2))).max() == 29
+    assert (len(large.train), len(large.val)) == (8510, 995)
+    assert np.flatnonzero((large.train[:] != OUTSIDE).any((0, 2))).max() == 29
 
 
-# Procedural grids
+# Generated grids
 
 
-def test_atomic_has_20000_grids_of_which_a_tenth_validates() -> None:
+def test_atomic_has_20000_grids_of_which_a_tenth_validates_and_a_few_more_are_removed() -> None:
     corpus = load_corpus("atomic")
-    assert (corpus.name, corpus.train.shape, corpus.val.shape) == (
-        "atomic:20000",
-        (18_000, 16, 16),
-        (2000, 16, 16),
-    )
+    assert (corpus.name, corpus.val.shape) == ("atomic:20000", (2000, 16, 16))
+    assert not corpus.has_outside
     assert 0.925 <= corpus.background_rate <= 0.935
+    assert not set(contents(corpus.train)) & set(contents(corpus.val))
+    assert 0 < corpus.duplicates == 18_000 - len(corpus.train)
 
 
-@few
-@given(count=st.integers(20, 200), grid_size=st.sampled_from([16, 20, 64]))
+@settings(max_examples=15)
+@given(count=st.integers(20, 200), grid_size=st.sampled_from([16, 20, 32]))
 def test_atomic_is_deterministic_and_a_larger_grid_size_pads_it(count: int, grid_size: int) -> None:
     corpus, again = load_corpus(f"atomic:{count}"), load_corpus(f"atomic:{count}", grid_size)
     assert len(corpus.val) == count // 10
+    assert again.has_outside == (grid_size > 16)
     for split, wide in ((corpus.train, again.train), (corpus.val, again.val)):
         np.testing.assert_array_equal(padded(split[:], grid_size), wide[:])
 
 
+@pytest.mark.parametrize("kind", ["objects", "atomic"])
 @pytest.mark.parametrize(
     "count", ["", "19", "0", "-5", "1e3", "1_000", "20.0", "٣٠", "many", "1000001", "9" * 5000]
 )
-def test_atomic_names_the_limits_of_its_size(count: str) -> None:
-    with pytest.raises(CorpusError, match="N from 20 to 1000000"):
-        load_corpus(f"atomic:{count}")
+def test_generated_grids_name_the_limits_of_their_number(kind: str, count: str) -> None:
+    with pytest.raises(CorpusError, match=f"expected {kind}:N with N from 20 to 1000000"):
+        load_corpus(f"{kind}:{count}")
 
 
-def test_atomic_does_not_fit_a_smaller_grid_size() -> None:
-    with pytest.raises(CorpusError, match="16×16 do not fit the grid size 12"):
-        load_corpus("atomic:100", 12)
+@pytest.mark.parametrize("spec", ["objects", "objects:100", "atomic", "atomic:100"])
+def test_generated_grids_do_not_fit_a_smaller_grid_size(spec: str) -> None:
+    with pytest.raises(CorpusError, match=f"{spec}: grids of 16×16 do not fit the grid size 12"):
+        load_corpus(spec, 12)
 
 
 # Files
 
 
 @few
-@given(
-    grids=grid_arrays,
-    order=st.sampled_from([np.ascontiguousarray, np.asfortranarray]),
-    suffix=st.sampled_from(["npy", "npz"]),
-)
-def test_holding_out_splits_any_saved_array_into_padded_grids_and_loses_none(
-    tmp_path_factory: pytest.TempPathFactory, grids: Array, order: Callable[[Array], Array], suffix: str
+@given(grids=grid_arrays, order=orders, suffix=suffixes)
+def test_holding_out_splits_any_saved_array_and_loses_only_training_grids_that_also_validate(
+    written: Callable[..., str], grids: Array, order: Callable[[Array], Array], suffix: str
 ) -> None:
-    path = str(tmp_path_factory.getbasetemp() / f"one.{suffix}")
-    (np.save if suffix == "npy" else np.savez)(path, order(grids))
+    path = written(order(grids), suffix)
     corpus = load_corpus(path, 8)
-    assert contents(corpus.train, corpus.val) == Counter(grid.tobytes() for grid in padded(grids, 8))
+    assert_split(corpus, padded(grids, 8))
     assert len(corpus.val) == max(2, len(grids) // 10)
     assert load_corpus(path, 8).fingerprint == corpus.fingerprint
 
 
 @few
-@given(train=grid_arrays, val=grid_arrays)
-def test_named_splits_are_kept_as_they_are(
-    tmp_path_factory: pytest.TempPathFactory, train: Array, val: Array
+@given(train=grid_arrays, val=grid_arrays, data=st.data())
+def test_named_splits_are_kept_but_for_training_grids_that_also_validate(
+    tmp_path_factory: pytest.TempPathFactory, train: Array, val: Array, data: st.DataObject
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "splits.npz")
+    train[0, 0, :2] = 9, 8  # begins no validation grid
+    train, val = padded(train, 8), padded(val, 8)
+    shared = data.draw(st.lists(st.integers(0, len(val) - 1), max_size=5))
+    train = np.concatenate([val[shared], train])
     np.savez(path, train=train, val=val, test=np.array([0.5]))
-    corpus = load_corpus(path, 8)
-    np.testing.assert_array_equal(corpus.train[:], padded(train, 8))
-    np.testing.assert_array_equal(corpus.val[:], padded(val, 8))
+    corpus = load_corpus(path, 8, padding_value=OUTSIDE)
+    kept = [grid for grid in train if grid.tobytes() not in contents(val)]
+    np.testing.assert_array_equal(corpus.train[:], kept)
+    np.testing.assert_array_equal(corpus.val[:], val)
+    assert (corpus.duplicates, corpus.duplicates_sampled) == (len(train) - len(kept), False)
+
+
+def test_of_a_large_mapped_file_a_sample_is_searched_for_training_grids_that_also_validate(
+    written: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grids = random_grids(300).repeat(3, axis=0)
+    whole = load_corpus(written(grids), 8)
+    assert_split(whole, grids)
+    monkeypatch.setattr(splits, "SAMPLED_GRIDS", 400)
+    sampled = load_corpus(written(grids), 8)
+    assert sampled.duplicates_sampled
+    assert 0 < sampled.duplicates < whole.duplicates
+    assert len(sampled.train) == 810 - sampled.duplicates
+    assert_split(load_corpus(written(grids, "npz"), 8), grids)
 
 
 def test_holding_out_is_spread_over_the_file(path: str) -> None:
@@ -195,17 +262,98 @@ def test_holding_out_is_spread_over_the_file(path: str) -> None:
     assert all(np.histogram(held_out, bins=5, range=(0, 1000))[0] > 5)
 
 
+# Cells outside
+
+
+@few
+@given(grids=outside_arrays, marker=st.sampled_from(MARKERS), order=orders, suffix=suffixes)
+def test_a_corpus_is_the_same_whatever_marks_the_outside_and_whatever_the_file_leaves_to_the_square(
+    written: Callable[..., str],
+    grids: npt.NDArray[np.uint8],
+    marker: tuple[str, int],
+    order: Callable[[Array], Array],
+    suffix: str,
+) -> None:
+    dtype, value = marker
+    corpus = load_corpus(written(order(marked(grids, dtype, value)), suffix), 8, padding_value=value)
+    assert_split(corpus, padded(grids, 8))
+    square = load_corpus(written(padded(grids, 8), "npz"), 8, padding_value=OUTSIDE)
+    assert square.fingerprint == corpus.fingerprint
+
+
+@few
+@given(grids=grid_arrays, value=st.sampled_from([10, -1, 255, 300, -(2**63), 2**64]), suffix=suffixes)
+def test_a_padding_value_that_a_file_does_not_have_changes_nothing(
+    written: Callable[..., str], grids: Array, value: int, suffix: str
+) -> None:
+    path = written(grids, suffix)
+    assert load_corpus(path, 8, padding_value=value).fingerprint == load_corpus(path, 8).fingerprint
+
+
+def test_cells_outside_are_in_no_grid_that_fills_the_square(path: str) -> None:
+    train, val = random_grids(30), random_grids(3, seed=1)
+    np.savez(path, train=train, val=val)
+    assert not load_corpus(path, 8).has_outside
+    assert not load_corpus(path, 8, padding_value=10).has_outside
+    assert load_corpus(path, 12).has_outside
+    for split in (train, val):
+        before, split[2, 3, 4] = split[2, 3, 4], 10
+        np.savez(path, train=train, val=val)
+        assert load_corpus(path, 8, padding_value=10).has_outside
+        split[2, 3, 4] = before
+
+
+@pytest.mark.parametrize("value", range(10))
+def test_a_padding_value_that_is_a_class_is_refused(written: Callable[..., str], value: int) -> None:
+    with pytest.raises(CorpusError, match=f"padding value {value} is a class; expected .* other than 0–9"):
+        load_corpus(written(random_grids(30)), 8, padding_value=value)
+
+
+@pytest.mark.parametrize("spec", ["objects", "objects:100", "arc", "atomic", "atomic:100", "atomic:\x1b[31m"])
+def test_a_padding_value_for_a_built_in_corpus_is_refused_in_one_line(spec: str) -> None:
+    with pytest.raises(CorpusError, match="padding value 10 belongs to a file") as caught:
+        load_corpus(spec, padding_value=10)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("value", [10, -1, 127])
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_value_that_may_mark_the_outside_is_refused_with_the_option_to_add(
+    written: Callable[..., str], suffix: str, value: int
+) -> None:
+    grids = random_grids(30).astype(np.int8)
+    grids[7, 1, 2] = value
+    path = written(grids, suffix)
+    expected = rf"\[7, 1, 2\] is {value}; .* outside a grid, add --padding-value={value}$"
+    with pytest.raises(CorpusError, match=expected):
+        load_corpus(path, 8)
+    assert load_corpus(path, 8, padding_value=value).has_outside
+
+
+@pytest.mark.parametrize("value", [10, -1, 127])
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_a_grid_that_is_all_padding_is_refused_and_named(
+    written: Callable[..., str], suffix: str, value: int
+) -> None:
+    grids = random_grids(30).astype(np.int8)
+    grids[17:] = value
+    with pytest.raises(CorpusError, match="grid 17 is all padding; expected cells"):
+        load_corpus(written(grids, suffix), 8, padding_value=value)
+
+
 # What is known about a corpus
 
 
 @few
-@given(grids=grid_arrays)
+@given(grids=outside_arrays)
 def test_counts_are_of_the_training_cells_and_the_background_of_the_validation_cells(
-    written: Callable[[Array], str], grids: Array
+    written: Callable[..., str], grids: npt.NDArray[np.uint8]
 ) -> None:
-    corpus = load_corpus(written(grids), 8)
-    assert corpus.class_counts == tuple(np.bincount(corpus.train[:].ravel(), minlength=10))
-    assert corpus.background_rate == (corpus.val[:] == 0).mean()
+    corpus = load_corpus(written(grids), 8, padding_value=OUTSIDE)
+    train, val = corpus.train[:], corpus.val[:]
+    assert corpus.class_counts == tuple(np.bincount(train[train != OUTSIDE], minlength=10))
+    assert corpus.background_rate == (val[val != OUTSIDE] == 0).mean()
+    assert corpus.has_outside == bool((train == OUTSIDE).any() or (val == OUTSIDE).any())
     present = [count for count in corpus.class_counts if count]
     assert corpus.weight_ratio("none") == 1
     assert corpus.weight_ratio("inverse") == max(present) / min(present)
@@ -218,54 +366,76 @@ def test_unknown_class_weights_are_refused(arc: Corpus) -> None:
 
 
 @few
-@given(grids=grid_arrays, dtype=st.sampled_from(["u1", ">i4", "<i8"]))
+@given(grids=outside_arrays, dtype=st.sampled_from(["u1", ">i4", "<i8"]))
 def test_the_fingerprint_depends_on_the_contents_alone(
-    tmp_path_factory: pytest.TempPathFactory, grids: Array, dtype: str
+    tmp_path_factory: pytest.TempPathFactory, grids: npt.NDArray[np.uint8], dtype: str
 ) -> None:
     folder = tmp_path_factory.mktemp("fingerprints")
+
+    def load(name: str) -> Corpus:
+        return load_corpus(str(folder / name), 8, padding_value=OUTSIDE)
+
     np.save(folder / "one.npy", grids)
     np.savez_compressed(folder / "other.npz", padded(grids, 8).astype(dtype))
-    one, other = (load_corpus(str(folder / name), 8) for name in ("one.npy", "other.npz"))
+    one, other = load("one.npy"), load("other.npz")
     np.savez(folder / "splits.npz", train=other.train[:], val=other.val[:])
-    splits = load_corpus(str(folder / "splits.npz"), 8)
-    assert one.fingerprint == other.fingerprint == splits.fingerprint
+    assert one.fingerprint == other.fingerprint == load("splits.npz").fingerprint
     assert (one.name, other.name) == ("one.npy", "other.npz")
 
 
 @few
-@given(data=st.data(), grids=grid_arrays)
+@given(data=st.data(), grids=outside_arrays)
 def test_the_fingerprint_tells_any_other_contents_apart(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, grids: Array
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, grids: npt.NDArray[np.uint8]
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "changed.npz")
     changed = grids.copy()
     index = data.draw(st.tuples(*(st.integers(0, side - 1) for side in grids.shape)))
-    changed[index] = (changed[index] + data.draw(st.integers(1, 9))) % 10
+    changed[index] = data.draw(
+        st.sampled_from([*range(10), OUTSIDE]).filter(lambda cell: cell != grids[index])
+    )
     prints = set()
     for train, val, grid_size in (
-        (grids, grids, 8),
-        (changed, grids, 8),
-        (grids, changed, 8),
         (grids, grids, 12),
+        (changed, grids, 12),
+        (grids, changed, 12),
+        (grids, grids, 16),
     ):
-        np.savez(path, train=with_two_classes_apart(train), val=with_two_classes_apart(val))
-        prints.add(load_corpus(path, grid_size).fingerprint)
+        np.savez(path, train=beside(train, 1), val=beside(val, 2))
+        prints.add(load_corpus(path, grid_size, padding_value=OUTSIDE).fingerprint)
     assert len(prints) == 4
 
 
-def with_two_classes_apart(grids: Array) -> Array:
-    """Append a grid of two classes, and change no other."""
-    return np.concatenate([grids, with_two_classes(np.zeros_like(grids[:1]))])
+def beside(grids: Array, label: int) -> Array:
+    """Append two columns, so that every grid has two classes, and none the same as with another label."""
+    return np.concatenate([grids, np.broadcast_to([3, label], (*grids.shape[:2], 2))], axis=2)
+
+
+def digest(grids: Array) -> str:
+    return f"{len(grids)} {hashlib.sha256(grids.tobytes()).hexdigest()}"
 
 
 @few
-@given(grids=grid_arrays)
+@given(grids=outside_arrays)
 def test_the_fingerprint_can_be_recomputed_from_the_splits(
-    written: Callable[[Array], str], grids: Array
+    written: Callable[..., str], grids: npt.NDArray[np.uint8]
 ) -> None:
-    corpus = load_corpus(written(grids), 8)
-    train, val = (f"{len(each)} {hashlib.sha256(each[:]).hexdigest()}" for each in (corpus.train, corpus.val))
-    assert corpus.fingerprint == hashlib.sha256(f"8 {train} {val}\n".encode()).hexdigest()
+    corpus = load_corpus(written(grids), 8, padding_value=OUTSIDE)
+    text = f"8 {digest(corpus.train[:])} {digest(corpus.val[:])}\n"
+    assert corpus.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_without_duplicates_and_cells_outside_the_fingerprint_is_that_of_earlier_versions(
+    written: Callable[..., str], suffix: str
+) -> None:
+    grids = random_grids(45)
+    held_out = np.arange(45) < 4
+    np.random.default_rng(0).shuffle(held_out)
+    corpus = load_corpus(written(grids, suffix), 8)
+    text = f"8 {digest(grids[~held_out])} {digest(grids[held_out])}\n"
+    assert corpus.fingerprint == hashlib.sha256(text.encode()).hexdigest()
+    assert load_corpus("atomic:100").fingerprint.startswith("517faa70bbdec68b")
 
 
 def test_the_fingerprint_knows_where_a_split_ends(path: str) -> None:
@@ -287,7 +457,7 @@ def test_the_showcase_is_distinct_training_grids_and_all_of_them_where_they_are_
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "showcase.npz")
     grids = random_grids(distinct)
-    np.savez(path, train=np.tile(grids, (copies, 1, 1)), val=random_grids(2))
+    np.savez(path, train=np.tile(grids, (copies, 1, 1)), val=random_grids(2, seed=1))
     shown = load_corpus(path, 8).showcase(count)
     assert shown.dtype == np.uint8
     assert len(shown) == len(contents(shown)) == min(count, distinct)
@@ -297,7 +467,7 @@ def test_the_showcase_is_distinct_training_grids_and_all_of_them_where_they_are_
 def test_the_showcase_is_the_same_for_the_same_contents_and_another_for_others(tmp_path: Path) -> None:
     grids = random_grids(100)
     for name, train in (("a", grids), ("b", grids), ("c", grids[:99])):
-        np.savez(tmp_path / f"{name}.npz", train=train, val=random_grids(2))
+        np.savez(tmp_path / f"{name}.npz", train=train, val=random_grids(2, seed=1))
     a, b, c = (load_corpus(str(tmp_path / f"{name}.npz"), 8).showcase() for name in "abc")
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
@@ -310,10 +480,11 @@ def test_the_showcase_is_the_same_for_the_same_contents_and_another_for_others(t
 def lazy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, npt.NDArray[np.uint8]]:
     """A small file that would be large once padded."""
     path = tmp_path_factory.mktemp("lazy") / "grids.npy"
-    grids = random_grids(20_000, size=2).astype(">i2")
+    grids = random_grids(20_000, size=3).astype(">i2")
+    grids[::3, 1, 2] = -1
     np.save(path, np.asfortranarray(grids))
-    corpus = load_corpus(str(path), 64)
-    eager = load_corpus(str(path), 4)
+    corpus = load_corpus(str(path), 64, padding_value=-1)
+    eager = load_corpus(str(path), 4, padding_value=-1)
     return corpus, padded(eager.train[:], 64)
 
 
@@ -355,46 +526,54 @@ def test_a_position_past_the_end_of_a_large_split_is_an_index_error(
         lazy[0].train[len(lazy[0].train)]
 
 
-def test_a_large_file_is_read_once_to_check_count_and_fingerprint_it(
+def test_a_large_file_is_read_once_beside_a_sample_to_check_count_and_fingerprint_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "once.npy"
     np.save(path, random_grids(20_000))
     seen: list[int] = []
+    sampled: list[int] = []
+    take = LazyGrids.__getitem__
 
-    def walk_and_tell(grids: Array, rows: int) -> Iterator[tuple[slice, Array]]:
-        for taken, block in walk(grids, rows):
+    def walk_and_tell(*arguments: Any) -> Iterator[tuple[slice, Array]]:
+        for taken, block in walk(*arguments):
             seen.extend(range(taken.start, taken.stop))
             yield taken, block
 
-    def refuse(*_: object) -> None:
-        raise AssertionError("a grid was taken beside the walk")
+    def take_and_tell(grids: LazyGrids, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        sampled.extend(grids.rows[rows])
+        return take(grids, rows)
 
-    monkeypatch.setattr(corpora, "walk", walk_and_tell)
-    monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr(LazyGrids, "__getitem__", refuse)
+    monkeypatch.setattr(splits, "walk", walk_and_tell)
+    monkeypatch.setattr(splits, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(splits, "SAMPLED_GRIDS", 100)
+    monkeypatch.setattr(LazyGrids, "__getitem__", take_and_tell)
     load_corpus(str(path), 8)
     assert seen == [*range(20_000)]
+    assert len(sampled) == len(set(sampled)) == 200
+    assert all(np.histogram(sampled, bins=5, range=(0, 20_000))[0] > 30)
 
 
 @few
-@given(grids=grid_arrays)
-def test_a_corpus_is_the_same_in_memory_and_on_access(written: Callable[[Array], str], grids: Array) -> None:
-    path = written(grids)
-    eager = load_corpus(path, 8)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "IN_MEMORY_BYTES", 0)
-        lazy = load_corpus(path, 8)
+@given(grids=outside_arrays, marker=st.sampled_from(MARKERS), suffix=suffixes)
+def test_a_corpus_is_the_same_in_memory_and_on_access(
+    written: Callable[..., str], grids: npt.NDArray[np.uint8], marker: tuple[str, int], suffix: str
+) -> None:
+    dtype, value = marker
+    path = written(marked(grids, dtype, value), suffix)
+    eager, lazy = load_corpus(path, 8, padding_value=value), lazily(path, 8, value)
     assert (type(eager.val), type(lazy.val)) == (np.ndarray, LazyGrids)
-    for split in ("train", "val"):
-        np.testing.assert_array_equal(getattr(lazy, split)[:], getattr(eager, split))
-    assert lazy.fingerprint == eager.fingerprint
+    for name, known in vars(eager).items():
+        found = getattr(lazy, name)
+        np.testing.assert_array_equal(found[:] if isinstance(found, LazyGrids) else found, known)
 
 
 @few
-@given(grids=grid_arrays)
-def test_a_corpus_goes_through_a_pipe_unchanged(written: Callable[[Array], str], grids: Array) -> None:
-    loaded = load_corpus(written(grids), 8)
+@given(grids=outside_arrays)
+def test_a_corpus_goes_through_a_pipe_unchanged(
+    written: Callable[..., str], grids: npt.NDArray[np.uint8]
+) -> None:
+    loaded = load_corpus(written(grids), 8, padding_value=OUTSIDE)
     handed = vars(Corpus.unpacked(execnet.loads(execnet.dumps(loaded.packed()))))
     for name, value in vars(loaded).items():
         np.testing.assert_array_equal(handed[name], value, strict=True)
@@ -408,7 +587,7 @@ def test_a_large_corpus_goes_through_no_pipe(lazy: tuple[Corpus, npt.NDArray[np.
 def test_a_large_file_takes_memory_for_an_index_only(tmp_path: Path) -> None:
     path = tmp_path / "large.npy"
     grids = np.lib.format.open_memmap(path, "w+", np.uint8, (2**19, 16, 16))
-    grids[::7, 3, 4] = 1
+    grids[:, 0, :6] = np.arange(2**19)[:, None] // 10 ** np.arange(6) % 10
     grids.flush()
     tracemalloc.start()
     corpus = load_corpus(str(path))
@@ -432,7 +611,7 @@ def test_a_grid_size_the_model_cannot_take_is_refused(grid_size: int) -> None:
 )
 def test_what_is_neither_built_in_nor_a_file_is_refused_in_one_line(spec: str) -> None:
     with pytest.raises(
-        CorpusError, match=r"neither a built-in corpus \(arc, atomic .* nor an existing file|long"
+        CorpusError, match=r"neither a built-in corpus \(objects, arc or atomic; .* nor an existing file|long"
     ) as caught:
         load_corpus(spec)
     assert str(caught.value).isprintable()
@@ -441,7 +620,13 @@ def test_what_is_neither_built_in_nor_a_file_is_refused_in_one_line(spec: str) -
 @pytest.mark.parametrize(
     ("arrays", "named"),
     [
-        ({"train": np.zeros((30, 8, 8), int)}, "every training cell is 0"),
+        ({"train": np.zeros((30, 8, 8), int), "val": random_grids(3)}, "every training cell is 0"),
+        (
+            {"train": np.zeros((30, 8, 8), int)},
+            "all 27 training grids also validate; expected some that do not",
+        ),
+        ({"train": random_grids(30), "val": random_grids(30)}, "all 30 training grids also validate"),
+        ({"train": np.full((30, 8, 8), 10)}, r"train\[0, 0, 0\] is 10;"),
         ({"train": random_grids(30), "val": np.full((2, 8, 8), 7)}, "every validation cell is 7"),
         ({"train": random_grids(30), "val": random_grids(1)}, "1 validation grid; expected 2 or more"),
         ({"train": random_grids(30), "val": random_grids(0)}, "val is empty"),
@@ -460,6 +645,11 @@ def test_a_file_that_nothing_can_be_learned_from_is_refused_by_name(
     with pytest.raises(CorpusError, match=named) as caught:
         load_corpus(path, 8)
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_wrong_values_are_named_before_grids_are_compared(written: Callable[..., str]) -> None:
+    with pytest.raises(CorpusError, match=r"array\[0, 0, 0\] is 10;"):
+        load_corpus(written(np.full((30, 8, 8), 10)), 8)
 
 
 def test_a_folder_is_refused(tmp_path: Path) -> None:

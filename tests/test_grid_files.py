@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from bvae.config import OUTSIDE
 from bvae.corpus.array_files import CorpusError, StoredGrids, read_grids, walk
 from bvae.files import printable
 
@@ -35,6 +36,7 @@ grid_arrays = hnp.arrays(
     elements=st.integers(0, 9),
 )
 orders = st.sampled_from([np.ascontiguousarray, np.asfortranarray])
+padding_values = st.sampled_from([10, -1, 255, 256, -(2**15), 2**15 - 1])
 
 
 def npy_bytes(array: npt.NDArray[Any], version: tuple[int, int] = (1, 0)) -> bytes:
@@ -83,18 +85,21 @@ def two_seconds_and_few_bytes(limit: int = 20 * 2**20) -> Iterator[None]:
     assert time.process_time() - started < 2
 
 
-def read_and_walk(path: Path) -> StoredGrids:
-    grids = read_grids(path, 16)
-    assert sum(len(block) for _, block in walk(grids.train, 1000)) == len(grids.train)
+def read_and_walk(path: Path, padding_value: int | None = None) -> StoredGrids:
+    grids = read_grids(path, 16, padding_value)
+    if padding_value is not None and not isinstance(grids.train, np.memmap):
+        padding_value = OUTSIDE
+    blocks = [block for _, block in walk(grids.train, 1000, padding_value)]
+    assert sum(map(len, blocks)) == len(grids.train)
     return grids
 
 
-def refusal(path: Path, content: bytes | None = None) -> str:
+def refusal(path: Path, content: bytes | None = None, padding_value: int | None = None) -> str:
     """Why a file is refused."""
     if content is not None:
         path.write_bytes(content)
     with two_seconds_and_few_bytes(), pytest.raises(CorpusError) as caught:
-        read_and_walk(path)
+        read_and_walk(path, padding_value)
     message = str(caught.value)
     assert message == printable(message)
     return message.removeprefix(f"{path}: ")
@@ -130,32 +135,77 @@ def test_any_integer_arrays_in_a_npz_file_load_to_themselves_as_uint8(
         np.testing.assert_array_equal(read, saved)
 
 
-@given(
-    array=grid_arrays, value=st.integers(-128, 127).filter(lambda value: not 0 <= value <= 9), data=st.data()
-)
-def test_a_value_outside_0_to_9_is_named_with_its_index(
-    tmp_path_factory: pytest.TempPathFactory, array: npt.NDArray[Any], value: int, data: st.DataObject
+@given(array=grid_arrays, order=orders, value=padding_values, data=st.data())
+def test_the_padding_value_becomes_outside_in_a_npz_file_and_stays_in_a_npy_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    array: npt.NDArray[Any],
+    order: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+    value: int,
+    data: st.DataObject,
 ) -> None:
-    array = array.astype(np.int8)
+    array = array.astype("<i2")
+    is_outside = data.draw(hnp.arrays(np.bool_, array.shape))
+    is_outside[:, 0, 0] = False
+    array[is_outside] = value
+    path = tmp_path_factory.getbasetemp() / "padded.npz"
+    np.savez(path, train=order(array))
+    train = read_and_walk(path, value).train
+    assert train.dtype == np.uint8
+    np.testing.assert_array_equal(train, np.where(is_outside, OUTSIDE, array))
+    np.save(path.with_suffix(".npy"), order(array))
+    np.testing.assert_array_equal(read_and_walk(path.with_suffix(".npy"), value).train, array)
+
+
+@given(
+    array=grid_arrays,
+    value=padding_values,
+    padding_value=st.none() | padding_values,
+    data=st.data(),
+)
+def test_a_value_that_is_neither_a_class_nor_the_padding_value_is_named_with_its_index(
+    tmp_path_factory: pytest.TempPathFactory,
+    array: npt.NDArray[Any],
+    value: int,
+    padding_value: int | None,
+    data: st.DataObject,
+) -> None:
+    assume(value != padding_value)
+    array = array.astype("<i2")
     index = data.draw(st.tuples(*(st.integers(0, side - 1) for side in array.shape)))
     array[index] = value
-    path = tmp_path_factory.getbasetemp() / "outside.npz"
-    expected = rf"train\[{index[0]}, {index[1]}, {index[2]}\] is {value};"
+    hint = (
+        f"if {value} marks what is outside a grid, add --padding-value={value}"
+        if padding_value is None
+        else f"or {padding_value} outside a grid"
+    )
+    expected = (
+        rf"train\[{index[0]}, {index[1]}, {index[2]}\] is {value}; cells are the classes 0–9[;,] {hint}$"
+    )
+    path = tmp_path_factory.getbasetemp() / "wrong.npz"
     np.savez(path, train=array)
     with pytest.raises(CorpusError, match=expected):
-        read_grids(path, 16)
+        read_grids(path, 16, padding_value)
     np.save(path.with_suffix(".npy"), array)
     with pytest.raises(CorpusError, match=expected.replace("train", "array")):
-        read_and_walk(path.with_suffix(".npy"))
+        read_and_walk(path.with_suffix(".npy"), padding_value)
 
 
 def test_the_first_of_several_wrong_values_is_named_however_far_it_is(tmp_path: Path) -> None:
     array = np.zeros((10_000, 16, 16), np.uint8)
     array[9_000, 2, 3] = array[9_500, 0, 0] = 10
-    assert "array[9000, 2, 3] is 10" in refusal(tmp_path / "far.npy", npy_bytes(array))
-    assert "train[9000, 2, 3] is 10" in refusal(
-        tmp_path / "far.npz", npz_bytes({"train.npy": npy_bytes(array)})
-    )
+    npy = npy_bytes(array)
+    for padding_value in (None, 11):
+        for path, content in ((tmp_path / "far.npy", npy), (tmp_path / "far.npz", npz_bytes({"x.npy": npy}))):
+            name = "array" if content is npy else "x"
+            assert f"{name}[9000, 2, 3] is 10" in refusal(path, content, padding_value)
+
+
+def test_the_first_of_several_grids_that_are_all_padding_is_named_however_far_it_is(tmp_path: Path) -> None:
+    array = np.zeros((10_000, 16, 16), np.uint8)
+    array[[9_000, 9_500]] = 10
+    npy = npy_bytes(array)
+    for path, content in ((tmp_path / "far.npy", npy), (tmp_path / "far.npz", npz_bytes({"x.npy": npy}))):
+        assert refusal(path, content, 10) == "grid 9000 is all padding; expected cells"
 
 
 def test_a_npy_file_is_mapped_and_not_read_into_memory(tmp_path: Path) -> None:

@@ -52,9 +52,10 @@ def begun(lab: Path) -> Path:
     ("argument", "complaint"),
     [
         ("--epochs=3", "training.epochs was 2 and is 3"),
-        ("--beta=0.5", "training.beta was 0.012 and is 0.5"),
+        ("--beta=0.5", "training.beta was 0.002 and is 0.5"),
         ("--corpus=other.npz", "corpus was 'corpus.npz' and is 'other.npz'"),
         ("--grid-size=12", "grid_size was 8 and is 12"),
+        ("--padding-value=-1", "padding_value was None and is -1"),
         ("--precision=bf16", "training.precision was 'fp32' and is 'bf16'"),
         ("--loss-options=A,B", "options.2.name was 'C' and is None"),
     ],
@@ -83,11 +84,23 @@ def test_a_session_is_not_resumed_with_another_version(begun: Path, refusal: Ref
 
 @slow
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"\0\xff", b"[" * 100_000, b'{"schema": 1, "config": null}'], ids=repr
+    "content", [b"", b"{}", b"\0\xff", b"[" * 100_000, b'{"schema": 2, "config": null}'], ids=repr
 )
 def test_a_damaged_session_is_refused_by_name(begun: Path, refusal: Refuse, content: bytes) -> None:
     (begun / "session.json").write_bytes(content)
     assert "session.json" in refusal("--resume=latest")
+
+
+@slow
+def test_a_session_of_another_version_is_refused_by_its_schema(begun: Path, refusal: Refuse) -> None:
+    record = json.loads((begun / "session.json").read_text())
+    record["schema"] = 1
+    del record["corpus"]["has_outside"]  # which the first version did not have
+    (begun / "session.json").write_text(json.dumps(record))
+    said = refusal("--resume=latest")
+    assert said.endswith(
+        "session.json: written by another version of bvae (schema 1, expected 2); run it again"
+    )
 
 
 @slow
@@ -105,6 +118,7 @@ def test_what_is_no_session_is_refused(lab: Path, refusal: Refuse, resumed: str)
         *((key, "0", "of at least 1") for key in ("epochs", "seeds", "batch_size", "latent_dim")),
         *((key, "-3", "of at least 1") for key in ("epochs", "seeds", "batch_size", "checkpoint_every")),
         ("checkpoint_every_steps", "-1", "of at least 0"),
+        *(("padding_value", text, "a whole number") for text in ("", "none", "1.5", "-", "\u202e-1")),
         *((key, "1.5", "a whole number") for key in ("epochs", "seeds", "grid_size", "latent_dim")),
         *(("epochs", text, "a whole number") for text in ("", "nan", "1e3", "0x10", "9" * 5000, "\x1b[31m3")),
         *(("beta", text, "a finite number of at least 0") for text in ("nan", "inf", "-inf", "-1", "1e400")),
@@ -139,6 +153,12 @@ def test_a_value_that_makes_no_sense_is_refused_in_one_printable_sentence(
         (["--grid-size=16", "--corpus=atomic:9"], "expected atomic:N with N from 20"),
         (["--grid-size=16", "--corpus=atomic:999999999999"], "expected atomic:N with N from 20"),
         (["--corpus="], "is neither a built-in corpus"),
+        (["--padding-value=0"], "padding value 0 is a class; expected an integer other than 0–9"),
+        (["--padding-value=9"], "padding value 9 is a class; expected an integer other than 0–9"),
+        *(
+            ([f"--corpus={corpus}", "--padding-value=-1"], f"belongs to a file, and {corpus} is built in")
+            for corpus in ("objects", "objects:60", "arc", "atomic")
+        ),
         (["--seeds=1000000000"], "--seeds is 1000000000; expected a whole number of at least 1 and at most"),
         (["--latent-dim=1000000000"], "--latent-dim is 1000000000; expected"),
         (["--device=cuda:99"], "--device is 'cuda:99'"),

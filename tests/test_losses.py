@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Normal
 from torch.distributions import kl_divergence as reference_kl
 
-from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
+from bvae.config import OUTSIDE
+from bvae.losses import BetaVAELoss, _focal, focal_loss, kl_divergence
 
 pytestmark = pytest.mark.unit
 
@@ -31,18 +32,36 @@ def draw(seed: int, scale: float, *, dtype: torch.dtype = torch.float32) -> tupl
     return logits, target, weight
 
 
+def cut(target: torch.Tensor, seed: int) -> torch.Tensor:
+    """The target with cells outside here and there, but at least one cell in each grid."""
+    generator = torch.Generator().manual_seed(seed)
+    share = (0.2, 0.8)[seed % 2]
+    outside = torch.rand(target.shape, generator=generator) < share
+    outside[:, 0, 0] = False
+    return target.masked_fill(outside, OUTSIDE)
+
+
+def posteriors(logits: torch.Tensor, seed: int, latent_dim: int = 3) -> list[torch.Tensor]:
+    """Mean and log variance `[B, Z]`."""
+    generator = torch.Generator().manual_seed(seed)
+    return [*torch.randn(2, len(logits), latent_dim, generator=generator, dtype=logits.dtype)]
+
+
 def reference(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, gamma: float) -> float:
-    """The definition, cell by cell, in numpy's float64, with 1 − p summed from the other classes."""
+    """The definition, cell by cell but outside, in NumPy's float64, with 1 − p summed from other classes."""
     z = logits.double().numpy()
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
-    total = 0.0
+    total, cells = 0.0, 0
     for (b, h, w), y in np.ndenumerate(target.numpy()):
+        if y == OUTSIDE:
+            continue
+        cells += 1
         cell = p[b, :, h, w]
         rest = np.delete(cell, y).sum()
         surprise = -math.log1p(-rest) if rest < 0.5 else logsumexp(z[b, :, h, w]) - z[b, y, h, w]
         total += float(weight[y].double()) * rest**gamma * surprise
-    return total / target.numel()
+    return total / cells
 
 
 def logsumexp(z: np.ndarray) -> float:
@@ -53,24 +72,117 @@ def logsumexp(z: np.ndarray) -> float:
 def test_focal_loss_without_focus_is_the_cross_entropy(seed: int, scale: float) -> None:
     logits, target, _ = draw(seed, scale, dtype=torch.float64)
     torch.testing.assert_close(focal_loss(logits, target, gamma=0.0), F.cross_entropy(logits, target))
+    target = cut(target, seed)
+    expected = F.cross_entropy(logits, target, ignore_index=OUTSIDE)
+    torch.testing.assert_close(focal_loss(logits, target, gamma=0.0), expected)
 
 
-@given(seeds, scales, gammas)
+@given(seeds, scales, gammas, st.booleans())
 def test_focal_loss_in_float32_agrees_with_its_definition_in_float64(
-    seed: int, scale: float, gamma: float
+    seed: int, scale: float, gamma: float, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, scale)
+    target = cut(target, seed) if outside else target
     ours = focal_loss(logits, target, gamma=gamma, weight=weight).item()
     assert ours == pytest.approx(reference(logits, target, weight, gamma), rel=1e-6, abs=1e-9)
 
 
-@given(seeds, gammas)
-def test_the_gradient_of_the_focal_loss_is_that_of_finite_differences(seed: int, gamma: float) -> None:
+@given(seeds, gammas, st.booleans())
+def test_the_gradient_of_the_focal_loss_is_that_of_finite_differences(
+    seed: int, gamma: float, outside: bool
+) -> None:
     logits, target, weight = draw(seed, 2.0, dtype=torch.float64)
+    target = cut(target, seed) if outside else target
     logits = logits[:1, :, :2, :2].requires_grad_()
     assert torch.autograd.gradcheck(
         lambda z: focal_loss(z, target[:1, :2, :2], gamma=gamma, weight=weight), logits
     )
+
+
+anything = st.floats(width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 3e38])
+
+
+@given(seeds, gammas, anything, anything, st.booleans())
+def test_the_logits_outside_change_no_number(
+    seed: int, gamma: float, one: float, other: float, weighted: bool
+) -> None:
+    logits, target, weight = draw(seed, 2.0)
+    target, posterior = cut(target, seed), posteriors(logits, seed)
+    changed = logits.where(target.unsqueeze(1) != OUTSIDE, one)
+    changed[:, 0] = changed[:, 0].where(target != OUTSIDE, other)
+    loss = BetaVAELoss(gamma=gamma, weight=weight if weighted else None, beta=0.5)
+
+    def numbers(logits: torch.Tensor) -> list[torch.Tensor]:
+        logits = logits.clone().requires_grad_()
+        mean = focal_loss(logits, target, gamma=gamma, weight=loss.weight)
+        cells = focal_loss(logits, target, gamma=gamma, weight=loss.weight, reduction="none")
+        gradients = [*torch.autograd.grad(mean, logits), *torch.autograd.grad(cells.sum(), logits)]
+        for gradient in gradients:
+            assert not gradient.movedim(1, -1)[target == OUTSIDE].any()
+        assert not cells[target == OUTSIDE].any()
+        terms, by = loss.with_gradient(logits, *posterior, target)
+        return [mean, cells, *gradients, *loss(logits, *posterior, target), *terms, *by]
+
+    for found, expected in zip(numbers(changed), numbers(logits), strict=True):
+        assert torch.equal(found, expected)
+
+
+@given(seeds, scales, gammas)
+def test_without_cells_outside_the_bits_are_those_of_means_over_all(
+    seed: int, scale: float, gamma: float
+) -> None:
+    logits, target, weight = draw(seed, scale)
+    posterior = posteriors(logits, seed)
+    cells = focal_loss(logits, target, gamma=gamma, weight=weight, reduction="none")
+    assert torch.equal(focal_loss(logits, target, gamma=gamma, weight=weight), cells.mean())
+    loss = BetaVAELoss(gamma=gamma, weight=weight, beta=0.5)
+    assert torch.equal(loss(logits, *posterior, target).reconstruction, cells.flatten(1).mean(1))
+    terms, gradient = loss.with_gradient(logits, *posterior, target)
+    assert torch.equal(terms.reconstruction, cells.mean())
+    found = _focal(logits, target, weight, gamma)
+    assert torch.equal(gradient.logits, found.direction * (found.slope / target.numel()))
+    assert torch.equal(terms.accuracy, found.hit.float().mean())
+
+
+@settings(max_examples=20)
+@given(seeds, gammas)
+def test_the_loss_of_a_grid_is_the_mean_over_its_own_cells(seed: int, gamma: float) -> None:
+    logits, target, weight = draw(seed, 2.0)
+    target, posterior = cut(target, seed), posteriors(logits, seed)
+    loss = BetaVAELoss(gamma=gamma, weight=weight, beta=0.5)
+    terms = loss(logits, *posterior, target)
+    each = []
+    for one, own in zip(logits, target, strict=True):
+        cells = own != OUTSIDE
+        each.append(focal_loss(one[None, :, cells, None], own[None, cells, None], gamma=gamma, weight=weight))
+    torch.testing.assert_close(terms.reconstruction, torch.stack(each))
+    torch.testing.assert_close(terms.total, terms.reconstruction + 0.5 * terms.kl)
+
+
+@settings(max_examples=20)
+@given(seeds, gammas)
+def test_the_mean_of_a_batch_is_over_all_of_its_cells(seed: int, gamma: float) -> None:
+    logits, target, weight = draw(seed, 2.0)
+    target, posterior = cut(target, seed), posteriors(logits, seed)
+    loss = BetaVAELoss(gamma=gamma, weight=weight, beta=0.5)
+    each, (terms, _) = loss(logits, *posterior, target), loss.with_gradient(logits, *posterior, target)
+    cells = (target != OUTSIDE).sum((1, 2))
+    torch.testing.assert_close(terms.reconstruction, (each.reconstruction * cells).sum() / cells.sum())
+    torch.testing.assert_close(terms.accuracy, (each.accuracy * cells).sum() / cells.sum())
+    torch.testing.assert_close(terms.kl, each.kl.mean())
+    torch.testing.assert_close(terms.reconstruction, focal_loss(logits, target, gamma=gamma, weight=weight))
+    torch.testing.assert_close(terms.total, terms.reconstruction + 0.5 * terms.kl)
+
+
+@settings(max_examples=20)
+@given(seeds, gammas)
+def test_targets_in_bytes_are_those_in_whole_numbers(seed: int, gamma: float) -> None:
+    logits, target, weight = draw(seed, 2.0)
+    target, posterior = cut(target, seed), posteriors(logits, seed)
+    loss = BetaVAELoss(gamma=gamma, weight=weight, beta=0.5)
+    for of in (loss, loss.with_gradient):
+        found, expected = of(logits, *posterior, target.byte()), of(logits, *posterior, target)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @given(seeds, scales, gammas, st.floats(0.0, 100.0), st.data())
@@ -170,16 +282,22 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl_for_each_grid() -> None:
     torch.testing.assert_close(terms.total, terms.reconstruction + 0.3 * terms.kl)
 
 
-@given(seeds, scales, gammas, st.floats(0.0, 10.0), st.booleans())
-def test_the_gradient_written_out_is_that_of_the_mean_of_the_loss(
-    seed: int, scale: float, gamma: float, beta: float, weighted: bool
+@given(seeds, scales, gammas, st.floats(0.0, 10.0), st.booleans(), st.booleans())
+def test_the_gradient_written_out_is_that_of_the_loss_of_a_batch(
+    seed: int, scale: float, gamma: float, beta: float, weighted: bool, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, scale, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    posterior = torch.randn(2, len(logits), 3, generator=generator, dtype=torch.float64).unbind()
-    inputs = [tensor.requires_grad_() for tensor in (logits, *posterior)]
+    target = cut(target, seed) if outside else target
+    inputs = [tensor.requires_grad_() for tensor in (logits, *posteriors(logits, seed))]
     loss = BetaVAELoss(gamma=gamma, weight=weight if weighted else None, beta=beta)
-    expected = [term.mean() for term in loss(*inputs, target)]
+    each, cells = loss(*inputs, target), (target != OUTSIDE).sum((1, 2))
+    by_cells = cells / cells.sum()
+    expected = [
+        (each.reconstruction * by_cells).sum() + beta * each.kl.mean(),
+        (each.reconstruction * by_cells).sum(),
+        each.kl.mean(),
+        (each.accuracy * by_cells).sum(),
+    ]
     terms, gradient = loss.with_gradient(*inputs, target)
     torch.testing.assert_close([*terms], expected, check_dtype=False)
     torch.testing.assert_close([*gradient], [*torch.autograd.grad(expected[0], inputs)])
@@ -205,16 +323,18 @@ def test_the_gradient_of_narrow_numbers_is_that_of_the_same_numbers_in_float32()
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@given(seeds, scales, st.sampled_from([torch.contiguous_format, torch.channels_last]))
+@given(seeds, scales, st.sampled_from([torch.contiguous_format, torch.channels_last]), st.booleans())
 def test_a_cell_is_right_where_its_class_leads_alone(
-    seed: int, scale: float, layout: torch.memory_format
+    seed: int, scale: float, layout: torch.memory_format, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, scale)
+    target = cut(target, seed) if outside else target
     logits = logits.mul(8).round().contiguous(memory_format=layout)  # with ties among them
     latent = torch.zeros(len(logits), 2)
     found = BetaVAELoss(gamma=2.0, weight=weight, beta=0.0)(logits, latent, latent, target).accuracy
     alone = (logits == logits.amax(1, keepdim=True)).sum(1) == 1
-    expected = (alone & (logits.argmax(1) == target)).double().mean((1, 2))
+    right, cells = alone & (logits.argmax(1) == target), target != OUTSIDE
+    expected = right.double().sum((1, 2)) / cells.sum((1, 2))
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 

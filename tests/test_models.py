@@ -82,6 +82,36 @@ def test_what_is_no_model_is_refused_in_one_sentence(module: Path, name: str, co
     assert "\n" not in str(caught.value)
 
 
+ENCODINGS = (
+    "import torch.nn.functional as F\n"
+    "from bvae.beta_vae import BetaVAE, Output, one_hot\n"
+    "class Plain(BetaVAE):\n"
+    "    def cells(self, grids): return F.one_hot(grids.long(), 10).permute(0, 3, 1, 2).float()\n"
+    "    def encode(self, grids): return self.encoder(self.cells(grids)).chunk(2, dim=1)\n"
+    "class Careful(Plain):\n"
+    "    def cells(self, grids): return one_hot(grids)\n"
+)
+"""Two models whose encodings of cells are alike but for those outside."""
+
+
+@pytest.mark.parametrize("has_outside", [False, True])
+def test_a_model_is_tried_with_cells_outside_where_the_corpus_has_such(
+    module: Path, has_outside: bool
+) -> None:
+    (module / "cell_encodings.py").write_text(ENCODINGS)
+    sys.modules.pop("cell_encodings", None)
+    for name in (DEFAULT_MODEL, "cell_encodings:Careful"):
+        check_model(name, grid_size=8, latent_dim=3, has_outside=has_outside)
+    if not has_outside:
+        check_model("cell_encodings:Plain", grid_size=8, latent_dim=3)
+        return
+    with pytest.raises(
+        ModelError, match=r"255 marks what is outside a grid; see bvae\.beta_vae\.one_hot"
+    ) as caught:
+        check_model("cell_encodings:Plain", grid_size=8, latent_dim=3, has_outside=True)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_file_does_not_decide_what_is_imported(module: Path) -> None:
     given = {"corpus": "atomic:40", "model": "linear_vae:make"}
     laboratory = Laboratory.prepare(parse_experiment(given), module, [])

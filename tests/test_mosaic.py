@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +19,7 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from PIL import Image
 
+from bvae.config import OUTSIDE
 from bvae.mosaic import ARC_COLOURS, SYMBOL_COLOURS, WRONG
 from bvae.visualization import (
     describe_reconstructions,
@@ -31,6 +33,10 @@ pytestmark = pytest.mark.unit
 Classes = NDArray[np.uint8]
 shapes = st.tuples(st.integers(1, 20), st.integers(4, 64), st.integers(4, 64))
 small = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9))
+cut = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9) | st.just(OUTSIDE)).filter(
+    lambda grids: (grids != OUTSIDE).any((1, 2)).all()
+)
+"""Grids with cells outside, at least one inside."""
 NOTHING, ONE_CELL = np.zeros((2, 3, 6, 5), np.uint8)
 ONE_CELL[0, 0, 0] = 1
 
@@ -55,6 +61,7 @@ def texts(figure: Figure) -> list[str]:
 def draw_each(path: io.BytesIO, title: str) -> None:
     """Every picture of grids, one after the other, into one stream."""
     target, painted = random_grids(3, 6, 5), random_grids(3, 6, 5, seed=1)
+    target[1, 4:] = OUTSIDE
     draw_reconstructions(target, painted, [0.1, 0.2, 0.3], path=path, title=title)
     plot_comparison(target, {"A": painted, "B": target}, path=path, title=title)
     plot_filmstrip(target, [("epoch 1", painted), ("best", target)], path=path, title=title)
@@ -92,18 +99,19 @@ def test_markup_in_a_title_is_written_as_it_stands() -> None:
 
 
 @settings(max_examples=20)
-@given(small, small)
+@given(small | cut, small)
 def test_the_wrong_cells_drawn_are_those_where_the_arrays_differ(target: Classes, painted: Classes) -> None:
     drawn, one = io.BytesIO(), io.BytesIO()
     draw_reconstructions(target, painted, [0.0] * 3, path=drawn)
     draw_reconstructions(NOTHING, ONE_CELL, [0.0] * 3, path=one)
     each = count_pixels(one, SYMBOL_COLOURS[WRONG])
     assert each > 0
-    assert count_pixels(drawn, SYMBOL_COLOURS[WRONG]) == each * (target != painted).sum()
+    wrong = (target != painted) & (target != OUTSIDE)
+    assert count_pixels(drawn, SYMBOL_COLOURS[WRONG]) == each * wrong.sum()
 
 
 @settings(max_examples=20)
-@given(small)
+@given(small | cut)
 def test_every_cell_is_drawn_in_the_colour_of_its_class(target: Classes) -> None:
     # Black, grey and the text's shades between them are left out.
     drawn, one = io.BytesIO(), io.BytesIO()
@@ -133,6 +141,30 @@ def test_every_cell_is_drawn_in_its_place(grid: int, row: int, column: int) -> N
     np.testing.assert_allclose(
         centre(grid, row, column), origin + grid * next_grid + row * down + column * right
     )
+
+
+@settings(max_examples=10)
+@given(cut)
+def test_outside_a_grid_the_paper_stays_white_in_every_row(outside: Classes) -> None:
+    # Grids of one class, all wrong: with cells outside or without, the numbers under them are the same.
+    whole = np.full_like(outside, 1)
+    target, painted = np.where(outside == OUTSIDE, outside, whole), whole + 1
+
+    def drawn(target: Classes) -> Iterator[NDArray[np.uint8]]:
+        picture = io.BytesIO()
+        draw_reconstructions(target, painted, [0.5] * 3, path=picture)
+        yield pixels(picture)[..., :3]
+        picture = io.BytesIO()
+        plot_comparison(target, {"A": painted}, path=picture)
+        yield pixels(picture)[..., :3]
+
+    for with_outside, without in zip(drawn(target), drawn(whole), strict=True):
+        differs = (with_outside != without).any(-1)
+        assert (with_outside[differs] == 255).all()
+        for colour in (1, 2, WRONG):
+            code = list(bytes.fromhex(SYMBOL_COLOURS[colour][1:]))
+            left, all_of_it = ((picture == code).all(-1).sum() for picture in (with_outside, without))
+            assert left == all_of_it * (target == 1).sum() / target.size
 
 
 def test_places_without_a_grid_stay_empty() -> None:

@@ -19,10 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import wait_for
 
-from bvae import corpus as corpora
-from bvae import evaluation, schedule
+from bvae import schedule
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
-from bvae.corpus import Corpus, LazyGrids, load_corpus
+from bvae.corpus import Corpus, LazyGrids, lazy_grids, load_corpus, splits
+from bvae.evaluation import evaluate, measure
 from bvae.schedule import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
 from bvae.trainer import Trainer
 
@@ -88,14 +88,17 @@ def trained(corpus: Corpus, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
     return state | {"losses": np.array([record.validation.loss for record in history], np.float32)}
 
 
+@pytest.mark.parametrize("padding_value", [None, 10])
 def test_a_memory_map_trains_to_the_same_bits_as_the_same_grids_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, padding_value: int | None
 ) -> None:
-    path = tmp_path / "grids.npy"
-    np.save(path, load_corpus("atomic:100").train[:])
-    in_memory = trained(load_corpus(str(path)), tmp_path / "in_memory")
-    monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
-    corpus = load_corpus(str(path))
+    path, grids = tmp_path / "grids.npy", load_corpus("atomic:100").train[:]
+    if padding_value is not None:
+        grids[::2, 12:] = padding_value
+    np.save(path, grids)
+    in_memory = trained(load_corpus(str(path), padding_value=padding_value), tmp_path / "in_memory")
+    monkeypatch.setattr(splits, "IN_MEMORY_BYTES", 0)
+    corpus = load_corpus(str(path), padding_value=padding_value)
     assert isinstance(corpus.train, LazyGrids)
     mapped = trained(corpus, tmp_path / "mapped")
     for name, values in in_memory.items():
@@ -131,7 +134,7 @@ def resident(mapped: np.memmap, path: Path) -> npt.NDArray[np.bool_]:
 @pytest.mark.unit
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages are in memory")
 def test_of_a_file_is_read_what_is_about_to_be_taken_and_nothing_around_it(tmp_path: Path) -> None:
-    path, part = tmp_path / "grids.npy", corpora.AHEAD_BYTES // mmap.PAGESIZE
+    path, part = tmp_path / "grids.npy", lazy_grids.PREFETCH_BYTES // mmap.PAGESIZE
     np.save(path, np.zeros((2**16, 16, 16), np.uint8))
     stored = np.load(path, mmap_mode="r")
     with path.open("rb") as file:
@@ -157,7 +160,7 @@ def test_a_window_is_read_before_its_first_grid_is_taken(
 ) -> None:
     monkeypatch.setattr(schedule, "BLOCK_CELLS", 4 * 256)
     monkeypatch.setattr(schedule, "WINDOW_CELLS", 40 * 256)
-    monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(splits, "IN_MEMORY_BYTES", 0)
     np.save(tmp_path / "grids.npy", load_corpus("atomic:160").train[:])
     corpus = load_corpus(str(tmp_path / "grids.npy"))
     trainer = trainer_of(corpus, tmp_path)
@@ -178,11 +181,11 @@ def test_a_window_is_read_before_its_first_grid_is_taken(
 
 
 def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluation, "WINDOW_CELLS", 10 * 256)
-    monkeypatch.setattr(corpora, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(measure, "WINDOW_CELLS", 10 * 256)
+    monkeypatch.setattr(splits, "IN_MEMORY_BYTES", 0)
     np.save(tmp_path / "grids.npy", load_corpus("atomic:160").train[:])
     corpus = load_corpus(str(tmp_path / "grids.npy"))
-    read, taken, take = [slice(0)], [], LazyGrids.__getitem__
+    read, taken, take = [None], [], LazyGrids.__getitem__
 
     def take_what_was_read(grids: LazyGrids, rows: slice) -> npt.NDArray[np.uint8]:
         taken.append((rows, read[-1]))
@@ -191,9 +194,11 @@ def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(LazyGrids, "prefetch", lambda _, rows: read.append(rows))
     monkeypatch.setattr(LazyGrids, "__getitem__", take_what_was_read)
     trainer = trainer_of(corpus, tmp_path)
-    evaluation.evaluate(trainer.model, corpus.val, trainer.loss)
-    n, (_, *taken) = len(corpus.val), taken  # the first is looked at for its size
-    assert [rows for rows, _ in taken] == [last for _, last in taken] == [slice(0, n // 2), slice(n // 2, n)]
+    evaluate(trainer.model, corpus.val, trainer.loss)
+    n = len(corpus.val)
+    windows = [(rows, last) for rows, last in taken if last]  # before, a sample for the object metrics
+    assert [rows for rows, _ in windows] == [last for _, last in windows]
+    assert read == [None, slice(0, n // 2), slice(n // 2, n)]
 
 
 @pytest.mark.slow

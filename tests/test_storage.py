@@ -289,14 +289,27 @@ def test_a_damaged_checkpoint_is_passed_over_and_training_ends_in_the_same_bits(
     assert evidence(session) == evidence(finished)  # in which there is no file that a payload made
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"schema": 1, "verdict": "fine"}'])
-def test_a_damaged_result_is_judged_anew(finished: Path, tmp_path: Path, content: bytes) -> None:
+def damaged_result(finished: Path, tmp_path: Path, change: Callable[[bytes], bytes], warning: str) -> None:
+    """Resume a session with a result that is no longer what was written; it must become that again."""
     session = shutil.copytree(finished, tmp_path / "session")
-    (session / "A-seed0/result.json").write_bytes(content)
+    result = session / "A-seed0/result.json"
+    result.write_bytes(change(result.read_bytes()))
     laboratory = Laboratory.resume({}, tmp_path, [], str(session))
-    with pytest.warns(EvidenceWarning, match=r"A-seed0/result\.json.*; the run is judged anew"):
+    with pytest.warns(EvidenceWarning, match=rf"A-seed0/result\.json.*{warning}; the run is judged anew"):
         laboratory.obtain((laboratory.experiment.options[0], 0))
     assert evidence(session) == evidence(finished)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"schema": 2, "verdict": "fine"}'])
+def test_a_damaged_result_is_judged_anew(finished: Path, tmp_path: Path, content: bytes) -> None:
+    damaged_result(finished, tmp_path, lambda _: content, "")
+
+
+def test_a_result_of_another_version_is_judged_anew(finished: Path, tmp_path: Path) -> None:
+    def first_version(result: bytes) -> bytes:
+        return result.replace(b'"schema": 2', b'"schema": 1')
+
+    damaged_result(finished, tmp_path, first_version, r"another version of bvae \(schema 1, expected 2\).*")
 
 
 def test_the_payload_would_have_made_a_file(tmp_path: Path) -> None:

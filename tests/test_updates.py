@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -9,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, GridModel
 from bvae.by_hand import ByHand, updates_of
-from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
+from bvae.config import LOSS_OPTIONS, OUTSIDE, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.events import Event, Stepped
 from bvae.layers import layer_of
@@ -31,9 +33,16 @@ def make(grid_size: int, latent_dim: int, seed: int = 0) -> BetaVAE:
     return BetaVAE(grid_size=grid_size, latent_dim=latent_dim)
 
 
-def grids(batch: int, grid_size: int, seed: int) -> Tensor:
-    shape = (batch, grid_size, grid_size)
-    return torch.randint(0, 10, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+def grids(batch: int, grid_size: int, seed: int, *, outside: bool = False) -> Tensor:
+    """Random grids, each of a size of its own where `outside`."""
+    shape, generator = (batch, grid_size, grid_size), torch.Generator().manual_seed(seed)
+    made = torch.randint(0, 10, shape, generator=generator, dtype=torch.uint8)
+    if outside:
+        sizes = torch.randint(1, grid_size + 1, (batch, 2), generator=generator)
+        for grid, (height, width) in zip(made, sizes.tolist(), strict=True):
+            grid[height:] = OUTSIDE
+            grid[:, width:] = OUTSIDE
+    return made
 
 
 def train(updates: Updates, target: Tensor, rates: list[float]) -> list[Tensor]:
@@ -75,22 +84,71 @@ options = st.builds(
     batch=st.integers(1, 5),
     seed=st.integers(0, 99),
     max_norm=st.sampled_from([1e-3, 1.0, 1e6]),
+    outside=st.booleans(),
 )
 def test_in_float64_it_moves_every_weight_as_autograd_does(
-    loss: BetaVAELoss, size: tuple[int, int], batch: int, seed: int, max_norm: float
+    loss: BetaVAELoss, size: tuple[int, int], batch: int, seed: int, max_norm: float, outside: bool
 ) -> None:
     ours, reference = (make(*size, seed).double() for _ in range(2))
     by_hand = ByHand(ours, loss, max_norm=max_norm, dtype=torch.float64)
     by_autograd = ByAutograd(reference, loss, max_norm=max_norm, bf16=False)
-    target, rates = grids(batch, size[0], seed), [1e-3, 2e-3, 0.0]
+    target, rates = grids(batch, size[0], seed, outside=outside), [1e-3, 2e-3, 0.0]
     torch.testing.assert_close(train(by_hand, target, rates), train(by_autograd, target, rates))
     torch.testing.assert_close(ours.state_dict(), reference.state_dict())
     torch.testing.assert_close(by_hand.tensors(), by_autograd.tensors())
 
 
+def exact_gradient(model: BetaVAE, loss: BetaVAELoss, target: Tensor) -> dict[str, Any]:
+    """The gradient of the loss by its definition, over cells inside, as autograd finds it in float64."""
+    exact, labels, inside = copy.deepcopy(model).double(), target.long(), target != OUTSIDE
+    cells = torch.stack([target == label for label in range(10)], 1).double()
+    mean, log_variance = exact.encoder(cells).chunk(2, 1)
+    noise = torch.randn(
+        mean.shape, generator=torch.Generator().manual_seed(0), dtype=next(model.parameters()).dtype
+    )
+    logits = exact.decoder(mean + (log_variance / 2).exp() * noise)
+    weight = torch.ones(10).double() if loss.weight is None else loss.weight.double()
+    if loss.gamma == 0:
+        total = F.cross_entropy(logits, labels, weight, ignore_index=OUTSIDE, reduction="sum") / inside.sum()
+    else:
+        y = labels[inside]
+        own = logits.permute(0, 2, 3, 1)[inside].log_softmax(1).gather(1, y[:, None])[:, 0]
+        total = (weight[y] * (1 - own.exp()) ** loss.gamma * -own).mean()
+    kl = (mean**2 + log_variance.exp() - 1 - log_variance).sum(1) / 2
+    (total + loss.beta * kl.mean()).backward()
+    return {
+        name: parameter.grad for name, parameter in exact.named_parameters() if parameter.grad is not None
+    }
+
+
+@settings(max_examples=15)
+@given(
+    loss=options,
+    size=st.sampled_from([(4, 1), (8, 3), (16, 16)]),
+    batch=st.integers(1, 5),
+    seed=st.integers(0, 99),
+    by=st.sampled_from([partial(ByHand), partial(ByAutograd, bf16=False)]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_a_step_is_along_the_gradient_of_the_mean_over_cells_inside(
+    loss: BetaVAELoss, size: tuple[int, int], batch: int, seed: int, by: Any, dtype: torch.dtype
+) -> None:
+    model, target = make(*size, seed).to(dtype), grids(batch, size[0], seed, outside=True)
+    updates = by(model, loss, max_norm=1e6, **({"dtype": dtype} if by.func is ByHand else {}))
+    expected = exact_gradient(model, loss, target)
+    (found,) = train(updates, target, [0.0])
+    norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    accuracy = 1e-4 if dtype == torch.float32 else 1e-9
+    assert found[-1].item() == pytest.approx(norm.item(), rel=accuracy)
+    for name, gradient in expected.items():
+        moment = updates.tensors()[f"{name}.exp_avg"].double()  # after one step a tenth of the gradient
+        assert (10 * moment - gradient).norm() < accuracy * norm, name
+
+
+@pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize(("grid_size", "latent_dim", "batch"), [(16, 16, 64), (4, 1, 1), (8, 3, 5)])
 def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast(
-    grid_size: int, latent_dim: int, batch: int
+    grid_size: int, latent_dim: int, batch: int, outside: bool
 ) -> None:
     loss = BetaVAELoss(gamma=2.0, weight=torch.linspace(0.1, 5, 10), beta=0.012)
     found = {}
@@ -103,7 +161,7 @@ def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast(
         with torch.no_grad():
             model.encoder[-1].bias[latent_dim:] = -20  # so little noise that it need not be the same
         updates = update(model, loss, max_norm=1e6)
-        train(updates, grids(batch, grid_size, 0), [0.0])
+        train(updates, grids(batch, grid_size, 0, outside=outside), [0.0])
         found[name] = updates.tensors()
     for name, exact in found["exact"].items():
         if name.endswith(".exp_avg"):  # after one step a tenth of the gradient

@@ -1,23 +1,38 @@
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import pytest
-from evidence_factory import evaluation, history, reconstruction
+from evidence_factory import evaluation, history
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bvae.config import AccuracyBand
 from bvae.records import Divergence
-from bvae.verdict import SEVERITY, Verdict, judge_option, judge_run
+from bvae.verdict import MEANINGS, RULES, SEVERITY, Verdict, broken_rule, judge_option, judge_run
 
 pytestmark = pytest.mark.unit
 
 BAND = AccuracyBand(0.70, 0.80)
+FAILURES = (
+    *("incomplete", "diverged", "unstable"),
+    *("mode_collapse", "posterior_collapse", "flooding", "partial_collapse"),
+)
+"""Worst first."""
 fractions = st.floats(0.0, 1.0)
 falling = (3.0, 2.0, 1.5)
 
 
-def judged(*losses: float, **changes: object) -> str:
+def judged(*losses: float, **changes: Any) -> str:
     return judge_run(history(*losses or falling, last=evaluation(**changes)), None, BAND).name
+
+
+def test_verdicts_are_ordered_from_the_worst_on_and_explained() -> None:
+    assert list(SEVERITY) == [*FAILURES, "below_band", "above_band", "healthy"]
+    assert list(MEANINGS) == list(SEVERITY)
+    assert [name for name in SEVERITY if not Verdict(name, "").learned] == list(FAILURES)
 
 
 def test_a_stable_run_that_learned_and_is_in_the_band_is_healthy() -> None:
@@ -30,8 +45,14 @@ def test_a_collapsed_model_is_not_saved_by_an_accuracy_in_the_band() -> None:
 
 
 def test_a_decoder_that_does_not_look_is_not_saved_by_an_accuracy_in_the_band() -> None:
-    prior = reconstruction(foreground_recall=0.35, pixel_accuracy=0.76)
-    assert judged(shuffled=prior, foreground_recall=0.40) == "posterior_collapse"
+    prior = {"foreground_recall": 0.35, "foreground_iou": 0.45, "pixel_accuracy": 0.76}
+    assert judged(shuffled=prior, foreground_recall=0.40, foreground_iou=0.5) == "posterior_collapse"
+
+
+def test_the_extent_of_the_objects_in_one_class_is_not_learned_objects() -> None:
+    """A model that was called healthy before objects were counted: size and main colour of each grid."""
+    changes = {"object_iou": 0.11, "object_recall": 0.45, "minor_object_recall": 0.0, "classes_learned": 6}
+    assert judged(**changes, extent={"object_iou": 0.11}) == "partial_collapse"
 
 
 def test_a_loss_that_rebounds_is_unstable_however_good_the_model() -> None:
@@ -57,42 +78,281 @@ def test_without_an_epoch_there_is_nothing_to_judge() -> None:
         judge_run([], None, BAND)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"predicted_foreground_rate": None}, {"foreground_rate": None}, {"foreground_rate": 0.0}]
+)
+def test_without_foreground_there_is_nothing_to_judge(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="foreground metrics are undefined"):
+        judged(**changes)
+
+
+# ---- each rule by itself
+
+
+class Bound(NamedTuple):
+    """A rule of the documentation.
+
+    Attributes:
+        bound: the least value of a model that learned, or the greatest where `is_limit`.
+        at: the metrics of a model that has a value, beside the controls of `NOTHING`.
+        fields: what the value is made of.
+        most: the greatest value that breaks no other rule.
+    """
+
+    verdict: str
+    bound: float
+    at: Callable[[float], dict[str, Any]]
+    fields: tuple[str, ...]
+    most: float = 1.0
+    is_limit: bool = False
+
+    def is_broken(self, value: float) -> bool:
+        return value > self.bound if self.is_limit else value < self.bound
+
+
+def foreground_ratio(value: float) -> dict[str, Any]:
+    return {"foreground_rate": 2**-4, "predicted_foreground_rate": value * 2**-4}
+
+
+def recall_gain(value: float) -> dict[str, Any]:
+    return {"foreground_recall": value, "foreground_iou": 0.0}
+
+
+def iou_gain(value: float) -> dict[str, Any]:
+    return {"foreground_recall": 0.0, "foreground_iou": value}
+
+
+def only(field: str) -> Callable[[float], dict[str, Any]]:
+    return lambda value: {field: value}
+
+
+GAINS = ("foreground_recall", "foreground_iou")
+RATIO = ("predicted_foreground_rate",)
+BOUNDS = (
+    Bound("mode_collapse", 0.25, foreground_ratio, RATIO, most=4.0),
+    Bound("posterior_collapse", 0.10, recall_gain, GAINS),
+    Bound("flooding", 4.0, foreground_ratio, RATIO, most=16.0, is_limit=True),
+    Bound("flooding", 0.60, only("flooded_rate"), ("flooded_rate",), is_limit=True),
+    Bound(
+        "partial_collapse",
+        0.5,
+        lambda value: {"classes_present": 8, "classes_learned": round(8 * value)},
+        ("classes_present",),
+    ),
+    Bound("partial_collapse", 0.05, only("object_iou"), ("object_iou",)),
+    Bound("partial_collapse", 0.40, only("object_recall"), ("object_recall",)),
+    Bound("partial_collapse", 0.15, only("minor_object_recall"), ("minor_object_recall",)),
+)
+NOTHING: dict[str, Any] = {
+    "shuffled": dict.fromkeys((*GAINS, "object_iou", "minor_object_recall"), 0.0),
+    "extent": {"object_iou": 0.0},
+}
+"""Controls that score nothing, so that a gain is the metric itself, without rounding."""
+
+of_each_bound = pytest.mark.parametrize(
+    "place", range(len(BOUNDS)), ids=[f"{bound.verdict}-{bound.fields[0]}" for bound in BOUNDS]
+)
+
+
+def values(bound: Bound) -> st.SearchStrategy[float]:
+    """Values with which no other rule is broken, the nearest to the bound among them."""
+    if "classes_present" in bound.fields:
+        return st.integers(0, 8).map(lambda learned: learned / 8)
+    least = 0.25 if bound.verdict == "flooding" else 0.0
+    near = [bound.bound, *(math.nextafter(bound.bound, side) for side in (-math.inf, math.inf))]
+    return st.sampled_from(near) | st.floats(least, bound.most)
+
+
+def test_the_rules_are_those_of_the_documentation() -> None:
+    assert [(rule.verdict, rule.bound, rule.is_limit) for rule in RULES] == [
+        (bound.verdict, bound.bound, bound.is_limit) for bound in BOUNDS
+    ]
+
+
+@of_each_bound
+@given(data=st.data())
+def test_just_inside_its_bound_a_number_gives_no_verdict_and_just_outside_that_of_its_rule(
+    place: int, data: st.DataObject
+) -> None:
+    bound, rule = BOUNDS[place], RULES[place]
+    value = data.draw(values(bound))
+    found = evaluation(**NOTHING | bound.at(value))
+    assert rule.measure(found) == pytest.approx(value, abs=1e-300)
+    assert rule.is_broken(found) == bound.is_broken(value)
+    verdict = judge_run(history(*falling, last=found), None, BAND)
+    assert verdict.name == (bound.verdict if bound.is_broken(value) else "healthy")
+
+
+@of_each_bound
+@given(data=st.data())
+def test_a_reason_names_the_number_that_decided_and_its_bound(place: int, data: st.DataObject) -> None:
+    bound, rule = BOUNDS[place], RULES[place]
+    value = data.draw(values(bound).filter(bound.is_broken))
+    reason = judge_run(history(*falling, last=evaluation(**NOTHING | bound.at(value))), None, BAND).reason
+    requirement = f"{'at most' if bound.is_limit else 'at least'} {bound.bound:g}"
+    assert reason.endswith(f" ({rule.quantity} {value:.3f}, expected {requirement})")
+    assert "nan" not in reason
+
+
+@given(st.sets(st.integers(0, len(BOUNDS) - 1)).filter(lambda places: not places >= {0, 2}))
+def test_the_first_broken_rule_gives_the_verdict(places: set[int]) -> None:
+    changes: dict[str, Any] = {}
+    for place in places:
+        changes |= BOUNDS[place].at(BOUNDS[place].most if BOUNDS[place].is_limit else 0.0)
+    expected = BOUNDS[min(places)].verdict if places else "healthy"
+    assert judged(**NOTHING | changes) == expected
+    assert broken_rule(evaluation(**NOTHING | changes)) is (RULES[min(places)] if places else None)
+
+
+@of_each_bound
+def test_a_number_that_is_undefined_breaks_no_rule(place: int) -> None:
+    rule, fields = RULES[place], BOUNDS[place].fields
+    nothing = 0 if "classes_present" in fields else None
+    found = evaluation(**dict.fromkeys(fields, nothing))
+    assert rule.measure(found) is None
+    assert not rule.is_broken(found)
+    if fields != RATIO:
+        assert judged(**dict.fromkeys(fields, nothing)) == "healthy"
+
+
+@pytest.mark.parametrize("field", ["minor_object_recall", "object_iou"])
+def test_without_its_controls_a_gain_is_undefined(field: str) -> None:
+    blind = {field: None}
+    assert judged(**{field: 0.0}, shuffled=blind, extent=blind) == "healthy"
+
+
+@given(fractions, fractions)
+def test_only_where_neither_recall_nor_iou_is_lost_the_decoder_does_not_look(
+    recall: float, iou: float
+) -> None:
+    found = judged(**NOTHING | {"foreground_recall": recall, "foreground_iou": iou})
+    assert (found == "posterior_collapse") == (recall < 0.10 and iou < 0.10)
+
+
+@given(fractions, fractions)
+def test_what_is_lost_under_the_shuffled_control_counts_and_not_the_recall_itself(
+    recall: float, shuffled: float
+) -> None:
+    control = {"foreground_recall": shuffled, "foreground_iou": 0.5}
+    found = judged(foreground_recall=recall, foreground_iou=0.5, shuffled=control)
+    assert (found == "posterior_collapse") == (recall - shuffled < 0.10)
+
+
+@given(fractions, st.none() | fractions, st.none() | fractions)
+def test_object_iou_is_held_against_the_larger_of_its_controls(
+    iou: float, shuffled: float | None, extent: float | None
+) -> None:
+    found = judged(object_iou=iou, shuffled={"object_iou": shuffled}, extent={"object_iou": extent})
+    controls = [control for control in (shuffled, extent) if control is not None]
+    assert (found == "partial_collapse") == any(iou - control < 0.05 for control in controls)
+
+
+@given(fractions, fractions)
+def test_minor_objects_are_held_against_the_shuffled_control(recall: float, shuffled: float) -> None:
+    found = judged(minor_object_recall=recall, shuffled={"minor_object_recall": shuffled})
+    assert (found == "partial_collapse") == (recall - shuffled < 0.15)
+
+
+@given(st.integers(1, 9), st.data())
+def test_half_of_the_classes_that_are_there_are_to_be_learned(present: int, data: st.DataObject) -> None:
+    learned = data.draw(st.integers(0, present))
+    found = judged(classes_present=present, classes_learned=learned)
+    assert (found == "partial_collapse") == (2 * learned < present)
+
+
 @given(fractions)
 def test_the_band_decides_over_a_stable_model_that_learned(accuracy: float) -> None:
     expected = "below_band" if accuracy < 0.7 else "above_band" if accuracy > 0.8 else "healthy"
     assert judged(pixel_accuracy=accuracy) == expected
 
 
-@given(fractions, fractions, fractions, fractions, fractions)
-def test_healthy_means_painted_and_looked_and_in_the_band(
-    accuracy: float, painted: float, true: float, recall: float, shuffled: float
-) -> None:
-    verdict = judged(
-        pixel_accuracy=accuracy,
-        predicted_foreground_rate=painted,
-        foreground_rate=true,
-        foreground_recall=recall,
-        shuffled=reconstruction(foreground_recall=shuffled),
-    )
-    learned = painted >= 0.25 * true and recall - shuffled >= 0.10
-    assert (verdict == "healthy") == (learned and accuracy in BAND)
+MEASURED = ("foreground_rate", "predicted_foreground_rate", "flooded_rate", "pixel_accuracy", *GAINS)
+OF_OBJECTS = ("object_recall", "minor_object_recall", "object_iou")
 
 
-names = st.sampled_from(["incomplete", "diverged", "unstable", "mode_collapse", "posterior_collapse"])
-judged_runs = st.lists(
-    st.tuples(names | st.sampled_from(["below_band", "above_band", "healthy"]), fractions),
-    min_size=1,
-    max_size=5,
+@given(
+    st.fixed_dictionaries(dict.fromkeys((*MEASURED, *OF_OBJECTS), st.floats(0.01, 1.0))),
+    st.fixed_dictionaries(dict.fromkeys((*GAINS, "minor_object_recall", "object_iou"), st.floats(0.0, 0.3))),
 )
+def test_healthy_means_that_no_rule_is_broken_and_the_accuracy_is_in_the_band(
+    e: dict[str, float], shuffled: dict[str, float]
+) -> None:
+    ratio = e["predicted_foreground_rate"] / e["foreground_rate"]
+    learned = (
+        0.25 <= ratio <= 4
+        and any(e[name] - shuffled[name] >= 0.10 for name in GAINS)
+        and e["flooded_rate"] <= 0.60
+        and e["object_recall"] >= 0.40
+        and e["minor_object_recall"] - shuffled["minor_object_recall"] >= 0.15
+        and e["object_iou"] - max(shuffled["object_iou"], 0.1) >= 0.05
+    )
+    verdict = judged(**e, shuffled=shuffled, extent={"object_iou": 0.1})
+    assert (verdict == "healthy") == (learned and e["pixel_accuracy"] in BAND)
+    assert (verdict not in FAILURES) == learned
+
+
+# ---- perhaps too little training
+
+TOO_SHORT = "; perhaps too little training rather than the loss: "
+
+
+def reason_after(steps: int, before: float | None, recall: float | None, **changes: Any) -> str:
+    """The reason after two epochs with so many steps in all and these foreground recalls."""
+    records = history(
+        2.0,
+        1.0,
+        before=evaluation(foreground_recall=before),
+        last=evaluation(foreground_recall=recall, **changes),
+        steps=steps // 2,
+    )
+    return judge_run(records, None, BAND).reason
+
+
+@given(st.integers(1, 500).map(lambda half: 2 * half), st.none() | st.floats(0.0, 0.1))
+def test_a_failure_after_few_steps_or_a_recall_that_still_rises_may_be_too_little_training(
+    steps: int, rise: float | None
+) -> None:
+    reason = reason_after(steps, 0.0, rise, predicted_foreground_rate=0.0)
+    is_short, still_rises = steps < 500, rise is not None and rise > 0.02
+    assert (TOO_SHORT in reason) == (is_short or still_rises)
+    assert (f"it had {steps} steps" in reason) == is_short
+    assert ("foreground recall still rose by" in reason) == still_rises
+
+
+@pytest.mark.parametrize(
+    ("steps", "rise", "remarked"), [(498, 0.0, True), (500, 0.02, False), (500, 0.021, True)]
+)
+def test_the_bounds_of_too_little_training(steps: int, rise: float, remarked: bool) -> None:
+    assert (TOO_SHORT in reason_after(steps, 0.0, rise, object_recall=0.0)) == remarked
+
+
+def test_a_recall_that_falls_is_no_sign_of_too_little_training() -> None:
+    assert TOO_SHORT not in reason_after(500, 0.6, 0.4, object_recall=0.0)
+
+
+@pytest.mark.parametrize("changes", [{"flooded_rate": 0.7}, {"predicted_foreground_rate": 0.9}, {}])
+def test_neither_a_flood_nor_a_model_that_learned_is_excused_by_little_training(
+    changes: dict[str, Any],
+) -> None:
+    assert TOO_SHORT not in reason_after(2, 0.0, 0.5, **changes)
+
+
+# ---- over seeds
+
+judged_runs = st.lists(st.tuples(st.sampled_from(list(SEVERITY)), fractions), min_size=1, max_size=5)
 
 
 @given(judged_runs)
 def test_one_failed_seed_fails_the_option_and_the_worst_names_it(runs: list[tuple[str, float]]) -> None:
-    verdicts = [Verdict(name, "a reason") for name, _ in runs]  # type: ignore[arg-type]
+    verdicts = [Verdict(name, f"reason {seed}") for seed, (name, _) in enumerate(runs)]  # type: ignore[arg-type]
     option = judge_option(verdicts, [accuracy for _, accuracy in runs], BAND)
-    failures = [name for name, _ in runs if SEVERITY[name] <= SEVERITY["posterior_collapse"]]
+    failures = [name for name, _ in runs if name in FAILURES]
     if failures:
-        assert option.name == min(failures, key=SEVERITY.__getitem__)
+        worst = min(failures, key=FAILURES.index)
+        first = next(verdict for verdict in verdicts if verdict.name == worst)
+        assert option.name == worst
+        count = failures.count(worst)
+        assert option.reason == f"{count} of {len(runs)} seeds, the first: {first.reason}"
     else:
         mean = sum(accuracy for _, accuracy in runs) / len(runs)
         near_an_edge = min(abs(mean - 0.7), abs(mean - 0.8)) < 1e-9

@@ -17,12 +17,15 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bvae.beta_vae import BetaVAE
+from bvae.beta_vae import BetaVAE, one_hot
+from bvae.config import OUTSIDE
+from bvae.evaluation.objects import grid_object_iou
 from bvae.visualization import (
     MAX_CHECKPOINTS,
     describe_comparison,
     describe_filmstrip,
     describe_reconstructions,
+    draw_reconstructions,
     plot_comparison,
     plot_filmstrip,
     plot_reconstructions,
@@ -32,10 +35,22 @@ pytestmark = pytest.mark.unit
 
 Classes = NDArray[np.uint8]
 small = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9))
+cut = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9) | st.just(OUTSIDE)).filter(
+    lambda grids: (grids != OUTSIDE).any((1, 2)).all()
+)
+"""Grids with cells outside, at least one inside."""
 
 
 def random_grids(*shape: int, seed: int = 0) -> Classes:
     return np.random.default_rng(seed).integers(0, 10, shape, dtype=np.uint8)
+
+
+def cut_grids(*shape: int, seed: int = 0) -> Classes:
+    """Grids `[B, H, W]` of which the first is whole and the others are smaller."""
+    grids = random_grids(*shape, seed=seed)
+    for number, grid in enumerate(grids):
+        grid[shape[1] - number :], grid[:, shape[2] - number :] = OUTSIDE, OUTSIDE
+    return grids
 
 
 def texts(figure: Figure) -> list[str]:
@@ -43,15 +58,20 @@ def texts(figure: Figure) -> list[str]:
 
 
 class OneHotModel(nn.Module):
-    """Reconstructs its input, in evaluation mode only: in training its dropout draws random numbers."""
+    """Reconstructs its input, in evaluation mode only: in training its dropout draws random numbers.
 
-    def __init__(self) -> None:
+    Outside a grid its logits are `outside`, the last class ahead of the others.
+    """
+
+    def __init__(self, outside: float = 0.0) -> None:
         super().__init__()
+        self.outside = outside
         self.dropout = nn.Dropout(0.5)
         self.frozen = nn.Dropout(0.5).eval()
 
     def forward(self, grids: Tensor) -> Tensor:
-        logits: Tensor = self.dropout(20.0 * F.one_hot(grids, 10).permute(0, 3, 1, 2))
+        logits: Tensor = self.dropout(20.0 * one_hot(grids))
+        logits[:, -1] += torch.where(grids == OUTSIDE, self.outside, 0.0)
         return logits
 
 
@@ -64,7 +84,7 @@ def test_drawing_draws_no_random_number(seed: int) -> None:
     figure = plot_reconstructions(OneHotModel(), random_grids(2, 6, 5))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.random.get_state()[1].tolist() == numpy_before  # type: ignore[index]
-    assert texts(figure).count("100.0%\n0.000") == 2
+    assert texts(figure).count("100.0%\n1.00\n0.000") == 2
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -98,17 +118,48 @@ def test_logits_may_come_alone_in_a_tuple_or_as_an_attribute() -> None:
     assert len(set(pictures)) == 1
 
 
-def test_accuracy_and_cross_entropy_are_those_of_the_model() -> None:
+@pytest.mark.parametrize("grids", [random_grids(4, 8, 8), cut_grids(4, 8, 8)], ids=["whole", "cut"])
+def test_accuracy_object_iou_and_cross_entropy_are_those_of_the_cells_inside(grids: Classes) -> None:
     torch.manual_seed(0)
-    model, grids = BetaVAE(grid_size=8), random_grids(4, 8, 8)
+    model = BetaVAE(grid_size=8)
+    target = torch.from_numpy(grids).long()
     with torch.inference_mode():
-        target = torch.from_numpy(grids).long()
         logits = model.eval()(target).logits
-    right = (logits.argmax(1) == target).sum((1, 2)).tolist()
-    nats = [F.cross_entropy(one[None], own[None]).item() for one, own in zip(logits, target, strict=True)]
-    expected = [f"{1000 * n // 64 / 10}%\n{loss:.3f}" for n, loss in zip(right, nats, strict=True)]
+    ious = grid_object_iou(grids, logits.argmax(1).byte().numpy())
+    expected = []
+    for own, one, iou in zip(target, logits, ious, strict=True):
+        label, z = own[own != OUTSIDE], one[:, own != OUTSIDE].T
+        right, nats = int((z.argmax(1) == label).sum()), F.cross_entropy(z, label).item()
+        expected.append(f"{1000 * right // len(label) / 10}%\n{iou:.2f}\n{nats:.3f}")
     drawn = texts(plot_reconstructions(model.train(), grids))
     assert [text for text in drawn if "%" in text] == expected
+
+
+@settings(max_examples=5)
+@given(cut, st.sampled_from([-5.0, 30.0, np.nan, np.inf, -np.inf]))
+def test_the_logits_outside_change_no_number_and_no_pixel(grids: Classes, outside: float) -> None:
+    pictures, numbers = set(), []
+    for model in (OneHotModel(), OneHotModel(outside)):
+        png = io.BytesIO()
+        numbers.append(texts(plot_reconstructions(model, grids, path=png)))
+        pictures.add(png.getvalue())
+    assert numbers[0] == numbers[1]
+    assert len(pictures) == 1
+
+
+def test_under_each_grid_stand_accuracy_object_iou_and_loss() -> None:
+    target, painted = np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8)
+    target[0, 0], painted[0, 0, :3] = 5, 5
+    target[:, 2] = OUTSIDE
+    drawn = texts(draw_reconstructions(target, painted, [0.25, 12.0]))
+    assert drawn == [
+        "Original",
+        "Reconstruction",
+        "Wrong cells",
+        "Accuracy\nObject IoU\nLoss (nats)",
+        "87.5%\n0.75\n0.250",
+        "100.0%\n–\n12.0",
+    ]
 
 
 def test_another_loss_is_given_the_output_and_the_grids() -> None:
@@ -120,7 +171,7 @@ def test_another_loss_is_given_the_output_and_the_grids() -> None:
         return torch.tensor([1.25, float("nan")])
 
     drawn = texts(plot_reconstructions(model, grids, loss=kl))
-    assert [text.splitlines()[1] for text in drawn if "%" in text] == ["1.250", "nan"]
+    assert [text.splitlines()[2] for text in drawn if "%" in text] == ["1.250", "nan"]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +186,9 @@ def test_another_loss_is_given_the_output_and_the_grids() -> None:
         (np.zeros((1, 4, 4), bool), "bool values"),
         (np.full((1, 4, 4), 10), "values 10 to 10; expected the classes 0–9"),
         (np.full((1, 4, 4), -1), "values -1 to -1"),
+        (np.array([[[OUTSIDE, 254]]]), "values 254 to 254; expected the classes 0–9 .*, 255 outside a grid"),
+        (np.full((1, 4, 4), OUTSIDE), "no cell; expected the classes 0–9"),
+        (np.array([[[0]], [[OUTSIDE]]]), "grid 1 has no cell; expected grids with cells"),
     ],
 )
 def test_grids_of_another_kind_are_refused_in_one_line(grids: Any, complaint: str) -> None:
@@ -167,6 +221,15 @@ def test_reconstructions_of_another_shape_are_refused_by_name() -> None:
     for draw in (plot_comparison, describe_comparison):
         with pytest.raises(ValueError, match=r"'B': shape \(2, 4, 5\); expected .* \(2, 4, 4\)"):
             draw(random_grids(2, 4, 4), {"A": random_grids(2, 4, 4), "B": random_grids(2, 4, 5)})
+
+
+def test_reconstructions_that_lack_a_cell_are_refused_by_name() -> None:
+    target, cut = random_grids(2, 4, 4), cut_grids(2, 4, 4)
+    with pytest.raises(
+        ValueError, match="'B': no cell where the originals have one; expected a class in each"
+    ):
+        plot_comparison(target, {"A": target, "B": cut})
+    plot_comparison(cut, {"A": target, "B": cut})
 
 
 @settings(max_examples=10)
@@ -217,14 +280,26 @@ def test_a_film_strip_keeps_the_first_and_the_last_checkpoint(count: int) -> Non
     assert {0, count - 1} <= set(shown) if count else not shown
 
 
-@given(small, small)
+@given(small | cut, small)
 def test_a_description_counts_the_wrong_cells(target: Classes, painted: Classes) -> None:
-    wrong = int((target != painted).sum())
+    inside = target != OUTSIDE
+    wrong = int((target != painted)[inside].sum())
     sentence = describe_reconstructions(target, painted)
-    assert sentence.endswith(f"{wrong} of 90 cells wrong.")
+    assert sentence.endswith(f"{wrong} of {inside.sum()} cells wrong.")
     assert ("accuracy 100.0%" in sentence) == (wrong == 0)
     overall, worst, best = (float(word.rstrip("%,);")) for word in sentence.split() if "%" in word)
     assert worst <= overall <= best
+    each = [(grid == other)[grid != OUTSIDE].mean() for grid, other in zip(target, painted, strict=True)]
+    assert [worst, best] == pytest.approx([100 * min(each), 100 * max(each)], abs=0.1)
+
+
+@settings(max_examples=20)
+@given(cut, small, small)
+def test_what_is_predicted_outside_changes_no_word(target: Classes, painted: Classes, other: Classes) -> None:
+    changed = np.where(target == OUTSIDE, other, painted)
+    assert describe_reconstructions(target, changed) == describe_reconstructions(target, painted)
+    assert describe_comparison(target, {"A": changed}) == describe_comparison(target, {"A": painted})
+    assert describe_filmstrip(target, [("1", changed)]) == describe_filmstrip(target, [("1", painted)])
 
 
 def test_descriptions_name_every_option_and_checkpoint_with_its_accuracy() -> None:

@@ -139,7 +139,7 @@ def load_corpus(spec: str, grid_size: int = 16, *, padding_value: int | None = N
 def _sources(spec: str, grid_size: int, padding_value: int | None) -> tuple[str, list[Source]]:
     kind = spec.partition(":")[0]
     if kind in ("arc", "objects", "atomic") and padding_value is not None:
-        raise CorpusError(f"padding value {padding_value} belongs to a file, and {spec} is built in")
+        raise CorpusError(f"padding value {padding_value} belongs to a file, and {printable(spec)} is built in")
     if spec == "arc":
         return spec, named(*arc.load(grid_size), OUTSIDE)
     if kind == "objects":

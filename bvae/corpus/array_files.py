@@ -132,7 +132,7 @@ def walk(grids: Integers, rows: int, padding_value: int | None = None) -> Iterat
             is_empty = (block == padding_value).all((1, 2))
             if is_empty.any():
                 position = start + int(is_empty.argmax())
-                raise CorpusError(f"grid {position} is all padding ({padding_value}); expected cells")
+                raise CorpusError(f"grid {position} is all padding; expected cells")
         yield slice(start, start + len(block)), block
 
 

@@ -78,10 +78,9 @@ def split(sources: Sequence[Source], grid_size: int) -> Splits:
     if len(val) < 2:
         need = "expected 2 or more, as the control decodes a grid from another's latent"
         raise CorpusError(f"has {len(val)} validation grid; {need}")
-    sampled = any(isinstance(source.grids, np.memmap) for source in sources)
+    is_mapped = any(isinstance(source.grids, np.memmap) for source in sources)
+    sampled = is_mapped and max(len(train), len(val)) > SAMPLED_GRIDS
     duplicates = _duplicates(train, val, SAMPLED_GRIDS if sampled else None)
-    if len(duplicates) == len(train):
-        raise CorpusError(f"all {len(train)} training grids also validate; expected some that do not")
     is_dropped = np.zeros(len(first.grids), np.bool_)
     is_dropped[train.rows[duplicates]] = True
     train = _subset(first, ~first.held_out & ~is_dropped, grid_size)
@@ -92,6 +91,8 @@ def split(sources: Sequence[Source], grid_size: int) -> Splits:
             trains = ~held_out & ~is_dropped[rows] if source is first else ~held_out
             training.add(grids[trains])
             validation.add(grids[held_out])
+    if not len(train):
+        raise CorpusError(f"all {len(duplicates)} training grids also validate; expected some that do not")
     counts, background = training.cells(), validation.cells()
     in_memory = (len(train) + len(val)) * grid_size**2 <= IN_MEMORY_BYTES
     return Splits(

@@ -51,7 +51,7 @@ def extent(grids: Grids) -> Grids:
     """Predict, for grids `[N, H, W]`, nothing but where their objects begin and end.
 
     The bounding box of the cells that are not of a grid's most frequent class is filled with the most
-    frequent class among them, and all else with the most frequent class of the grid.
+    frequent class among them, and all else, outside too, with the most frequent class of the grid.
     """
     counts = class_counts(grids)
     main = counts.argmax(1)
@@ -61,7 +61,7 @@ def extent(grids: Grids) -> Grids:
     rows, columns = is_object.any(2), is_object.any(1)
     inside = _between(rows)[:, :, None] & _between(columns)[:, None, :]
     filled = np.where(inside, other[:, None, None], main[:, None, None])
-    return np.where(grids == OUTSIDE, OUTSIDE, filled).astype(np.uint8)
+    return filled.astype(np.uint8)
 
 
 def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:

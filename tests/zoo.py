@@ -1,0 +1,632 @@
+"""Models whose truth is known by construction: what they predict is made from the grids themselves.
+
+A kind makes predictions of one flavour, and says whether a person who looks at them would say that the model
+learned the objects: colours and places at least. Where that is a matter of taste, the kind is left out:
+object bounding boxes in the right colours, dots or eroded cores in the objects' places, 4×4 blocks, half of
+the grids or of the objects exact, all objects shifted by one to three cells, PCA of hundreds of components,
+one object a grid on `atomic` (where that is 40 % of them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from evidence_factory import history
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor, nn
+
+from bvae.beta_vae import GridModel
+from bvae.config import CLASSES, OUTSIDE, AccuracyBand
+from bvae.corpus import load_corpus
+from bvae.evaluation import Evaluator
+from bvae.evaluation.objects import class_counts, find_objects
+from bvae.losses import BetaVAELoss
+from bvae.records import Evaluation
+from bvae.verdict import RULES, Rule, Verdict, judge_run
+
+Grids = NDArray[np.uint8]
+Predict = Callable[["Habitat", float, np.random.Generator], Grids]
+
+OBJECTS, ATOMIC, ARC = "objects", "atomic", "arc"
+EVERYWHERE = (OBJECTS, ATOMIC, ARC)
+CORPORA = {OBJECTS: "objects:5000", ATOMIC: "atomic:5000", ARC: "arc"}
+
+
+@dataclasses.dataclass(eq=False)
+class Habitat:
+    """The validation grids of a corpus, their objects, and some of its training grids, `[N, S, S]`."""
+
+    name: str
+    grids: Grids
+    train: Grids
+
+    @cached_property
+    def main(self) -> Grids:
+        """Each grid filled with its most frequent class: what is left where no object is."""
+        filled = np.broadcast_to(class_counts(self.grids).argmax(1)[:, None, None], self.grids.shape)
+        return filled.astype(np.uint8)
+
+    @cached_property
+    def owner(self) -> NDArray[np.int64]:
+        """The number of the object that a cell belongs to, from 1; 0 elsewhere."""
+        objects = find_objects(self.grids)
+        numbers = np.zeros(len(objects.sets.cells), np.int64)
+        numbers[objects.number] = np.arange(1, len(objects.number) + 1)
+        return numbers[objects.sets.label]
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Cells of each object, by its number; of no object 0."""
+        sizes = np.bincount(self.owner.ravel())
+        sizes[0] = 0
+        return sizes
+
+    @cached_property
+    def object_class(self) -> Grids:
+        """Each grid filled with the most frequent class among the cells that are not of its main class."""
+        counts = class_counts(self.grids)
+        counts[np.arange(len(counts)), counts.argmax(1)] = 0
+        filled = np.broadcast_to(counts.argmax(1)[:, None, None], self.grids.shape)
+        return filled.astype(np.uint8)
+
+    @cached_property
+    def mask(self) -> NDArray[np.bool_]:
+        """Cells that are not of their grid's main class."""
+        return (self.grids != self.main) & (self.grids != OUTSIDE)
+
+    @cached_property
+    def frequent(self) -> list[int]:
+        """The foreground classes, the most frequent first."""
+        counts = class_counts(self.grids).sum(0)
+        return [int(label) for label in np.argsort(-counts) if label]
+
+    def keep(self, chosen: NDArray[np.bool_]) -> Grids:
+        """The objects by number `[M + 1]` that are chosen, on grids of their main class."""
+        return np.where(chosen[self.owner] & (self.owner > 0), self.grids, self.main)
+
+
+class Constructed(GridModel):
+    """A model that predicts what it was given, and whose latent is the grid's place in the list."""
+
+    def __init__(self, grids: Grids, predicted: Grids) -> None:
+        super().__init__()
+        self.device_of = nn.Parameter(torch.zeros(()))
+        self.place = {grid.tobytes(): number for number, grid in enumerate(grids)}
+        self.predicted = torch.from_numpy(np.where(predicted == OUTSIDE, 0, predicted)).long()
+
+    def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
+        places = [[float(self.place[grid.numpy().tobytes()])] for grid in grids]
+        return torch.tensor(places), torch.zeros(len(places), 1)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        chosen = self.predicted[latent[:, 0].long()]
+        return 10.0 * nn.functional.one_hot(chosen, CLASSES).permute(0, 3, 1, 2).float()
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """One kind of model.
+
+    Attributes:
+        learned: the truth.
+        predict: makes the predictions of a habitat at a strength, with a generator of its own.
+        strengths: one model each, at most five.
+        habitats: where the truth is certain.
+        last: whether it was written after the thresholds were fixed.
+    """
+
+    name: str
+    learned: bool
+    predict: Predict
+    strengths: tuple[float, ...] = (0.0,)
+    habitats: tuple[str, ...] = EVERYWHERE
+    last: bool = False
+
+
+KINDS: list[Kind] = []
+
+
+def kind(
+    name: str,
+    *strengths: float,
+    learned: bool = False,
+    habitats: tuple[str, ...] = EVERYWHERE,
+    last: bool = False,
+) -> Callable[[Predict], Predict]:
+    """Register a kind."""
+
+    def register(predict: Predict) -> Predict:
+        KINDS.append(Kind(name, learned, predict, strengths or (0.0,), habitats, last))
+        return predict
+
+    return register
+
+
+def inhabitants(habitat: Habitat) -> Iterator[tuple[Kind, float, Grids]]:
+    """Every model of a habitat: its kind, its strength, and what it predicts."""
+    for number, each in enumerate(KINDS):
+        if habitat.name in each.habitats:
+            for strength in each.strengths:
+                rng = np.random.default_rng([number, round(1000 * strength)])
+                yield each, strength, each.predict(habitat, strength, rng)
+
+
+class Judged(NamedTuple):
+    """A model, what was measured of it, and the verdict."""
+
+    habitat: str
+    kind: Kind
+    strength: float
+    evaluation: Evaluation
+    verdict: Verdict
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the verdict is the truth."""
+        return self.verdict.learned == self.kind.learned
+
+
+def judged_models() -> Iterator[Judged]:
+    """Judge every model by the real evaluation and verdict."""
+    for name, spec in CORPORA.items():
+        corpus = load_corpus(spec)
+        habitat = Habitat(name, corpus.val[:500], corpus.train[:3000])
+        evaluator = Evaluator(habitat.grids, BetaVAELoss(gamma=2.0, weight=None, beta=0.0))
+        for each, strength, predicted in inhabitants(habitat):
+            evaluation = evaluator.measure(Constructed(habitat.grids, predicted))
+            verdict = judge_run(history(2.0, 1.0, last=evaluation), None, AccuracyBand())
+            yield Judged(name, each, strength, evaluation, verdict)
+
+
+def print_census() -> None:
+    """Print how many models of each kind are judged rightly, and how far the rules are from them."""
+    models = list(judged_models())
+    for each in KINDS:
+        mine = [model for model in models if model.kind is each]
+        right = sum(model.is_right for model in mine)
+        truth = f"{'' if each.learned else 'not '}learned{', written last' * each.last}"
+        verdicts = " ".join(sorted({model.verdict.name for model in mine}))
+        print(f"{each.name}: {truth}; {right} of {len(mine)} right: {verdicts}")
+    print(f"{len(models)} models, {len(KINDS)} kinds, {sum(not model.is_right for model in models)} misses")
+    for rule in RULES:
+        print_margins(rule, models)
+
+
+def print_margins(rule: Rule, models: list[Judged]) -> None:
+    """Print which models are nearest to a rule's bound, on the side that keeps it and on the other."""
+
+    def distance(model: Judged) -> float:
+        value = rule.measure(model.evaluation)
+        return np.nan if value is None else (rule.bound - value if rule.is_limit else value - rule.bound)
+
+    def text(model: Judged) -> str:
+        value = rule.measure(model.evaluation)
+        return f"{value:.3f} ({model.kind.name}, {model.strength:g}, on {model.habitat})"
+
+    kept = [model for model in models if model.kind.learned]
+    caught = [
+        model
+        for model in models
+        if not model.kind.learned and [r for r in RULES if r.is_broken(model.evaluation)] == [rule]
+    ]
+    print(f"{rule.verdict}: {rule.quantity} {rule.requirement}; alone in catching {len(caught)} models")
+    print(f"  nearest that learned: {text(min(kept, key=distance))}")
+    if caught:
+        print(f"  nearest that no other rule catches: {text(max(caught, key=distance))}")
+
+
+# What sees nothing.
+
+
+@kind("one class everywhere", 0, 5)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return np.full_like(here.grids, strength)
+
+
+@kind("the main class of each grid")
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return here.main
+
+
+@kind("background with sprinkled noise", 0.01, 0.03, 0.07, 0.15, 0.3)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    noise = rng.integers(1, CLASSES, here.grids.shape, dtype=np.uint8)
+    return np.where(rng.random(here.grids.shape) < strength, noise, here.main)
+
+
+@kind("uniform noise", 0, 1)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return rng.integers(0, CLASSES, here.grids.shape, dtype=np.uint8)
+
+
+@kind("samples of the prior by position", 0, 1)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    _, rows, columns = np.indices(here.grids.shape)
+    source = rng.integers(len(here.train), size=here.grids.shape)
+    drawn = here.train[source, rows, columns]
+    return np.where(drawn == OUTSIDE, 0, drawn).astype(np.uint8)
+
+
+@kind("samples of the class distribution", 0, 1)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    counts = class_counts(here.train).sum(0)
+    return rng.choice(CLASSES, here.grids.shape, p=counts / counts.sum()).astype(np.uint8)
+
+
+@kind("one grid for all", 0, 1, 2)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    some = here.train[rng.integers(len(here.train))]
+    return np.broadcast_to(np.where(some == OUTSIDE, 0, some), here.grids.shape).astype(np.uint8)
+
+
+@kind("other training grids", 0, 1)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    others = here.train[rng.integers(len(here.train), size=len(here.grids))]
+    return np.where(others == OUTSIDE, 0, others).astype(np.uint8)
+
+
+@kind("the next grid of the corpus")
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    other = rng.permutation(len(here.grids))
+    cycle = np.empty_like(other)
+    cycle[other] = np.roll(other, 1)
+    found = here.grids[cycle]
+    return np.where(found == OUTSIDE, 0, found).astype(np.uint8)
+
+
+# What sees where the objects begin and end.
+
+
+def boxes(here: Habitat, grow: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """The bounding box of all objects of each grid, its four sides moved outwards by `[N, 4]` cells."""
+    found = np.zeros(here.grids.shape, np.bool_)
+    for grid, mask, (up, down, left, right) in zip(found, here.mask, grow, strict=True):
+        if mask.any():
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            top, first = max(0, rows[0] - up), max(0, columns[0] - left)
+            grid[top : rows[-1] + 1 + down, first : columns[-1] + 1 + right] = True
+    return found
+
+
+@kind("the extent in one colour", 1, 8, 4)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    inside = boxes(here, np.zeros((len(here.grids), 4), np.int64))
+    return np.where(inside, np.uint8(strength), here.main)
+
+
+@kind("the extent in the grid's majority colour", 0)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return np.where(boxes(here, np.zeros((len(here.grids), 4), np.int64)), here.object_class, here.main)
+
+
+@kind("the extent jittered", 1, 2, 3)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    reach = int(strength)
+    inside = boxes(here, rng.integers(-reach, reach + 1, (len(here.grids), 4)))
+    return np.where(inside, here.object_class, here.main)
+
+
+@kind("the extent too large", 2, 4)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    inside = boxes(here, np.full((len(here.grids), 4), int(strength)))
+    return np.where(inside, here.object_class, here.main)
+
+
+@kind("the outline of the extent", 0)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    outer, inner = (boxes(here, np.full((len(here.grids), 4), grow)) for grow in (0, -1))
+    return np.where(outer & ~inner, here.object_class, here.main)
+
+
+@kind("the extent filled with the grid's colours at random", 0, 1)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    inside = boxes(here, np.zeros((len(here.grids), 4), np.int64))
+    return np.where(inside, permuted_cells(here, inside, rng), here.main)
+
+
+def permuted_cells(here: Habitat, where: NDArray[np.bool_], rng: np.random.Generator) -> Grids:
+    """Grids whose cells are shuffled among those of a mask."""
+    found = here.grids.copy()
+    for grid, mask in zip(found, where & (here.grids != OUTSIDE), strict=True):
+        grid[mask] = rng.permutation(grid[mask])
+    return found
+
+
+# What sees only some of the classes, or gives wrong ones.
+
+
+@kind("the most frequent classes, the rest erased", 1, 2, 3, 4)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    kept = np.isin(here.grids, here.frequent[: int(strength)]) & here.mask
+    return np.where(kept, here.grids, here.main)
+
+
+@kind("the most frequent classes, the rest given the first", 1, 2, 3, 4)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    kept = np.isin(here.grids, here.frequent[: int(strength)])
+    return np.where(here.mask, np.where(kept, here.grids, here.frequent[0]), here.main).astype(np.uint8)
+
+
+@kind("the rarest classes, the rest erased", 1, 2, 3)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    kept = np.isin(here.grids, here.frequent[-int(strength) :]) & here.mask
+    return np.where(kept, here.grids, here.main)
+
+
+@kind("the right mask in one colour", 0, 1, 2)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return np.where(here.mask, np.uint8(here.frequent[int(strength)]), here.main)
+
+
+@kind("the right mask in the grid's majority colour")
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return np.where(here.mask, here.object_class, here.main)
+
+
+@kind("the right mask in random colours by cell", 0, 1)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return np.where(here.mask, rng.integers(1, CLASSES, here.grids.shape, dtype=np.uint8), here.main)
+
+
+@kind("the right mask in random colours by object", 0, 1)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    colour = rng.integers(1, CLASSES, len(here.sizes), dtype=np.uint8)
+    return np.where(here.mask, colour[here.owner], here.main)
+
+
+@kind("the right mask in permuted colours", 0, 1, 2)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    foreground = rng.permutation(np.arange(1, CLASSES))
+    table = np.arange(OUTSIDE + 1)
+    table[foreground] = np.roll(foreground, 1)
+    return np.where(here.mask, table[here.grids], here.main).astype(np.uint8)
+
+
+# What sees only some of the objects.
+
+
+@kind("only fills of 40 or more cells", 40, 20)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    least = strength if here.name == ARC else strength / 2
+    return here.keep(here.sizes >= least)
+
+
+@kind("only the largest object")
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    chosen = np.zeros(len(here.sizes), np.bool_)
+    for owner in here.owner:
+        here_sizes = np.bincount(owner.ravel())
+        here_sizes[0] = 0
+        if len(here_sizes) > 1:
+            chosen[here_sizes.argmax()] = True
+    return here.keep(chosen)
+
+
+@kind("some of the objects", 0.1, 0.2, 0.3)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return here.keep(rng.random(len(here.sizes)) < strength)
+
+
+@kind("only the objects of the left", 0.15, 0.25)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    width = (here.grids != OUTSIDE).any(1).sum(1)[:, None, None]
+    is_left = np.arange(here.grids.shape[2]) < strength * width
+    return np.where(here.mask & is_left, here.grids, here.main)
+
+
+# What floods.
+
+
+@kind("objects in a flood", 4.5, 5, 6, 8, 10, habitats=(OBJECTS, ATOMIC))
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    rate = (here.grids != 0).mean()
+    colours = rng.integers(1, CLASSES, here.grids.shape, dtype=np.uint8)
+    floods = rng.random(here.grids.shape) < min(1.0, (strength - 1) * rate / (1 - rate))
+    return np.where((here.grids == 0) & floods, colours, here.grids)
+
+
+@kind("objects in a flood of their grid's majority colour", 4.5, 6, 7, habitats=(OBJECTS, ATOMIC))
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    rate = (here.grids != 0).mean()
+    floods = rng.random(here.grids.shape) < min(1.0, (strength - 1) * rate / (1 - rate))
+    return np.where((here.grids == 0) & floods, here.object_class, here.grids)
+
+
+@kind("most of the background flooded", 0.7, 0.85, 1)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    floods = (here.grids == 0) & (rng.random(here.grids.shape) < strength)
+    return np.where(floods, np.uint8(here.frequent[0]), here.grids)
+
+
+@kind("everything in the colour of the nearest object", 0)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    found = here.main.copy()
+    for grid, mask, source in zip(found, here.mask, here.grids, strict=True):
+        if mask.any():
+            _, (row, column) = ndimage.distance_transform_edt(~mask, return_indices=True)
+            grid[:] = source[row, column]
+    return found
+
+
+# What puts things in the wrong place.
+
+
+@kind("shifted far", 5, 7)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    moved = np.roll(here.grids, (int(strength), int(strength)), (1, 2))
+    return np.where(moved == OUTSIDE, here.main, moved)
+
+
+@kind("mirrored", 1, 2, habitats=(OBJECTS, ATOMIC))
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return np.ascontiguousarray(np.flip(here.grids, int(strength)))
+
+
+@kind("blocks of 8×8 in their most frequent colour", 0, habitats=(OBJECTS, ATOMIC))
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    found = here.main.copy()
+    for top in range(0, found.shape[1], 8):
+        for left in range(0, found.shape[2], 8):
+            block = np.s_[:, top : top + 8, left : left + 8]
+            counts = class_counts(here.grids[block])
+            counts[:, 0] = 0
+            found[block] = counts.argmax(1)[:, None, None]
+    return found
+
+
+@kind("the most alike of a few training grids", 8, 32, 128)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    known = here.train[rng.choice(len(here.train), int(strength), replace=False)]
+    alike = np.stack([((here.grids == grid) & (here.grids != OUTSIDE)).sum((1, 2)) for grid in known])
+    found = known[alike.argmax(0)]
+    return np.where(found == OUTSIDE, 0, found).astype(np.uint8)
+
+
+# What learned the objects.
+
+
+@kind("exact", learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return here.grids
+
+
+@kind("exact with noise", 0.02, 0.05, 0.1, 0.15, 0.2, learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    noise = rng.integers(0, CLASSES, here.grids.shape, dtype=np.uint8)
+    return np.where(rng.random(here.grids.shape) < strength, noise, here.grids)
+
+
+def dilated(here: Habitat, neighbours: NDArray[np.bool_]) -> Grids:
+    """Each object grown by one cell over what is of the main class."""
+    found = here.grids.copy()
+    for label in range(CLASSES):
+        of_class = (here.grids == label) & here.mask
+        grown = ndimage.binary_dilation(of_class, neighbours[None])
+        found[grown & ~here.mask] = label
+    return found
+
+
+@kind("dilated by one cell, also diagonally", learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return dilated(here, np.ones((3, 3), np.bool_))
+
+
+@kind("dilated by one cell", learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return dilated(here, ndimage.generate_binary_structure(2, 1))
+
+
+@kind("with holes", 0.05, 0.1, 0.2, 0.3, learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    holes = here.mask & (rng.random(here.grids.shape) < strength)
+    return np.where(holes, here.main, here.grids)
+
+
+@kind("partly shifted by one cell", 0.1, 0.2, 0.3, learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    moves = rng.random(len(here.sizes)) < strength
+    moves[0] = False
+    kept = np.where(moves[here.owner], here.main, here.grids)
+    moved = np.where(moves[here.owner], here.grids, np.uint8(OUTSIDE))
+    moved = np.roll(moved, 1, 2)
+    moved[:, :, 0] = OUTSIDE
+    return np.where(moved == OUTSIDE, kept, moved)
+
+
+@kind("some objects missing", 0.1, 0.2, 0.3, learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return here.keep(rng.random(len(here.sizes)) >= strength)
+
+
+@kind("some objects in another colour", 0.1, 0.2, 0.3, learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    changed = rng.random(len(here.sizes)) < strength
+    changed[0] = False
+    other = rng.integers(1, CLASSES, len(here.sizes), dtype=np.uint8)
+    return np.where(changed[here.owner], other[here.owner], here.grids)
+
+
+@kind("one class missing", 0, 4, 8, learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    gone = (here.grids == here.frequent[int(strength)]) & here.mask
+    return np.where(gone, here.main, here.grids)
+
+
+@kind("dilated with noise and holes", 0.05, 0.1, learned=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    grown = dilated(here, ndimage.generate_binary_structure(2, 1))
+    noise = rng.integers(0, CLASSES, here.grids.shape, dtype=np.uint8)
+    return np.where(rng.random(here.grids.shape) < strength, noise, grown)
+
+
+# Written after the thresholds were fixed.
+
+
+@kind("the cells of each grid shuffled", 0, 1, last=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    return permuted_cells(here, here.grids != OUTSIDE, rng)
+
+
+@kind("rows in the colour of what is in them", 1, 2, last=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    axis = int(strength)
+    counts = np.stack([((here.grids == label) & here.mask).sum(axis) for label in range(CLASSES)])
+    filled = np.where(counts.any(0), counts.argmax(0), 0)
+    lines = np.expand_dims(filled, axis)
+    return np.where(lines > 0, lines, here.main).astype(np.uint8)
+
+
+@kind("some grids exact, the rest background", 0.1, 0.25, last=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    exact = rng.random(len(here.grids)) < strength
+    return np.where(exact[:, None, None], here.grids, here.main)
+
+
+@kind("the right mask in the grid's majority colour, with noise", 0.05, 0.15, last=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    painted = np.where(here.mask, here.object_class, here.main)
+    noise = rng.integers(0, CLASSES, here.grids.shape, dtype=np.uint8)
+    return np.where(rng.random(here.grids.shape) < strength, noise, painted)
+
+
+@kind("far too thick", 3, last=True, habitats=(OBJECTS, ATOMIC))
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    found = here.grids.copy()
+    for _ in range(int(strength)):
+        thin = dataclasses.replace(here, grids=found)
+        found = dilated(thin, np.ones((3, 3), np.bool_))
+    return found
+
+
+@kind("nearly all grids exact", 0.8, 0.9, learned=True, last=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    exact = rng.random(len(here.grids)) < strength
+    return np.where(exact[:, None, None], here.grids, here.main)
+
+
+@kind("a corner of each object missing", 0, learned=True, last=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    found = here.grids.copy()
+    for grid, owner, main in zip(found, here.owner, here.main, strict=True):
+        numbers, first = np.unique(owner, return_index=True)
+        large = first[(numbers > 0) & (here.sizes[numbers] >= 3)]
+        grid.ravel()[large] = main.ravel()[large]
+    return found
+
+
+@kind("two classes taken for each other", 0, 1, learned=True, last=True)
+def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
+    one, other = here.frequent[3 + 2 * int(strength) :][:2]
+    table = np.arange(OUTSIDE + 1, dtype=np.uint8)
+    table[[one, other]] = other, one
+    return np.where(here.mask, table[here.grids], here.main)
+
+
+if __name__ == "__main__":
+    print_census()
