@@ -19,7 +19,7 @@ import pytest
 import bvae.report_page  # noqa: F401 (otherwise imported only when the report is written)
 
 WATCHED = {
-    "evaluation": ("bvae.trainer:evaluate",),
+    "evaluation": ("bvae.evaluation.measure:Evaluator.__init__", "bvae.evaluation.measure:Evaluator.measure"),
     "checkpoints": ("bvae.trainer:save_checkpoint",),
     "pictures": ("bvae.gallery:plot_reconstructions", "bvae.gallery:plot_filmstrip"),
     "comparison and report": (
@@ -50,10 +50,12 @@ def _watched(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def pytest_sessionstart() -> None:
     for name, places in WATCHED.items():
         for place in places:
-            module, _, attribute = place.partition(":")
+            module, _, path = place.partition(":")
             # The controller of workers does without PyTorch: imported here, its second would be counted.
             if (found := sys.modules.get(module)) is not None:
-                setattr(found, attribute, _watched(name, getattr(found, attribute)))
+                *owners, attribute = path.split(".")
+                owner = functools.reduce(getattr, owners, found)
+                setattr(owner, attribute, _watched(name, getattr(owner, attribute)))
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

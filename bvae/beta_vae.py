@@ -67,8 +67,10 @@ def one_hot(grids: Tensor, classes: int = CLASSES) -> Tensor:
 
 
 def _one_hot_rows(classes: int) -> Tensor:
-    """The encoding of each value that a uint8 can have, `[256, C]`: zeros where it is no class."""
-    return torch.eye(OUTSIDE + 1, classes)
+    """The encoding of each value of a uint8, `[256, C]`: zeros outside, NaN for what is no class."""
+    rows = torch.eye(OUTSIDE + 1, classes)
+    rows[classes:OUTSIDE] = torch.nan
+    return rows
 
 
 def _encode(grids: Tensor, rows: Tensor) -> Tensor:

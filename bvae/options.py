@@ -161,7 +161,7 @@ FLAGS = (
         "",
         "PATH",
         "Compare with an earlier session, its comparison folder or its comparison.json, given as "
-        "--baseline=PATH: each difference in accuracy, foreground IoU and foreground recall, with Welch's t "
+        "--baseline=PATH: each difference in accuracy, foreground and object metrics, with Welch's t "
         "interval (unequal variances) on the means over seeds. Needs two seeds on either side to tell",
         takes_path=True,
     ),

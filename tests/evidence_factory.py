@@ -60,7 +60,7 @@ HEALTHY: dict[str, Any] = BLIND | {
 
 
 def controlled(*, shuffled: Changes | None = None, **changes: Any) -> ControlledMetrics:
-    """Metrics of a control or a reference that sees no object, except for `changes`; `shuffled` has its own."""
+    """Metrics of a control or reference that sees no object, except for `changes`; `shuffled` has its own."""
     control = ReconstructionMetrics(**BLIND | {**(shuffled or {})})
     return ControlledMetrics(**BLIND | {"classes_learned": 0} | changes, shuffled=control)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from filelock import FileLock
-from lab import QUICK, furnish, run_pytest
+from lab import QUICK, furnish, run_pytest, squares
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -57,13 +57,7 @@ def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def make_report(folder: Path) -> None:
-    rng = np.random.default_rng(3)
-    grids = np.zeros((2460, 8, 8), int)
-    for grid, row, column, colour in zip(
-        grids, *4 * rng.integers(0, 2, (2, 2460)), rng.integers(1, 4, 2460), strict=True
-    ):
-        grid[row : row + 4, column : column + 4] = colour
-    np.savez(folder / f"{HOSTILE}.npz", train=grids[:2400], val=grids[2400:])
+    np.savez(folder / f"{HOSTILE}.npz", **squares())
     (folder / "options.toml").write_text(OPTIONS)
     done = run_pytest(
         *("experiments/", *QUICK, "-n0", "--html=report.html", f"--corpus={HOSTILE}.npz", "--grid-size", "8"),

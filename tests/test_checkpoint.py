@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -54,19 +55,26 @@ def test_the_same_checkpoint_gives_the_same_bytes() -> None:
 def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     data = encode_checkpoint(CHECKPOINT)
     path = tmp_path / "checkpoint.safetensors"
-    for position in range(8 * len(data)):
-        damaged = bytearray(data)
-        damaged[position // 8] ^= 1 << position % 8
-        path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors"):
-            load_checkpoint(path, State)
+    path.write_bytes(data)
+    with path.open("r+b", buffering=0) as file:  # a file written anew is flushed to disk
+        for place, byte in enumerate(data):
+            for bit in range(8):
+                os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), place)
+                with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors"):
+                    load_checkpoint(path, State)
+            os.pwrite(file.fileno(), bytes([byte]), place)
+    assert load_checkpoint(path, State).state == CHECKPOINT.state
 
 
 def test_truncation_and_extension_anywhere_are_found(tmp_path: Path) -> None:
     data = encode_checkpoint(CHECKPOINT)
     path = tmp_path / "checkpoint.safetensors"
-    for damaged in [*(data[:length] for length in range(len(data))), data + b"\0", data + data]:
-        path.write_bytes(damaged)
+    for extended in (data + b"\0", data + data):
+        path.write_bytes(extended)
+        with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors"):
+            load_checkpoint(path, State)
+    for length in reversed(range(len(data))):
+        os.truncate(path, length)
         with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors"):
             load_checkpoint(path, State)
 

@@ -176,6 +176,28 @@ def test_as_many_components_as_there_are_different_grids_are_enough(seed: int, c
     assert exact.pixel_accuracy == 1.0
 
 
+def one_hot_cells(grids: Grids) -> NDArray[np.float64]:
+    return (grids[..., None] == np.arange(10)).astype(np.float64).reshape(len(grids), -1, 10)
+
+
+def test_components_predict_the_class_with_the_largest_product_of_weight_and_value() -> None:
+    rng = np.random.default_rng(6)
+    train, val = sparse_grids(rng, 6, 4), sparse_grids(rng, 40, 4)
+    weight = class_weights([int((train == c).sum()) for c in range(10)], "sqrt_inverse").double().numpy()
+    known, asked = (one_hot_cells(grids).reshape(len(grids), -1) for grids in (train, val))
+    center = known.mean(0)
+    axes = np.linalg.svd(known - center, full_matrices=False)[2][:5]  # all that six grids can have
+    values = ((asked - center) @ axes.T @ axes + center).reshape(len(val), 16, 10)
+    second, best = np.sort(values * weight, axis=2)[..., -2:].transpose(2, 0, 1)
+    clear = (best - second > 1e-4).all(1)
+    assert clear.sum() >= 10
+    predicted, unweighted = ((values * by).argmax(2).reshape(val.shape)[clear] for by in (weight, 1.0))
+    assert not np.array_equal(predicted, unweighted)
+    assert references(corpus_of(train, val[clear]), 5)["PCA"] == scored(
+        val[clear], predicted.astype(np.uint8)
+    )
+
+
 def test_references_are_repeatable_and_draw_no_random_number_of_the_caller() -> None:
     rng = np.random.default_rng(4)
     corpus = corpus_of(sparse_grids(rng, 50, 8), sparse_grids(rng, 10, 8))

@@ -76,6 +76,7 @@ def test_commands_that_train_do_so() -> None:
         done = run_pytest(*arguments, *smallest, *few, "-n0")
         assert done.returncode in (0, 1), f"{command}\n{done.stdout}{done.stderr}"
         assert "loss options" in done.stdout or "--help" in command, done.stdout
+        assert not re.search(r"^ERROR ", done.stdout, re.MULTILINE), f"{command}\n{done.stdout}"
 
 
 def test_other_commands_work(trained: Path) -> None:

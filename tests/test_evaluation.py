@@ -325,12 +325,12 @@ def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.M
     monkeypatch.setattr(measure, "MAX_OBJECT_GRIDS", 64)
     model, loss = BetaVAE(grid_size=4, latent_dim=1), BetaVAELoss(gamma=1.0, weight=None, beta=1.0)
     evaluate(model, Endless(window), loss)  # what is made once, as by an import
-    few, many = Endless(2 * window), Endless(16 * window)
+    few, many = Endless(2 * window), Endless(10 * window)
     for grids in (few, many):
         tracemalloc.start()
         evaluate(model, grids, loss)
         grids.look()
         tracemalloc.stop()
         assert grids.most == window
-    assert many.others < few.others + 4 * window * 16  # and not by what is predicted in 14 windows
+    assert many.others < few.others + 4 * window * 16  # and not by what is predicted in eight windows
     assert many.tensors < 1.2 * few.tensors

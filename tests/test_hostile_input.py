@@ -69,7 +69,7 @@ def test_a_session_is_not_resumed_with_another_setting(
 
 @slow
 def test_a_session_is_not_resumed_on_a_changed_corpus(lab: Path, begun: Path, refusal: Refuse) -> None:
-    np.savez(lab / "corpus.npz", train=np.eye(8, dtype=int)[None].repeat(9, 0))
+    np.savez(lab / "corpus.npz", train=np.random.default_rng(1).integers(0, 10, (9, 8, 8)))
     assert "corpus fingerprint was" in refusal("--resume=latest")
 
 

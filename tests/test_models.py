@@ -36,7 +36,7 @@ def test_the_default_is_our_model() -> None:
 
 
 def test_the_documented_model_is_accepted(module: Path) -> None:
-    check_model("linear_vae:make", grid_size=8, latent_dim=3)
+    check_model("linear_vae:make", grid_size=8, latent_dim=3, has_outside=True)
     model = build_model("linear_vae:make", grid_size=8, latent_dim=3)
     assert model.decode(torch.zeros(5, 3)).shape == (5, 10, 8, 8)
 
@@ -54,7 +54,7 @@ def test_trying_a_model_draws_no_random_number_of_the_caller() -> None:
         (":make", "expected package.module:factory"),
         ("nowhere_to_be_found:make", "cannot be imported"),
         ("linear_vae:nothing", "cannot be imported"),
-        ("linear_vae:torch", "failed on two grids"),
+        ("linear_vae:nn", "failed on two grids"),
         ("wrong:dictionary", "makes a dict; expected an nn.Module"),
         ("wrong:Narrow", r"the posterior mean of encode is \[2, 1\]; expected \[2, 3\]"),
         ("wrong:Raising", "failed on two grids: KeyError"),

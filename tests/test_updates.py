@@ -76,7 +76,7 @@ options = st.builds(
 )
 
 
-@settings(max_examples=25)
+@settings(max_examples=20)
 @given(
     loss=options,
     # With 512 latents, a layer beside the latents is as wide as one beside the maps of 8×8 grids.

@@ -99,12 +99,9 @@ class Corpus:
         return np.stack(list(distinct.values()))
 
 
-BUILT_IN = ("objects", "arc", "atomic")
-
-
 def is_built_in(spec: str) -> bool:
     """Whether a corpus is made here, and not read from a file."""
-    return (spec.partition(":")[0] in BUILT_IN and spec.partition(":")[1] != "") or spec in BUILT_IN
+    return spec == "arc" or spec.partition(":")[0] in ("objects", "atomic")
 
 
 def load_corpus(spec: str, grid_size: int = 16, *, padding_value: int | None = None) -> Corpus:
@@ -137,9 +134,11 @@ def load_corpus(spec: str, grid_size: int = 16, *, padding_value: int | None = N
 
 
 def _sources(spec: str, grid_size: int, padding_value: int | None) -> tuple[str, list[Source]]:
+    if is_built_in(spec) and padding_value is not None:
+        raise CorpusError(
+            f"padding value {padding_value} belongs to a file, and {printable(spec)} is built in"
+        )
     kind = spec.partition(":")[0]
-    if kind in ("arc", "objects", "atomic") and padding_value is not None:
-        raise CorpusError(f"padding value {padding_value} belongs to a file, and {printable(spec)} is built in")
     if spec == "arc":
         return spec, named(*arc.load(grid_size), OUTSIDE)
     if kind == "objects":

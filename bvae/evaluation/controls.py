@@ -60,8 +60,8 @@ def extent(grids: Grids) -> Grids:
     is_object = (grids != main[:, None, None]) & (grids != OUTSIDE)
     rows, columns = is_object.any(2), is_object.any(1)
     inside = _between(rows)[:, :, None] & _between(columns)[:, None, :]
-    filled = np.where(inside, other[:, None, None], main[:, None, None])
-    return filled.astype(np.uint8)
+    filled: Grids = np.where(inside, other[:, None, None], main[:, None, None]).astype(np.uint8)
+    return filled
 
 
 def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -69,6 +69,8 @@ class Evaluator:
     def __init__(self, grids: Grids, loss: BetaVAELoss, *, precision: str = "fp32") -> None:
         self._grids, self._loss, self._precision = grids, loss, precision
         self._sampled = sample_rows(len(grids), MAX_OBJECT_GRIDS)
+        if isinstance(grids, LazyGrids):
+            grids.prefetch(self._sampled)
         self._objects = find_objects(grids[self._sampled])
         filled = extent(self._objects.grids)
         self._extent = score_with_control(self._objects, filled, filled[derangement(len(filled))])

@@ -17,6 +17,8 @@ from bvae.config import CLASSES, OUTSIDE
 Grids = NDArray[np.uint8]
 
 MIN_CELLS = 2
+BLOCK_CELLS = 2**19
+"""How many cells are searched for connected sets at once: 2,048 grids of 16×16, which takes 30 MB."""
 HIT = 0.5
 """An object counts as recalled, or as recognised, from this share of its cells, or this IoU, on."""
 
@@ -65,12 +67,18 @@ class ObjectScores(NamedTuple):
 
 
 def connected_sets(grids: Grids) -> ConnectedSets:
-    """Find the 8-connected sets of cells of one class, all grids and classes at once."""
+    """Find the 8-connected sets of cells of one class, in many grids and all classes at once."""
     classes = np.arange(CLASSES, dtype=np.uint8)[:, None, None, None]
-    of_class = (grids == classes).reshape(-1, *grids.shape[1:])
-    label, count = ndimage.label(of_class, WITHIN_A_GRID, output=np.int32)
-    merged: NDArray[np.int32] = label.reshape(CLASSES, *grids.shape).sum(0, dtype=np.int32)
-    return ConnectedSets(merged, np.bincount(merged.ravel(), minlength=count + 1))
+    numbers, count = np.zeros(grids.shape, np.int32), 0
+    step = max(1, BLOCK_CELLS // grids[0].size)
+    for start in range(0, len(grids), step):
+        block = grids[start : start + step]
+        of_class = (block == classes).reshape(-1, *block.shape[1:])
+        label, found = ndimage.label(of_class, WITHIN_A_GRID, output=np.int32)
+        merged = label.reshape(CLASSES, *block.shape).sum(0, dtype=np.int32)
+        numbers[start : start + step] = np.where(merged, merged + count, 0)
+        count += found
+    return ConnectedSets(numbers, np.bincount(numbers.ravel(), minlength=count + 1))
 
 
 def class_counts(grids: Grids) -> NDArray[np.int64]:

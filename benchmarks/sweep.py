@@ -1,0 +1,115 @@
+"""Many runs at many settings, outside pytest: results go to a file of JSON lines and are never trained twice.
+
+python -m benchmarks.sweep operating-point       the table of docs/operating-point.md
+python -m benchmarks.sweep confirmation          20 triples of fresh seeds at the default settings
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from bvae.config import (
+    LOSS_OPTIONS,
+    AccuracyBand,
+    ExperimentConfig,
+    RunConfig,
+    TrainingConfig,
+    from_json,
+)
+from bvae.corpus import load_corpus
+from bvae.hardware import resolve_precision
+from bvae.records import Evaluation
+from bvae.trainer import Trainer
+from bvae.verdict import VerdictName, judge_run
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One run: an option and a seed, a corpus, and what differs from the default training."""
+
+    option: str
+    seed: int
+    corpus: str = ExperimentConfig().corpus
+    changes: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The settings of the run."""
+        return dataclasses.replace(
+            TrainingConfig(), precision=resolve_precision("auto", "cpu"), **dict[str, Any](self.changes)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What a run ended with."""
+
+    point: Point
+    training: TrainingConfig
+    verdict: VerdictName
+    reason: str
+    metrics: Evaluation | None
+    seconds: float
+
+
+def train(point: Point) -> Outcome:
+    """Train a run, in one thread and without pictures, and judge it."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    corpus, training = load_corpus(point.corpus), point.training
+    config = RunConfig(
+        option=LOSS_OPTIONS[point.option],
+        seed=point.seed,
+        corpus=point.corpus,
+        corpus_fingerprint=corpus.fingerprint,
+        grid_size=corpus.grid_size,
+        padding_value=None,
+        training=training,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(config, corpus, Path(folder))
+        history = trainer.fit()
+    verdict = judge_run(history, trainer.divergence, AccuracyBand())
+    metrics = history[-1].validation if history else None
+    return Outcome(point, training, verdict.name, verdict.reason, metrics, time.perf_counter() - started)
+
+
+def sweep(points: Sequence[Point], file: Path, processes: int) -> list[Outcome]:
+    """Train the points that a file of outcomes lacks, adding each to it; return those of all points."""
+    known = {outcome.point: outcome for outcome in read(file)}
+    missing = [point for point in dict.fromkeys(points) if point not in known]
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes) as pool, file.open("ab") as lines:
+        for number, outcome in enumerate(pool.imap_unordered(train, missing), 1):
+            known[outcome.point] = outcome
+            lines.write(msgspec.json.encode(outcome) + b"\n")
+            lines.flush()
+            print(f"{number} of {len(missing)}: {describe(outcome)}", flush=True)
+    return [known[point] for point in points]
+
+
+def read(file: Path) -> Iterator[Outcome]:
+    """The outcomes in a file."""
+    if file.exists():
+        yield from (from_json(line, Outcome) for line in file.read_text().splitlines())
+
+
+def describe(outcome: Outcome) -> str:
+    """One line on a run."""
+    point, found = outcome.point, outcome.metrics
+    changes = " ".join(f"{name}={value:g}" for name, value in point.changes)
+    head = f"{point.corpus} {point.option}-seed{point.seed} {changes}: {outcome.verdict}"
+    if found is None:
+        return head
+    numbers = ("pixel_accuracy", "object_iou", "object_recall", "minor_object_recall", "objects_recognised")
+    text = ", ".join(f"{name} {getattr(found, name):.3f}" for name in numbers)
+    return f"{head}, {text}, classes {found.classes_learned}, KL {found.kl:.1f}, {outcome.seconds:.0f} s"
