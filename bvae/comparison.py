@@ -231,7 +231,7 @@ def _recommendation(
         best = options[recommended]
         rivals = [name for name in gate.candidates if name != recommended and options[name].learned]
         compared = "".join(f", more than the {options[name].object_iou} of {name}" for name in rivals) or (
-            ", the only candidate that learned the objects" if len(gate.candidates) > 1 else ""
+            ", the only candidate that breaks no rule" if len(gate.candidates) > 1 else ""
         )
         advice = (
             f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.weighting}): "
@@ -241,7 +241,8 @@ def _recommendation(
             return advice
         side = "above" if _mean(best.pixel_accuracy) > band.hi else "below"
         opened = (
-            f"{' and '.join(gate.passed_by)} opens the gate with less object IoU"
+            f"{' and '.join(gate.passed_by)} opens the gate, with object IoU "
+            f"{' and '.join(str(options[name].object_iou) for name in gate.passed_by)}"
             if gate.passed_by
             else "so the gate stays closed"
         )

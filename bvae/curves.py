@@ -1,4 +1,4 @@
-"""Curves of every loss option by epoch: losses, accuracy against background rate and band, foreground, KL."""
+"""Curves of every loss option by epoch: losses, accuracy, foreground, objects beside their controls, KL."""
 
 from __future__ import annotations
 
@@ -36,30 +36,45 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v")
 
-WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 1640, 424, 300
+WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 1640, 300, 300
+COLUMNS = 4
 HEADING, FOOT = 44, 84  # pixels above and below a panel, for its heading and its x axis
 MARKED_EPOCHS = 12
-LEGEND_LINE = 90
+LEGEND_LINE = 70
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "linewidth": 1, "zorder": 0}
+SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"}
+EXTENT_LOOK: dict[str, Any] = {"color": "#808080", "linewidth": 2, "linestyle": (0, (6, 2, 1, 2))}
 RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
 NOTHING_YET = "No run has finished an epoch yet."
 
 
 class Panel(NamedTuple):
-    """A panel's heading, and where its number lies in an epoch's record."""
+    """A panel's heading, and where its number is found in an epoch's record.
+
+    Attributes:
+        controlled: whether the number stands beside that of the `shuffled` and the `extent` control.
+    """
 
     heading: str
-    keys: tuple[str, str]
+    keys: tuple[str, ...]
     fraction: bool = False
+    controlled: bool = False
+
+    def of_control(self, name: str) -> tuple[str, ...]:
+        """Where the number of a control is found."""
+        split, metric = self.keys
+        return (split, name, metric)
 
 
 TRAINING_LOSS = Panel("Training loss (nats)", ("train", "loss"))
 VALIDATION_LOSS = Panel("Validation loss (nats)", ("validation", "loss"))
-ACCURACY = Panel("Validation accuracy", ("validation", "pixel_accuracy"), fraction=True)
-FOREGROUND = Panel("Validation foreground IoU", ("validation", "foreground_iou"), fraction=True)
-KL = Panel("KL per latent dimension (nats)", ("validation", "kl_per_dim"))
-PANELS = (TRAINING_LOSS, VALIDATION_LOSS, ACCURACY, FOREGROUND, KL)
+ACCURACY = Panel("Accuracy", ("validation", "pixel_accuracy"), fraction=True)
+FOREGROUND = Panel("Foreground IoU", ("validation", "foreground_iou"), fraction=True, controlled=True)
+OBJECT_IOU = Panel("Object IoU", ("validation", "object_iou"), fraction=True, controlled=True)
+OBJECT_RECALL = Panel("Object recall", ("validation", "object_recall"), fraction=True, controlled=True)
+KL = Panel("KL per grid (nats)", ("validation", "kl"))
+PANELS = (TRAINING_LOSS, VALIDATION_LOSS, ACCURACY, FOREGROUND, OBJECT_IOU, OBJECT_RECALL, KL)
 
 
 class Curve(NamedTuple):
@@ -103,7 +118,9 @@ def plot_curves(
     top, row = title_height(lines), HEADING + PANEL_HEIGHT + FOOT
     figure, page = pixel_figure(WIDTH, top + 2 * row if known else top + 2 * TEXT_SIZE)
     write_title(page, lines)
-    places = [(LEFT + x * (PANEL_WIDTH + LEFT), top + HEADING + y * row) for y in range(2) for x in range(3)]
+    places = [
+        (LEFT + x * (PANEL_WIDTH + LEFT), top + HEADING + y * row) for y in range(2) for x in range(COLUMNS)
+    ]
     if not known:
         write(page, EDGE, top, NOTHING_YET, size=TEXT_SIZE, width=WIDTH - 2 * EDGE, va="top")
     for panel, place in zip(PANELS if known else (), places, strict=False):
@@ -115,6 +132,8 @@ def plot_curves(
         curves = [curve(seeds, panel.keys) for seeds in known.values()]
         for number, drawn in enumerate(curves):
             _draw_curve(axes, drawn, _look(number))
+        if panel.controlled:
+            _draw_controls(axes, panel, list(known.values()))
         _scale(axes, panel, curves)
         draw_ticks(page, axes, "epoch", FOOT - EDGE, grid=True)
     if known:
@@ -124,20 +143,20 @@ def plot_curves(
 
 
 def describe_curves(histories: Histories) -> str:
-    """Say in a sentence at which accuracy and foreground IoU, means over the seeds, each option ended."""
+    """Say in a sentence at which accuracy and object IoU, means over the seeds, each option ended."""
 
     def end(seeds: Sequence[Sequence[Record]], panel: Panel) -> str:
         value = curve(seeds, panel.keys).mean[-1]
         return f"{value:.1%}" if math.isfinite(value) else "undefined"
 
     ends = [
-        f"option {name} accuracy {end(seeds, ACCURACY)} and foreground IoU {end(seeds, FOREGROUND)}"
+        f"option {name} accuracy {end(seeds, ACCURACY)} and object IoU {end(seeds, OBJECT_IOU)}"
         for name, seeds in _with_epochs(histories).items()
     ]
     return f"Curves by epoch, ending at {'; '.join(ends)}." if ends else NOTHING_YET
 
 
-def curve(seeds: Sequence[Sequence[Record]], keys: tuple[str, str]) -> Curve:
+def curve(seeds: Sequence[Sequence[Record]], keys: tuple[str, ...]) -> Curve:
     """Lowest, mean and highest value of a number over seeds, at every epoch that any of them has."""
     values = [{record["epoch"]: _number(record, keys) for record in history} for history in seeds]
     epochs = sorted(set().union(*values))
@@ -147,15 +166,12 @@ def curve(seeds: Sequence[Sequence[Record]], keys: tuple[str, str]) -> Curve:
     return Curve(np.array(epochs), np.fmin.reduce(table), mean, np.fmax.reduce(table))
 
 
-def _number(record: Record, keys: tuple[str, str]) -> float:
-    """A record's number, of a list the mean; NaN where it is missing, None or beyond single precision."""
-    split, name = keys
-    value = (record.get(split) or {}).get(name)
-    parts = [
-        math.nan if part is None else part for part in (value if isinstance(value, Sequence) else [value])
-    ]
-    mean = sum(parts) / len(parts) if parts else math.nan
-    return mean if abs(mean) <= LARGEST else math.nan
+def _number(record: Record, keys: tuple[str, ...]) -> float:
+    """A record's number; NaN where it is missing, None or beyond single precision."""
+    value: Any = record
+    for key in keys:
+        value = (value or {}).get(key)
+    return value if value is not None and abs(value) <= LARGEST else math.nan
 
 
 def _with_epochs(histories: Histories) -> dict[str, list[Sequence[Record]]]:
@@ -192,6 +208,15 @@ def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
     axes.plot(epochs, mean, **look, markevery=marked.tolist(), zorder=3)
 
 
+def _draw_controls(axes: Axes, panel: Panel, options: Sequence[Sequence[Sequence[Record]]]) -> None:
+    """What an option scores from another grid's latent, a thin line, and what `extent` scores."""
+    for number, seeds in enumerate(options):
+        drawn = curve(seeds, panel.of_control("shuffled"))
+        axes.plot(drawn.epochs, drawn.mean, color=_look(number)["color"], **SHUFFLED_LOOK)
+    drawn = curve(options[0], panel.of_control("extent"))
+    axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
+
+
 def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
     """Limits, ticks and tick labels that suit the numbers."""
     epochs = np.concatenate([drawn.epochs for drawn in curves])
@@ -206,7 +231,7 @@ def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
         axes.set_yscale("log")
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
-    if panel in (FOREGROUND, KL):
+    if panel.controlled or panel is KL:
         # A little below 0, so that a curve along the axis is seen whole.
         axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
     unit, factor = ("%", 100) if panel.fraction else ("", 1)
@@ -223,15 +248,18 @@ def _draw_legend(
     """The name of every line, of the band and of the background rate, and what line and shade stand for."""
     rate, lo, hi = references
     names = [f"Option {name}" for name in known] + [f"healthy: {lo:.0%} to {hi:.0%}"]
-    names += [] if rate is None else [f"all background: {rate:.1%}"]
-    step = min(42, PANEL_HEIGHT // len(names))
+    names += ["another grid's latent", "extent, filled"]
+    looks = [SHUFFLED_LOOK | {"color": INK}, EXTENT_LOOK]
+    if rate is not None:
+        names, looks = [*names, f"all background: {rate:.1%}"], [*looks, RATE_LOOK]
+    step = min(38, PANEL_HEIGHT // len(names))
     for row, name in enumerate(names):
         y = top + (row + 0.5) * step
         x = np.array([0, 0.5, 1]) * LEGEND_LINE + left
         if row == len(known):
             page.fill_between(x, y - 0.3 * step, y + 0.3 * step, **BAND_LOOK)
         else:
-            look = RATE_LOOK if row > len(known) else _look(row) | {"markevery": [1]}
+            look = _look(row) | {"markevery": [1]} if row < len(known) else looks[row - len(known) - 1]
             page.plot(x, [y] * 3, **look)
         room = PANEL_WIDTH - LEGEND_LINE
         write(page, x[-1] + EDGE, y, name, size=min(TICK_SIZE + 2, step), width=room, va="center")

@@ -1,7 +1,7 @@
 """The `comparison/` folder of a session: what its runs say together, as data, as text and as pictures.
 
 comparison/
-  why_A.png …  curves.png  reconstructions.png  comparison.md
+  why_A.png …  curves.png  reconstructions.png  examples.png  comparison.md
   comparison.json                               written last: its presence means complete
 """
 
@@ -64,7 +64,7 @@ def write_comparison(
 ) -> Comparison:
     """Compare the runs and write the rest of the folder. Raises StorageError."""
     from bvae.evaluation.controls import references
-    from bvae.gallery import draw_curves, draw_reconstructions
+    from bvae.gallery import draw_curves, draw_examples, draw_reconstructions
 
     known = references(corpus, session.record.config.training.latent_dim)
     comparison = compare_outcomes(session, outcomes, known)
@@ -73,6 +73,7 @@ def write_comparison(
     make_folder(folder)
     write_whole(folder / "curves.png", draw_curves(session, comparison))
     write_whole(folder / "reconstructions.png", draw_reconstructions(session, corpus, comparison))
+    write_whole(folder / "examples.png", draw_examples(session, corpus, comparison))
     write_whole(folder / "comparison.md", to_markdown(comparison, differences).encode())
     write_whole(folder / "comparison.json", to_json(comparison))
     return comparison

@@ -21,7 +21,9 @@ from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.curves import plot_curves
 from bvae.device import reproducible
+from bvae.evaluation.controls import sample_rows
 from bvae.evaluation.measure import evaluating
+from bvae.evaluation.objects import grid_object_iou
 from bvae.events import CheckpointSaved, EpochEnded, Event
 from bvae.files import write_whole
 from bvae.models import load_model, newest_model, reconstruct
@@ -32,6 +34,7 @@ from bvae.trainer import run_loss
 from bvae.visualization import (
     MAX_CHECKPOINTS,
     plot_comparison,
+    plot_examples,
     plot_filmstrip,
     plot_reconstructions,
 )
@@ -122,10 +125,40 @@ class Gallery:
             title += (
                 f"\nValidation: accuracy {self.last.pixel_accuracy:.1%} "
                 f"(all background {self.last.background_rate:.1%}), "
-                f"object IoU {_share(self.last.object_iou)} (from another grid's latent "
+                f"object IoU {_share(self.last.object_iou)} (shuffled "
                 f"{_share(self.last.shuffled.object_iou)}), loss {self.last.loss:.3f}"
             )
         return title
+
+
+EXAMPLES = 500
+"""How many validation grids the worst, the median and the best are chosen from."""
+
+
+def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
+    """A PNG of the worst, the median and the best of some validation grids under each option."""
+    grids = corpus.val[sample_rows(len(corpus.val), EXAMPLES)]
+    model_name, examples = session.record.config.training.model, {}
+    for name, option in comparison.options.items():
+        model = newest_model(session.path / option.runs[0].path, model_name)
+        if model is None:
+            continue
+        predicted = reconstruct(model, grids)
+        iou = grid_object_iou(grids, predicted)
+        order = np.argsort(iou, kind="stable")[: np.isfinite(iou).sum()]  # grids without objects come last
+        places = {"Worst": 0, "Median": len(order) // 2, "Best": -1}
+        if len(order):
+            examples[f"Option {name}"] = [
+                (label, grids[order[place]], predicted[order[place]]) for label, place in places.items()
+            ]
+    picture = io.BytesIO()
+    plot_examples(
+        examples,
+        path=picture,
+        title=f"Validation grids of {corpus.name} by object IoU: newest checkpoint, first seed\n"
+        f"The worst, the median and the best of {len(grids)}, each beside its reconstruction",
+    )
+    return picture.getvalue()
 
 
 def _share(value: float | None) -> str:

@@ -31,6 +31,8 @@ def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bo
         _options_table(comparison),
         heading(3, "The same training grids under each option"),
         picture_file(folder / "reconstructions.png", "Newest checkpoint, first seed", "bvae-wide"),
+        heading(3, "Validation grids: the worst, the median and the best"),
+        picture_file(folder / "examples.png", "By object IoU, first seed", "bvae-wide"),
         *_reading(session, comparison),
         *_recommendation(session, comparison),
         heading(3, "Curves"),

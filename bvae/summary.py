@@ -256,6 +256,8 @@ def to_markdown(
             "![Curves of loss, accuracy, object IoU, object recall and KL by epoch](curves.png)",
             "",
             "![The same training grids, and what each option reconstructs](reconstructions.png)",
+            "",
+            "![The worst, the median and the best validation grids under each option](examples.png)",
         ]
     lines.append("")
     return "\n".join(lines)

@@ -148,6 +148,54 @@ def plot_filmstrip(
     )
 
 
+def plot_examples(
+    examples: Mapping[str, Sequence[tuple[str, Grids, Grids]]],
+    *,
+    path: Destination | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw, in a row for each option, some grids beside their reconstructions; a dot marks a wrong cell.
+
+    Args:
+        examples: for each option as many labels, originals `[H, W]` and reconstructions `[H, W]`, the labels
+            the same for all.
+    """
+    headers = [label for label, _, _ in next(iter(examples.values()), ())]
+    rows, captions = [], {}
+    for number, (name, chosen) in enumerate(examples.items()):
+        originals, painted = (np.stack([each[part] for each in chosen]) for part in (1, 2))
+        target, drawn = _pair(f"reconstructions of {name!r}", originals, painted)
+        pairs = zip(_symbols(target, target), _dotted(target, drawn), strict=True)
+        rows.append([grid for pair in pairs for grid in pair])
+        texts = [
+            f"{_fraction(iou)}\n{share}"
+            for iou, share in zip(_object_iou(target, drawn), _shares(target, drawn), strict=True)
+        ]
+        captions[number] = ("Object IoU\nAccuracy", [text for each in texts for text in ("", each)])
+    return draw_mosaic(
+        np.array(rows),
+        labels=list(examples),
+        captions=captions,
+        headers=[header for label in headers for header in (label, "")],
+        note=NOTE,
+        path=path,
+        title=title,
+        description=describe_examples(examples),
+    )
+
+
+def describe_examples(examples: Mapping[str, Sequence[tuple[str, Grids, Grids]]]) -> str:
+    """Say in a sentence which object IoU the grids of each option have."""
+    found = []
+    for name, chosen in examples.items():
+        ious = _object_iou(*(np.stack([np.asarray(each[part]) for each in chosen]) for part in (1, 2)))
+        numbers = ", ".join(
+            f"{label.lower()} {_fraction(iou)}" for (label, _, _), iou in zip(chosen, ious, strict=True)
+        )
+        found.append(f"{name}: {numbers}")
+    return f"Object IoU of validation grids under each option: {'; '.join(found)}."
+
+
 def describe_reconstructions(originals: Grids, reconstructions: Grids) -> str:
     """Say in a sentence how many cells are right: overall, in the worst and in the best grid."""
     target, painted = _pair("reconstructions", originals, reconstructions)

@@ -322,6 +322,14 @@ def test_a_comparison_of_another_version_is_refused_by_its_schema_whatever_else_
 
 
 @unit
+def test_metrics_of_cells_and_of_objects_are_compared() -> None:
+    assert list(METRICS) == [
+        *("pixel_accuracy", "foreground_iou", "foreground_recall"),
+        *("object_iou", "object_recall", "objects_recognised"),
+    ]
+
+
+@unit
 @pytest.mark.parametrize("metric", METRICS)
 def test_every_metric_that_is_compared_is_that_of_the_runs(tmp_path: Path, metric: str) -> None:
     def perfect(data: dict) -> None:
