@@ -1,13 +1,11 @@
-"""Many runs at many settings, outside pytest: results go to a file of JSON lines and are never trained twice.
-
-python -m benchmarks.sweep operating-point       the table of docs/operating-point.md
-python -m benchmarks.sweep confirmation          20 triples of fresh seeds at the default settings
-"""
+"""Many runs at many settings, outside pytest. Outcomes go to a file, and no run is trained twice."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -39,7 +37,7 @@ class Point:
     option: str
     seed: int
     corpus: str = ExperimentConfig().corpus
-    changes: tuple[tuple[str, float], ...] = ()
+    changes: tuple[tuple[str, float | str], ...] = ()
 
     @property
     def training(self) -> TrainingConfig:
@@ -106,10 +104,29 @@ def read(file: Path) -> Iterator[Outcome]:
 def describe(outcome: Outcome) -> str:
     """One line on a run."""
     point, found = outcome.point, outcome.metrics
-    changes = " ".join(f"{name}={value:g}" for name, value in point.changes)
+    changes = " ".join(f"{name}={value}" for name, value in point.changes)
     head = f"{point.corpus} {point.option}-seed{point.seed} {changes}: {outcome.verdict}"
     if found is None:
         return head
     numbers = ("pixel_accuracy", "object_iou", "object_recall", "minor_object_recall", "objects_recognised")
     text = ", ".join(f"{name} {getattr(found, name):.3f}" for name in numbers)
     return f"{head}, {text}, classes {found.classes_learned}, KL {found.kl:.1f}, {outcome.seconds:.0f} s"
+
+
+def parse_arguments(program: str, description: str | None) -> tuple[Path, int]:
+    """Read the command line of a sweep: its file of outcomes, and how many processes train."""
+    name = program.rpartition(".")[2]
+    parser = argparse.ArgumentParser(f"python -m {program}", description=description)
+    default = Path(f"runs/{name}.jsonl")
+    parser.add_argument("--file", type=Path, default=default, help=f"File of outcomes. Default: {default}")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="Default: as many as cores")
+    arguments = parser.parse_args()
+    arguments.file.parent.mkdir(parents=True, exist_ok=True)
+    return arguments.file, arguments.processes
+
+
+def foreground_ratio(metrics: Evaluation | None) -> float | None:
+    """Predicted foreground over true foreground."""
+    if metrics is None or metrics.predicted_foreground_rate is None or not metrics.foreground_rate:
+        return None
+    return metrics.predicted_foreground_rate / metrics.foreground_rate

@@ -24,15 +24,14 @@ from bvae.canvas import (
     write_title,
 )
 from bvae.lettering import INK, write
+from bvae.palette import colour_of
 from bvae.panels import LEFT, TICK_SIZE, add_panel, draw_ticks
 
 Record = Mapping[str, Any]
 Histories = Mapping[str, Sequence[Sequence[Record]]]
 Values = npt.NDArray[np.float64]
 
-# Okabe and Ito, Color Universal Design; without its yellow, which is lost on white. Line styles and markers
-# tell the options apart where colours do not.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Line styles and markers tell the options apart where colours do not.
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v")
 
@@ -91,6 +90,7 @@ def plot_curves(
     *,
     background_rate: float | None,
     band: Sequence[float],
+    options: Sequence[str] | None = None,
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -103,6 +103,8 @@ def plot_curves(
         histories: for each option, each seed's epoch records, as they stand in `metrics.jsonl`.
         background_rate: the accuracy of painting everything background, a fraction.
         band: the lowest and the highest accuracy of a healthy option, fractions.
+        options: the names of all options of the experiment, whose order gives each its colour; by default
+            those of the histories.
         path: where the PNG goes.
         title: the first line becomes a headline.
 
@@ -114,6 +116,8 @@ def plot_curves(
         given = f"band {lo}–{hi}, background rate {background_rate}"
         raise ValueError(f"{given}; expected fractions 0–1, the lower end of the band first")
     known = _with_epochs(histories)
+    order = list(options or histories)
+    looks = [_look(order.index(name)) for name in known]
     lines = title_lines(title, WIDTH - 2 * EDGE)
     top, row = title_height(lines), HEADING + PANEL_HEIGHT + FOOT
     figure, page = pixel_figure(WIDTH, top + 2 * row if known else top + 2 * TEXT_SIZE)
@@ -130,14 +134,14 @@ def plot_curves(
             if background_rate is not None:
                 axes.axhline(background_rate, **RATE_LOOK)
         curves = [curve(seeds, panel.keys) for seeds in known.values()]
-        for number, drawn in enumerate(curves):
-            _draw_curve(axes, drawn, _look(number))
+        for look, drawn in zip(looks, curves, strict=True):
+            _draw_curve(axes, drawn, look)
         if panel.controlled:
-            _draw_controls(axes, panel, list(known.values()))
+            _draw_controls(axes, panel, list(known.values()), looks)
         _scale(axes, panel, curves)
         draw_ticks(page, axes, "epoch", FOOT - EDGE, grid=True)
     if known:
-        _draw_legend(page, known, (background_rate, lo, hi), *places[-1])
+        _draw_legend(page, known, looks, (background_rate, lo, hi), *places[-1])
     save_png(figure, path, describe_curves(histories))
     return figure
 
@@ -183,7 +187,7 @@ def _with_epochs(histories: Histories) -> dict[str, list[Sequence[Record]]]:
 def _look(option: int) -> dict[str, Any]:
     """Colour, dash and marker of an option's line; no two of 140 options have all three alike."""
     return {
-        "color": COLOURS[option % len(COLOURS)],
+        "color": colour_of(option),
         "linestyle": DASHES[option % len(DASHES)],
         "marker": MARKERS[option % len(MARKERS)],
         "linewidth": 3.5,
@@ -208,11 +212,16 @@ def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
     axes.plot(epochs, mean, **look, markevery=marked.tolist(), zorder=3)
 
 
-def _draw_controls(axes: Axes, panel: Panel, options: Sequence[Sequence[Sequence[Record]]]) -> None:
+def _draw_controls(
+    axes: Axes,
+    panel: Panel,
+    options: Sequence[Sequence[Sequence[Record]]],
+    looks: Sequence[Mapping[str, Any]],
+) -> None:
     """What an option scores from another grid's latent, a thin line, and what `extent` scores."""
-    for number, seeds in enumerate(options):
+    for look, seeds in zip(looks, options, strict=True):
         drawn = curve(seeds, panel.of_control("shuffled"))
-        axes.plot(drawn.epochs, drawn.mean, color=_look(number)["color"], **SHUFFLED_LOOK)
+        axes.plot(drawn.epochs, drawn.mean, color=look["color"], **SHUFFLED_LOOK)
     drawn = curve(options[0], panel.of_control("extent"))
     axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
 
@@ -241,6 +250,7 @@ def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
 def _draw_legend(
     page: Axes,
     known: Mapping[str, Sequence[Sequence[Record]]],
+    of_options: Sequence[Mapping[str, Any]],
     references: tuple[float | None, float, float],
     left: int,
     top: int,
@@ -259,7 +269,7 @@ def _draw_legend(
         if row == len(known):
             page.fill_between(x, y - 0.3 * step, y + 0.3 * step, **BAND_LOOK)
         else:
-            look = _look(row) | {"markevery": [1]} if row < len(known) else looks[row - len(known) - 1]
+            look = looks[row - len(known) - 1] if row > len(known) else {**of_options[row], "markevery": [1]}
             page.plot(x, [y] * 3, **look)
         room = PANEL_WIDTH - LEGEND_LINE
         write(page, x[-1] + EDGE, y, name, size=min(TICK_SIZE + 2, step), width=room, va="center")

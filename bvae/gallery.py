@@ -27,6 +27,7 @@ from bvae.evaluation.objects import grid_object_iou
 from bvae.events import CheckpointSaved, EpochEnded, Event
 from bvae.files import write_whole
 from bvae.models import load_model, newest_model, reconstruct
+from bvae.palette import colour_of
 from bvae.records import Evaluation
 from bvae.results import FILMSTRIP, RunResult, checkpoints, picture_of, read_history
 from bvae.session import Session
@@ -165,6 +166,11 @@ def _share(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.1%}"
 
 
+def option_names(session: Session) -> list[str]:
+    """All options of a session, in the order that gives each its colour."""
+    return [option.name for option in session.record.config.options]
+
+
 def draw_run_curves(session: Session, result: RunResult) -> bytes:
     """A PNG of the curves of one run."""
     name = f"{result.option}-seed{result.seed}"
@@ -173,6 +179,7 @@ def draw_run_curves(session: Session, result: RunResult) -> bytes:
         {result.option: [msgspec.to_builtins(read_history(session.path / name))]},
         background_rate=session.record.corpus.background_rate,
         band=(session.record.config.band.lo, session.record.config.band.hi),
+        options=option_names(session),
         path=picture,
         title=f"Run {name}",
     )
@@ -190,6 +197,7 @@ def draw_curves(session: Session, comparison: Comparison) -> bytes:
         histories,
         background_rate=comparison.corpus.background_rate,
         band=comparison.band,
+        options=option_names(session),
         path=picture,
         title=f"Loss options on {comparison.corpus.name}",
     )
@@ -201,7 +209,8 @@ def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
     histories = [read_history(session.path / run.path) for run in option.runs]
     title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
     picture = io.BytesIO()
-    plot_why(Why.of(option, histories), path=picture, title=title)
+    colour = colour_of(option_names(session).index(name))
+    plot_why(Why.of(option, histories), colour=colour, path=picture, title=title)
     return picture.getvalue()
 
 

@@ -47,14 +47,21 @@ def code(text: str, label: str) -> str:
     )
 
 
-def table(label: str, head: Sequence[Cell], rows: Sequence[Sequence[Cell]], chosen: int | None = None) -> str:
+def table(
+    label: str,
+    head: Sequence[Cell],
+    rows: Sequence[Sequence[Cell]],
+    chosen: int | None = None,
+    colours: Sequence[str] = (),
+) -> str:
     """A table with a heading to each column and row, the chosen row marked; it scrolls by itself.
 
-    A cell is a text and, in small letters under it, another.
+    A cell is a text and, in small letters under it, another. The first rows carry a mark in their colour.
     """
     columns = "".join(f'<th scope="col">{_cell(cell)}</th>' for cell in head)
     body = "".join(
-        f'<tr{" class=bvae-chosen" if number == chosen else ""}><th scope="row">{_cell(first)}</th>'
+        f'<tr{" class=bvae-chosen" if number == chosen else ""}><th scope="row">'
+        f"{''.join(map(_mark, colours[number : number + 1]))}{_cell(first)}</th>"
         + "".join(f"<td>{_cell(cell)}</td>" for cell in rest)
         + "</tr>"
         for number, (first, *rest) in enumerate(rows)
@@ -87,6 +94,10 @@ def picture_file(path: Path, name: str, style: str = "") -> str:
     if not path.exists():
         return paragraph(f"{name}: not drawn.")
     return picture(path.read_bytes(), name=name, style=style)
+
+
+def _mark(colour: str) -> str:
+    return f'<span class="bvae-mark" style="background: {escape(colour)}"></span>'
 
 
 def _cell(cell: Cell) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bvae.comparison import Comparison, OptionSummary
 from bvae.files import printable
 from bvae.markup import code, disclosure, heading, listing, paragraph, picture_file, section, table
+from bvae.palette import colour_of
 from bvae.recipe import recipe
 from bvae.records import Evaluation
 from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
@@ -28,7 +29,7 @@ def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bo
     folder = session.path / "comparison"
     parts = [
         *_outcome(comparison, gate_ran),
-        _options_table(comparison),
+        _options_table(comparison, [option.name for option in session.record.config.options]),
         heading(3, "The same training grids under each option"),
         picture_file(folder / "reconstructions.png", "Newest checkpoint, first seed", "bvae-wide"),
         heading(3, "Validation grids: the worst, the median and the best"),
@@ -71,13 +72,15 @@ def _outcome(comparison: Comparison, gate_ran: bool) -> list[str]:
     ]
 
 
-def _options_table(comparison: Comparison) -> str:
+def _options_table(comparison: Comparison, names: Sequence[str]) -> str:
+    """The table of options and references; `names` are all options, in the order of their colours."""
     rows = table_rows(comparison)
     for row, (name, option) in zip(rows, comparison.options.items(), strict=False):
         row[0] = Cell(name, "recommended" if name == comparison.recommended else "")
         row[1] = Cell(f"{SIGNS[option.healthy]} {row[1].text}")
     chosen = [*comparison.options].index(comparison.recommended) if comparison.recommended else None
-    return table("Options", table_head(), rows, chosen)
+    colours = [colour_of(names.index(name)) for name in comparison.options]
+    return table("Options", table_head(), rows, chosen, colours)
 
 
 def _rules_table(comparison: Comparison) -> str:

@@ -49,6 +49,7 @@ label:has(:disabled) { display: none; }
 .bvae-passed { border-color: #1a661a; background: #eef7ee; color: #123f12; }
 .bvae-failed { border-color: #b00020; background: #fdf0f1; color: #6d0014; }
 .bvae-advice { font-size: 17px; margin: 8px 0; }
+.bvae-mark { display: inline-block; width: 10px; height: 10px; margin-right: 6px; }
 .bvae-scroll { overflow-x: auto; }
 .bvae-table { border-collapse: collapse; margin: 8px 0; }
 .bvae-table th, .bvae-table td { border: 1px solid #bbb; padding: 5px 9px; text-align: left; color: #111;
@@ -76,7 +77,11 @@ label:has(:disabled) { display: none; }
 .bvae-picture[open] summary { cursor: zoom-out; max-width: none; }
 .bvae-picture[open] img { max-width: none; max-height: none; }
 .bvae-caption { font-size: 13px; color: #333; }
-@media (max-width: 600px) { #results-table-head th:nth-child(3) { width: 25%; } }
+@media (max-width: 600px) {
+  #results-table-head th:nth-child(3) { width: 25%; }
+  .bvae-table th, .bvae-table td { padding: 3px 5px; font-size: 13px; white-space: normal; }
+  .bvae-table td { min-width: 76px; }
+}
 @media print { .controls, .filter, .collapse { display: none; } }
 """
 """What the report needs of its own stands here too, since a style belongs into the head of a page."""

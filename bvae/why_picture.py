@@ -20,21 +20,24 @@ from bvae.canvas import (
     write_title,
 )
 from bvae.lettering import INK, write
+from bvae.palette import colour_of
 from bvae.panels import LEFT, add_panel, draw_ticks
 from bvae.why import Why, describe_why, percent
 
 WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 1640, 420, 420
 HEADING, FOOT = 76, 74  # pixels above and below a panel, for its heading and its x axis
 NUMBER_SIZE = 20
-BLUE, ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito, Color Universal Design
 TOLD = 0.05
 """Below this share a cell of the confusion matrix carries no number."""
 
 
-def plot_why(why: Why, *, path: Destination | None = None, title: str | None = None) -> Figure:
+def plot_why(
+    why: Why, *, colour: str = colour_of(0), path: Destination | None = None, title: str | None = None
+) -> Figure:
     """Draw what explains an option: thresholds by class, gradient share by epoch, confusion of classes.
 
     Args:
+        colour: of the option.
         path: where the PNG goes, `WIDTH` pixels wide.
         title: the first line becomes a headline.
     """
@@ -50,16 +53,16 @@ def plot_why(why: Why, *, path: Destination | None = None, title: str | None = N
     for number, (heading, draw, below) in enumerate(panels):
         place, size = (LEFT + number * (PANEL_WIDTH + LEFT), top), (PANEL_WIDTH, PANEL_HEIGHT)
         axes = add_panel(page, place, size, heading, heading_size=TEXT_SIZE - 2)
-        draw(axes, why)
+        draw(axes, why, colour)
         draw_ticks(page, axes, below, FOOT - 8)
     save_png(figure, path, describe_why(why))
     return figure
 
 
-def _draw_thresholds(axes: Axes, why: Why) -> None:
+def _draw_thresholds(axes: Axes, why: Why, colour: str) -> None:
     """A bar for each class; one scale for every option, so that pictures can be compared."""
     classes = range(1, len(why.thresholds) + 1)
-    axes.bar(classes, [share or 0.0 for share in why.thresholds], color=BLUE, width=0.7)
+    axes.bar(classes, [share or 0.0 for share in why.thresholds], color=colour, width=0.7)
     for c, share in zip(classes, why.thresholds, strict=True):
         text = "none" if share is None else f"{100 * share:.{0 if share > 0.0995 else 1}f}"
         write(axes, c, (share or 0.0) + 0.012, text, size=NUMBER_SIZE, width=46, ha="center", va="bottom")
@@ -71,7 +74,7 @@ def _draw_thresholds(axes: Axes, why: Why) -> None:
     _in_percent(axes)
 
 
-def _draw_gradient(axes: Axes, why: Why) -> None:
+def _draw_gradient(axes: Axes, why: Why, colour: str) -> None:
     """A thin line for each seed, a thick one for their mean, and the rate of foreground cells."""
     epochs = max(map(len, why.gradient_shares), default=1)
     table = np.full((len(why.gradient_shares), epochs), np.nan)
@@ -81,10 +84,10 @@ def _draw_gradient(axes: Axes, why: Why) -> None:
     mean = np.where(known > 0, np.nansum(table, axis=0) / np.maximum(known, 1), np.nan)
     x = np.arange(1, epochs + 1)
     for row in table if len(table) > 1 else ():
-        axes.plot(x, row, color=ORANGE, linewidth=1.2, alpha=0.7)
+        axes.plot(x, row, color=colour, linewidth=1.2, alpha=0.7)
     if len(table):
         mark = "o" if epochs <= 12 else ""
-        axes.plot(x, mean, color=ORANGE, linewidth=3.5, marker=mark, markersize=11, markeredgecolor="white")
+        axes.plot(x, mean, color=colour, linewidth=3.5, marker=mark, markersize=11, markeredgecolor="white")
     if why.foreground_rate is not None:
         axes.axhline(why.foreground_rate, color=INK, linewidth=2, linestyle=(0, (8, 4)))
     margin = max(0.25, 0.03 * epochs)
@@ -97,7 +100,7 @@ def _draw_gradient(axes: Axes, why: Why) -> None:
     _in_percent(axes)
 
 
-def _draw_confusion(axes: Axes, why: Why) -> None:
+def _draw_confusion(axes: Axes, why: Why, colour: str) -> None:
     """Each row in shares of its sum; darker is more, and what matters carries its number."""
     sums = why.confusion.sum(1, keepdims=True)
     shares = why.confusion / np.maximum(sums, 1)

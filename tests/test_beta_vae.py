@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from bvae.beta_vae import BetaVAE, class_weights, one_hot, option_weights
+from bvae.beta_vae import BetaVAE, class_weights, initialize, one_hot, option_weights
 from bvae.config import OUTSIDE, LossOption
+from bvae.resampling import Doubling, Halving
 
 pytestmark = pytest.mark.unit
 
@@ -268,3 +270,24 @@ def test_the_encoder_sees_zeros_outside(seed: int, size: int, kind: torch.dtype)
 
 def test_the_encoding_is_no_part_of_what_is_stored_of_a_model() -> None:
     assert all(name.startswith(("encoder.", "decoder.")) for name in BetaVAE(grid_size=4).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(300, 200), (400, 300)),
+        (nn.Conv2d(24, 40, 3, padding=1), (40, 24, 12, 12)),
+        (Halving(24, 40), (40, 24, 16, 16)),
+        (Doubling(24, 40), (40, 24, 8, 8)),
+    ],
+    ids=["linear", "convolution", "halving", "doubling"],
+)
+def test_activations_keep_their_size_through_a_new_layer_and_relu(
+    layer: nn.Module, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    initialize(nn.Sequential(layer, nn.ReLU(), nn.Linear(1, 1)))
+    given = torch.randn(shape)
+    found = F.relu(layer(given))
+    inner = found[..., 2:-2, 2:-2] if found.ndim == 4 else found  # at the edges zeros are convolved
+    assert inner.square().mean().item() == pytest.approx(given.square().mean().item(), rel=0.1)
