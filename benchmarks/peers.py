@@ -28,7 +28,7 @@ class PlainVAE(nn.Module):
     Its parameters have the names and shapes of bvae's, so one can take the weights of the other.
     """
 
-    def __init__(self, latent_dim: int = 16) -> None:
+    def __init__(self, latent_dim: int = 32) -> None:
         super().__init__()
         self.encoder = nn.Sequential(
             nn.Conv2d(CLASSES, 32, 3, padding=1),

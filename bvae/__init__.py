@@ -4,7 +4,7 @@ The modules read in one direction: corpus → model and loss → trainer → met
 report. Importing this package imports none of them, so that what needs no torch waits for no torch.
 """
 
-__version__ = "0.5.0"
+__version__ = "0.6.0"
 
 
 class EvidenceWarning(UserWarning):

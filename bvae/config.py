@@ -164,7 +164,7 @@ class TrainingConfig:
     """
 
     epochs: int = 5
-    beta: float = 0.002
+    beta: float = 0.004
     learning_rate: float = 1e-3
     batch_size: int = 64
     latent_dim: int = 32

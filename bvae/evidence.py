@@ -60,20 +60,30 @@ def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
 
 
 def write_comparison(
-    session: Session, corpus: Corpus, outcomes: RunOutcomes, baseline: Baseline | None = None
+    session: Session,
+    corpus: Corpus,
+    outcomes: RunOutcomes,
+    baseline: Baseline | None = None,
+    *,
+    in_haste: bool = False,
 ) -> Comparison:
-    """Compare the runs and write the rest of the folder. Raises StorageError."""
+    """Compare the runs and write the rest of the folder; in haste, without references, which take seconds.
+
+    Raises:
+        StorageError: where a file cannot be written.
+    """
     from bvae.evaluation.controls import references
     from bvae.gallery import draw_curves, draw_examples, draw_reconstructions
 
-    known = references(corpus, session.record.config.training.latent_dim)
+    known = {} if in_haste else references(corpus, session.record.config.training.latent_dim)
     comparison = compare_outcomes(session, outcomes, known)
     differences = compare_with(baseline, comparison)
     folder = comparison_folder(session)
     make_folder(folder)
     write_whole(folder / "curves.png", draw_curves(session, comparison))
     write_whole(folder / "reconstructions.png", draw_reconstructions(session, corpus, comparison))
-    write_whole(folder / "examples.png", draw_examples(session, corpus, comparison))
+    if (examples := draw_examples(session, corpus, comparison)) is not None:
+        write_whole(folder / "examples.png", examples)
     write_whole(folder / "comparison.md", to_markdown(comparison, differences).encode())
     write_whole(folder / "comparison.json", to_json(comparison))
     return comparison

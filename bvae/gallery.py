@@ -136,8 +136,11 @@ EXAMPLES = 500
 """How many validation grids the worst, the median and the best are chosen from."""
 
 
-def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
-    """A PNG of the worst, the median and the best of some validation grids under each option."""
+def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> bytes | None:
+    """A PNG of the worst, the median and the best of some validation grids under each option.
+
+    None where no option has a checkpoint, or no grid an object.
+    """
     grids = corpus.val[sample_rows(len(corpus.val), EXAMPLES)]
     model_name, examples = session.record.config.training.model, {}
     for name, option in comparison.options.items():
@@ -152,6 +155,8 @@ def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> b
             examples[f"Option {name}"] = [
                 (label, grids[order[place]], predicted[order[place]]) for label, place in places.items()
             ]
+    if not examples:
+        return None
     picture = io.BytesIO()
     plot_examples(
         examples,

@@ -237,12 +237,14 @@ class Laboratory:
         """Obtain all selected runs, compare them, and write the comparison."""
         return self._write_comparison(self._turns.obtain_all())
 
-    def _write_comparison(self, options: Iterable[tuple[str, OptionOutcomes]]) -> Comparison:
+    def _write_comparison(
+        self, options: Iterable[tuple[str, OptionOutcomes]], *, in_haste: bool = False
+    ) -> Comparison:
         found: RunOutcomes = {}
         for option, outcomes in options:
             write_why(self.session, option, outcomes)  # before the runs of the next are waited for
             found[option] = outcomes
-        return write_comparison(self.session, self.corpus, found, self.baseline)
+        return write_comparison(self.session, self.corpus, found, self.baseline, in_haste=in_haste)
 
     def compare_with_baseline(self) -> tuple[Difference, ...]:
         """Obtain all selected runs and compare them with the baseline; writing is left to `compare`."""
@@ -281,7 +283,7 @@ class Laboratory:
         try:
             if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
                 self._gate_ran = False
-                self._write_comparison(outcomes.items())
+                self._write_comparison(outcomes.items(), in_haste=interrupted)
             self.session.discard_if_unused()
         except OSError as error:
             self.complaint = f"The session could not be closed: {printable(str(error))}"

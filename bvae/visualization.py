@@ -158,7 +158,7 @@ def plot_examples(
 
     Args:
         examples: for each option as many labels, originals `[H, W]` and reconstructions `[H, W]`, the labels
-            the same for all.
+            the same for all; one option at least.
     """
     headers = [label for label, _, _ in next(iter(examples.values()), ())]
     rows, captions = [], {}

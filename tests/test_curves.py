@@ -22,19 +22,22 @@ Histories = dict[str, list[list[dict[str, Any]]]]
 HEADINGS = [
     "Training loss (nats)",
     "Validation loss (nats)",
-    "Validation accuracy",
-    "Validation foreground IoU",
-    "KL per latent dimension (nats)",
+    "Accuracy",
+    "Foreground IoU",
+    "Object IoU",
+    "Object recall",
+    "KL per grid (nats)",
 ]
-TRAINING, VALIDATION, ACCURACY, FOREGROUND, KL = range(1, 6)
+TRAINING, VALIDATION, ACCURACY, FOREGROUND, OBJECT_IOU, OBJECT_RECALL, KL = range(1, 8)
 
 losses = st.none() | st.floats(allow_nan=True, allow_infinity=True)
 fractions = st.none() | st.floats(0, 1)
 
 
 def record(
-    epoch: int, loss: float | None = 0.5, accuracy: float | None = 0.75, kl: Any = (0.25, 0.75)
+    epoch: int, loss: float | None = 0.5, accuracy: float | None = 0.75, kl: float | None = 4.0
 ) -> dict[str, Any]:
+    objects = {"foreground_iou": accuracy, "object_iou": accuracy, "object_recall": accuracy}
     return {
         "epoch": epoch,
         "learning_rate": 1e-3,
@@ -43,8 +46,10 @@ def record(
         "validation": {
             "loss": loss,
             "pixel_accuracy": accuracy,
-            "foreground_iou": accuracy,
-            "kl_per_dim": kl,
+            "kl": kl,
+            **objects,
+            "shuffled": dict.fromkeys(objects, 0.1),
+            "extent": dict.fromkeys(objects, 0.2),
         },
     }
 
@@ -54,9 +59,9 @@ def histories(draw: st.DrawFn) -> Histories:
     """Up to four options of up to three seeds with up to five epochs, numbers undefined here and there."""
 
     def history() -> list[dict[str, Any]]:
-        kl = st.none() | st.lists(losses, max_size=3)
         return [
-            record(e, draw(losses), draw(fractions), draw(kl)) for e in range(1, 1 + draw(st.integers(0, 5)))
+            record(e, draw(losses), draw(fractions), draw(losses))
+            for e in range(1, 1 + draw(st.integers(0, 5)))
         ]
 
     names = draw(st.lists(st.text(max_size=12), max_size=4, unique=True))
@@ -88,7 +93,7 @@ def test_any_histories_make_a_picture_of_one_width(of: Histories, title: str | N
     height, width, _ = imread(io.BytesIO(png.getvalue())).shape
     assert width == 1640
     assert height <= 1300
-    assert len(figure.axes) == (6 if any(any(seeds) for seeds in of.values()) else 1)
+    assert len(figure.axes) == (8 if any(any(seeds) for seeds in of.values()) else 1)
 
 
 def test_panels_are_named_with_their_units() -> None:
@@ -130,9 +135,19 @@ def test_a_record_without_validation_leaves_a_gap() -> None:
     assert np.isnan(lines(figure, ACCURACY)[0].get_ydata()).tolist() == [False, True]
 
 
-def test_kl_is_the_mean_over_dimensions() -> None:
-    drawn = curve([[record(1, kl=[0.0, 1.0, 2.0])], [record(1, kl=(3.0,))]], ("validation", "kl_per_dim"))
-    assert (drawn.lowest[0], drawn.mean[0], drawn.highest[0]) == (1.0, 2.0, 3.0)
+def test_objects_stand_beside_their_controls_a_line_of_each_option_and_one_of_the_extent() -> None:
+    figure = plot({"A": [[record(1), record(2)]], "B": [[record(1), record(2)], [record(1), record(2)]]})
+    for panel in (FOREGROUND, OBJECT_IOU, OBJECT_RECALL):
+        controls = [line for line in figure.axes[panel].lines if line.get_marker() == "None"]
+        assert [line.get_ydata().tolist() for line in controls] == [[0.1] * 2, [0.1] * 2, [0.2] * 2]
+        colours = [line.get_color() for line in lines(figure, panel)]
+        assert [line.get_color() for line in controls[:2]] == colours
+
+
+def test_an_option_keeps_its_colour_where_it_is_drawn_alone() -> None:
+    both = {"A": [[record(1)]], "B": [[record(1)]]}
+    alone = plot({"B": both["B"]}, options=["A", "B"])
+    assert lines(alone, ACCURACY)[0].get_color() == lines(plot(both), ACCURACY)[1].get_color()
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 5, 7, 60, 1000])
@@ -206,7 +221,7 @@ def test_a_loss_that_explodes_gets_a_logarithmic_axis(values: list[float | None]
 
 def test_a_curve_along_zero_is_above_the_axis() -> None:
     figure = plot({"A": [[record(1, accuracy=0.0, kl=[0.0]), record(2, accuracy=0.4, kl=[0.1])]]})
-    assert all(figure.axes[panel].get_ylim()[0] < 0 for panel in (FOREGROUND, KL))
+    assert all(figure.axes[panel].get_ylim()[0] < 0 for panel in (FOREGROUND, OBJECT_IOU, KL))
 
 
 @pytest.mark.parametrize("of", [{}, {"A": []}, {"A": [[]], "B": [[], []]}])
@@ -249,6 +264,6 @@ def test_a_description_tells_where_every_option_ended() -> None:
         "C": [[]],
     }
     assert describe_curves(of) == (
-        "Curves by epoch, ending at option A accuracy 75.0% and foreground IoU 75.0%; "
-        "option B accuracy undefined and foreground IoU undefined."
+        "Curves by epoch, ending at option A accuracy 75.0% and object IoU 75.0%; "
+        "option B accuracy undefined and object IoU undefined."
     )

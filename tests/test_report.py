@@ -212,7 +212,8 @@ def rows_of(page: str, label: str) -> dict[str, list[str]]:
     body = re.search(rf'aria-label="{label}"><table .*?<tbody>(.*?)</tbody>', page)
     assert body is not None
     rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in body[1].split("</tr>") if row]
-    texts = [[unescape(re.sub("<[^>]*>", "|", cell).replace("||", "|")) for cell in row] for row in rows]
+    plain = [[re.sub(r"<span.*?</span>", "", cell) for cell in row] for row in rows]
+    texts = [[unescape(re.sub("<[^>]*>", "|", cell).replace("||", "|")) for cell in row] for row in plain]
     return {first.partition("|")[0]: rest for first, *rest in texts}
 
 
