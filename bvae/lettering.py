@@ -43,13 +43,13 @@ def write(axes: Axes, x: float, y: float, text: str, *, size: float, width: floa
 
 
 def printable(text: str) -> str:
-    """The text with every character that the font cannot draw, control characters included, as U+FFFD."""
-    font = get_font(findfont(FontProperties(family=FONT)))
+    """The text with every character that a face of the font cannot draw, or that controls, as U+FFFD."""
+    faces = [get_font(findfont(FontProperties(family=FONT, weight=weight))) for weight in ("normal", "bold")]
 
     def drawn(character: str) -> str:
         if character.isspace():
             return " "
-        known = character.isprintable() and font.get_char_index(ord(character))
+        known = character.isprintable() and all(face.get_char_index(ord(character)) for face in faces)
         return character if known else "\N{REPLACEMENT CHARACTER}"
 
     return "\n".join("".join(map(drawn, line)) for line in text.splitlines())

@@ -220,7 +220,7 @@ def test_a_loss_that_explodes_gets_a_logarithmic_axis(values: list[float | None]
 
 
 def test_a_curve_along_zero_is_above_the_axis() -> None:
-    figure = plot({"A": [[record(1, accuracy=0.0, kl=[0.0]), record(2, accuracy=0.4, kl=[0.1])]]})
+    figure = plot({"A": [[record(1, accuracy=0.0, kl=0.0), record(2, accuracy=0.4, kl=0.1)]]})
     assert all(figure.axes[panel].get_ylim()[0] < 0 for panel in (FOREGROUND, OBJECT_IOU, KL))
 
 

@@ -87,6 +87,7 @@ def test_grids_of_any_size_make_one_axes_of_bounded_size(shape: tuple[int, int, 
 @given(st.text(max_size=300))
 @example("$\\frac{1}{$ <b>bold</b> & \x00 \t日本 \U0001f9ea \u0301\r\n\u2028" + "W" * 500)
 @example("\n" * 50)
+@example("\U0001ee27")  # which the bold face lacks
 @settings(max_examples=20)
 def test_no_title_breaks_a_picture(title: str) -> None:
     png = io.BytesIO()
