@@ -80,7 +80,7 @@ def _options_table(comparison: Comparison, names: Sequence[str]) -> str:
         row[1] = Cell(f"{SIGNS[option.healthy]} {row[1].text}")
     chosen = [*comparison.options].index(comparison.recommended) if comparison.recommended else None
     colours = [colour_of(names.index(name)) for name in comparison.options]
-    return table("Options", table_head(), rows, chosen, colours)
+    return table("Options", table_head(comparison), rows, chosen, colours)
 
 
 def _rules_table(comparison: Comparison) -> str:

@@ -36,7 +36,7 @@ def _metric(heading: str, name: str, control: str = "shuffled") -> Column:
 
     def of_option(comparison: Comparison, option: str) -> Cell:
         found = comparison.options[option]
-        return Cell(str(getattr(found, name)), str(getattr(found, f"shuffled_{name}")))
+        return Cell(str(getattr(found, name)), _number(getattr(found, f"shuffled_{name}").mean))
 
     def of_reference(found: ControlledMetrics) -> Cell:
         return Cell(_number(getattr(found, name)), _number(getattr(found.shuffled, name)))
@@ -92,9 +92,12 @@ TERMINAL_COLUMNS = 7
 """How many of them, the name included, a terminal shows."""
 
 
-def table_head() -> list[Cell]:
+def table_head(comparison: Comparison) -> list[Cell]:
     """The headings of the table of options."""
-    return [Cell("option"), *(column.heading for column in COLUMNS)]
+    lo, hi = comparison.band
+    beside = {"accuracy": f"background {comparison.corpus.background_rate:.3f}, band {lo:g}–{hi:g}"}
+    headings = [Cell("option"), *(column.heading for column in COLUMNS)]
+    return [heading._replace(beside=beside.get(heading.text, heading.beside)) for heading in headings]
 
 
 def table_rows(comparison: Comparison) -> list[list[Cell]]:
@@ -200,7 +203,7 @@ def describe_setting(comparison: Comparison) -> str:
 
 def to_text_table(comparison: Comparison) -> list[str]:
     """The table of options with aligned columns, for a terminal."""
-    rows = [table_head(), *table_rows(comparison)]
+    rows = [table_head(comparison), *table_rows(comparison)]
     return _aligned([[str(cell) for cell in row[:TERMINAL_COLUMNS]] for row in rows])
 
 
@@ -232,8 +235,8 @@ def to_markdown(
         "",
         markdown(describe_setting(comparison)),
         "",
-        _row([str(cell) for cell in table_head()]),
-        _row(["---"] * len(table_head())),
+        _row([str(cell) for cell in table_head(comparison)]),
+        _row(["---"] * (1 + len(COLUMNS))),
         *(_row([str(cell) for cell in row]) for row in table_rows(comparison)),
         "",
         "Mean ± standard deviation over seeds. In brackets the shuffled control: each grid is decoded from "
