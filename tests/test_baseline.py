@@ -432,7 +432,7 @@ def test_a_regression_fails_a_session_on_request_and_there_is_none_against_itsel
 def test_an_incomparable_baseline_ends_in_one_sentence_and_exit_code_4(lab: Path) -> None:
     arguments = ("experiments/", *ONE_OPTION, "-n1")
     for more, complaint in (
-        ([made_up(lab, beta=0.5)], "beta was 0.5 and is 0.002"),
+        ([made_up(lab, beta=0.5)], "beta was 0.5 and is 0.004"),
         (["--fail-on-regression"], "--fail-on-regression has nothing to compare with; add --baseline=PATH"),
     ):
         done = run_pytest(*arguments, *more)

@@ -40,7 +40,7 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
         assert epochs[-1]["validation"] == json.loads((run / "result.json").read_text())["metrics"]
         assert json.loads((run / "config.json").read_text())["option"]["name"] == option
     assert {path.name for path in (session / "comparison").iterdir()} == {
-        *("comparison.json", "comparison.md", "curves.png", "reconstructions.png"),
+        *("comparison.json", "comparison.md", "curves.png", "examples.png", "reconstructions.png"),
         *("why_A.png", "why_B.png", "why_C.png"),
     }
     record = json.loads((session / "session.json").read_text())

@@ -52,7 +52,7 @@ def begun(lab: Path) -> Path:
     ("argument", "complaint"),
     [
         ("--epochs=3", "training.epochs was 2 and is 3"),
-        ("--beta=0.5", "training.beta was 0.002 and is 0.5"),
+        ("--beta=0.5", "training.beta was 0.004 and is 0.5"),
         ("--corpus=other.npz", "corpus was 'corpus.npz' and is 'other.npz'"),
         ("--grid-size=12", "grid_size was 8 and is 12"),
         ("--padding-value=-1", "padding_value was None and is -1"),

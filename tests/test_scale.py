@@ -185,7 +185,8 @@ def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(splits, "IN_MEMORY_BYTES", 0)
     np.save(tmp_path / "grids.npy", load_corpus("atomic:160").train[:])
     corpus = load_corpus(str(tmp_path / "grids.npy"))
-    read, taken, take = [None], [], LazyGrids.__getitem__
+    trainer = trainer_of(corpus, tmp_path)
+    read, taken, take = [], [], LazyGrids.__getitem__
 
     def take_what_was_read(grids: LazyGrids, rows: slice) -> npt.NDArray[np.uint8]:
         taken.append((rows, read[-1]))
@@ -193,12 +194,14 @@ def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(LazyGrids, "prefetch", lambda _, rows: read.append(rows))
     monkeypatch.setattr(LazyGrids, "__getitem__", take_what_was_read)
-    trainer = trainer_of(corpus, tmp_path)
     evaluate(trainer.model, corpus.val, trainer.loss)
+    sample, *windows = read  # the grids of the object metrics, and then all
     n = len(corpus.val)
-    windows = [(rows, last) for rows, last in taken if last]  # before, a sample for the object metrics
-    assert [rows for rows, _ in windows] == [last for _, last in windows]
-    assert read == [None, slice(0, n // 2), slice(n // 2, n)]
+    np.testing.assert_array_equal(sample, range(n))
+    assert windows == [slice(0, n // 2), slice(n // 2, n)]
+    assert len(taken) == 3
+    for rows, last in taken:
+        np.testing.assert_array_equal(rows, last)
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ class Evaluator:
         terms, seen, shuffled = _LossSums(self._loss), Tally(), Tally()
         samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
         with evaluating(model):
-            for window in _windows(len(self._grids), WINDOW_CELLS // self._grids[:1].size):
+            for window in _windows(len(self._grids), WINDOW_CELLS // self._objects.grids[0].size):
                 if isinstance(self._grids, LazyGrids):
                     self._grids.prefetch(window)
                 part = self._grids[window]
