@@ -16,7 +16,7 @@ import torch
 from benchmarks import machine, parts, peers
 from benchmarks.contenders import Contender, Job, train_bvae
 from bvae.beta_vae import option_weights
-from bvae.config import LOSS_OPTIONS, TrainingConfig
+from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.hardware import resolve_precision
 
@@ -96,7 +96,8 @@ def main() -> None:
         "python -m benchmarks", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="Counted epochs. Default: 5")
-    parser.add_argument("--corpus", default="arc", metavar="NAME", help="Default: arc")
+    default = ExperimentConfig().corpus
+    parser.add_argument("--corpus", default=default, metavar="NAME", help=f"Default: {default}")
     parser.add_argument("--option", default="B", choices=LOSS_OPTIONS, help="The loss. Default: B")
     parser.add_argument(
         "--peers", default=",".join(PEERS), metavar="NAMES", help=f"Default: {','.join(PEERS)}"

@@ -191,6 +191,7 @@ def describe_setting(comparison: Comparison) -> str:
         f"{corpus.weight_ratio['inverse']:.0f}:1 ({corpus.weight_ratio['sqrt_inverse']:.1f}:1 after the "
         f"square root).",
         *corpus.remarks(),
+        _describe_beta(comparison),
         f"Accuracy band {band}.",
     ]
     if band.hi < corpus.background_rate:
@@ -199,6 +200,13 @@ def describe_setting(comparison: Comparison) -> str:
             "cells right than one that predicts nothing, as the price of predicting objects."
         )
     return " ".join(sentences)
+
+
+def _describe_beta(comparison: Comparison) -> str:
+    """β as it is set here, where the first term of the loss is a mean over cells, and as papers give it."""
+    beta, corpus = comparison.training.beta, comparison.corpus
+    cells = sum(corpus.class_counts) / corpus.train
+    return f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells)."
 
 
 def to_text_table(comparison: Comparison) -> list[str]:

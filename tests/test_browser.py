@@ -239,6 +239,31 @@ def test_the_page_never_scrolls_sideways(page: Chrome, width: int) -> None:
     assert excess() <= 0
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_verdict_and_object_iou_of_each_option_are_in_view_without_scrolling_the_table(
+    page: Chrome, width: int
+) -> None:
+    resize(page, width)
+    (table,) = find(page, ".bvae-scroll[aria-label=Options]")
+    edge = table.rect["x"] + table.rect["width"]
+    assert edge <= width
+    headings = [
+        heading.text.split("\n")[0].lower() for heading in table.find_elements("css selector", "thead th")
+    ]
+    for wanted in ("verdict", "object iou"):
+        for cell in table.find_elements("css selector", f"tr > :nth-child({1 + headings.index(wanted)})"):
+            assert cell.rect["x"] + cell.rect["width"] <= edge
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_outcome_comes_first_then_the_table_then_the_pictures_then_code(page: Chrome, width: int) -> None:
+    resize(page, width)
+    order = [".bvae-outcome", ".bvae-scroll[aria-label=Options]", ".bvae-picture", ".bvae-code"]
+    tops = [find(page, selector)[0].rect["y"] for selector in order]
+    assert tops == sorted(tops)
+    assert tops[0] < 900
+
+
 @pytest.mark.parametrize("state", ["collapsed", "expanded"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_axe_finds_nothing_serious(page: Chrome, width: int, state: str) -> None:

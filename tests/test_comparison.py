@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -276,6 +277,16 @@ def test_a_band_below_the_background_rate_is_remarked_on(hi: float, lo: float, r
     corpus = dataclasses.replace(CORPUS, background_rate=rate)
     said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus, band=AccuracyBand(lo, hi)))
     assert (f"The band lies below the background rate {rate:.3f}" in said) == (hi < rate)
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=10, max_size=10), st.integers(1, 10**5))
+def test_beta_is_also_given_in_the_usual_units_of_a_sum_over_cells(counts: list[int], grids: int) -> None:
+    corpus = dataclasses.replace(CORPUS, class_counts=tuple(counts), train=grids)
+    said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus))
+    found = re.search(r"β = (\S+) for a loss per cell, (\S+) in the usual units", said)
+    assert found is not None
+    beta, usual = map(float, found.groups())
+    assert usual == pytest.approx(beta * sum(counts) / grids, rel=5e-3)
 
 
 # ---- comparison.json and the tables

@@ -29,12 +29,11 @@ Stamps = dict[str, tuple[int, int]]
 SESSION_FILES = (
     *("session.json", "latest", "A-seed0/config.json", "checkpoints/epoch_001_step_000002.safetensors"),
     *("reconstructions_epoch_001_step_000002.png", "A-seed0/metrics.jsonl", "epoch_001.safetensors"),
-    *("A-seed0/checkpoints/best.safetensors", "reconstructions_epoch_001.png"),
+    "A-seed0/checkpoints/best.safetensors",
 )
 LATER_FILES = (
     *("A-seed0/result.json", "B-seed0/.begun", "B-seed0/checkpoints/epoch_002_step_000004.safetensors"),
-    *("B-seed0/checkpoints/epoch_002.safetensors", "B-seed0/result.json", "comparison/curves.png"),
-    *("comparison/comparison.md", "comparison/comparison.json"),
+    *("B-seed0/result.json", "comparison/curves.png", "comparison/comparison.json"),
 )
 
 
@@ -107,13 +106,13 @@ def test_killed_at_random_moments_with_two_workers_a_session_goes_on_to_the_same
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     # An odd number of runs, so that one is begun ahead of its turn.
-    settings, moments = (*TINY, "--seeds", "5"), random.Random(1)
-    for _ in range(12):
+    settings, moments = (*TINY, "--loss-options", "A", "--seeds", "5"), random.Random(1)
+    for _ in range(4):
         complete, before = complete_runs(lab), begun(lab)
         sabotage(lab, slow=0.3)
         with running(lab, *next_arguments(lab, settings), "-n2") as process:
             wait_for(lambda: begun(lab) - before or process.poll() is not None)  # noqa: B023
-            time.sleep(moments.uniform(0, 2.0))
+            time.sleep(moments.uniform(0, 1.5))
             assert process.poll() is None, output(lab)
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -167,12 +166,10 @@ def test_an_interrupted_session_says_how_to_resume_and_goes_on_to_the_same_bits(
     lab: Path, uninterrupted: Uninterrupted, workers: str
 ) -> None:
     moments = random.Random(2)
-    for interrupt, send in [
-        (signal.SIGTERM, os.kill),
-        (signal.SIGINT, os.killpg),
-        (signal.SIGINT, os.kill),
-        (signal.SIGTERM, os.killpg),
-    ]:
+    interrupts = [(signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)]
+    if workers == "-n2":  # whether the signal reaches the workers too makes a difference
+        interrupts += [(signal.SIGINT, os.kill), (signal.SIGTERM, os.killpg)]
+    for interrupt, send in interrupts:
         before = begun(lab)
         sabotage(lab, slow=0.3)
         with running(lab, *next_arguments(lab, RESUMABLE), workers) as process:
