@@ -25,9 +25,9 @@ from bvae.config import (
 )
 from bvae.corpus import load_corpus
 from bvae.hardware import resolve_precision
+from bvae.judging.verdict import VerdictName, judge_run
 from bvae.records import Evaluation
 from bvae.trainer import Trainer
-from bvae.verdict import VerdictName, judge_run
 
 
 @dataclasses.dataclass(frozen=True)

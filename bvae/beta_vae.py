@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bvae import weighting
+from bvae import class_weights as weights
 from bvae.config import CLASSES, OUTSIDE, LossOption
 from bvae.resampling import Doubling, Halving
 
-Counts = weighting.Counts | Tensor
+Counts = weights.Counts | Tensor
 """`[C]`, how often each class occurs in the training split."""
 
 
@@ -41,7 +41,7 @@ def class_weights(
 
     Source: for `effective` Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019, eq. 2.
     """
-    return torch.from_numpy(weighting.weights_by_method(_array(counts), method, exponent=exponent, beta=beta))
+    return torch.from_numpy(weights.weights_by_method(_array(counts), method, exponent=exponent, beta=beta))
 
 
 def option_weights(option: LossOption, counts: Counts) -> Tensor:
@@ -49,10 +49,10 @@ def option_weights(option: LossOption, counts: Counts) -> Tensor:
 
     An explicit weight also holds for a class that never occurs. Raises ValueError as `class_weights` does.
     """
-    return torch.from_numpy(weighting.weights_of_option(option, _array(counts)))
+    return torch.from_numpy(weights.weights_of_option(option, _array(counts)))
 
 
-def _array(counts: Counts) -> weighting.Counts:
+def _array(counts: Counts) -> weights.Counts:
     return counts.detach().to("cpu", torch.float64).numpy() if isinstance(counts, Tensor) else counts
 
 

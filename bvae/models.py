@@ -141,8 +141,8 @@ def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]
     """What a model in evaluation mode makes of grids `[B, H, W]`, decoded from the posterior mean."""
     target = torch.from_numpy(grids).to(next(model.parameters()).device)
     with torch.inference_mode():
-        painted: NDArray[np.uint8] = model(target)[0].argmax(1).byte().cpu().numpy()
-    return painted
+        predicted: NDArray[np.uint8] = model(target)[0].argmax(1).byte().cpu().numpy()
+    return predicted
 
 
 def newest_model(directory: Path, model_name: str = DEFAULT_MODEL) -> GridModel | None:

@@ -21,7 +21,7 @@ Cells = npt.NDArray[np.int64]
 class AtomicGrids(NamedTuple):
     """Generated grids together with how they were composed.
 
-    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` numbers the object that painted a cell from 1,
+    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` numbers the object that a cell belongs to from 1,
     with 0 for the background (uint8 `[N, 16, 16]`), and `kind` is the index into `KINDS` of each grid's
     objects, −1 where there are fewer than four (int8 `[N, 4]`).
     """
@@ -62,10 +62,10 @@ def _compose(rng: np.random.Generator, batch: AtomicGrids) -> None:
             cells = _place(rng, _draw_shapes(rng, batch.kind[waiting, slot]))
             row, column = cells[..., 0], cells[..., 1]
             fits = ~batch.owner[waiting[:, None], row, column].any(axis=1)
-            painted = waiting[fits]
-            where = painted[:, None], row[fits], column[fits]
+            drawn = waiting[fits]
+            where = drawn[:, None], row[fits], column[fits]
             batch.owner[where] = slot + 1
-            batch.grids[where] = colour[painted, slot, None]
+            batch.grids[where] = colour[drawn, slot, None]
             waiting = waiting[~fits]
 
 

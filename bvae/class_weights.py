@@ -1,0 +1,67 @@
+"""Class weights of a loss, from how often each class occurs, in NumPy; as tensors in `bvae.beta_vae`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bvae.config import LossOption, check_weight_parameters
+
+WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
+"""Class c weighs n_c to minus this exponent."""
+
+WEIGHT_METHODS = (*WEIGHT_EXPONENTS, "power", "effective")
+
+Counts = Sequence[float] | NDArray[np.number[Any]]
+"""`[C]`, how often each class occurs in the training split."""
+
+
+@np.errstate(over="ignore", divide="ignore")  # infinite weights are clipped at the end
+def weights_by_method(
+    counts: Counts, method: str, *, exponent: float | None = None, beta: float | None = None
+) -> NDArray[np.float32]:
+    """What `bvae.beta_vae.class_weights` returns. Raises ValueError as it does."""
+    if method not in WEIGHT_METHODS:
+        raise ValueError(f"class weight method is {method!r}; expected one of {', '.join(WEIGHT_METHODS)}")
+    check_weight_parameters(method, exponent, beta)
+    n = _checked(counts)
+    rarest = n[n > 0].min()
+    if beta is not None:
+        # βⁿ is 1 but for its last digits where β is close to 1, so 1 − βⁿ must not be a difference.
+        effective_number = -np.expm1(n.clip(min=rarest) * np.log(beta))
+        return _scaled(1 / effective_number, n)
+    power = WEIGHT_EXPONENTS.get(method, exponent)
+    assert power is not None
+    return _scaled((n.clip(min=rarest) / rarest) ** -power, n)
+
+
+@np.errstate(over="ignore", divide="ignore")
+def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]:
+    """The class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
+
+    An explicit weight also holds for a class that never occurs. Raises as `weights_by_method` does.
+    """
+    if isinstance(option.class_weights, tuple):
+        return _scaled(np.array(option.class_weights), _checked(counts))
+    return weights_by_method(counts, option.class_weights, exponent=option.exponent, beta=option.beta)
+
+
+def _checked(counts: Counts) -> NDArray[np.float64]:
+    n = np.asarray(counts, np.float64)
+    if n.ndim != 1 or not np.isfinite(n).all() or (n < 0).any() or not (n > 0).any():
+        raise ValueError(
+            f"class counts are {n.tolist()}; expected one finite number >= 0 for each class, at least one > 0"
+        )
+    return n
+
+
+def _scaled(weight: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Weights `[C]` with a mean of 1 over cells of class counts `n`; positive and finite in float32."""
+    present, float32 = n > 0, np.finfo(np.float32)
+    weight = weight / weight[present].max()
+    mean = (n[present] / n.sum() * weight[present]).sum()
+    scaled: NDArray[np.float64] = (weight / mean).clip(float32.tiny, float32.max)
+    return scaled.astype(np.float32)

@@ -1,0 +1,167 @@
+"""A baseline: an earlier comparison of the same experiment, and what may be compared with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from bvae.config import CLASSES, OPTION_NAME, ExperimentConfig, TrainingConfig, differences, from_json
+from bvae.files import printable
+from bvae.judging.comparison import painting_threshold
+from bvae.session import CorpusRecord
+
+BASELINE_FILE = "baseline.json"
+"""The copy that a session folder keeps, which is what its workers read."""
+
+MAX_BYTES = 16 * 2**20
+MAX_OPTIONS = 64
+
+SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps")
+"""Training settings that are not meant to change a result."""
+
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+OptionName = Annotated[str, Meta(pattern=rf"^{OPTION_NAME.pattern}\Z")]
+
+
+class BaselineError(ValueError):
+    """A baseline cannot be used; the message is one line that names it and says why."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The compared metrics of a run: fractions, null where nothing was there to count."""
+
+    pixel_accuracy: Share | None
+    foreground_iou: Share | None
+    foreground_recall: Share | None
+    object_iou: Share | None
+    object_recall: Share | None
+    objects_recognised: Share | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaselineRun:
+    """One run of the baseline; `metrics` is null where it has none."""
+
+    seed: int
+    metrics: Scores | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaselineOption:
+    """One option of the baseline, with its runs; the rest as in `bvae.judging.comparison.OptionSummary`."""
+
+    gamma: float
+    weighting: Annotated[str, Meta(max_length=64)]
+    painting_threshold: Annotated[tuple[Share | None, ...], Meta(max_length=CLASSES)]
+    runs: tuple[BaselineRun, ...]
+
+    def __post_init__(self) -> None:
+        if len({run.seed for run in self.runs}) < len(self.runs):
+            raise ValueError("a seed occurs twice; expected each once")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaselineCorpus:
+    """What tells the baseline's corpus from others."""
+
+    fingerprint: Fingerprint
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """The part of a `comparison.json` that matters to a later one; other keys are skipped."""
+
+    schema: Literal[2]
+    corpus: BaselineCorpus
+    grid_size: int
+    training: TrainingConfig
+    options: Annotated[dict[OptionName, BaselineOption], Meta(max_length=MAX_OPTIONS)]
+
+
+def read_baseline(path: Path) -> Baseline:
+    """Read a comparison.json, or the one of a session folder or of its `comparison` folder.
+
+    Nothing in the file is trusted: its size is bounded, and every field is checked.
+
+    Raises:
+        BaselineError: where there is none, or it is damaged.
+    """
+    try:
+        file = _find(path)
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise BaselineError(f"it is larger than {MAX_BYTES // 2**20} MiB; expected a comparison.json")
+        return from_json(data, Baseline)
+    except RecursionError:
+        reason = "its JSON is nested too deeply; expected a comparison.json"
+    except OSError as error:
+        reason = error.strerror or str(error)
+    except ValueError as error:
+        reason = str(error)
+    raise BaselineError(f"--baseline={printable(str(path))} cannot be used: {printable(reason)[:300]}")
+
+
+def _find(path: Path) -> Path:
+    candidates = [path / "comparison.json", path / "comparison/comparison.json"] if path.is_dir() else [path]
+    for candidate in candidates:
+        if candidate.is_file():  # not a pipe or a device, which could be read for ever
+            return candidate
+    expected = "expected a comparison.json, a session folder that has one, or its comparison folder"
+    raise BaselineError(f"no comparison is there; {expected}")
+
+
+def comparable_baseline(path: Path, experiment: ExperimentConfig, corpus: CorpusRecord) -> Baseline:
+    """Read a baseline for an experiment on a corpus.
+
+    Raises:
+        BaselineError: where it cannot be read, or was measured under other settings.
+    """
+    baseline = read_baseline(path)
+    if changes := incomparable(baseline, experiment, corpus):
+        raise BaselineError(
+            f"--baseline={printable(str(path))} is not comparable: {'; '.join(changes)}; "
+            "expected the same corpus, grid size, training settings and options"
+        )
+    return baseline
+
+
+def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: CorpusRecord) -> list[str]:
+    """The settings in which a baseline and an experiment differ, as far as they change a result.
+
+    Seeds, the accuracy band and the device may differ. Options that only one side has are not compared, but
+    there must be one that both have.
+    """
+    asked = {option.name: option for option in experiment.options}
+    shared = [name for name in asked if name in baseline.options]
+    if not shared:
+        return [f"it has none of the options {','.join(asked)}"]
+    now = _decisive(corpus.fingerprint, experiment.grid_size, experiment.training)
+    then = _decisive(baseline.corpus.fingerprint, baseline.grid_size, baseline.training)
+    for name in shared:
+        new, old = asked[name], baseline.options[name]
+        thresholds = painting_threshold(corpus.class_counts, new)
+        now |= _loss(name, new.gamma, new.weighting, thresholds)
+        then |= _loss(name, old.gamma, old.weighting, old.painting_threshold)
+    return [change[:200] for change in differences(now, then)]
+
+
+def _loss(
+    name: str, gamma: float, weighting: str, thresholds: Sequence[float | None]
+) -> dict[str, float | str]:
+    if weighting == "explicit":  # on one corpus, the thresholds tell as much as the weights themselves
+        known = (f"{threshold:.6g}" for threshold in thresholds if threshold is not None)
+        weighting = f"explicit, with prediction thresholds {' '.join(known)}"
+    return {f"gamma of {name}": gamma, f"class weights of {name}": weighting}
+
+
+def _decisive(fingerprint: str, grid_size: int, training: TrainingConfig) -> dict[str, Any]:
+    settings = dataclasses.asdict(training)
+    kept = {name: value for name, value in settings.items() if name not in SAME_RESULT}
+    return {"corpus fingerprint": fingerprint, "grid_size": grid_size} | kept
