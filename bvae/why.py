@@ -1,4 +1,6 @@
 """Moved."""  # moved; to be removed
 
 from bvae.judging.explanation import *  # noqa: F403
-from bvae.judging.explanation import Diagnosis as Why  # noqa: F401
+from bvae.judging.explanation import Diagnosis
+
+Why = Diagnosis
