@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bvae import class_weights as weights
-from bvae.config import CLASSES, OUTSIDE, LossOption
+from bvae.config import DEFAULT_CLASSES, OUTSIDE, LossOption
 from bvae.resampling import Doubling, Halving
 
 Counts = weights.Counts | Tensor
@@ -56,7 +56,7 @@ def _array(counts: Counts) -> weights.Counts:
     return counts.detach().to("cpu", torch.float64).numpy() if isinstance(counts, Tensor) else counts
 
 
-def one_hot(grids: Tensor, classes: int = CLASSES) -> Tensor:
+def one_hot(grids: Tensor, classes: int = DEFAULT_CLASSES) -> Tensor:
     """One-hot encoding `[B, C, H, W]`, float32, of class indices `[B, H, W]`; all zeros outside a grid.
 
     Raises:
@@ -142,7 +142,7 @@ class BetaVAE(GridModel):
 
     one_hot_rows: Tensor
 
-    def __init__(self, *, grid_size: int = 16, latent_dim: int = 32, classes: int = CLASSES) -> None:
+    def __init__(self, *, grid_size: int = 16, latent_dim: int = 32, classes: int = DEFAULT_CLASSES) -> None:
         super().__init__()
         if grid_size < 4 or grid_size % 4:
             raise ValueError(f"grid_size is {grid_size}; expected a multiple of 4, such as 16")

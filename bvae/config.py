@@ -18,8 +18,10 @@ import msgspec
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
 
-CLASSES = 10
+DEFAULT_CLASSES = 10
 """ARC's colours 0–9; class 0 is the background."""
+
+CLASSES = DEFAULT_CLASSES
 
 OUTSIDE = 255
 """What marks, in uint8 grids, where a grid that is smaller than its array has no cell."""

@@ -26,7 +26,7 @@ from torch import nn
 from bvae import EvidenceWarning
 from bvae.beta_vae import GridModel
 from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
-from bvae.config import CLASSES, DEFAULT_MODEL, OUTSIDE, RunConfig
+from bvae.config import DEFAULT_CLASSES, DEFAULT_MODEL, OUTSIDE, RunConfig
 from bvae.records import Progress
 from bvae.results import checkpoints
 
@@ -92,9 +92,9 @@ def check_model(name: str, *, grid_size: int, latent_dim: int, has_outside: bool
     expected = {
         "the posterior mean of encode": (mean, (2, latent_dim)),
         "the log variance of encode": (log_variance, (2, latent_dim)),
-        "the logits of decode": (logits, (2, CLASSES, grid_size, grid_size)),
-        "the logits of decode (of one latent)": (alone, (1, CLASSES, grid_size, grid_size)),
-        "the first of forward": (forwarded, (2, CLASSES, grid_size, grid_size)),
+        "the logits of decode": (logits, (2, DEFAULT_CLASSES, grid_size, grid_size)),
+        "the logits of decode (of one latent)": (alone, (1, DEFAULT_CLASSES, grid_size, grid_size)),
+        "the first of forward": (forwarded, (2, DEFAULT_CLASSES, grid_size, grid_size)),
     }
     for what, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:

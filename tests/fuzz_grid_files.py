@@ -21,7 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bvae.corpus import CLASSES, OUTSIDE, CorpusError, load_corpus
+from bvae.config import DEFAULT_CLASSES as CLASSES
+from bvae.corpus import OUTSIDE, CorpusError, load_corpus
 from bvae.files import printable
 
 MAX_SECONDS = 2.0

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from bvae.config import OUTSIDE
 from bvae.corpus.objects import Pool, generate
+from bvae.evaluation.controls import extent
 from bvae.evaluation.metrics import score_with_control
 from bvae.evaluation.objects import connected_sets, find_objects, grid_object_iou, score_objects
 
@@ -288,3 +289,15 @@ def test_the_objects_of_a_grid_do_not_depend_on_the_others() -> None:
     grids = real_objects(np.random.default_rng(0), 12)
     each = [len(find_objects(grid[None]).number) for grid in grids]
     assert np.bincount(find_objects(grids).grid, minlength=12).tolist() == each
+
+
+@given(seed=st.integers(0, 2**32 - 1), classes=st.integers(2, 10))
+def test_classes_that_do_not_occur_change_no_metric(seed: int, classes: int) -> None:
+    grids, predicted = np.random.default_rng(seed).integers(0, classes, (2, 6, 8, 8), dtype=np.uint8)
+    of_ten, of_twenty = (
+        score_with_control(find_objects(grids, count), predicted, predicted[::-1]) for count in (10, 20)
+    )
+    assert of_twenty.class_recall == (*of_ten.class_recall, *[None] * 10)
+    for name in ("pixel_accuracy", "object_iou", "object_recall", "minor_object_recall", "classes_learned"):
+        assert getattr(of_twenty, name) == getattr(of_ten, name)
+    np.testing.assert_array_equal(extent(grids, 20), extent(grids))

@@ -22,7 +22,8 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from bvae.beta_vae import GridModel
-from bvae.config import CLASSES, OUTSIDE, AccuracyBand
+from bvae.config import DEFAULT_CLASSES as CLASSES
+from bvae.config import OUTSIDE, AccuracyBand
 from bvae.corpus import load_corpus
 from bvae.evaluation import Evaluator
 from bvae.evaluation.objects import class_counts, find_objects

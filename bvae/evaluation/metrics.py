@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bvae.config import CLASSES, OUTSIDE
+from bvae.config import DEFAULT_CLASSES, OUTSIDE
 from bvae.evaluation.objects import GridObjects, score_objects
 from bvae.records import ControlledMetrics, ReconstructionMetrics
 
@@ -26,13 +26,13 @@ class Tally:
         perfect, grids: how many grids have no wrong cell, and how many there are.
     """
 
-    def __init__(self) -> None:
-        self.confusion = np.zeros((CLASSES, CLASSES), np.int64)
+    def __init__(self, classes: int = DEFAULT_CLASSES) -> None:
+        self.confusion = np.zeros((classes, classes), np.int64)
         self.perfect = self.grids = 0
 
     def add(self, target: Grids, predicted: Grids) -> None:
         """Count grids `[B, H, W]`; where the target is OUTSIDE, what is predicted does not matter."""
-        self.confusion += confusion_matrix(target, predicted)
+        self.confusion += confusion_matrix(target, predicted, len(self.confusion))
         right = (predicted == target) | (target == OUTSIDE)
         self.perfect += int(right.reshape(len(target), -1).all(1).sum())
         self.grids += len(target)
@@ -47,7 +47,7 @@ class Tally:
     def present(self) -> list[int]:
         """The foreground classes with at least `PRESENT` of the cells."""
         true = self.confusion.sum(1)
-        return [label for label in range(1, CLASSES) if true[label] >= PRESENT * true.sum() > 0]
+        return [label for label in range(1, len(true)) if true[label] >= PRESENT * true.sum() > 0]
 
     def learned(self, shuffled: Tally) -> list[int]:
         """The present classes whose recall exceeds that of the shuffled control by `CLASS_GAIN`."""
@@ -75,16 +75,16 @@ class Tally:
         )
 
 
-def confusion_matrix(target: Grids, predicted: Grids) -> NDArray[np.int64]:
+def confusion_matrix(target: Grids, predicted: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.int64]:
     """Return counts `[C, C]` of cells by true class (row) and predicted class (column), none outside."""
     inside = target != OUTSIDE
-    index = target[inside].astype(np.int64) * CLASSES + predicted[inside]
-    return np.bincount(index, minlength=CLASSES * CLASSES).reshape(CLASSES, CLASSES)
+    index = target[inside].astype(np.int64) * classes + predicted[inside]
+    return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
 
 
 def score_with_control(objects: GridObjects, predicted: Grids, shuffled: Grids) -> ControlledMetrics:
     """Return the metrics of reconstructions `[N, H, W]` beside those of another grid's reconstructions."""
-    seen, control = Tally(), Tally()
+    seen, control = Tally(objects.classes), Tally(objects.classes)
     seen.add(objects.grids, predicted)
     control.add(objects.grids, shuffled)
     return ControlledMetrics(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from bvae.config import CLASSES, OUTSIDE
+from bvae.config import DEFAULT_CLASSES, OUTSIDE
 
 Grids = NDArray[np.uint8]
 
@@ -43,6 +43,7 @@ class GridObjects(NamedTuple):
 
     Attributes:
         grids: uint8 `[N, H, W]`.
+        classes: how many classes there are, C.
         sets: their connected sets.
         number: `[M]`, those of the sets that are objects.
         grid: `[M]`, the position of the grid that an object is in.
@@ -51,6 +52,7 @@ class GridObjects(NamedTuple):
     """
 
     grids: Grids
+    classes: int
     sets: ConnectedSets
     number: NDArray[np.int64]
     grid: NDArray[np.int64]
@@ -66,37 +68,37 @@ class ObjectScores(NamedTuple):
     objects_recognised: float | None
 
 
-def connected_sets(grids: Grids) -> ConnectedSets:
+def connected_sets(grids: Grids, classes: int = DEFAULT_CLASSES) -> ConnectedSets:
     """Find the 8-connected sets of cells of one class, in many grids and all classes at once."""
-    classes = np.arange(CLASSES, dtype=np.uint8)[:, None, None, None]
+    labels = np.arange(classes, dtype=np.uint8)[:, None, None, None]
     numbers, count = np.zeros(grids.shape, np.int32), 0
     step = max(1, BLOCK_CELLS // grids[0].size)
     for start in range(0, len(grids), step):
         block = grids[start : start + step]
-        of_class = (block == classes).reshape(-1, *block.shape[1:])
+        of_class = (block == labels).reshape(-1, *block.shape[1:])
         label, found = ndimage.label(of_class, WITHIN_A_GRID, output=np.int32)
-        merged = label.reshape(CLASSES, *block.shape).sum(0, dtype=np.int32)
+        merged = label.reshape(classes, *block.shape).sum(0, dtype=np.int32)
         numbers[start : start + step] = np.where(merged, merged + count, 0)
         count += found
     return ConnectedSets(numbers, np.bincount(numbers.ravel(), minlength=count + 1))
 
 
-def class_counts(grids: Grids) -> NDArray[np.int64]:
+def class_counts(grids: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.int64]:
     """Return how many cells of each class each grid `[N, H, W]` has: `[N, C]`."""
-    return np.stack([(grids == label).sum((1, 2)) for label in range(CLASSES)], axis=1)
+    return np.stack([(grids == label).sum((1, 2)) for label in range(classes)], axis=1)
 
 
-def find_objects(grids: Grids) -> GridObjects:
+def find_objects(grids: Grids, classes: int = DEFAULT_CLASSES) -> GridObjects:
     """Find the objects of grids `[N, H, W]`; where two classes are equally frequent, the smaller is taken."""
-    sets = connected_sets(grids)
+    sets = connected_sets(grids, classes)
     first_cell = np.unique(sets.label, return_index=True)
     number, position = (found[first_cell[0] > 0] for found in first_cell)
     grid, label = position // grids[0].size, grids.ravel()[position]
-    is_object = (sets.cells[number] >= MIN_CELLS) & (label != class_counts(grids).argmax(1)[grid])
+    is_object = (sets.cells[number] >= MIN_CELLS) & (label != class_counts(grids, classes).argmax(1)[grid])
     number, grid, label = number[is_object], grid[is_object], label[is_object]
-    object_cells = np.zeros((len(grids), CLASSES), np.int64)
+    object_cells = np.zeros((len(grids), classes), np.int64)
     np.add.at(object_cells, (grid, label), sets.cells[number])
-    return GridObjects(grids, sets, number, grid, label != object_cells.argmax(1)[grid])
+    return GridObjects(grids, classes, sets, number, grid, label != object_cells.argmax(1)[grid])
 
 
 def score_objects(objects: GridObjects, predicted: Grids) -> ObjectScores:
@@ -115,7 +117,8 @@ def object_overlaps(
     class in the reconstruction; each `[M]`.
     """
     grids, sets, number = objects.grids, objects.sets, objects.number
-    found = connected_sets(np.where(grids == OUTSIDE, np.uint8(OUTSIDE), predicted))
+    visible = np.where(grids == OUTSIDE, np.uint8(OUTSIDE), predicted)
+    found = connected_sets(visible, objects.classes)
     agree = (grids == predicted) & (grids != OUTSIDE)
     right = np.bincount(sets.label[agree], minlength=len(sets.cells)) / np.maximum(sets.cells, 1)
     # Where both agree a set of the grid meets one of the reconstruction, both of one class.
@@ -127,9 +130,9 @@ def object_overlaps(
     return right[number], best[number]
 
 
-def grid_object_iou(grids: Grids, predicted: Grids) -> NDArray[np.float64]:
+def grid_object_iou(grids: Grids, predicted: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.float64]:
     """Return the mean object IoU of each grid `[N]`, NaN of a grid without objects."""
-    objects = find_objects(grids)
+    objects = find_objects(grids, classes)
     _, iou = object_overlaps(objects, predicted)
     count = np.bincount(objects.grid, minlength=len(grids))
     total = np.bincount(objects.grid, iou, minlength=len(grids))

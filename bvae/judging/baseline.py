@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from bvae.config import CLASSES, OPTION_NAME, ExperimentConfig, TrainingConfig, differences, from_json
+from bvae.config import OPTION_NAME, ExperimentConfig, TrainingConfig, differences, from_json
 from bvae.files import printable
 from bvae.judging.comparison import painting_threshold
 from bvae.session import CorpusRecord
@@ -19,6 +19,7 @@ BASELINE_FILE = "baseline.json"
 
 MAX_BYTES = 16 * 2**20
 MAX_OPTIONS = 64
+MAX_CLASSES = 64
 
 SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps")
 """Training settings that are not meant to change a result."""
@@ -58,7 +59,7 @@ class BaselineOption:
 
     gamma: float
     weighting: Annotated[str, Meta(max_length=64)]
-    painting_threshold: Annotated[tuple[Share | None, ...], Meta(max_length=CLASSES)]
+    painting_threshold: Annotated[tuple[Share | None, ...], Meta(max_length=MAX_CLASSES)]
     runs: tuple[BaselineRun, ...]
 
     def __post_init__(self) -> None:

@@ -165,8 +165,8 @@ def painting_threshold(counts: Sequence[int], option: LossOption) -> tuple[float
     """How likely each foreground class must be for a cell to be predicted as it and not as background.
 
     The expected focal loss under class weights w is least where the prediction ranks the classes by w·p, so
-    class c is predicted over the background once p_c/p_0 > w_0/w_c. In terms of p_c/(p_c + p_0), which is what
-    is returned, that is w_0/(w_0 + w_c): a half where the weights are equal.
+    class c is predicted over the background once p_c/p_0 > w_0/w_c. As p_c/(p_c + p_0), which is returned,
+    that is w_0/(w_0 + w_c): a half where the weights are equal.
 
     Args:
         counts: `[C]`, cells of each class in the training split.
