@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import re
+import tomllib
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,7 +19,7 @@ import torch
 from evidence_factory import CORPUS, REFERENCES, evaluation, history, result
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from lab import QUICK, TINY, newest, run_pytest
+from lab import QUICK, ROOT, TINY, newest, run_pytest
 from PIL import Image
 
 from bvae.beta_vae import option_weights
@@ -336,7 +337,7 @@ def test_the_head_says_what_was_learned_and_what_is_unusual(
 
 @unit
 @given(COUNTS, st.sampled_from([*LOSS_OPTIONS.values(), POWER, GIVEN]))
-def test_a_rarer_class_is_painted_at_a_lower_likelihood_and_an_absent_one_at_none(
+def test_a_rarer_class_is_predicted_at_a_lower_likelihood_and_an_absent_one_at_none(
     counts: list[int], option: LossOption
 ) -> None:
     thresholds = painting_threshold(counts, option)
@@ -352,7 +353,7 @@ def test_a_rarer_class_is_painted_at_a_lower_likelihood_and_an_absent_one_at_non
 @unit
 @pytest.mark.parametrize("option", LOSS_OPTIONS.values(), ids=lambda option: option.name)
 @pytest.mark.parametrize("factor", [0.8, 1.25])
-def test_the_best_prediction_paints_a_class_exactly_above_its_threshold(
+def test_the_best_prediction_is_a_class_exactly_above_its_threshold(
     option: LossOption, factor: float
 ) -> None:
     """Of a cell that is class 1 with likelihood p and background otherwise, by exhaustive search."""
@@ -392,7 +393,7 @@ def test_every_reason_is_a_sentence_with_numbers_whatever_was_counted(cells: lis
 @unit
 def test_the_reasons_say_what_was_counted() -> None:
     confusion = np.zeros((10, 10), int)
-    confusion[0, 0], confusion[0, 5] = 600, 200  # a quarter of the background is painted over
+    confusion[0, 0], confusion[0, 5] = 600, 200  # a quarter of the background is predicted as class 5
     confusion[1, 1], confusion[1, 0], confusion[1, 2] = 100, 60, 40
     thresholds, gradient, taken = explain_why(why(confusion=confusion))
     assert "20 %" in thresholds
@@ -436,6 +437,17 @@ def test_the_code_of_a_recommendation_runs_and_gives_that_loss(option: LossOptio
     expected = focal_loss(logits, target, gamma=option.gamma, weight=option_weights(option, counts))
     assert names["reconstruction_loss"](logits, target) == expected
     assert names["training"] == experiment.training
+
+
+# ---- files
+
+
+@unit
+def test_every_template_style_and_script_is_declared_as_package_data() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folder = ROOT / "bvae/report"
+    found = {path for path in folder.rglob("*") if path.suffix in (".jinja", ".css", ".js")}
+    assert found == {path for pattern in declared["bvae.report"] for path in folder.glob(pattern)}
 
 
 # ---- pictures of a run

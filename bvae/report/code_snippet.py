@@ -40,7 +40,7 @@ weight = {weight}
 
 
 def reconstruction_loss(logits, target):
-    \"\"\"Nats per cell, from logits [B, 10, H, W] and classes [B, H, W], without training.beta · KL.\"\"\"
+    \"\"\"Nats per cell of logits [B, 10, H, W] and classes [B, H, W]; training.beta · KL is added.\"\"\"
     return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
 """
 

@@ -1,4 +1,4 @@
-"""A comparison in words: the gate's outcome, the table of options, the Markdown report."""
+"""A comparison as text: the table of options, the gate's outcome in sentences, the Markdown report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference
 
 
 class Cell(NamedTuple):
-    """A text of a table and what stands beside it, such as a control."""
+    """A text in a table and what stands beside it, such as the value of a control."""
 
     text: str
     beside: str = ""
@@ -75,7 +75,7 @@ What stands beside a heading may hold the `background` rate and the bounds `lo` 
 """
 
 TERMINAL_COLUMNS = 7
-"""How many of them, the name included, a terminal shows."""
+"""Number of columns in a terminal, the name included."""
 
 
 def table_head(comparison: Comparison) -> list[Cell]:
@@ -129,7 +129,7 @@ def _divergence(kl: MeanStd) -> Cell:
 
 
 def explain_gate(comparison: Comparison) -> str:
-    """The gate's outcome: a sentence, then a line of numbers for each candidate."""
+    """Return the gate's outcome: a sentence, then a line of numbers for each candidate."""
     gate, band = comparison.gate, AccuracyBand(*comparison.band)
     if gate.passed:
         learned = [
@@ -154,7 +154,11 @@ def explain_gate(comparison: Comparison) -> str:
 
 
 def what_was_learned(comparison: Comparison, option: str) -> str:
-    """What an option whose runs break no rule learned, beside the nearest training grid: a verb phrase."""
+    """Return, as a verb phrase, what an option learned, compared with copies of the nearest training grid.
+
+    The option must break no rule of the verdict. Shapes count as learned where more objects are recognised
+    than in those copies.
+    """
     share = comparison.options[option].objects_recognised.mean
     copied = [
         found.objects_recognised
@@ -170,7 +174,7 @@ def what_was_learned(comparison: Comparison, option: str) -> str:
 
 
 def describe_setting(comparison: Comparison) -> str:
-    """The corpus and the band against which the options were judged, in sentences."""
+    """Return sentences on the corpus, β and the accuracy band of a comparison."""
     corpus, band = comparison.corpus, AccuracyBand(*comparison.band)
     sentences = [
         f"Corpus {corpus.name}: {corpus.train:,} training and {corpus.val:,} validation grids, "
@@ -190,20 +194,20 @@ def describe_setting(comparison: Comparison) -> str:
 
 
 def _describe_beta(comparison: Comparison) -> str:
-    """β as it is set here, where the first term of the loss is a mean over cells, and as papers give it."""
+    """β for a mean over cells, as configured, and for a sum over cells, as papers give it."""
     beta, corpus = comparison.training.beta, comparison.corpus
     cells = sum(corpus.class_counts) / corpus.train
     return f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells)."
 
 
 def to_text_table(comparison: Comparison) -> list[str]:
-    """The table of options with aligned columns, for a terminal."""
+    """Return the first `TERMINAL_COLUMNS` of the table of options as aligned lines."""
     rows = [table_head(comparison), *table_rows(comparison)]
     return _aligned([[str(cell) for cell in row[:TERMINAL_COLUMNS]] for row in rows])
 
 
 def differences_to_text(differences: Sequence[Difference]) -> list[str]:
-    """The table of differences to the baseline, for a terminal; nothing where there is none."""
+    """Return the table of differences to the baseline as aligned lines; empty without differences."""
     if not differences:
         return []
     table = _aligned([DIFFERENCE_HEADINGS, *difference_rows(differences)])
@@ -220,7 +224,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 def to_markdown(
     comparison: Comparison, differences: Sequence[Difference] = (), *, pictures: bool = True
 ) -> str:
-    """The comparison as a Markdown document, which links the pictures beside it unless told not to."""
+    """Return the comparison as a Markdown document, with links to the pictures in the same folder."""
     lines = [
         "# Comparison of loss options",
         "",
@@ -260,7 +264,7 @@ def to_markdown(
 
 
 def markdown(text: str) -> str:
-    """Text that Markdown shows as it stands."""
+    """Escape what Markdown would not show as it is written."""
     return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", text)
 
 
