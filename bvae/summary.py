@@ -1,283 +1,34 @@
-"""A comparison in words: the gate's outcome, the table of options, the Markdown report."""
+"""Re-export `bvae.report.text`."""
 
-from __future__ import annotations
-
-import math
-import re
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
-from bvae.comparison import Comparison, OptionSummary
-from bvae.config import AccuracyBand
-from bvae.records import ControlledMetrics, MeanStd
-from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-
-
-class Cell(NamedTuple):
-    """A text of a table and what stands beside it, such as a control."""
-
-    text: str
-    beside: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.text} ({self.beside})" if self.beside else self.text
-
-
-class Column(NamedTuple):
-    """A column of the table of options: its heading, and the cell of an option and of a reference."""
-
-    heading: Cell
-    of_option: Callable[[Comparison, str], Cell]
-    of_reference: Callable[[ControlledMetrics], Cell]
-
-
-def _metric(heading: str, name: str, control: str = "shuffled") -> Column:
-    """A column of a metric beside its shuffled control."""
-
-    def of_option(comparison: Comparison, option: str) -> Cell:
-        found = comparison.options[option]
-        return Cell(str(getattr(found, name)), _number(getattr(found, f"shuffled_{name}").mean))
-
-    def of_reference(found: ControlledMetrics) -> Cell:
-        return Cell(_number(getattr(found, name)), _number(getattr(found.shuffled, name)))
-
-    return Column(Cell(heading, control), of_option, of_reference)
-
-
-def _fact(heading: Cell, of_option: Callable[[Comparison, OptionSummary], Cell]) -> Column:
-    """A column that references have nothing in."""
-    return Column(
-        heading,
-        lambda comparison, option: of_option(comparison, comparison.options[option]),
-        lambda _: Cell(""),
-    )
-
-
-COLUMNS = (
-    Column(
-        Cell("verdict"),
-        lambda comparison, option: Cell(_words(comparison.options[option].verdict)),
-        lambda _: Cell("reference"),
-    ),
-    _metric("object IoU", "object_iou"),
-    _metric("object recall", "object_recall"),
-    _metric("recognised", "objects_recognised"),
-    Column(
-        Cell("classes learned"),
-        lambda comparison, option: _classes(comparison, comparison.options[option]),
-        lambda found: Cell(f"{found.classes_learned} of {found.classes_present}"),
-    ),
-    Column(
-        Cell("accuracy"),
-        lambda comparison, option: Cell(str(comparison.options[option].pixel_accuracy)),
-        lambda found: Cell(_number(found.pixel_accuracy)),
-    ),
-    _metric("minor object recall", "minor_object_recall"),
-    _metric("foreground IoU", "foreground_iou"),
-    _metric("foreground recall", "foreground_recall"),
-    _fact(Cell("γ"), lambda _, found: Cell(f"{found.gamma:g}")),
-    _fact(
-        Cell("class weights", "largest : smallest"),
-        lambda _, found: Cell(found.weighting, f"{found.weight_ratio:,.1f} : 1"),
-    ),
-    _fact(Cell("KL per grid", "nats; bits"), lambda _, found: _divergence(found.kl)),
-    _fact(
-        Cell("active units"),
-        lambda comparison, found: Cell(f"{_short(found.active_units)} of {comparison.training.latent_dim}"),
-    ),
+# moved; to be removed
+from bvae.report.text import (
+    COLUMNS,
+    TERMINAL_COLUMNS,
+    Cell,
+    Column,
+    describe_setting,
+    differences_to_text,
+    explain_gate,
+    markdown,
+    table_head,
+    table_rows,
+    to_markdown,
+    to_text_table,
+    what_was_learned,
 )
-"""The columns of the table of options, after the name: this is the one place to add one."""
 
-TERMINAL_COLUMNS = 7
-"""How many of them, the name included, a terminal shows."""
-
-
-def table_head(comparison: Comparison) -> list[Cell]:
-    """The headings of the table of options."""
-    lo, hi = comparison.band
-    beside = {"accuracy": f"background {comparison.corpus.background_rate:.3f}, band {lo:g}–{hi:g}"}
-    headings = [Cell("option"), *(column.heading for column in COLUMNS)]
-    return [heading._replace(beside=beside.get(heading.text, heading.beside)) for heading in headings]
-
-
-def table_rows(comparison: Comparison) -> list[list[Cell]]:
-    """The table of options: a row for each option, then one for each control and reference."""
-    options = [
-        [Cell(name), *(column.of_option(comparison, name) for column in COLUMNS)]
-        for name in comparison.options
-    ]
-    references = [
-        [Cell(name), *(column.of_reference(found) for column in COLUMNS)]
-        for name, found in (comparison.corpus.controls | comparison.corpus.references).items()
-    ]
-    return options + references
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
-
-
-def _short(value: MeanStd) -> str:
-    if value.mean is None:
-        return "undefined"
-    return f"{value.mean:.3g}" + (f" ± {value.sd:.2g}" if value.sd is not None else "")
-
-
-def _classes(comparison: Comparison, option: OptionSummary) -> Cell:
-    known = [run.metrics for run in option.runs if run.metrics is not None]
-    counts = sorted({metrics.classes_learned for metrics in known})
-    if not counts:
-        return Cell("undefined")
-    learned = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    return Cell(f"{learned} of {known[0].classes_present}")
-
-
-def _divergence(kl: MeanStd) -> Cell:
-    bits = "undefined" if kl.mean is None else f"{kl.mean / math.log(2):.3g}"
-    return Cell(_short(kl), bits)
-
-
-def explain_gate(comparison: Comparison) -> str:
-    """The gate's outcome: a sentence, then a line of numbers for each candidate."""
-    gate, band = comparison.gate, AccuracyBand(*comparison.band)
-    if gate.passed:
-        learned = [
-            f"{name} trained stably and {what_was_learned(comparison, name)}" for name in gate.passed_by
-        ]
-        head = f"The gate passed: {'; '.join(learned)}."
-    elif not gate.candidates:
-        head = (
-            "The gate failed: no run of a candidate was selected. Select one, such as --loss-options=A,B,C."
-        )
-    else:
-        head = f"The gate failed: no candidate is healthy (stable, no rule broken, accuracy in {band})."
-    rate = f"background rate {comparison.corpus.background_rate:.3f}"
-    lines = [
-        f"  {name}: {_words(option.verdict)}: object IoU {option.object_iou} (shuffled "
-        f"{option.shuffled_object_iou}), object recall {option.object_recall} (shuffled "
-        f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). {option.reason}"
-        for name, option in comparison.options.items()
-        if name in gate.candidates
-    ]
-    return "\n".join([head, *lines])
-
-
-def what_was_learned(comparison: Comparison, option: str) -> str:
-    """What an option whose runs break no rule learned, beside the nearest training grid: a verb phrase."""
-    share = comparison.options[option].objects_recognised.mean
-    copied = [
-        found.objects_recognised
-        for name, found in comparison.corpus.references.items()
-        if name.startswith("nearest training grid") and found.objects_recognised is not None
-    ]
-    if share is None or not copied:
-        return "learned colours and places of objects; whether also their shapes was not measured"
-    numbers = f"{share:.1%} of them recognised, {max(copied):.1%} by the nearest training grid"
-    if share > max(copied):
-        return f"learned the objects: colours, places and shapes ({numbers})"
-    return f"learned colours and places of objects, not shapes ({numbers})"
-
-
-def describe_setting(comparison: Comparison) -> str:
-    """The corpus and the band against which the options were judged, in sentences."""
-    corpus, band = comparison.corpus, AccuracyBand(*comparison.band)
-    sentences = [
-        f"Corpus {corpus.name}: {corpus.train:,} training and {corpus.val:,} validation grids, "
-        f"background rate {corpus.background_rate:.3f}, most to least frequent class "
-        f"{corpus.weight_ratio['inverse']:.0f}:1 ({corpus.weight_ratio['sqrt_inverse']:.1f}:1 after the "
-        f"square root).",
-        *corpus.remarks(),
-        _describe_beta(comparison),
-        f"Accuracy band {band}.",
-    ]
-    if band.hi < corpus.background_rate:
-        sentences.append(
-            f"The band lies below the background rate {corpus.background_rate:.3f}: in it a model has fewer "
-            "cells right than one that predicts nothing, as the price of predicting objects."
-        )
-    return " ".join(sentences)
-
-
-def _describe_beta(comparison: Comparison) -> str:
-    """β as it is set here, where the first term of the loss is a mean over cells, and as papers give it."""
-    beta, corpus = comparison.training.beta, comparison.corpus
-    cells = sum(corpus.class_counts) / corpus.train
-    return f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells)."
-
-
-def to_text_table(comparison: Comparison) -> list[str]:
-    """The table of options with aligned columns, for a terminal."""
-    rows = [table_head(comparison), *table_rows(comparison)]
-    return _aligned([[str(cell) for cell in row[:TERMINAL_COLUMNS]] for row in rows])
-
-
-def differences_to_text(differences: Sequence[Difference]) -> list[str]:
-    """The table of differences to the baseline, for a terminal; nothing where there is none."""
-    if not differences:
-        return []
-    table = _aligned([DIFFERENCE_HEADINGS, *difference_rows(differences)])
-    return ["Against the baseline:", "", *table, "", CAPTION, ""]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
-
-
-def to_markdown(
-    comparison: Comparison, differences: Sequence[Difference] = (), *, pictures: bool = True
-) -> str:
-    """The comparison as a Markdown document, which links the pictures beside it unless told not to."""
-    lines = [
-        "# Comparison of loss options",
-        "",
-        markdown(explain_gate(comparison).splitlines()[0]),
-        "",
-        f"**{markdown(comparison.recommendation)}**",
-        "",
-        markdown(describe_setting(comparison)),
-        "",
-        _row([str(cell) for cell in table_head(comparison)]),
-        _row(["---"] * (1 + len(COLUMNS))),
-        *(_row([str(cell) for cell in row]) for row in table_rows(comparison)),
-        "",
-        "Mean ± standard deviation over seeds. In brackets the shuffled control: each grid is decoded from "
-        "another grid's latent; what survives, the decoder knew without looking.",
-        "",
-        "## Verdicts",
-        "",
-    ]
-    for name, option in comparison.options.items():
-        lines.append(f"- **{name}** {_words(option.verdict)}: {markdown(option.reason)}")
-        lines += [
-            f"  - seed {run.seed}: {_words(run.verdict)}: {markdown(run.reason)}" for run in option.runs
-        ]
-    if differences:
-        rows = [DIFFERENCE_HEADINGS, ["---"] * len(DIFFERENCE_HEADINGS), *difference_rows(differences)]
-        lines += ["", "## Against the baseline", "", *map(_row, rows), "", CAPTION]
-    if pictures:
-        lines += [
-            "",
-            "![Curves of loss, accuracy, object IoU, object recall and KL by epoch](curves.png)",
-            "",
-            "![The same training grids, and what each option reconstructs](reconstructions.png)",
-            "",
-            "![The worst, the median and the best validation grids under each option](examples.png)",
-        ]
-    lines.append("")
-    return "\n".join(lines)
-
-
-def markdown(text: str) -> str:
-    """Text that Markdown shows as it stands."""
-    return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", text)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+__all__ = [
+    "COLUMNS",
+    "TERMINAL_COLUMNS",
+    "Cell",
+    "Column",
+    "describe_setting",
+    "differences_to_text",
+    "explain_gate",
+    "markdown",
+    "table_head",
+    "table_rows",
+    "to_markdown",
+    "to_text_table",
+    "what_was_learned",
+]

@@ -173,6 +173,21 @@ def test_rows_expand_and_collapse(page: Chrome, how: str) -> None:
     assert shown(page, ".extras-row") == []
 
 
+@pytest.mark.parametrize("how", ["mouse", "keyboard"])
+def test_a_log_expands_and_collapses(page: Chrome, how: str) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    expand_all(page)
+    expander = shown(page, ".logexpander")[0]
+    log = find(page, ".logwrapper")[0]
+    for expanded in (True, False):
+        if how == "mouse":
+            expander.click()
+        else:
+            expander.send_keys(Keys.ENTER)
+        assert ("expanded" in log.get_attribute("class").split()) == expanded
+
+
 def test_filters_hide_and_show_rows_by_outcome(page: Chrome) -> None:
     assert len(find(page, "tr.collapsible")) == 3
     label = next(label for label in shown(page, ".filters label") if "Passed" in label.text)

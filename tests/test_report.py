@@ -7,7 +7,8 @@ import dataclasses
 import io
 import json
 import re
-from html import escape, unescape
+import tomllib
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from evidence_factory import CORPUS, REFERENCES, evaluation, history, result
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from lab import QUICK, TINY, newest, run_pytest
+from lab import QUICK, ROOT, TINY, newest, run_pytest
 from PIL import Image
 
 from bvae.beta_vae import option_weights
@@ -27,13 +28,13 @@ from bvae.comparison import Outcomes, compare, painting_threshold
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption
 from bvae.corpus import load_corpus
 from bvae.losses import focal_loss
-from bvae.markup import code, paragraph, picture, table
-from bvae.recipe import recipe
 from bvae.records import EpochRecord
-from bvae.report import report_head
-from bvae.report_page import SCRIPT, STYLE, mend_page
+from bvae.regression import difference
+from bvae.report.code_snippet import code_snippet
+from bvae.report.html import TEMPLATES, Picture, report_head, show_differences
+from bvae.report.rules_met import RulesMet, describe_last_epoch, describe_rules_met, when_rules_met
+from bvae.report.text import Cell
 from bvae.session import Session, SessionRecord
-from bvae.story import Learning, learning, tell_learning, tell_trend
 from bvae.verdict import RULES, judge_run
 from bvae.why import Why, describe_why, explain_why
 from bvae.why_picture import plot_why
@@ -49,40 +50,85 @@ GIVEN = LossOption(name="G", gamma=0.0, class_weights=(1.0, *[2.5] * 9), candida
 
 
 class Reader(HTMLParser):
-    """Collects the text, the tags and the attributes of HTML."""
+    """Collects what a page says, its tags with the names of their attributes, and the attributes' values.
+
+    Style and script are no text of the page.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.text, self.tags, self.values = "", [], []
+        self.text, self.open = "", ""
+        self.tags: list[tuple[str, ...]] = []
+        self.values: list[str] = []
         self.feed(html)
         self.close()
 
     def handle_data(self, data: str) -> None:
-        self.text += data
+        if self.open not in ("style", "script"):
+            self.text += data
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.values += [value for _, value in attributes]
+        self.open = tag
+        self.tags.append((tag, *(name for name, _ in attributes)))
+        self.values += [value or "" for _, value in attributes]
+
+    def handle_endtag(self, tag: str) -> None:
+        self.open = ""
+
+
+def said(html: str) -> str:
+    """What a page says, its lines joined."""
+    return re.sub(r"\s+", " ", Reader(html).text)
+
+
+def macro(name: str, *arguments: Any, **more: Any) -> Reader:
+    """What a macro of the templates writes."""
+    write = getattr(TEMPLATES.get_template("macros.jinja").module, name)
+    return Reader(str(write(*arguments, **more)))
 
 
 # ---- escaping
 
 
 @unit
-@given(TEXTS)
+@given(TEXTS.filter(bool))
 def test_text_in_html_is_read_as_it_was_written(text: str) -> None:
-    for html, tags in (
-        (paragraph(text), ["p"]),
-        (code(text, text), ["pre"]),
-        (
-            table(text, [(text, "")], [[(text, "")]]),
-            ["div", "table", "thead", "tr", "th", "tbody", "tr", "th"],
-        ),
-    ):
-        read = Reader(html)
-        assert read.tags == tags
-        assert text in read.text
-    assert Reader(code("", text)).values[-1] == text
+    code = macro("code", text, text)
+    assert code.tags == macro("code", "plain", "plain").tags
+    assert code.text.removesuffix("\n") == text
+    assert code.values[-1] == text
+    cells = [Cell(text, text)]
+    table = macro("table", text, cells, [cells * 2], colours=["red"])
+    plain = [Cell("plain", "plain")]
+    assert table.tags == macro("table", "plain", plain, [plain * 2], colours=["red"]).tags
+    assert table.text.count(text) >= 6
+    assert text in table.values
+
+
+@unit
+@given(TEXTS.filter(bool))
+def test_names_and_reasons_change_the_words_of_a_report_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
+    pages = []
+    for name in ("plain", text):
+        reason = dataclasses.replace(result("B", 0, "mode_collapse"), reason=name)
+        runs = {"A": {0: f"A-seed0 {name}"}, "B": {0: reason}}
+        html = head(tmp_path_factory.getbasetemp(), runs, name=name)
+        pages.append(Reader(html))
+    assert pages[0].tags == pages[1].tags
+    assert text in pages[1].text
+
+
+@unit
+@given(TEXTS)
+def test_every_text_of_a_difference_is_shown_as_it_was_written(text: str) -> None:
+    one = difference("B", "object_iou", [0.1, 0.2], [0.3, 0.4])
+    plain, hostile = (
+        Reader(show_differences([dataclasses.replace(one, option=name)])) for name in ("B", text)
+    )
+    assert hostile.tags == plain.tags
+    assert text in hostile.text
 
 
 def png(width: int, height: int, description: str = "") -> bytes:
@@ -97,8 +143,8 @@ def png(width: int, height: int, description: str = "") -> bytes:
 @unit
 @given(TEXTS.filter(bool), TEXTS)
 def test_a_picture_carries_its_description_from_the_png_into_the_page(description: str, name: str) -> None:
-    read = Reader(picture(png(8, 8, description), name=name))
-    assert read.tags == ["details", "summary", "img", "span"]
+    read = macro("picture", Picture.of(png(8, 8, description), name))
+    assert [tag for tag, *_ in read.tags] == ["details", "summary", "img", "span"]
     assert description in read.values
     assert name in read.text
 
@@ -106,15 +152,17 @@ def test_a_picture_carries_its_description_from_the_png_into_the_page(descriptio
 @unit
 def test_a_picture_in_the_page_has_every_pixel_of_the_png() -> None:
     original = png(120, 70)
-    data = re.findall(r"data:image/png;base64,([^\"]+)", picture(original, name="noise"))
+    (source,) = (
+        value for value in macro("picture", Picture.of(original, "noise")).values if value[:5] == "data:"
+    )
     with (
-        Image.open(io.BytesIO(base64.b64decode(data[0]))) as embedded,
+        Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as embedded,
         Image.open(io.BytesIO(original)) as file,
     ):
         assert np.array_equal(np.asarray(embedded.convert("RGB")), np.asarray(file.convert("RGB")))
 
 
-# ---- the story of a run
+# ---- when a run met the rules
 
 
 def epochs(recalls: list[float | None]) -> list[EpochRecord]:
@@ -131,9 +179,9 @@ def epochs(recalls: list[float | None]) -> list[EpochRecord]:
 
 @unit
 @given(st.lists(st.none() | st.sampled_from([0.0, 0.3, 0.39, 0.4, 0.9]), max_size=8))
-def test_the_story_of_a_run_names_the_epochs_at_which_the_rules_were_met_and_broken(recalls: list) -> None:
+def test_the_epochs_are_named_in_which_the_rules_were_met_and_broken(recalls: list) -> None:
     learned = [recall is None or recall >= 0.4 for recall in recalls]
-    first, lost, again = learning(epochs(recalls))
+    first, lost, again = when_rules_met(epochs(recalls))
     assert (first is not None) == any(learned)
     if first is None:
         assert lost is again is None
@@ -151,10 +199,10 @@ def test_the_story_of_a_run_names_the_epochs_at_which_the_rules_were_met_and_bro
 
 @unit
 @given(st.lists(st.sampled_from([None, 0.0, 0.3, 0.5]), max_size=6))
-def test_the_last_epoch_of_a_story_ends_as_the_verdict_does(recalls: list) -> None:
+def test_whether_the_rules_are_met_at_the_end_agrees_with_the_verdict(recalls: list) -> None:
     records = epochs(recalls)
     assume(records)
-    first, lost, _ = learning(records)
+    first, lost, _ = when_rules_met(records)
     learned = first is not None and lost is None
     assert learned == (judge_run(records[-1:], None, AccuracyBand()).name == "healthy")
 
@@ -163,27 +211,27 @@ def test_the_last_epoch_of_a_story_ends_as_the_verdict_does(recalls: list) -> No
 @pytest.mark.parametrize(
     ("recalls", "expected", "words"),
     [
-        ([], Learning(None, None, None), "No epoch was completed"),
-        ([0.1, 0.2], Learning(None, None, None), "never met: the nearest was epoch 2 (object IoU 0.100"),
-        ([0.2, 0.1], Learning(None, None, None), "never met: the nearest was epoch 1 (object IoU 0.100"),
-        ([None], Learning(1, None, None), "first met in epoch 1 (without objects to judge by), the last."),
-        ([0.2, 0.5, 0.6], Learning(2, None, None), "met in epoch 2 (object IoU 0.250, object recall 0.500, "),
-        ([0.2, 0.5, 0.6], Learning(2, None, None), ", 9 of 9 classes) and met to the end."),
-        ([0.2, 0.5], Learning(2, None, None), ", the last."),
-        ([0.5, 0.2, 0.1], Learning(1, 2, None), "and broken again in epoch 2 (object IoU 0.100"),
-        ([0.5, 0.1, 0.6], Learning(1, None, 3), "in between, and met to the end from epoch 3 on (object IoU"),
+        ([], RulesMet(None, None, None), "No epoch was completed"),
+        ([0.1, 0.2], RulesMet(None, None, None), "never met: the nearest was epoch 2 (object IoU 0.100"),
+        ([0.2, 0.1], RulesMet(None, None, None), "never met: the nearest was epoch 1 (object IoU 0.100"),
+        ([None], RulesMet(1, None, None), "first met in epoch 1 (without objects to judge by), the last."),
+        ([0.2, 0.5, 0.6], RulesMet(2, None, None), "met in epoch 2 (object IoU 0.250, object recall 0.500, "),
+        ([0.2, 0.5, 0.6], RulesMet(2, None, None), ", 9 of 9 classes) and met to the end."),
+        ([0.2, 0.5], RulesMet(2, None, None), ", the last."),
+        ([0.5, 0.2, 0.1], RulesMet(1, 2, None), "and broken again in epoch 2 (object IoU 0.100"),
+        ([0.5, 0.1, 0.6], RulesMet(1, None, 3), "in between, and met to the end from epoch 3 on (object IoU"),
     ],
 )
-def test_the_story_in_words(recalls: list, expected: Learning, words: str) -> None:
-    assert learning(epochs(recalls)) == expected
-    assert words in tell_learning(epochs(recalls))
+def test_when_the_rules_were_met_in_words(recalls: list, expected: RulesMet, words: str) -> None:
+    assert when_rules_met(epochs(recalls)) == expected
+    assert words in describe_rules_met(epochs(recalls))
 
 
 @unit
 def test_the_trend_compares_the_last_two_epochs() -> None:
     for recalls in ([0.1], [None, 0.2], [0.2, None]):
-        assert tell_trend(epochs(recalls)) == ""
-    assert "object IoU from 0.200 to 0.150 and validation loss from 1 to 1." in tell_trend(
+        assert describe_last_epoch(epochs(recalls)) == ""
+    assert "object IoU from 0.200 to 0.150 and validation loss from 1 to 1." in describe_last_epoch(
         epochs([0.9, 0.4, 0.3])
     )
 
@@ -207,14 +255,23 @@ def head(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> str:
     return report_head(Session(tmp_path, record, "here"), comparison)
 
 
-def rows_of(page: str, label: str) -> dict[str, list[str]]:
-    """The cells of a table by the text of the first in each row; what stands beside a text follows a bar."""
-    body = re.search(rf'aria-label="{label}"><table .*?<tbody>(.*?)</tbody>', page)
+@unit
+def test_style_and_script_are_in_the_page_whether_or_not_a_run_was_begun(tmp_path: Path) -> None:
+    session = Session(tmp_path, None, "here")  # type: ignore[arg-type]
+    without = report_head(session, None)
+    assert "No run was begun" in said(without)
+    for page in (without, head(tmp_path, {"B": {0: result("B", 0)}})):
+        assert "<style>/* Style of the report" in page
+        assert "documentElement.lang = 'en'" in page
+
+
+def rows_of(page: str, label: str) -> list[list[str]]:
+    """The cells of a table, row by row; what stands beside a text follows a bar."""
+    body = re.search(rf'aria-label="{label}"><table .*?<tbody>(.*?)</tbody>', page, re.DOTALL)
     assert body is not None
-    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in body[1].split("</tr>") if row]
-    plain = [[re.sub(r"<span.*?</span>", "", cell) for cell in row] for row in rows]
-    texts = [[unescape(re.sub("<[^>]*>", "|", cell).replace("||", "|")) for cell in row] for row in plain]
-    return {first.partition("|")[0]: rest for first, *rest in texts}
+    plain = re.sub(r"<span.*?</span>", "", body[1])
+    rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in plain.split("</tr>")[:-1]]
+    return [[unescape(re.sub("(<[^>]*>)+", "|", cell)) for cell in row] for row in rows]
 
 
 @unit
@@ -222,7 +279,7 @@ def test_the_options_of_a_report_have_a_row_each_and_so_has_every_control_and_re
     tmp_path: Path,
 ) -> None:
     runs = {"A": {0: result("A", 0, "mode_collapse", object_iou=0.0)}, "B": {0: result("B", 0)}}
-    rows = rows_of(head(tmp_path, runs), "Options")
+    rows = {first.partition("|")[0]: rest for first, *rest in rows_of(head(tmp_path, runs), "Options")}
     assert list(rows) == ["A", "B", "extent", *REFERENCES]
     assert rows["A"][:2] == ["✘ mode collapse", "0.000|0.030|"]
     assert rows["B"][:2] == ["✔ healthy", "0.200|0.030|"]
@@ -246,18 +303,15 @@ def test_the_table_of_rules_marks_what_is_broken_with_its_number_and_nothing_els
         "minor_object_recall": None,
     }
     runs: dict = {"B": {0: result("B", 0, **changes), 1: "B-seed1 did not finish"}}
-    table = head(tmp_path_factory.getbasetemp(), runs).partition("What each rule of the verdict measured")[2]
-    rows = re.findall(r"<tr><th scope=.row.>(.*?)</tr>", table.partition("</table>")[0])
+    rows = rows_of(head(tmp_path_factory.getbasetemp(), runs), "Rules of the verdict")
     found = evaluation(**changes)
-    assert len(rows) == len(RULES)
-    for rule, row in zip(RULES, rows, strict=True):
-        cells = re.findall(r"<td>(.*?)</td>", row)
+    for rule, (name, bound, first, unfinished) in zip(RULES, rows, strict=True):
         value = rule.measure(found)
-        broken = "<br><small>✘</small>" if rule.is_broken(found) else ""
-        assert row.startswith(f"{escape(rule.quantity)}<br><small>else {rule.verdict.replace('_', ' ')}<")
-        assert cells[0] == rule.requirement
-        assert cells[1] == ("undefined" if value is None else f"{value:.3f}{broken}")
-        assert cells[2] == "undefined"  # of the run that did not finish
+        broken = "|✘|" if rule.is_broken(found) else ""
+        assert name == f"{rule.quantity}|else {rule.verdict.replace('_', ' ')}|"
+        assert bound == rule.requirement
+        assert first == ("undefined" if value is None else f"{value:.3f}{broken}")
+        assert unfinished == "undefined"
 
 
 @unit
@@ -269,13 +323,13 @@ def test_the_head_says_what_was_learned_and_what_is_unusual(
     tmp_path: Path, recognised: float, learned: str
 ) -> None:
     runs = {"B": {0: result("B", 0, objects_recognised=recognised)}}
-    said = Reader(head(tmp_path, runs, has_outside=True, duplicates=7)).text
-    assert f"✔ The gate passed: B trained stably and learned {learned}" in said
-    assert "Use option B" in said
-    assert "B has 0.040 fewer of its cells right than predicting nothing" in said
-    assert "The band lies below the background rate" not in said  # which is just its upper end
-    assert "Grids differ in size" in said
-    assert "7 training grids that also validate were removed" in said
+    words = said(head(tmp_path, runs, has_outside=True, duplicates=7))
+    assert f"✔ The gate passed: B trained stably and learned {learned}" in words
+    assert "Use option B" in words
+    assert "B has 0.040 fewer of its cells right than predicting nothing" in words
+    assert "The band lies below the background rate" not in words  # which is just its upper end
+    assert "Grids differ in size" in words
+    assert "7 training grids that also validate were removed" in words
 
 
 # ---- the why
@@ -283,7 +337,7 @@ def test_the_head_says_what_was_learned_and_what_is_unusual(
 
 @unit
 @given(COUNTS, st.sampled_from([*LOSS_OPTIONS.values(), POWER, GIVEN]))
-def test_a_rarer_class_is_painted_at_a_lower_likelihood_and_an_absent_one_at_none(
+def test_a_rarer_class_is_predicted_at_a_lower_likelihood_and_an_absent_one_at_none(
     counts: list[int], option: LossOption
 ) -> None:
     thresholds = painting_threshold(counts, option)
@@ -299,7 +353,7 @@ def test_a_rarer_class_is_painted_at_a_lower_likelihood_and_an_absent_one_at_non
 @unit
 @pytest.mark.parametrize("option", LOSS_OPTIONS.values(), ids=lambda option: option.name)
 @pytest.mark.parametrize("factor", [0.8, 1.25])
-def test_the_best_prediction_paints_a_class_exactly_above_its_threshold(
+def test_the_best_prediction_is_a_class_exactly_above_its_threshold(
     option: LossOption, factor: float
 ) -> None:
     """Of a cell that is class 1 with likelihood p and background otherwise, by exhaustive search."""
@@ -339,7 +393,7 @@ def test_every_reason_is_a_sentence_with_numbers_whatever_was_counted(cells: lis
 @unit
 def test_the_reasons_say_what_was_counted() -> None:
     confusion = np.zeros((10, 10), int)
-    confusion[0, 0], confusion[0, 5] = 600, 200  # a quarter of the background is painted over
+    confusion[0, 0], confusion[0, 5] = 600, 200  # a quarter of the background is predicted as class 5
     confusion[1, 1], confusion[1, 0], confusion[1, 2] = 100, 60, 40
     thresholds, gradient, taken = explain_why(why(confusion=confusion))
     assert "20 %" in thresholds
@@ -377,7 +431,7 @@ def test_the_code_of_a_recommendation_runs_and_gives_that_loss(option: LossOptio
     experiment = ExperimentConfig(corpus="atomic:40", options=(option,))
     counts = load_corpus("atomic:40").class_counts
     names: dict = {}
-    exec(recipe(experiment, option, counts), names)
+    exec(code_snippet(experiment, option, counts), names)
     logits = torch.randn(2, 10, 4, 4, generator=torch.Generator().manual_seed(0))
     target = torch.arange(32).reshape(2, 4, 4) % 10
     expected = focal_loss(logits, target, gamma=option.gamma, weight=option_weights(option, counts))
@@ -385,22 +439,18 @@ def test_the_code_of_a_recommendation_runs_and_gives_that_loss(option: LossOptio
     assert names["training"] == experiment.training
 
 
-# ---- the page
+# ---- files
 
 
 @unit
-@given(TEXTS)
-def test_mending_a_page_keeps_what_it_says_and_names_its_language(text: str) -> None:
-    page = f"<html><head></head><body><p>{escape(text)}</p></body></html>"
-    read = Reader(mend_page(page).replace(STYLE, "").replace(SCRIPT, ""))
-    assert read.text == text
-    assert read.values[0] == "en"
-    assert read.tags[-3:] == ["main", "p", "script"]
+def test_every_template_style_and_script_is_declared_as_package_data() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folder = ROOT / "bvae/report"
+    found = {path for path in folder.rglob("*") if path.suffix in (".jinja", ".css", ".js")}
+    assert found == {path for pattern in declared["bvae.report"] for path in folder.glob(pattern)}
 
 
-@unit
-def test_a_page_without_a_body_is_left_as_it_is() -> None:
-    assert mend_page("no page at all") == "no page at all"
+# ---- pictures of a run
 
 
 def pieces(report: Path) -> list[str]:

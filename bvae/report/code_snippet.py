@@ -1,4 +1,4 @@
-"""A configuration as Python code that can be copied and run."""
+"""A loss option as Python code that can be copied and run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from bvae.config import ExperimentConfig, LossOption
 from bvae.weighting import weights_of_option
 
 
-def recipe(experiment: ExperimentConfig, option: LossOption, counts: Sequence[int]) -> str:
-    """Code that makes the loss of an option on the corpus of an experiment, with the experiment's training.
+def code_snippet(experiment: ExperimentConfig, option: LossOption, counts: Sequence[int]) -> str:
+    """Return code that defines the loss of an option on an experiment's corpus, and how it is trained.
 
     Args:
-        counts: `[C]`, cells of each class in the training split; the weights they give stand in a comment.
+        counts: `[C]`, cells of each class in the training split; a comment shows the weights they give.
     """
     fields = dataclasses.fields(experiment.training)
     settings = ", ".join(f"{field.name}={getattr(experiment.training, field.name)!r}" for field in fields)
@@ -40,13 +40,13 @@ weight = {weight}
 
 
 def reconstruction_loss(logits, target):
-    \"\"\"Nats a cell of logits [B, 10, H, W] and classes [B, H, W]; training.beta · KL is added to it.\"\"\"
+    \"\"\"Nats per cell of logits [B, 10, H, W] and classes [B, H, W]; training.beta · KL is added.\"\"\"
     return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
 """
 
 
 def _weight(option: LossOption) -> tuple[str, str]:
-    """The function that makes an option's class weights, and the call."""
+    """The name of the function that returns an option's class weights, and the call."""
     if option.exponent is None and option.beta is None and isinstance(option.class_weights, str):
         return "class_weights", f"class_weights(counts, {option.class_weights!r})"
     return "option_weights", f"option_weights({option!r}, counts)"

@@ -1,0 +1,12 @@
+"""The report of a session: `text` for terminals and Markdown, `html` for the page of pytest-html.
+
+html.py           values → HTML, by templates/*.jinja
+text.py           the columns of the table of options, sentences, terminal table, Markdown
+rules_met.py      when a run met the rules of the verdict, in sentences
+code_snippet.py   a loss option as Python code
+page.css, page.js style and script of the page
+"""
+
+from bvae.report.html import report_head, show_differences, show_gate, show_run
+
+__all__ = ["report_head", "show_differences", "show_gate", "show_run"]

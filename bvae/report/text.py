@@ -1,0 +1,272 @@
+"""A comparison as text: the table of options, the gate's outcome in sentences, the Markdown report."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from bvae.comparison import Comparison, OptionSummary
+from bvae.config import AccuracyBand
+from bvae.records import ControlledMetrics, MeanStd
+from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
+
+
+class Cell(NamedTuple):
+    """A text in a table and what stands beside it, such as the value of a control."""
+
+    text: str
+    beside: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.beside})" if self.beside else self.text
+
+
+class Column(NamedTuple):
+    """A column of the table of options: its heading, and the cell of an option and of a reference."""
+
+    heading: Cell
+    of_option: Callable[[Comparison, OptionSummary], Cell]
+    of_reference: Callable[[ControlledMetrics], Cell] = lambda _: Cell("")
+
+
+def _metric(heading: str, name: str) -> Column:
+    """A column of a metric beside its shuffled control."""
+    return Column(
+        Cell(heading, "shuffled"),
+        lambda _, option: Cell(str(getattr(option, name)), _number(getattr(option, f"shuffled_{name}").mean)),
+        lambda found: Cell(_number(getattr(found, name)), _number(getattr(found.shuffled, name))),
+    )
+
+
+COLUMNS = (
+    Column(Cell("verdict"), lambda _, option: Cell(words(option.verdict)), lambda _: Cell("reference")),
+    _metric("object IoU", "object_iou"),
+    _metric("object recall", "object_recall"),
+    _metric("recognised", "objects_recognised"),
+    Column(
+        Cell("classes learned"),
+        lambda _, option: _classes(option),
+        lambda found: Cell(f"{found.classes_learned} of {found.classes_present}"),
+    ),
+    Column(
+        Cell("accuracy", "background {background:.3f}, band {lo:g}–{hi:g}"),
+        lambda _, option: Cell(str(option.pixel_accuracy)),
+        lambda found: Cell(_number(found.pixel_accuracy)),
+    ),
+    _metric("minor object recall", "minor_object_recall"),
+    _metric("foreground IoU", "foreground_iou"),
+    _metric("foreground recall", "foreground_recall"),
+    Column(Cell("γ"), lambda _, option: Cell(f"{option.gamma:g}")),
+    Column(
+        Cell("class weights", "largest : smallest"),
+        lambda _, option: Cell(option.weighting, f"{option.weight_ratio:,.1f} : 1"),
+    ),
+    Column(Cell("KL per grid", "nats; bits"), lambda _, option: _divergence(option.kl)),
+    Column(
+        Cell("active units"),
+        lambda comparison, option: Cell(f"{_short(option.active_units)} of {comparison.training.latent_dim}"),
+    ),
+)
+"""The columns of the table of options after the name, declared here and nowhere else.
+
+What stands beside a heading may hold the `background` rate and the bounds `lo` and `hi` of the band.
+"""
+
+TERMINAL_COLUMNS = 7
+"""Number of columns in a terminal, the name included."""
+
+
+def table_head(comparison: Comparison) -> list[Cell]:
+    """Return the headings of the table of options."""
+    lo, hi = comparison.band
+    known = {"background": comparison.corpus.background_rate, "lo": lo, "hi": hi}
+    headings = [column.heading for column in COLUMNS]
+    return [Cell("option"), *(Cell(text, beside.format(**known)) for text, beside in headings)]
+
+
+def table_rows(comparison: Comparison) -> list[list[Cell]]:
+    """Return the table of options: a row for each option, then for each control and reference."""
+    options = [
+        [Cell(name), *(column.of_option(comparison, option) for column in COLUMNS)]
+        for name, option in comparison.options.items()
+    ]
+    references = [
+        [Cell(name), *(column.of_reference(found) for column in COLUMNS)]
+        for name, found in (comparison.corpus.controls | comparison.corpus.references).items()
+    ]
+    return options + references
+
+
+def words(name: str) -> str:
+    """Return the name of a verdict as it is written in sentences."""
+    return name.replace("_", " ")
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.3f}"
+
+
+def _short(value: MeanStd) -> str:
+    if value.mean is None:
+        return "undefined"
+    return f"{value.mean:.3g}" + (f" ± {value.sd:.2g}" if value.sd is not None else "")
+
+
+def _classes(option: OptionSummary) -> Cell:
+    known = [run.metrics for run in option.runs if run.metrics is not None]
+    counts = sorted({metrics.classes_learned for metrics in known})
+    if not counts:
+        return Cell("undefined")
+    learned = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    return Cell(f"{learned} of {known[0].classes_present}")
+
+
+def _divergence(kl: MeanStd) -> Cell:
+    bits = "undefined" if kl.mean is None else f"{kl.mean / math.log(2):.3g}"
+    return Cell(_short(kl), bits)
+
+
+def explain_gate(comparison: Comparison) -> str:
+    """Return the gate's outcome: a sentence, then a line of numbers for each candidate."""
+    gate, band = comparison.gate, AccuracyBand(*comparison.band)
+    if gate.passed:
+        learned = [
+            f"{name} trained stably and {what_was_learned(comparison, name)}" for name in gate.passed_by
+        ]
+        head = f"The gate passed: {'; '.join(learned)}."
+    elif not gate.candidates:
+        head = (
+            "The gate failed: no run of a candidate was selected. Select one, such as --loss-options=A,B,C."
+        )
+    else:
+        head = f"The gate failed: no candidate is healthy (stable, no rule broken, accuracy in {band})."
+    rate = f"background rate {comparison.corpus.background_rate:.3f}"
+    lines = [
+        f"  {name}: {words(option.verdict)}: object IoU {option.object_iou} (shuffled "
+        f"{option.shuffled_object_iou}), object recall {option.object_recall} (shuffled "
+        f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). {option.reason}"
+        for name, option in comparison.options.items()
+        if name in gate.candidates
+    ]
+    return "\n".join([head, *lines])
+
+
+def what_was_learned(comparison: Comparison, option: str) -> str:
+    """Return, as a verb phrase, what an option learned, compared with copies of the nearest training grid.
+
+    The option must break no rule of the verdict. Shapes count as learned where more objects are recognised
+    than in those copies.
+    """
+    share = comparison.options[option].objects_recognised.mean
+    copied = [
+        found.objects_recognised
+        for name, found in comparison.corpus.references.items()
+        if name.startswith("nearest training grid") and found.objects_recognised is not None
+    ]
+    if share is None or not copied:
+        return "learned colours and places of objects; whether also their shapes was not measured"
+    numbers = f"{share:.1%} of them recognised, {max(copied):.1%} by the nearest training grid"
+    if share > max(copied):
+        return f"learned the objects: colours, places and shapes ({numbers})"
+    return f"learned colours and places of objects, not shapes ({numbers})"
+
+
+def describe_setting(comparison: Comparison) -> str:
+    """Return sentences on the corpus, β and the accuracy band of a comparison."""
+    corpus, band = comparison.corpus, AccuracyBand(*comparison.band)
+    sentences = [
+        f"Corpus {corpus.name}: {corpus.train:,} training and {corpus.val:,} validation grids, "
+        f"background rate {corpus.background_rate:.3f}, most to least frequent class "
+        f"{corpus.weight_ratio['inverse']:.0f}:1 ({corpus.weight_ratio['sqrt_inverse']:.1f}:1 after the "
+        f"square root).",
+        *corpus.remarks(),
+        _describe_beta(comparison),
+        f"Accuracy band {band}.",
+    ]
+    if band.hi < corpus.background_rate:
+        sentences.append(
+            f"The band lies below the background rate {corpus.background_rate:.3f}: in it a model has fewer "
+            "cells right than one that predicts nothing, as the price of predicting objects."
+        )
+    return " ".join(sentences)
+
+
+def _describe_beta(comparison: Comparison) -> str:
+    """β for a mean over cells, as configured, and for a sum over cells, as papers give it."""
+    beta, corpus = comparison.training.beta, comparison.corpus
+    cells = sum(corpus.class_counts) / corpus.train
+    return f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells)."
+
+
+def to_text_table(comparison: Comparison) -> list[str]:
+    """Return the first `TERMINAL_COLUMNS` of the table of options as aligned lines."""
+    rows = [table_head(comparison), *table_rows(comparison)]
+    return _aligned([[str(cell) for cell in row[:TERMINAL_COLUMNS]] for row in rows])
+
+
+def differences_to_text(differences: Sequence[Difference]) -> list[str]:
+    """Return the table of differences to the baseline as aligned lines; empty without differences."""
+    if not differences:
+        return []
+    table = _aligned([DIFFERENCE_HEADINGS, *difference_rows(differences)])
+    return ["Against the baseline:", "", *table, "", CAPTION, ""]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def to_markdown(
+    comparison: Comparison, differences: Sequence[Difference] = (), *, pictures: bool = True
+) -> str:
+    """Return the comparison as a Markdown document, with links to the pictures in the same folder."""
+    lines = [
+        "# Comparison of loss options",
+        "",
+        markdown(explain_gate(comparison).splitlines()[0]),
+        "",
+        f"**{markdown(comparison.recommendation)}**",
+        "",
+        markdown(describe_setting(comparison)),
+        "",
+        _row([str(cell) for cell in table_head(comparison)]),
+        _row(["---"] * (1 + len(COLUMNS))),
+        *(_row([str(cell) for cell in row]) for row in table_rows(comparison)),
+        "",
+        "Mean ± standard deviation over seeds. In brackets the shuffled control: each grid is decoded from "
+        "another grid's latent; what survives, the decoder knew without looking.",
+        "",
+        "## Verdicts",
+        "",
+    ]
+    for name, option in comparison.options.items():
+        lines.append(f"- **{name}** {words(option.verdict)}: {markdown(option.reason)}")
+        lines += [f"  - seed {run.seed}: {words(run.verdict)}: {markdown(run.reason)}" for run in option.runs]
+    if differences:
+        rows = [DIFFERENCE_HEADINGS, ["---"] * len(DIFFERENCE_HEADINGS), *difference_rows(differences)]
+        lines += ["", "## Against the baseline", "", *map(_row, rows), "", CAPTION]
+    if pictures:
+        lines += [
+            "",
+            "![Curves of loss, accuracy, object IoU, object recall and KL by epoch](curves.png)",
+            "",
+            "![The same training grids, and what each option reconstructs](reconstructions.png)",
+            "",
+            "![The worst, the median and the best validation grids under each option](examples.png)",
+        ]
+    lines.append("")
+    return "\n".join(lines)
+
+
+def markdown(text: str) -> str:
+    """Escape what Markdown would not show as it is written."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", text)
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
