@@ -6,6 +6,7 @@ Each process writes its sums to a file of its own in `$BVAE_STOPWATCH`.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import sys
@@ -15,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-import bvae.report_page  # noqa: F401 (otherwise imported only when the report is written)
 
 WATCHED = {
     "evaluation": ("bvae.evaluation.measure:Evaluator.__init__", "bvae.evaluation.measure:Evaluator.measure"),
@@ -28,7 +27,6 @@ WATCHED = {
         "bvae.laboratory:report_head",
         "bvae.laboratory:show_run",
         "bvae.laboratory:show_gate",
-        "bvae.report_page:mend_file",
     ),
 }
 
@@ -51,6 +49,8 @@ def pytest_sessionstart() -> None:
     for name, places in WATCHED.items():
         for place in places:
             module, _, path = place.partition(":")
+            if importlib.util.find_spec(module) is None:
+                raise ModuleNotFoundError(f"the stopwatch watches {place}, and there is no module {module}")
             # The controller of workers does without PyTorch: imported here, its second would be counted.
             if (found := sys.modules.get(module)) is not None:
                 *owners, attribute = path.split(".")

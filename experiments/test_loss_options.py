@@ -13,7 +13,7 @@ from pytest_html import extras as attach
 from bvae.baseline import Baseline
 from bvae.laboratory import Laboratory, Selection
 from bvae.regression import explain_regressions
-from bvae.summary import explain_gate
+from bvae.report.text import explain_gate
 
 
 def test_loss_option(

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import json
+import operator
 import os
 import subprocess
 import sys
@@ -101,6 +103,13 @@ def test_the_stopwatch_finds_what_an_experiment_spends_on_anything_but_training(
     spent = [json.loads(file.read_text()) for file in lab.glob("*.json")]
     assert len(spent) == 2  # the controller and a worker
     assert all(sum(each[name] for each in spent) > 0 for name in WATCHED)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("place", [place for places in WATCHED.values() for place in places])
+def test_everything_that_the_stopwatch_watches_is_there(place: str) -> None:
+    module, _, path = place.partition(":")
+    assert callable(operator.attrgetter(path)(importlib.import_module(module)))
 
 
 @pytest.mark.unit
