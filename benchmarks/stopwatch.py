@@ -6,7 +6,6 @@ Each process writes its sums to a file of its own in `$BVAE_STOPWATCH`.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 WATCHED = {
     "evaluation": ("bvae.evaluation.measure:Evaluator.__init__", "bvae.evaluation.measure:Evaluator.measure"),
@@ -49,7 +50,7 @@ def pytest_sessionstart() -> None:
     for name, places in WATCHED.items():
         for place in places:
             module, _, path = place.partition(":")
-            if importlib.util.find_spec(module) is None:
+            if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists():
                 raise ModuleNotFoundError(f"the stopwatch watches {place}, and there is no module {module}")
             # The controller of workers does without PyTorch: imported here, its second would be counted.
             if (found := sys.modules.get(module)) is not None:
