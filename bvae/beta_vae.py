@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bvae import weighting
 from bvae.config import CLASSES, OUTSIDE, LossOption
-from bvae.resampling import Doubling, Halving
+from bvae.resampling import Downsample, Upsample
 
 Counts = weighting.Counts | Tensor
 """`[C]`, how often each class occurs in the training split."""
@@ -152,9 +152,9 @@ class BetaVAE(GridModel):
         self.encoder = nn.Sequential(
             nn.Conv2d(classes, 32, 3, padding=1),
             nn.ReLU(),
-            Halving(32, 64),
+            Downsample(32, 64),
             nn.ReLU(),
-            Halving(64, 128),
+            Downsample(64, 128),
             nn.Flatten(),
             nn.ReLU(),  # after flattening, so that its gradient lies as its input does
             nn.Linear(features, 128),
@@ -167,9 +167,9 @@ class BetaVAE(GridModel):
             nn.Linear(128, features),
             nn.ReLU(),
             nn.Unflatten(1, (128, quarter, quarter)),
-            Doubling(128, 64),
+            Upsample(128, 64),
             nn.ReLU(),
-            Doubling(64, 32),
+            Upsample(64, 32),
             nn.ReLU(),
             nn.Conv2d(32, classes, 3, padding=1),
         )

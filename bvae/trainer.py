@@ -18,18 +18,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bvae.beta_vae import option_weights
-from bvae.by_hand import updates_of
-from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus, LazyGrids
-from bvae.device import keep_freed_memory, reproducible
 from bvae.evaluation import Evaluator
 from bvae.events import CheckpointSaved, EpochEnded, Event, Listener, Stepped
 from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
 from bvae.models import initial_model
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
-from bvae.schedule import epoch_order, learning_rate, window_edges
+from bvae.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    check_tensors,
+    load_checkpoint,
+    save_checkpoint,
+)
+from bvae.training.determinism import keep_freed_memory, reproducible
+from bvae.training.schedule import epoch_order, learning_rate, window_edges
+from bvae.training.step import make_step
 
 
 class Trainer:
@@ -71,7 +77,7 @@ class Trainer:
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
-        self._updates = updates_of(self.model, self.loss, training)
+        self._train_step = make_step(self.model, self.loss, training)
         self._evaluator = Evaluator(corpus.val, self.loss, precision=training.precision)
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
@@ -89,14 +95,14 @@ class Trainer:
                 try:
                     self._train_epoch(last)
                 finally:
-                    self._updates.store()
+                    self._train_step.sync_model()
                 if self.divergence is None and self.progress.step == (self.epoch + 1) * self.steps_per_epoch:
                     self._end_epoch()
         return self.progress.history
 
     def write(self, path: Path, *others: Path) -> None:
         """Write a checkpoint of this point under these names, and announce nothing. Raises StorageError."""
-        self._updates.store()
+        self._train_step.sync_model()
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
         save_checkpoint(Checkpoint(self._tensors(), self.progress), path, *others)
 
@@ -163,7 +169,7 @@ class Trainer:
     def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
         """One update on training grids `rows`; None, with the weights untouched, if it diverged."""
         target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
-        means, norm = self._updates.gradient(target, self._noise)
+        means, norm = self._train_step.forward_backward(target, self._noise)
         numbers = {
             "loss": means.total.item(),
             "reconstruction": means.reconstruction.item(),
@@ -173,7 +179,7 @@ class Trainer:
         if not all(map(math.isfinite, numbers.values())):
             self._diverge(numbers, rows)
             return None
-        self._updates.step(self._learning_rate(self.progress.step))
+        self._train_step.step(self._learning_rate(self.progress.step))
         return numbers["loss"], numbers["reconstruction"], numbers["kl"], means.accuracy.item()
 
     def _learning_rate(self, step: int) -> float:
@@ -243,7 +249,7 @@ class Trainer:
     def _tensors(self) -> dict[str, Tensor]:
         """Model and optimizer by name; the tensors themselves, so that restoring can copy into them."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return tensors | {f"optimizer.{name}": tensor for name, tensor in self._updates.tensors().items()}
+        return tensors | {f"optimizer.{name}": tensor for name, tensor in self._train_step.tensors().items()}
 
     def _check_progress(self, path: Path, progress: Progress) -> Tensor:
         """The generator state of a checkpoint. Raises CheckpointError where its parts do not fit together."""
