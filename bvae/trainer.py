@@ -77,7 +77,8 @@ class Trainer:
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
-        self._train_step = make_step(self.model, self.loss, training)
+        example = torch.from_numpy(corpus.train[:2])
+        self._train_step = make_step(self.model, self.loss, training, example)
         self._evaluator = Evaluator(corpus.val, self.loss, precision=training.precision)
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import copy
 import logging
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from bvae.beta_vae import BetaVAE
+from bvae.beta_vae import BetaVAE, one_hot
 from bvae.config import TrainingConfig
 from bvae.losses import BetaVAELoss
 from bvae.resampling import Downsample, Upsample
-from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
+from bvae.training.cpu_bf16 import HandwrittenStep
 from bvae.training.cpu_layers import LAYERS
+from bvae.training.cpu_support import unsupported
 from bvae.training.step import AutogradStep, TrainStep, make_step
 
 pytestmark = pytest.mark.unit
@@ -33,9 +34,31 @@ def new_model(*, grid_size: int = 4, latent_dim: int = 3) -> BetaVAE:
     return BetaVAE(grid_size=grid_size, latent_dim=latent_dim)
 
 
+EMPTY = new_model()
+EMPTY.encoder, EMPTY.decoder = nn.Sequential(), nn.Sequential()
+
+
+def model_of(encoder: Iterable[nn.Module], decoder: Iterable[nn.Module]) -> BetaVAE:
+    model = copy.deepcopy(EMPTY)
+    model.encoder, model.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
+    return model
+
+
+def narrow_model() -> BetaVAE:
+    """Every supported layer, for grids of 4×4."""
+    torch.manual_seed(0)
+    return model_of(
+        [nn.Conv2d(10, 2, 3, padding=1), nn.ReLU(), Downsample(2, 3), nn.Flatten(), nn.Linear(12, 4)],
+        [nn.Linear(2, 12), nn.ReLU(), nn.Unflatten(1, (3, 2, 2)), Upsample(3, 10)],
+    )
+
+
 def random_grids(batch: int, height: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 10, (batch, height, width), generator=generator, dtype=torch.uint8)
+
+
+EXAMPLE = random_grids(2, 4, 4)
 
 
 def trained(step: TrainStep, model: nn.Module, target: Tensor) -> dict[str, Tensor]:
@@ -111,10 +134,12 @@ def map_layers(
         elif kind == "down":
             layers.append(Downsample(channels, draw(few)))
             height, width = (height + 1) // 2, (width + 1) // 2
-        elif max(height, width) <= 8:
+        elif max(height, width) > 8:
+            continue
+        else:
             layers.append(Upsample(channels, draw(few)))
             height, width = 2 * height, 2 * width
-        channels = channels_of(layers[-1]) if layers else channels
+        channels = channels_of(layers[-1])
     return layers, (channels, height, width)
 
 
@@ -139,8 +164,6 @@ def models(draw: st.DrawFn, supported: st.SearchStrategy[bool]) -> tuple[BetaVAE
     """A BetaVAE with layers drawn at random, and the height and width of its grids."""
     torch.manual_seed(draw(st.integers(0, 99)))
     height, width = draw(st.sampled_from([(4, 4), (1, 1), (2, 6), (5, 3), (8, 8), (1, 4)]))
-    model = BetaVAE(grid_size=4, latent_dim=1)
-
     maps, shape = draw(map_layers(supported, (10, height, width)))
     size = shape[0] * shape[1] * shape[2]
     encoder = [*maps, nn.Flatten()]
@@ -173,22 +196,20 @@ def models(draw: st.DrawFn, supported: st.SearchStrategy[bool]) -> tuple[BetaVAE
     last = channels if halved else shape[0]
     if last != 10 or draw(st.booleans()):
         decoder.append(nn.Conv2d(last, 10, 3, padding=1))
-    model.encoder, model.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
-    return model, (height, width)
+    return model_of(encoder, decoder), (height, width)
 
 
-@settings(max_examples=80)
 @given(models(st.just(True)), st.integers(1, 3))
 def test_any_sequence_of_supported_layers_is_trained_as_by_autograd(
     drawn: tuple[BetaVAE, tuple[int, int]], batch: int
 ) -> None:
     model, size = drawn
     assume(any(True for _ in model.parameters()))
-    assert unsupported(model) is None
-    assert_trained_as_by_autograd(model, random_grids(batch, *size))
+    target = random_grids(batch, *size)
+    assert unsupported(model, target) is None
+    assert_trained_as_by_autograd(model, target)
 
 
-@settings(max_examples=80)
 @given(models(st.sampled_from([True, True, False])), st.integers(1, 3))
 def test_any_sequence_of_layers_is_trained_as_by_autograd_or_declined(
     drawn: tuple[BetaVAE, tuple[int, int]], batch: int
@@ -228,19 +249,17 @@ def is_trained_by_autograd(model: BetaVAE, target: Tensor) -> bool:
 def test_a_module_with_any_one_attribute_changed_is_declined_or_trained_as_by_autograd(
     kind: type[nn.Module],
 ) -> None:
-    target, changed = random_grids(2, 4, 4), 0
-    for chain in ("encoder", "decoder"):
-        for i, module in enumerate(new_model().get_submodule(chain)):
-            if type(module) is not kind:
-                continue
-            for name in [name for name in vars(module) if not name.startswith("_")]:
-                for value in other_values(getattr(module, name)):
-                    model = new_model()
-                    setattr(model.get_submodule(chain)[i], name, value)
-                    changed += 1
-                    if unsupported(model) is None and is_trained_by_autograd(model, target):
-                        assert_trained_as_by_autograd(model, target)
-    assert changed > 0
+    target, path = (
+        random_grids(2, 4, 4),
+        {type(module): name for name, module in narrow_model().named_modules()},
+    )
+    attributes = vars(narrow_model().get_submodule(path[kind]))
+    for name in [name for name in attributes if not name.startswith("_")]:
+        for value in other_values(attributes[name]):
+            model = narrow_model()
+            setattr(model.get_submodule(path[kind]), name, value)
+            if unsupported(model) is None and is_trained_by_autograd(model, target):
+                assert_trained_as_by_autograd(model, target)
 
 
 def replace(path: str, module: nn.Module) -> Callable[[BetaVAE], object]:
@@ -380,11 +399,56 @@ def test_what_it_does_not_support_goes_to_autograd_and_the_log_says_why(
     model = new_model()
     apply(model)
     with caplog.at_level(logging.INFO, logger="bvae"):
-        assert type(make_step(model, LOSS, BF16)) is AutogradStep
+        assert type(make_step(model, LOSS, BF16, EXAMPLE)) is AutogradStep
     (line,) = caplog.messages
     assert line.startswith("gradients by autograd, which is slower than the handwritten step: ")
     with pytest.raises(ValueError, match=reason):
         HandwrittenStep(model, LOSS, max_norm=1.0)
+
+
+def clamped_encode(model: BetaVAE, grids: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_variance = model.encoder(one_hot(grids)).chunk(2, dim=1)
+    return mean, log_variance.clamp(-0.01, 0.01)
+
+
+def dropping_encode(model: BetaVAE, grids: Tensor) -> tuple[Tensor, Tensor]:
+    mean, log_variance = model.encoder(nn.functional.dropout(one_hot(grids))).chunk(2, dim=1)
+    return mean, log_variance
+
+
+def capped_decode(model: BetaVAE, latent: Tensor) -> Tensor:
+    return model.decoder(latent).tanh()
+
+
+@pytest.mark.parametrize("edited", [clamped_encode, dropping_encode, capped_decode])
+def test_an_edited_encode_or_decode_goes_to_autograd(
+    edited: Callable[..., object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, model = edited.__name__.split("_")[1], new_model()
+    monkeypatch.setattr(BetaVAE, name, edited)
+    torch.manual_seed(0)
+    with caplog.at_level(logging.INFO, logger="bvae"):
+        assert type(make_step(model, LOSS, BF16, EXAMPLE)) is AutogradStep
+    assert f"{name} does more than to apply the {name}r" in caplog.text
+    assert torch.initial_seed() == 0
+    assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(0)))
+
+
+def test_an_encode_that_becomes_different_while_it_is_trained_is_refused() -> None:
+    model = new_model()
+    step = HandwrittenStep(model, LOSS, max_norm=1.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BetaVAE, "encode", clamped_encode)
+        with pytest.raises(ValueError, match=r"encode does more .* use --precision=fp32"):
+            step.forward_backward(EXAMPLE, torch.Generator())
+
+
+def test_numbers_that_are_not_finite_are_no_reason() -> None:
+    for value in (torch.nan, torch.inf, 3e38):
+        model = new_model()
+        with torch.no_grad():
+            model.encoder[7].weight.fill_(value)
+        assert unsupported(model, EXAMPLE) is None
 
 
 def test_a_hook_of_all_modules_is_seen() -> None:
@@ -398,29 +462,28 @@ def test_a_hook_of_all_modules_is_seen() -> None:
 
 def test_nothing_is_logged_where_autograd_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="bvae"):
-        make_step(new_model(), LOSS, TrainingConfig(precision="fp32"))
-        make_step(new_model(), LOSS, BF16)
+        make_step(new_model(), LOSS, TrainingConfig(precision="fp32"), EXAMPLE)
+        make_step(new_model(), LOSS, BF16, EXAMPLE)
     assert not caplog.messages
 
 
 @pytest.mark.parametrize("change", ["circular padding", "GELU", "BatchNorm", "groups", "no bias"])
 def test_a_changed_decoder_is_trained_in_bfloat16_as_on_a_processor_without_it(change: str) -> None:
-    """Within rounding: the gradient of bf16, which processors that have it choose, and that of fp32."""
+    """Rounding changes the gradient by 5 %; taking circular for zero padding changed it by 35 %."""
     apply, _ = DECLINED[change]
-    model, target, moments = new_model(grid_size=8), random_grids(16, 8, 8), {}
+    model, target, gradients = new_model(), random_grids(16, 4, 4), {}
     apply(model)
     with torch.no_grad():
         model.encoder[-1].bias[3:] = -20  # so little noise that it need not be the same
     for precision in ("bf16", "fp32"):
-        trained_model = copy.deepcopy(model)
-        step = make_step(trained_model, LOSS, TrainingConfig(precision=precision, max_gradient_norm=1e6))
+        training = TrainingConfig(precision=precision, max_gradient_norm=1e6)
+        step = make_step(copy.deepcopy(model), LOSS, training, target)
         step.forward_backward(target, torch.Generator().manual_seed(0))
         step.step(0.0)
         step.sync_model()
-        moments[precision] = step.tensors()  # after one step a tenth of the gradient
-    for name, exact in moments["fp32"].items():
-        if name.endswith("weight.exp_avg"):
-            assert (moments["bf16"][name] - exact).norm() < 0.1 * exact.norm(), name
+        moments = [value for name, value in step.tensors().items() if name.endswith(".exp_avg")]
+        gradients[precision] = torch.cat([moment.flatten() for moment in moments])  # a tenth of it
+    assert (gradients["bf16"] - gradients["fp32"]).norm() < 0.1 * gradients["fp32"].norm()
 
 
 def test_layers_that_are_changed_after_a_step_are_trained_as_they_are() -> None:

@@ -325,4 +325,4 @@ def test_only_a_betavae_in_bfloat16_on_a_cpu_is_trained_by_hand_whatever_its_nam
     training: dict[str, Any], model: GridModel, kind: type[TrainStep]
 ) -> None:
     loss = BetaVAELoss(gamma=1.0, weight=None, beta=0.1)
-    assert type(make_step(model, loss, TrainingConfig(**training))) is kind
+    assert type(make_step(model, loss, TrainingConfig(**training), grids(2, 4, 0))) is kind

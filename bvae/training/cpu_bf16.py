@@ -12,27 +12,15 @@ from collections.abc import Callable, Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_module
 
 from bvae.beta_vae import BetaVAE, sample_posterior
 from bvae.losses import BetaVAELoss, LossTerms
-from bvae.training.cpu_layers import (
-    LAYERS,
-    Layer,
-    WeightedLayer,
-    backward,
-    build_layers,
-    forward,
-    unsupported_sequence,
-)
+from bvae.training.cpu_layers import LAYERS, Layer, WeightedLayer, backward, forward
+from bvae.training.cpu_support import build_layers, leaves, unsupported
 from bvae.training.optimizer import Adam
 
 ALIGNMENT = 32
 """Each parameter starts at a multiple of this index in the vector, which is 64 bytes of bfloat16."""
-
-_has_any_global_hook: Callable[[], bool] = torch_module._has_any_global_hook
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class HandwrittenStep:
@@ -71,7 +59,7 @@ class HandwrittenStep:
     def forward_backward(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
         exact = self._weights.dtype
         if self._is_synced:
-            self._load()
+            self._load(target[:2])
         self._rounded.copy_(self._weights)
         one_hot = F.embedding(target.long(), self._one_hot_rows).permute(0, 3, 1, 2)
         mean, log_variance = forward(self._encoder, one_hot).to(exact).chunk(2, dim=1)
@@ -101,9 +89,9 @@ class HandwrittenStep:
                 there.copy_(here)
         self._is_synced = True
 
-    def _load(self) -> None:
+    def _load(self, example: Tensor) -> None:
         """Read the layers, weights and optimizer state of the model as they are now."""
-        _check(self._model)
+        _check(self._model, example)
         if _shapes(self._model) != self._shapes or self._model.one_hot_rows.dtype != self._weights.dtype:
             raise ValueError("parameters of the model were added, removed, or changed in shape or type")
         self._one_hot_rows = self._model.one_hot_rows.to(self._dtype)
@@ -143,70 +131,10 @@ class HandwrittenStep:
         return layers
 
 
-def unsupported(model: nn.Module) -> str | None:
-    """Say in words why `HandwrittenStep` cannot train a model; None where it can.
-
-    It reads the encoder and decoder of a `BetaVAE` as sequences of modules, whose own code it never calls. So
-    all must be as it knows them: exact types, attributes, methods and parameters, without hooks.
-    """
-    if type(model) is not BetaVAE:
-        return f"the model is a {type(model).__name__} and not a BetaVAE"
-    if _has_any_global_hook():
-        return "hooks are registered for all modules"
-    for name, module in model.named_modules():
-        name = name or "the model"
-        if any(getattr(module, hooks, None) for hooks in _HOOKS):
-            return f"{name} has a hook"
-        if own := [key for key in vars(module) if callable(getattr(type(module), key, None))]:
-            return f"{name} has a method {own[0]} of its own"
-    for chain in ("encoder", "decoder"):
-        if type(found := getattr(model, chain)) is not nn.Sequential:
-            return f"{chain} is a {type(found).__name__} and not a Sequential"
-    encoder, decoder = leaves(model, "encoder"), leaves(model, "decoder")
-    return (
-        unsupported_sequence(encoder, takes="maps", gives="vectors")
-        or unsupported_sequence(decoder, takes="vectors", gives="maps")
-        or _unsupported_parameters(model, encoder | decoder)
-    )
-
-
-def _unsupported_parameters(model: BetaVAE, modules: dict[str, nn.Module]) -> str | None:
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    expected = {
-        f"{name}.{key}": shape
-        for name, module in modules.items()
-        for key, shape in LAYERS[type(module)].shapes(module).items()
-    }
-    if not expected:
-        return "there is no parameter"
-    for name in expected | parameters:
-        if name not in parameters:
-            return f"{name} is no parameter"
-        parameter, dtype = parameters[name], model.one_hot_rows.dtype
-        if name not in expected or tuple(parameter.shape) != expected[name]:
-            return f"{name} is a parameter of shape {[*parameter.shape]}; expected {expected.get(name)}"
-        if not parameter.requires_grad:
-            return f"{name} is frozen"
-        if parameter.dtype != dtype or dtype not in (torch.float32, torch.float64):
-            return f"{name} is {parameter.dtype} and the one-hot encoding {dtype}"
-        if parameter.device.type != "cpu" or parameter.layout != torch.strided:
-            return f"{name} is {parameter.layout} on {parameter.device}"
-        if type(parameter) is not nn.Parameter or any(getattr(parameter, h, None) for h in _TENSOR_HOOKS):
-            return f"{name} has a hook or is of a type of its own"
-    storages = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
-    return None if len(storages) == len(parameters) else "parameters share memory"
-
-
-def leaves(model: nn.Module, chain: str) -> dict[str, nn.Module]:
-    """Return the modules of a sequence by name, those of nested sequences in its place."""
-    named = model.get_submodule(chain).named_modules(prefix=chain, remove_duplicate=False)
-    return {name: module for name, module in named if type(module) is not nn.Sequential}
-
-
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
-def _check(model: BetaVAE) -> None:
-    if reason := unsupported(model):
+def _check(model: BetaVAE, example: Tensor | None = None) -> None:
+    if reason := unsupported(model, example):
         raise ValueError(f"the handwritten step does not support the model: {reason}; use --precision=fp32")

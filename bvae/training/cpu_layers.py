@@ -6,7 +6,7 @@ Maps are `[B, C, H, W]` and channels last in memory, as are the weights of convo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -308,55 +308,6 @@ LAYERS: dict[type[nn.Module], type[Layer]] = {
     nn.Flatten: Flatten,
     nn.Unflatten: Unflatten,
 }
-
-
-def unsupported_sequence(modules: Mapping[str, nn.Module], *, takes: Form, gives: Form) -> str | None:
-    """Say in words why a sequence of modules has no handwritten layers; None where it has.
-
-    Args:
-        modules: by name, in the order in which they are applied.
-        takes, gives: the form of the batch that the sequence is given, and of what it must return.
-    """
-    form = takes
-    for name, module in modules.items():
-        described = f"{name} ({type(module).__name__})"
-        layer = LAYERS.get(type(module))
-        if layer is None:
-            return f"{described} has no handwritten layer"
-        if reason := layer.unsupported(module):
-            return f"{described}: {reason}"
-        if layer.takes not in (None, form):
-            return f"{described} is applied to {form}"
-        form = layer.gives or form
-    return None if form == gives else f"the sequence {[*modules]} returns {form} and not {gives}"
-
-
-def build_layers(
-    modules: Iterable[tuple[nn.Module, Sequence[Tensor]]], *, channels: int = 1, of_data: bool = False
-) -> list[Layer]:
-    """Return the handwritten layers of a supported sequence.
-
-    Args:
-        modules: each with its four flat tensors, see `WeightedLayer`, or with none.
-        channels: of the maps that the sequence is given.
-        of_data: whether nobody needs the gradient w.r.t. what the sequence is given.
-    """
-    layers: list[Layer] = []
-    modules = [*modules]
-    others = [None if isinstance(module, nn.ReLU) else module for module, _ in modules]
-    for i, (module, tensors) in enumerate(modules):
-        place = Place(
-            before=next(filter(None, reversed(others[:i])), None),
-            after=next(filter(None, others[i + 1 :]), None),
-            channels=channels,
-            is_first=of_data and i == 0,
-        )
-        layers.append(LAYERS[type(module)](module, place, *tensors))
-        if isinstance(module, nn.Unflatten):
-            channels = int(module.unflattened_size[0])
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            channels = module.out_channels
-    return layers
 
 
 def forward(layers: Sequence[Layer], batch: Tensor) -> Tensor:

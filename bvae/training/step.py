@@ -11,7 +11,9 @@ from torch import Tensor
 from bvae.beta_vae import BetaVAE, GridModel, sample_posterior
 from bvae.config import TrainingConfig
 from bvae.losses import BetaVAELoss, LossTerms
-from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
+from bvae.training.cpu_bf16 import HandwrittenStep
+from bvae.training.cpu_support import unsupported
+from bvae.training.determinism import reproducible
 from bvae.training.optimizer import Adam
 
 _log = logging.getLogger(__name__)
@@ -86,14 +88,22 @@ class AutogradStep:
         return self._adam.tensors()
 
 
-def make_step(model: GridModel, loss: BetaVAELoss, training: TrainingConfig) -> TrainStep:
+def make_step(model: GridModel, loss: BetaVAELoss, training: TrainingConfig, example: Tensor) -> TrainStep:
     """Return the fastest step that trains exactly this model.
 
     In bfloat16 on a CPU that is `HandwrittenStep` where it supports the model; if not, the log says why.
+
+    Args:
+        model: the module to train, on the device where it is trained.
+        loss: its mean over a batch is minimized.
+        training: its precision, device and largest gradient norm are used.
+        example: `[B, H, W]`, a few grids to try the model on.
     """
     max_norm, bf16 = training.max_gradient_norm, training.precision == "bf16"
-    if bf16 and torch.device(training.device).type == "cpu":
-        reason = unsupported(model)
+    device = torch.device(training.device)
+    if bf16 and device.type == "cpu":
+        with reproducible(device):
+            reason = unsupported(model, example)
         if reason is None:
             assert isinstance(model, BetaVAE)
             return HandwrittenStep(model, loss, max_norm=max_norm)
