@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors files that carry all that training needs to go on, bit for bit.
+"""Checkpoints: safetensors files with everything that training needs to continue bit for bit.
 
-A checkpoint is data. Nothing in it is ever executed or unpickled; one SHA-256 over the whole file, with the
-place of the checksum itself zeroed, finds truncation and any flipped bit before anything is believed.
+A checkpoint is data: nothing in it is executed or unpickled. A SHA-256 of the whole file, in which the
+checksum itself counts as zeros, detects truncation and flipped bits before any content is used.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ CONTENT_ERRORS = (
     *(safetensors.SafetensorError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
     *(AssertionError, AttributeError),
 )
-"""What parsers raise for content that is not what they expect."""
+"""Exceptions that parsers raise for content of another format."""
 
 State = TypeVar("State")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged or does not belong here; one line that names the file and what is wrong."""
+    """A checkpoint is damaged or of another run. The message is one line with the file and the fault."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -46,14 +46,14 @@ class CheckpointError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Generic[State]):
-    """Tensors by name, and everything else as one dataclass that goes to and from JSON."""
+    """Tensors by name, and everything else as one dataclass that is stored as JSON."""
 
     tensors: Mapping[str, Tensor]
     state: State
 
 
 def encode_checkpoint(checkpoint: Checkpoint[State]) -> bytes:
-    """The bytes of a safetensors file; the same checkpoint always gives the same bytes."""
+    """Return the bytes of a safetensors file, always the same for the same checkpoint."""
     # One metadata key only: with more, the format leaves their order open.
     state = json.loads(to_json(checkpoint.state))
     metadata = json.dumps({"checksum": _NO_CHECKSUM, "state": state}, separators=(",", ":"))
@@ -64,12 +64,12 @@ def encode_checkpoint(checkpoint: Checkpoint[State]) -> bytes:
 
 
 def save_checkpoint(checkpoint: Checkpoint[State], path: Path, *others: Path) -> None:
-    """Write a checkpoint to a path, whole or not at all, the others as further names. Raises StorageError."""
+    """Write a checkpoint to each path, completely or not at all. Raises StorageError."""
     write_whole(path, encode_checkpoint(checkpoint), *others)
 
 
 def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:
-    """Read a checkpoint whose state is a `kind`.
+    """Read a checkpoint with a state of type `kind`.
 
     Raises:
         CheckpointError: for a file that is missing, too large, truncated, altered, or of another format.
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:
 
 
 def _read(path: Path) -> bytes:
-    """The bytes of a file that begins as a checkpoint does; of another no more than its beginning is read."""
+    """Return the bytes of a file, or only its first ones where it does not start like a checkpoint."""
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise CheckpointError(f"{path} is not a file; expected a checkpoint of bvae")
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""How PyTorch is to compute: so that the same seed gives the same bits, and without returning memory."""
+"""Settings of PyTorch for training: the same seed gives the same bits, and freed memory is kept."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import torch
 import torch.utils.deterministic
 
 deterministic: Any = torch.utils.deterministic
-"""Its annotations lack what is used of it."""
+"""The module without its annotations, which lack `fill_uninitialized_memory`."""
 
 
 @contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Deterministic kernels and, on the CPU, one compute thread; the previous settings come back after.
+    """Use deterministic kernels and, on the CPU, one thread; restore the previous settings afterwards.
 
     Sums over a varying number of threads round differently; and two processes with two threads each on two
     cores are ten times slower than with one, since the threads of one spin while those of the other work.
-    On CUDA an environment variable that cuBLAS asks for is set and stays.
+    On CUDA, CUBLAS_WORKSPACE_CONFIG is set if it is not, and stays set.
     """
     # torch.use_deterministic_algorithms would also tell the compiler, and take a second to import it.
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     fill = deterministic.fill_uninitialized_memory
     torch.set_deterministic_debug_mode("error")
-    deterministic.fill_uninitialized_memory = (
-        False  # at every new tensor, for those who read what they never wrote
-    )
+    # Deterministic mode would fill each new tensor, in case that it is read before it is written.
+    deterministic.fill_uninitialized_memory = False
     if device.type == "cpu":
         torch.set_num_threads(1)
     else:
@@ -42,9 +41,9 @@ def reproducible(device: torch.device) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed blocks of up to 31 MiB for reuse, and not return each to the system.
+    """Make the C library keep freed blocks of up to 31 MiB for reuse.
 
-    glibc raises that limit to the largest block freed so far. Below it, the activations of each step would be
-    mapped, filled with zeros page by page, and unmapped again.
+    Otherwise the activations of each step would be mapped, filled with zeros page by page, and unmapped
+    again. glibc keeps blocks up to the size of the largest one freed so far, so freeing one is enough.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""What a run does when: the order of its grids in each epoch and its learning rate at each step."""
+"""The order of the training grids in each epoch, and the learning rate at each step."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
-"""How many cells, which are bytes of a uint8 file, an epoch of a large corpus reads and shuffles together."""
+"""Number of cells, one byte each, that an epoch of a large corpus reads together and shuffles together."""
 
 
 def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[np.int64]:
-    """The order in which an epoch visits n training grids of so many cells, a function of these alone.
+    """Return the order in which an epoch visits n training grids of `cells` cells each.
 
-    Any order is equally likely for up to 256 MiB of grids. Of more, blocks of 256 KiB are shuffled, and
-    then the grids of every 1024 blocks: a file that exceeds the page cache is then read about once an epoch.
+    It depends on the arguments alone. For up to 256 MiB of grids all orders are equally likely. Larger
+    corpora are shuffled in blocks of 256 KiB first, and then grid by grid within each 1024 blocks, so that a
+    file that exceeds the page cache is read about once per epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     windows = window_edges(n, cells=cells)
@@ -31,14 +32,14 @@ def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[n
 
 
 def window_edges(n: int, *, cells: int) -> list[int]:
-    """Where in `epoch_order` grids that are shuffled together begin, and n, where the last of them end."""
+    """Return the indices in `epoch_order` at which each set of grids shuffled together starts, and n."""
     windows = math.ceil(n / (WINDOW_CELLS // cells))
     size, larger = divmod(n, windows)
     return [window * size + min(window, larger) for window in range(windows + 1)]
 
 
 def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
-    """Linear warm-up to `peak` over at most a quarter of `total` steps, then a cosine to 0 at `total`."""
+    """Return the rate of a step: linear warm-up over at most a quarter of all steps, then a cosine to 0."""
     warmup = min(warmup, total // 4)
     if step < warmup:
         return peak * (step + 1) / warmup
