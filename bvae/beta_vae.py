@@ -129,8 +129,8 @@ class BetaVAE(GridModel):
     log variance. The decoder mirrors it, with 4×4 transposed convolutions, and ends in one logit per class
     and cell. Weights before a ReLU are drawn so that the signal keeps its size, see `initialize`.
 
-    Any layers may be changed, and `encode` and `decode` too. Where `bvae.training.cpu_support` finds something
-    that the handwritten step for bfloat16 on CPUs does not compute, autograd trains the model.
+    Layers, `encode` and `decode` may be changed freely: what the handwritten step for bfloat16 on CPUs does
+    not support is trained by autograd, see `bvae.training.cpu_support`.
 
     Args:
         grid_size: height and width, a multiple of 4.

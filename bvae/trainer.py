@@ -48,7 +48,7 @@ class Trainer:
         listeners: called with each event, in order, in the training thread.
 
     Attributes:
-        model: the model. While `fit` trains, its weights are those of the last checkpoint.
+        model: the model, up to date at each checkpoint and when `fit` has ended, in whatever way.
         progress: steps done, epoch records, best validation loss.
         divergence: the step at which a number was not finite and training stopped, or None.
 
@@ -77,7 +77,7 @@ class Trainer:
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
-        example = torch.from_numpy(corpus.train[:2])
+        example = torch.from_numpy(corpus.train[:2].copy())
         self._train_step = make_step(self.model, self.loss, training, example)
         self._evaluator = Evaluator(corpus.val, self.loss, precision=training.precision)
 
