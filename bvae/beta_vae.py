@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bvae import class_weights as weights
 from bvae.config import DEFAULT_CLASSES, OUTSIDE, LossOption
-from bvae.resampling import Doubling, Halving
+from bvae.resampling import Downsample, Upsample
 
 Counts = weights.Counts | Tensor
 """`[C]`, how often each class occurs in the training split."""
@@ -129,6 +129,9 @@ class BetaVAE(GridModel):
     log variance. The decoder mirrors it, with 4×4 transposed convolutions, and ends in one logit per class
     and cell. Weights before a ReLU are drawn so that the signal keeps its size, see `initialize`.
 
+    Layers, `encode` and `decode` may be changed freely: what the handwritten step for bfloat16 on CPUs does
+    not support is trained by autograd, see `bvae.training.cpu_support`.
+
     Args:
         grid_size: height and width, a multiple of 4.
         latent_dim: number of latent dimensions Z.
@@ -152,9 +155,9 @@ class BetaVAE(GridModel):
         self.encoder = nn.Sequential(
             nn.Conv2d(classes, 32, 3, padding=1),
             nn.ReLU(),
-            Halving(32, 64),
+            Downsample(32, 64),
             nn.ReLU(),
-            Halving(64, 128),
+            Downsample(64, 128),
             nn.Flatten(),
             nn.ReLU(),  # after flattening, so that its gradient lies as its input does
             nn.Linear(features, 128),
@@ -167,9 +170,9 @@ class BetaVAE(GridModel):
             nn.Linear(128, features),
             nn.ReLU(),
             nn.Unflatten(1, (128, quarter, quarter)),
-            Doubling(128, 64),
+            Upsample(128, 64),
             nn.ReLU(),
-            Doubling(64, 32),
+            Upsample(64, 32),
             nn.ReLU(),
             nn.Conv2d(32, classes, 3, padding=1),
         )

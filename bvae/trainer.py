@@ -1,7 +1,7 @@
-"""The training loop: it trains, evaluates, saves checkpoints, and announces what it did.
+"""The training loop: it trains, evaluates, saves checkpoints, and announces each of these to listeners.
 
-Pictures and logs listen to the events; the loop knows none of them. All that is random comes from the run's
-seed and is part of the checkpoint, so a run that is interrupted and restored ends in the same bits.
+All random numbers come from the run's seed, and the generator's state is part of the checkpoint. So a run
+that is interrupted and restored ends with the same bits.
 """
 
 from __future__ import annotations
@@ -18,33 +18,39 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bvae.beta_vae import option_weights
-from bvae.by_hand import updates_of
-from bvae.checkpoint import Checkpoint, CheckpointError, check_tensors, load_checkpoint, save_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus, LazyGrids
-from bvae.device import keep_freed_memory, reproducible
 from bvae.evaluation import Evaluator
 from bvae.events import CheckpointSaved, EpochEnded, Event, Listener, Stepped
 from bvae.files import make_folder
 from bvae.losses import BetaVAELoss
 from bvae.models import initial_model
 from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
-from bvae.schedule import epoch_order, learning_rate, window_edges
+from bvae.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    check_tensors,
+    load_checkpoint,
+    save_checkpoint,
+)
+from bvae.training.determinism import keep_freed_memory, reproducible
+from bvae.training.schedule import epoch_order, learning_rate, window_edges
+from bvae.training.step import make_step
 
 
 class Trainer:
     """Trains one run.
 
     Args:
-        config: what to train.
+        config: the loss option, seed and training settings.
         corpus: the grids; its fingerprint must be the configured one.
         directory: a folder; checkpoints go to `directory/checkpoints/`.
         listeners: called with each event, in order, in the training thread.
 
     Attributes:
-        model: the model as of the last checkpoint, and once `fit` ends however it ends, as it is now.
+        model: the model, up to date at each checkpoint and when `fit` has ended, in whatever way.
         progress: steps done, epoch records, best validation loss.
-        divergence: where training stopped because a number was not finite, or None.
+        divergence: the step at which a number was not finite and training stopped, or None.
 
     Raises:
         ValueError: where the corpus is not the one configured or the precision was left open.
@@ -71,11 +77,12 @@ class Trainer:
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
-        self._updates = updates_of(self.model, self.loss, training)
+        example = torch.from_numpy(corpus.train[:2].copy())
+        self._train_step = make_step(self.model, self.loss, training, example)
         self._evaluator = Evaluator(corpus.val, self.loss, precision=training.precision)
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
-        """Train to the step `last`, by default that of the last epoch's end, or until a number is not finite.
+        """Train until the step `last`, by default the last of all, or until a number is not finite.
 
         Returns: one record for each completed epoch.
 
@@ -89,14 +96,14 @@ class Trainer:
                 try:
                     self._train_epoch(last)
                 finally:
-                    self._updates.store()
+                    self._train_step.sync_model()
                 if self.divergence is None and self.progress.step == (self.epoch + 1) * self.steps_per_epoch:
                     self._end_epoch()
         return self.progress.history
 
     def write(self, path: Path, *others: Path) -> None:
-        """Write a checkpoint of this point under these names, and announce nothing. Raises StorageError."""
-        self._updates.store()
+        """Write a checkpoint to each path, without announcing it. Raises StorageError."""
+        self._train_step.sync_model()
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
         save_checkpoint(Checkpoint(self._tensors(), self.progress), path, *others)
 
@@ -106,9 +113,9 @@ class Trainer:
         return len(self.progress.history)
 
     def restore(self, path: Path) -> None:
-        """Take up training where a checkpoint left it, and announce that point again.
+        """Continue from a checkpoint, and announce its epoch and checkpoint again.
 
-        Training may have ended between a save and what listens to it, or between two paths of one save; so
+        A run may have been interrupted between a save and its listeners, or between two paths of one save. So
         both are repeated, with the same content.
 
         Raises:
@@ -135,7 +142,7 @@ class Trainer:
         return self.config.training.epochs * self.steps_per_epoch
 
     def _train_epoch(self, last: int) -> None:
-        """Train what is left of an epoch, but no step after the step `last`."""
+        """Train the remaining steps of the current epoch, at most until the step `last`."""
         started = time.perf_counter() - self.progress.epoch_seconds
         done = self.progress.step - self.epoch * self.steps_per_epoch
         train, cells = self.corpus.train, self.corpus.grid_size**2
@@ -161,9 +168,12 @@ class Trainer:
                 self._save(*self._due())
 
     def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
-        """One update on training grids `rows`; None, with the weights untouched, if it diverged."""
+        """Train on the grids `rows`, and return the loss, its terms and accuracy.
+
+        Returns None, and leaves the weights as they are, where a number is not finite.
+        """
         target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
-        means, norm = self._updates.gradient(target, self._noise)
+        means, norm = self._train_step.forward_backward(target, self._noise)
         numbers = {
             "loss": means.total.item(),
             "reconstruction": means.reconstruction.item(),
@@ -173,7 +183,7 @@ class Trainer:
         if not all(map(math.isfinite, numbers.values())):
             self._diverge(numbers, rows)
             return None
-        self._updates.step(self._learning_rate(self.progress.step))
+        self._train_step.step(self._learning_rate(self.progress.step))
         return numbers["loss"], numbers["reconstruction"], numbers["kl"], means.accuracy.item()
 
     def _learning_rate(self, step: int) -> float:
@@ -207,7 +217,7 @@ class Trainer:
         self._save(*self._due())
 
     def _due(self) -> list[str]:
-        """The names of the checkpoints to be saved at this point of training."""
+        """Return the names of the checkpoints to save at this step."""
         training, history = self.config.training, self.progress.history
         if self.progress.step > self.epoch * self.steps_per_epoch:
             every = training.checkpoint_every_steps
@@ -241,12 +251,12 @@ class Trainer:
             listener(event)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Model and optimizer by name; the tensors themselves, so that restoring can copy into them."""
+        """Return model and optimizer state by name. Writing to these tensors restores a checkpoint."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return tensors | {f"optimizer.{name}": tensor for name, tensor in self._updates.tensors().items()}
+        return tensors | {f"optimizer.{name}": tensor for name, tensor in self._train_step.tensors().items()}
 
     def _check_progress(self, path: Path, progress: Progress) -> Tensor:
-        """The generator state of a checkpoint. Raises CheckpointError where its parts do not fit together."""
+        """Return the generator's state. Raises CheckpointError where parts of the checkpoint do not match."""
         epochs = [record.epoch for record in progress.history]
         steps = progress.step - len(epochs) * self.steps_per_epoch
         if (
@@ -266,6 +276,6 @@ class Trainer:
 
 
 def run_loss(config: RunConfig, corpus: Corpus) -> BetaVAELoss:
-    """The loss of a run, its class weights from the training counts."""
+    """Return the loss of a run, with class weights from the counts of the training split."""
     weight = option_weights(config.option, corpus.class_counts).to(config.training.device)
     return BetaVAELoss(gamma=config.option.gamma, weight=weight, beta=config.training.beta)

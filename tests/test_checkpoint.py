@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvae.checkpoint import (
+from bvae.training.checkpoint import (
     Checkpoint,
     CheckpointError,
     check_tensors,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE
 from bvae.corpus import GRID_SIZES
-from bvae.resampling import Doubling, Halving, patches
+from bvae.resampling import Downsample, Upsample, patches
 
 pytestmark = pytest.mark.unit
 
@@ -18,11 +18,11 @@ few = st.integers(1, 3)
 
 
 def layer_of(up: bool, channels: int, out_channels: int) -> nn.Module:
-    return Doubling(channels, out_channels) if up else Halving(channels, out_channels)
+    return Upsample(channels, out_channels) if up else Downsample(channels, out_channels)
 
 
 def plain(layer: nn.Module, maps: Tensor) -> Tensor:
-    kind = F.conv_transpose2d if isinstance(layer, Doubling) else F.conv2d
+    kind = F.conv_transpose2d if isinstance(layer, Upsample) else F.conv2d
     return kind(maps, layer.weight, layer.bias, stride=2, padding=1)
 
 
@@ -100,7 +100,7 @@ def test_no_model_has_maps_that_pytorch_misreads(grid_size: int) -> None:
     model = BetaVAE(grid_size=grid_size, latent_dim=1)
     sizes: list[tuple[int, int]] = []
     for layer in model.modules():
-        if isinstance(layer, Halving):
+        if isinstance(layer, Downsample):
             layer.register_forward_pre_hook(lambda _, maps: sizes.append(tuple(maps[0].shape[-2:])))
     model(torch.zeros(1, grid_size, grid_size, dtype=torch.uint8))
     assert len(sizes) == 2

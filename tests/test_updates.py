@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, GridModel
-from bvae.by_hand import ByHand, updates_of
 from bvae.config import LOSS_OPTIONS, OUTSIDE, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.events import Event, Stepped
-from bvae.layers import layer_of
 from bvae.losses import BetaVAELoss
 from bvae.trainer import Trainer
-from bvae.updates import ByAutograd, Updates
+from bvae.training.cpu_bf16 import HandwrittenStep
+from bvae.training.cpu_layers import Place, ReLU
+from bvae.training.step import AutogradStep, TrainStep, make_step
 
 pytestmark = pytest.mark.unit
 
@@ -45,21 +45,21 @@ def grids(batch: int, grid_size: int, seed: int, *, outside: bool = False) -> Te
     return made
 
 
-def train(updates: Updates, target: Tensor, rates: list[float]) -> list[Tensor]:
+def train(updates: TrainStep, target: Tensor, rates: list[float]) -> list[Tensor]:
     """Terms and norm `[5]` of each step."""
     noise = torch.Generator().manual_seed(0)
     found = []
     for rate in rates:
-        terms, norm = updates.gradient(target, noise)
+        terms, norm = updates.forward_backward(target, noise)
         found.append(torch.stack([term.double() for term in (*terms, norm)]))
         updates.step(rate)
-    updates.store()
+    updates.sync_model()
     return found
 
 
 def test_a_relu_by_bits_is_that_of_every_number_of_bfloat16() -> None:
     numbers = torch.arange(-(2**15), 2**15).short().view(torch.bfloat16)
-    expected, relu = numbers.relu(), layer_of(nn.ReLU())
+    expected, relu = numbers.relu(), ReLU(nn.ReLU(), Place())
     found = relu.forward(numbers.clone())
     assert torch.equal(found.isnan(), numbers.isnan())
     is_number = ~numbers.isnan()
@@ -90,8 +90,8 @@ def test_in_float64_it_moves_every_weight_as_autograd_does(
     loss: BetaVAELoss, size: tuple[int, int], batch: int, seed: int, max_norm: float, outside: bool
 ) -> None:
     ours, reference = (make(*size, seed).double() for _ in range(2))
-    by_hand = ByHand(ours, loss, max_norm=max_norm, dtype=torch.float64)
-    by_autograd = ByAutograd(reference, loss, max_norm=max_norm, bf16=False)
+    by_hand = HandwrittenStep(ours, loss, max_norm=max_norm, dtype=torch.float64)
+    by_autograd = AutogradStep(reference, loss, max_norm=max_norm, bf16=False)
     target, rates = grids(batch, size[0], seed, outside=outside), [1e-3, 2e-3, 0.0]
     torch.testing.assert_close(train(by_hand, target, rates), train(by_autograd, target, rates))
     torch.testing.assert_close(ours.state_dict(), reference.state_dict())
@@ -127,14 +127,14 @@ def exact_gradient(model: BetaVAE, loss: BetaVAELoss, target: Tensor) -> dict[st
     size=st.sampled_from([(4, 1), (8, 3), (16, 16)]),
     batch=st.integers(1, 5),
     seed=st.integers(0, 99),
-    by=st.sampled_from([partial(ByHand), partial(ByAutograd, bf16=False)]),
+    by=st.sampled_from([partial(HandwrittenStep), partial(AutogradStep, bf16=False)]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 def test_a_step_is_along_the_gradient_of_the_mean_over_cells_inside(
     loss: BetaVAELoss, size: tuple[int, int], batch: int, seed: int, by: Any, dtype: torch.dtype
 ) -> None:
     model, target = make(*size, seed).to(dtype), grids(batch, size[0], seed, outside=True)
-    updates = by(model, loss, max_norm=1e6, **({"dtype": dtype} if by.func is ByHand else {}))
+    updates = by(model, loss, max_norm=1e6, **({"dtype": dtype} if by.func is HandwrittenStep else {}))
     expected = exact_gradient(model, loss, target)
     (found,) = train(updates, target, [0.0])
     norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
@@ -153,9 +153,9 @@ def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast(
     loss = BetaVAELoss(gamma=2.0, weight=torch.linspace(0.1, 5, 10), beta=0.012)
     found = {}
     for name, update in {
-        "by hand": partial(ByHand),
-        "autocast": partial(ByAutograd, bf16=True),
-        "exact": partial(ByAutograd, bf16=False),
+        "by hand": partial(HandwrittenStep),
+        "autocast": partial(AutogradStep, bf16=True),
+        "exact": partial(AutogradStep, bf16=False),
     }.items():
         model = make(grid_size, latent_dim)
         with torch.no_grad():
@@ -174,15 +174,15 @@ def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast(
 @pytest.mark.parametrize("size", [(4, 1), (8, 512), (16, 16)])
 def test_what_was_there_is_stored_bit_for_bit(size: tuple[int, int]) -> None:
     model, target, noise = make(*size), grids(1, size[0], 0), torch.Generator()
-    updates = ByHand(model, BetaVAELoss(gamma=1.0, weight=None, beta=1.0), max_norm=1.0)
+    updates = HandwrittenStep(model, BetaVAELoss(gamma=1.0, weight=None, beta=1.0), max_norm=1.0)
     tensors = model.state_dict() | updates.tensors()
     for tensor in tensors.values():
         tensor.copy_(torch.randn_like(tensor) if tensor.ndim else torch.tensor(7.0))
     before = {name: tensor.clone() for name, tensor in tensors.items()}
-    updates.gradient(target, noise)
+    updates.forward_backward(target, noise)
     for tensor in tensors.values():
         tensor.zero_()
-    updates.store()
+    updates.sync_model()
     for name, tensor in tensors.items():
         assert torch.equal(tensor, before[name]), name
 
@@ -192,21 +192,21 @@ def test_training_goes_on_from_what_another_stored() -> None:
     target, rates = grids(8, 8, 1), [1e-3] * 4
     at_once = make(8, 4)
     noise = torch.Generator().manual_seed(0)
-    updates = ByHand(at_once, loss, max_norm=1.0)
+    updates = HandwrittenStep(at_once, loss, max_norm=1.0)
     for rate in rates:
-        updates.gradient(target, noise)
+        updates.forward_backward(target, noise)
         updates.step(rate)
-    updates.store()
+    updates.sync_model()
 
     in_pieces, noise = make(8, 4), torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
     for rate in rates:
-        piece = ByHand(in_pieces, loss, max_norm=1.0)
+        piece = HandwrittenStep(in_pieces, loss, max_norm=1.0)
         for name, tensor in piece.tensors().items():
             tensor.copy_(state.get(name, tensor))
-        piece.gradient(target, noise)
+        piece.forward_backward(target, noise)
         piece.step(rate)
-        piece.store()
+        piece.sync_model()
         state = piece.tensors()
     for name, tensor in in_pieces.state_dict().items():
         assert torch.equal(tensor, at_once.state_dict()[name]), name
@@ -214,26 +214,26 @@ def test_training_goes_on_from_what_another_stored() -> None:
 
 def test_what_others_do_to_a_stored_model_is_trained_on() -> None:
     model, target, noise = make(8, 4), grids(8, 8, 1), torch.Generator()
-    updates = ByHand(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0)
-    updates.gradient(target, noise)
+    updates = HandwrittenStep(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0)
+    updates.forward_backward(target, noise)
     updates.step(1e-3)
-    updates.store()
+    updates.sync_model()
     state = model.state_dict() | updates.tensors()
     for tensor in state.values():
         tensor.mul_(2)
     changed = {name: tensor.clone() for name, tensor in state.items()}
-    updates.gradient(target, noise)
-    updates.store()
+    updates.forward_backward(target, noise)
+    updates.sync_model()
     for name, tensor in state.items():
         assert torch.equal(tensor, changed[name]), name
 
 
-def test_a_frozen_parameter_is_refused_and_not_trained() -> None:
+def test_a_parameter_that_is_frozen_later_is_refused_and_not_trained() -> None:
     model = make(4, 1)
+    step = HandwrittenStep(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0)
     model.encoder.requires_grad_(False)
-    updates = ByHand(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0)
-    with pytest.raises(ValueError, match=r"a parameter is frozen.* use --precision=fp32"):
-        updates.gradient(grids(1, 4, 0), torch.Generator())
+    with pytest.raises(ValueError, match=r"encoder\.0\.weight is frozen; use --precision=fp32"):
+        step.forward_backward(grids(1, 4, 0), torch.Generator())
 
 
 class FixedVariance(GridModel):
@@ -253,16 +253,16 @@ class FixedVariance(GridModel):
 
 def test_a_model_may_learn_only_part_of_its_posterior() -> None:
     model = FixedVariance()
-    updates = ByAutograd(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0, bf16=False)
+    updates = AutogradStep(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0, bf16=False)
     train(updates, grids(8, 4, 0), [0.1])
     assert model.scale.item() != 1.0
 
 
 def test_a_model_that_learns_nothing_is_refused() -> None:
     model = FixedVariance().requires_grad_(False)
-    updates = ByAutograd(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0, bf16=False)
+    updates = AutogradStep(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0, bf16=False)
     with pytest.raises(ValueError, match="nothing that the model returns depends on a parameter"):
-        updates.gradient(grids(8, 4, 0), torch.Generator())
+        updates.forward_backward(grids(8, 4, 0), torch.Generator())
 
 
 @pytest.fixture(params=["fp32", "bf16"])
@@ -311,17 +311,18 @@ def test_a_listener_may_write_a_checkpoint_after_any_step(
 
 
 @pytest.mark.parametrize(
-    ("training", "kind"),
+    ("training", "model", "kind"),
     [
-        ({"precision": "bf16"}, ByHand),
-        ({"precision": "fp32"}, ByAutograd),
-        ({"precision": "bf16", "device": "cuda"}, ByAutograd),
-        ({"precision": "bf16", "model": "somebody:elses"}, ByAutograd),
+        ({"precision": "bf16"}, make(4, 1), HandwrittenStep),
+        ({"precision": "bf16", "model": "somebody:elses"}, make(4, 1), HandwrittenStep),
+        ({"precision": "bf16"}, FixedVariance(), AutogradStep),
+        ({"precision": "fp32"}, make(4, 1), AutogradStep),
+        ({"precision": "bf16", "device": "cuda"}, make(4, 1), AutogradStep),
     ],
-    ids=str,
+    ids=["bf16", "own factory", "own model", "fp32", "cuda"],
 )
-def test_only_our_own_model_in_bfloat16_on_a_cpu_is_trained_by_hand(
-    training: dict[str, Any], kind: type[Updates]
+def test_only_a_betavae_in_bfloat16_on_a_cpu_is_trained_by_hand_whatever_its_name(
+    training: dict[str, Any], model: GridModel, kind: type[TrainStep]
 ) -> None:
     loss = BetaVAELoss(gamma=1.0, weight=None, beta=0.1)
-    assert type(updates_of(make(4, 1), loss, TrainingConfig(**training))) is kind
+    assert type(make_step(model, loss, TrainingConfig(**training), grids(2, 4, 0))) is kind

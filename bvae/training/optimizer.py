@@ -1,4 +1,4 @@
-"""Adam with clipped gradients, without what the class of PyTorch imports."""
+"""Adam with clipped gradients, by the function beneath `torch.optim.Adam`."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
 class Adam:
-    """Adam on parameters, the 2-norm of their gradient clipped.
+    """Adam with the 2-norm of the gradient clipped.
 
-    It moves them bit for bit as `torch.optim.Adam(fused=True)` does, by the function beneath that. The class
-    takes a second to import a compiler, in every process.
+    Results are bit for bit those of `torch.optim.Adam(fused=True)`. That class imports a compiler, which
+    takes a second in every process; the function that it calls does not.
 
     Args:
-        parameters: what to train by name, where it is to be trained.
-        max_norm: the gradient's 2-norm is clipped to this.
+        parameters: the tensors to train by name, on the device where they are trained.
+        max_norm: gradients of a larger 2-norm are scaled down to this norm.
 
     Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015; clipping as in Pascanu et al., On
     the difficulty of training recurrent neural networks, 2013.
@@ -37,16 +37,16 @@ class Adam:
         }
 
     def clip(self) -> Tensor:
-        """Clip the gradient; its 2-norm before."""
+        """Clip the gradient, and return its 2-norm before clipping."""
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if norm > self._max_norm:  # else a pass over all gradients is spared
+        if norm > self._max_norm:  # spares a pass over all gradients otherwise
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_norm, norm)
         return norm
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Move the parameters that have a gradient along it."""
+        """Move all parameters that have a gradient."""
         moved = {name: p for name, p in self._parameters.items() if p.grad is not None}
         adam(
             [*moved.values()],
@@ -66,5 +66,5 @@ class Adam:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Its state by name, such as `encoder.0.weight.exp_avg`: the tensors themselves, to copy into."""
+        """Return the state by name, such as `encoder.0.weight.exp_avg`. Writing to it changes the state."""
         return {f"{name}.{key}": t for name, state in self._state.items() for key, t in state.items()}

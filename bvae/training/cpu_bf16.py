@@ -1,0 +1,140 @@
+"""The handwritten training step of `BetaVAE`, for processors that multiply in bfloat16.
+
+Autograd computes the same gradient and takes a tenth longer, because a step is so short that its bookkeeping
+counts. Here all weights are one vector, which is rounded to bfloat16, clipped and moved at once. Each weight
+is stored in it in the order in which its layer reads it, and gradients are written to where Adam reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bvae.beta_vae import BetaVAE, sample_posterior
+from bvae.losses import BetaVAELoss, LossTerms
+from bvae.training.cpu_layers import LAYERS, Layer, WeightedLayer, backward, forward
+from bvae.training.cpu_support import build_layers, leaves, unsupported
+from bvae.training.optimizer import Adam
+
+ALIGNMENT = 32
+"""Each parameter starts at a multiple of this index in the vector, which is 64 bytes of bfloat16."""
+
+
+class HandwrittenStep:
+    """A step of all parameters of a `BetaVAE` on the CPU; a `TrainStep`.
+
+    Args:
+        model: the module to train. It may be changed after `sync_model`, but its parameters keep their names
+            and shapes.
+        loss: its mean over a batch is minimized.
+        max_norm: gradients of a larger 2-norm are scaled down to this norm.
+        dtype: the type that layers compute in. Weights, loss and optimizer keep the type of the model.
+
+    Raises:
+        ValueError: for a model that is not supported, see `unsupported`. `forward_backward` raises it too,
+            where the model has been changed to such a one.
+    """
+
+    def __init__(
+        self, model: BetaVAE, loss: BetaVAELoss, *, max_norm: float, dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        _check(model)
+        self._model, self._loss, self._dtype = model, loss, dtype
+        self._shapes = _shapes(model)
+        self._state = Adam(dict(model.named_parameters()), max_norm=max_norm).tensors()
+        self._rooms = [-(-shape.numel() // ALIGNMENT) * ALIGNMENT for shape in self._shapes.values()]
+        self._weights, self._gradient = torch.zeros(2, sum(self._rooms), dtype=model.one_hot_rows.dtype)
+        self._weights.grad = self._gradient
+        self._adam = Adam({"all": self._weights}, max_norm=max_norm)
+        self._rounded, self._rounded_gradient = torch.zeros(2, sum(self._rooms), dtype=dtype)
+        self._encoder: list[Layer] = []
+        self._decoder: list[Layer] = []
+        self._as_read: dict[str, Callable[[Tensor], Tensor]] = {}
+        self._is_synced = True
+
+    @torch.no_grad()
+    def forward_backward(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
+        exact = self._weights.dtype
+        if self._is_synced:
+            self._load(target[:2])
+        self._rounded.copy_(self._weights)
+        one_hot = F.embedding(target.long(), self._one_hot_rows).permute(0, 3, 1, 2)
+        mean, log_variance = forward(self._encoder, one_hot).to(exact).chunk(2, dim=1)
+        latent = sample_posterior(mean, log_variance, noise)
+        logits = forward(self._decoder, latent.to(self._dtype, copy=True))
+        logits = logits.to(exact, memory_format=torch.contiguous_format)
+        terms, gradient = self._loss.with_gradient(logits, mean, log_variance, target)
+        of_logits = gradient.logits.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        of_latent = backward(self._decoder, of_logits).to(exact)
+        # latent = mean + exp(log variance / 2)·noise; w.r.t. log variance its slope is half the last term.
+        of_log_variance = gradient.log_variance + of_latent * (0.5 * (latent - mean))
+        of_posterior = torch.cat([gradient.mean + of_latent, of_log_variance], 1)
+        backward(self._encoder, of_posterior.to(self._dtype))
+        self._gradient.copy_(self._rounded_gradient)
+        return terms, self._adam.clip()
+
+    def step(self, learning_rate: float) -> None:
+        self._adam.step(learning_rate)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._state
+
+    @torch.no_grad()
+    def sync_model(self) -> None:
+        if not self._is_synced:
+            for here, there in self._pairs():
+                there.copy_(here)
+        self._is_synced = True
+
+    def _load(self, example: Tensor) -> None:
+        """Read the layers, weights and optimizer state of the model as they are now."""
+        _check(self._model, example)
+        if _shapes(self._model) != self._shapes or self._model.one_hot_rows.dtype != self._weights.dtype:
+            raise ValueError("parameters of the model were added, removed, or changed in shape or type")
+        self._one_hot_rows = self._model.one_hot_rows.to(self._dtype)
+        self._encoder = self._layers("encoder", channels=self._one_hot_rows.shape[1])
+        self._decoder = self._layers("decoder")
+        for here, there in self._pairs():
+            here.copy_(there)
+        self._is_synced = False
+
+    def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield views of weights and optimizer state: each tensor as it is kept here, and in the model."""
+        mine, theirs = self._adam.tensors(), dict(self._model.named_parameters()) | self._state
+        yield from ((mine["all.step"], theirs[f"{name}.step"]) for name in self._shapes)
+        for suffix in ("", ".exp_avg", ".exp_avg_sq"):
+            vector = mine[f"all{suffix}"] if suffix else self._weights
+            for name, part in self._parts(vector).items():
+                there = self._as_read[name](theirs[name + suffix])
+                yield part.view(there.shape), there
+
+    def _parts(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return the part of a vector that belongs to each parameter."""
+        rooms = zip(self._shapes.items(), torch.split(vector, self._rooms), strict=True)
+        return {name: room[: shape.numel()] for (name, shape), room in rooms}
+
+    def _layers(self, chain: str, channels: int = 1) -> list[Layer]:
+        weights, gradients = self._parts(self._rounded), self._parts(self._rounded_gradient)
+        modules = leaves(self._model, chain)
+        own = {name: [f"{name}.{key}" for key in LAYERS[type(m)].shapes(m)] for name, m in modules.items()}
+        given = [
+            (module, [vector[key] for vector in (weights, gradients) for key in own[name]])
+            for name, module in modules.items()
+        ]
+        layers = build_layers(given, channels=channels, of_data=chain == "encoder")
+        for keys, layer in zip(own.values(), layers, strict=True):
+            if isinstance(layer, WeightedLayer):
+                self._as_read |= dict.fromkeys(keys, layer.as_read)
+        return layers
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
+def _check(model: BetaVAE, example: Tensor | None = None) -> None:
+    if reason := unsupported(model, example):
+        raise ValueError(f"the handwritten step does not support the model: {reason}; use --precision=fp32")

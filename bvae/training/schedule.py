@@ -1,0 +1,46 @@
+"""The order of the training grids in each epoch, and the learning rate at each step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
+"""Number of cells, one byte each, that an epoch of a large corpus reads together and shuffles together."""
+
+
+def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[np.int64]:
+    """Return the order in which an epoch visits n training grids of `cells` cells each.
+
+    It depends on the arguments alone. For up to 256 MiB of grids all orders are equally likely. Larger
+    corpora are shuffled in blocks of 256 KiB first, and then grid by grid within each 1024 blocks, so that a
+    file that exceeds the page cache is read about once per epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    windows = window_edges(n, cells=cells)
+    if len(windows) == 2:
+        return rng.permutation(n)
+    block = BLOCK_CELLS // cells
+    starts = rng.permutation(np.arange(0, n, block))
+    order = np.concatenate([np.arange(start, min(start + block, n)) for start in starts])
+    for start, stop in itertools.pairwise(windows):
+        rng.shuffle(order[start:stop])
+    return order
+
+
+def window_edges(n: int, *, cells: int) -> list[int]:
+    """Return the indices in `epoch_order` at which each set of grids shuffled together starts, and n."""
+    windows = math.ceil(n / (WINDOW_CELLS // cells))
+    size, larger = divmod(n, windows)
+    return [window * size + min(window, larger) for window in range(windows + 1)]
+
+
+def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
+    """Return the rate of a step: linear warm-up over at most a quarter of all steps, then a cosine to 0."""
+    warmup = min(warmup, total // 4)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))

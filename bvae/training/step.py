@@ -1,0 +1,111 @@
+"""One training step: compute the loss and its gradient, then move the weights."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bvae.beta_vae import BetaVAE, GridModel, sample_posterior
+from bvae.config import TrainingConfig
+from bvae.losses import BetaVAELoss, LossTerms
+from bvae.training.cpu_bf16 import HandwrittenStep
+from bvae.training.cpu_support import unsupported
+from bvae.training.determinism import reproducible
+from bvae.training.optimizer import Adam
+
+_log = logging.getLogger(__name__)
+
+
+class TrainStep(Protocol):
+    """What the training loop needs of a step.
+
+    An implementation may keep weights and optimizer state elsewhere while it trains: the model and `tensors`
+    are up to date after `sync_model`, until the next `forward_backward`.
+    """
+
+    def forward_backward(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
+        """Compute the gradient of a batch's mean loss, and clip it.
+
+        Args:
+            target: `[B, H, W]`, class indices.
+            noise: the generator that posterior samples are drawn with.
+
+        Returns: the mean loss and its terms, and the 2-norm of the gradient before clipping.
+        """
+
+    def step(self, learning_rate: float) -> None:
+        """Move the weights along the gradient of the last `forward_backward`."""
+
+    def sync_model(self) -> None:
+        """Copy weights and optimizer state to the model and `tensors`."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the optimizer state by name. Writing to these tensors changes the state."""
+
+
+class AutogradStep:
+    """A step of any model on any device, with gradients computed by autograd.
+
+    Args:
+        model: the module to train, on the device where it is trained.
+        loss: its mean over a batch is minimized.
+        max_norm: gradients of a larger 2-norm are scaled down to this norm.
+        bf16: run the model under autocast to bfloat16.
+    """
+
+    def __init__(self, model: GridModel, loss: BetaVAELoss, *, max_norm: float, bf16: bool) -> None:
+        self._model, self._loss, self._bf16 = model, loss, bf16
+        self._parameters = dict(model.named_parameters())
+        self._adam = Adam(self._parameters, max_norm=max_norm)
+
+    def forward_backward(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
+        """See `TrainStep`. Raises ValueError where no output of the model depends on a trained parameter."""
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        with torch.autocast(target.device.type, torch.bfloat16, enabled=self._bf16):
+            mean, log_variance = self._model.encode(target)
+            logits = self._model.decode(sample_posterior(mean, log_variance, noise))
+        outputs = (logits, mean, log_variance)
+        terms, gradients = self._loss.with_gradient(*outputs, target)
+        trained = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
+        if not trained:
+            raise ValueError("nothing that the model returns depends on a parameter that is trained")
+        torch.autograd.backward(
+            [output for output, _ in trained], [gradient.to(output.dtype) for output, gradient in trained]
+        )
+        return terms, self._adam.clip()
+
+    def step(self, learning_rate: float) -> None:
+        self._adam.step(learning_rate)
+
+    def sync_model(self) -> None:
+        """Do nothing: the model's own parameters are trained."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        return self._adam.tensors()
+
+
+def make_step(model: GridModel, loss: BetaVAELoss, training: TrainingConfig, example: Tensor) -> TrainStep:
+    """Return the fastest step that trains exactly this model.
+
+    In bfloat16 on a CPU that is `HandwrittenStep` where it supports the model; if not, the log says why.
+
+    Args:
+        model: the module to train, on the device where it is trained.
+        loss: its mean over a batch is minimized.
+        training: its precision, device and largest gradient norm are used.
+        example: `[B, H, W]`, a few grids to try the model on.
+    """
+    max_norm, bf16 = training.max_gradient_norm, training.precision == "bf16"
+    device = torch.device(training.device)
+    if bf16 and device.type == "cpu":
+        with reproducible(device):
+            reason = unsupported(model, example)
+        if reason is None:
+            assert isinstance(model, BetaVAE)
+            return HandwrittenStep(model, loss, max_norm=max_norm)
+        _log.info("gradients by autograd, which is slower than the handwritten step: %s", reason)
+    return AutogradStep(model, loss, max_norm=max_norm, bf16=bf16)
