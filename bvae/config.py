@@ -1,6 +1,6 @@
-"""What is decided before training starts: the loss options, the defaults, and how they become JSON.
+"""What is decided before training starts: loss options, training and experiment, and their JSON.
 
-Everything here is frozen and validates itself, so a value that exists is a value that can be trained.
+Every dataclass is frozen and validates itself: what exists can be trained.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLASSES = 10
 """ARC's colours 0–9; class 0 is the background."""
 
 OUTSIDE = 255
-"""What marks, in uint8 grids, where a grid that is smaller than its array has no cell."""
+"""Value, in uint8 grids, of what lies outside a grid that is smaller than its array."""
 
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become folders and test ids
 
@@ -30,17 +30,38 @@ DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
 T = TypeVar("T")
 
+LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
+"""Upper limits of whole numbers, far beyond use: a slip ends in a message and not in a full memory."""
 
-MOST = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
-"""Limits of whole numbers, far beyond use: a slip ends in a sentence and not with all memory used up."""
+MAX_ROLE = 200
+"""Characters of a loss option's role."""
+
+CLASS_WEIGHTS_EXPECTED = f"one of {', '.join(get_args(ClassWeights))}, or {CLASSES} positive finite numbers"
+ROLE_EXPECTED = f"a text of one line, at most {MAX_ROLE} characters"
+
+
+class ConfigError(ValueError):
+    """A setting cannot be used.
+
+    Attributes:
+        field: the name of the dataclass field that is wrong.
+        problem: what is wrong with it, such as "is 0".
+        expected: what would be right.
+    """
+
+    def __init__(self, field: str, problem: str, expected: str, *, shown: str = "") -> None:
+        super().__init__(f"{shown or field} {problem}; expected {expected}")
+        self.field, self.problem, self.expected = field, problem, expected
+
+    def shown_as(self, name: str) -> ConfigError:
+        """Return the same error with a message that names the setting as it was given, such as `--epochs`."""
+        return ConfigError(self.field, self.problem, self.expected, shown=name)
 
 
 def _check_whole(name: str, value: int, *, at_least: int) -> None:
-    at_most = MOST.get(name, 10**9)
+    at_most = LIMITS.get(name, 10**9)
     if not at_least <= value <= at_most:
-        raise ValueError(
-            f"{name} is {value}; expected a whole number of at least {at_least} and at most {at_most}"
-        )
+        raise ConfigError(name, f"is {value}", f"a whole number of at least {at_least} and at most {at_most}")
 
 
 def _check_number(
@@ -49,12 +70,7 @@ def _check_number(
     low_enough = (at_least is None or value >= at_least) and (above is None or value > above)
     if not (math.isfinite(value) and low_enough):
         bound = f"of at least {at_least:g}" if at_least is not None else f"above {above:g}"
-        raise ValueError(f"{name} is {value}; expected a finite number {bound}")
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+        raise ConfigError(name, f"is {value}", f"a finite number {bound}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,52 +98,51 @@ class LossOption:
 
     def __post_init__(self) -> None:
         if not OPTION_NAME.fullmatch(self.name):
-            raise ValueError(
-                f"loss option name is {self.name!r}; expected one matching {OPTION_NAME.pattern}"
+            raise ConfigError(
+                "name", f"is {self.name!r}", "a letter, then letters, digits, _ or -, at most 32"
             )
         _check_number("gamma", self.gamma, at_least=0.0)
         if isinstance(self.class_weights, tuple):
             _check_explicit_weights(self.class_weights)
         elif self.class_weights not in get_args(ClassWeights):
-            raise ValueError(
-                f"class_weights is {self.class_weights!r}; expected one of "
-                f"{', '.join(get_args(ClassWeights))}, or {CLASSES} positive finite numbers"
-            )
+            raise ConfigError("class_weights", f"is {self.class_weights!r}", CLASS_WEIGHTS_EXPECTED)
+        if len(self.role) > MAX_ROLE or not self.role.isprintable():
+            raise ConfigError("role", f"is {self.role[:80]!r}", ROLE_EXPECTED)
         check_weight_parameters(self.weight_method, self.exponent, self.beta)
 
     @property
     def weight_method(self) -> str:
-        """The name of the method that makes the class weights; `explicit` where they are given."""
+        """The method that makes the class weights; `explicit` if they are given as numbers."""
         return "explicit" if isinstance(self.class_weights, tuple) else self.class_weights
 
     @property
     def weighting(self) -> str:
-        """The method with its parameter, such as `power 0.3` or `effective β=0.999`."""
+        """The method and its parameter, such as `power 0.3` or `effective β=0.999`."""
         parameters = {"power": f" {self.exponent}", "effective": f" β={self.beta}"}
         return self.weight_method + parameters.get(self.weight_method, "")
 
 
 def _check_explicit_weights(weights: tuple[float, ...]) -> None:
     if len(weights) != CLASSES:
-        raise ValueError(f"class_weights has {len(weights)} numbers; expected {CLASSES}, of classes 0 to 9")
+        raise ConfigError("class_weights", f"has {len(weights)} numbers", f"{CLASSES}, of classes 0 to 9")
     for label, weight in enumerate(weights):
         if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"class_weights[{label}] is {weight}; expected a positive finite number")
+            raise ConfigError("class_weights", f"has {weight} for class {label}", "a positive finite number")
 
 
 def check_weight_parameters(method: str, exponent: float | None, beta: float | None) -> None:
-    """Raise ValueError unless a method of class weights has the parameter that it needs, and no other."""
+    """Raise ConfigError unless a method of class weights has the parameter that it needs, and no other."""
     for name, value, owner, bound in (
         ("exponent", exponent, "power", math.inf),
         ("beta", beta, "effective", 1.0),
     ):
-        expected = f"expected {name} with 0 <= {name} < {bound:g}"
+        expected = f"{name} with 0 <= {name} < {bound:g}"
         if method != owner and value is not None:
-            raise ValueError(f"{name} is {value}; expected none, as it belongs to class weights {owner!r}")
+            raise ConfigError(name, f"is {value}", f"none, as it belongs to class weights {owner!r}")
         if method == owner and value is None:
-            raise ValueError(f"{name} is missing, which class weights {owner!r} need; {expected}")
+            raise ConfigError(name, f"is missing, which class weights {owner!r} need", expected)
         if value is not None and not 0 <= value < bound:  # also for NaN
-            raise ValueError(f"{name} is {value}; {expected}")
+            raise ConfigError(name, f"is {value}", expected)
 
 
 LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
@@ -140,19 +155,18 @@ LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
         )
     }
 )
-"""The built-in options. This is the one place in Python to add one; a file adds others to an experiment, see
-`bvae.option_files`."""
+"""The built-in options. This is the place to add one in Python; see `bvae.option_files` for files of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained, whatever the loss option, the seed and the corpus.
+    """How a model is trained, apart from loss option, seed and corpus.
 
     Attributes:
         epochs: passes over the training split.
         beta: weight β of the KL divergence (Higgins et al. 2017), constant.
         learning_rate: peak of the schedule: linear warm-up, then cosine to 0.
-        batch_size: grids a step; the last partial batch of an epoch is dropped.
+        batch_size: grids per step; the last partial batch of an epoch is dropped.
         latent_dim: number of latent dimensions.
         warmup_steps: steps of the linear warm-up, at most a quarter of all steps.
         max_gradient_norm: the gradient's 2-norm is clipped to this.
@@ -184,7 +198,10 @@ class TrainingConfig:
         _check_number("beta", self.beta, at_least=0.0)
         _check_number("learning_rate", self.learning_rate, above=0.0)
         _check_number("max_gradient_norm", self.max_gradient_norm, above=0.0)
-        _check_choice("precision", self.precision, get_args(Precision))
+        if self.precision not in get_args(Precision):
+            raise ConfigError(
+                "precision", f"is {self.precision!r}", f"one of {', '.join(get_args(Precision))}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,7 +213,7 @@ class AccuracyBand:
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lo < self.hi <= 1.0:  # also false for NaN
-            raise ValueError(f"accuracy_band is {self}; expected LO:HI with 0 <= LO < HI <= 1")
+            raise ConfigError("band", f"is {self}", "LO:HI with 0 <= LO < HI <= 1")
 
     def __contains__(self, accuracy: float) -> bool:
         return self.lo <= accuracy <= self.hi
@@ -206,17 +223,13 @@ class AccuracyBand:
 
     @classmethod
     def parse(cls, text: str) -> AccuracyBand:
-        """Read `LO:HI`. Raises ValueError for anything else."""
-        lo, colon, hi = text.partition(":")
+        """Read `LO:HI`. Raises ConfigError for anything else."""
         try:
-            if not colon:
-                raise ValueError
-            bounds = float(lo), float(hi)
+            lo, hi = map(float, text.split(":"))
         except ValueError:
-            raise ValueError(
-                f"accuracy_band is {text!r}; expected LO:HI with 0 <= LO < HI <= 1, such as 0.70:0.80"
-            ) from None
-        return cls(*bounds)
+            expected = "LO:HI with 0 <= LO < HI <= 1, such as 0.70:0.80"
+            raise ConfigError("band", f"is {text!r}", expected) from None
+        return cls(lo, hi)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -257,9 +270,9 @@ class ExperimentConfig:
         _check_whole("seeds", self.seeds, at_least=1)
         names = [option.name for option in self.options]
         if not names:
-            raise ValueError("loss_options is empty; expected at least one, such as A,B,C")
+            raise ConfigError("options", "is empty", "at least one, such as A,B,C")
         if len({name.casefold() for name in names}) < len(names):  # folders may ignore case
-            raise ValueError(f"loss_options is {','.join(names)}; expected each option once")
+            raise ConfigError("options", f"is {','.join(names)}", "each option once")
 
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
         """The configuration of one run of this experiment."""
@@ -275,21 +288,21 @@ class ExperimentConfig:
 
 
 def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -> tuple[LossOption, ...]:
-    """Options by a comma-separated list of names. Raises ValueError for a name that is not known."""
+    """Return the options of a comma-separated list of names. Raises ConfigError for an unknown name."""
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
         if name not in known:
-            raise ValueError(f"loss_options names {name!r}; expected names among {','.join(known)}")
+            raise ConfigError("options", f"names {name!r}", f"names among {','.join(known)}")
     return tuple(known[name] for name in chosen)
 
 
 def to_json(value: Any) -> bytes:
-    """Indented JSON of a dataclass or of plain values; a float that is not finite becomes null."""
+    """Encode a dataclass or plain values as indented JSON; a float that is not finite becomes null."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:
-    """The inverse of `to_json`. Raises ValueError that names the first field that does not fit."""
+    """Read JSON into a `kind`. Raises ValueError that names the first field that does not fit."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -303,7 +316,7 @@ class _Versioned(msgspec.Struct):
 
 
 def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
-    """What is wrong with JSON that another version of bvae wrote, None for other faults."""
+    """Return what is wrong with JSON that another version of bvae wrote, None for other faults."""
     expected = get_args(get_type_hints(kind).get("schema"))
     try:
         found = msgspec.json.decode(data, type=_Versioned).schema
@@ -315,7 +328,7 @@ def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
 
 
 def differences(ours: Any, theirs: Any) -> list[str]:
-    """The fields in which two dataclasses of one kind differ, each with both values, theirs first."""
+    """Return the fields in which two dataclasses of one kind differ, each with both values."""
     ours, theirs = _flat(msgspec.to_builtins(ours)), _flat(msgspec.to_builtins(theirs))
     keys = dict.fromkeys([*theirs, *ours])
     return [
@@ -335,7 +348,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Read `to_json`'s output from a file. Raises ValueError that names the file, or OSError."""
+    """Read a JSON file into a `kind`. Raises ValueError that names the file, or OSError."""
     try:
         return from_json(path.read_bytes(), kind)
     except ValueError as error:

