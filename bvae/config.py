@@ -58,19 +58,22 @@ class ConfigError(ValueError):
         return ConfigError(self.field, self.problem, self.expected, shown=name)
 
 
-def _check_whole(name: str, value: int, *, at_least: int) -> None:
-    at_most = LIMITS.get(name, 10**9)
-    if not at_least <= value <= at_most:
-        raise ConfigError(name, f"is {value}", f"a whole number of at least {at_least} and at most {at_most}")
+def _check(ok: bool, field: str, problem: str, expected: str) -> None:
+    if not ok:
+        raise ConfigError(field, problem, expected)
 
 
-def _check_number(
-    name: str, value: float, *, at_least: float | None = None, above: float | None = None
-) -> None:
-    low_enough = (at_least is None or value >= at_least) and (above is None or value > above)
-    if not (math.isfinite(value) and low_enough):
-        bound = f"of at least {at_least:g}" if at_least is not None else f"above {above:g}"
-        raise ConfigError(name, f"is {value}", f"a finite number {bound}")
+def _check_whole(field: str, value: int, *, at_least: int) -> None:
+    at_most = LIMITS.get(field, 10**9)
+    expected = f"a whole number of at least {at_least} and at most {at_most}"
+    _check(at_least <= value <= at_most, field, f"is {value}", expected)
+
+
+def _check_number(field: str, value: float, *, zero: bool = True) -> None:
+    """Raise ConfigError unless a number is finite and above 0, or 0 where `zero` allows it."""
+    bound = "of at least 0" if zero else "above 0"
+    ok = math.isfinite(value) and (value > 0 or (zero and value == 0))
+    _check(ok, field, f"is {value}", f"a finite number {bound}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,17 +100,16 @@ class LossOption:
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        if not OPTION_NAME.fullmatch(self.name):
-            raise ConfigError(
-                "name", f"is {self.name!r}", "a letter, then letters, digits, _ or -, at most 32"
-            )
-        _check_number("gamma", self.gamma, at_least=0.0)
+        valid_name = OPTION_NAME.fullmatch(self.name) is not None
+        _check(valid_name, "name", f"is {self.name!r}", "a letter, then letters, digits, _ or -, at most 32")
+        _check_number("gamma", self.gamma)
         if isinstance(self.class_weights, tuple):
             _check_explicit_weights(self.class_weights)
-        elif self.class_weights not in get_args(ClassWeights):
-            raise ConfigError("class_weights", f"is {self.class_weights!r}", CLASS_WEIGHTS_EXPECTED)
-        if len(self.role) > MAX_ROLE or not self.role.isprintable():
-            raise ConfigError("role", f"is {self.role[:80]!r}", ROLE_EXPECTED)
+        else:
+            known = self.class_weights in get_args(ClassWeights)
+            _check(known, "class_weights", f"is {self.class_weights!r}", CLASS_WEIGHTS_EXPECTED)
+        one_line = len(self.role) <= MAX_ROLE and self.role.isprintable()
+        _check(one_line, "role", f"is {self.role[:80]!r}", ROLE_EXPECTED)
         check_weight_parameters(self.weight_method, self.exponent, self.beta)
 
     @property
@@ -123,26 +125,23 @@ class LossOption:
 
 
 def _check_explicit_weights(weights: tuple[float, ...]) -> None:
-    if len(weights) != CLASSES:
-        raise ConfigError("class_weights", f"has {len(weights)} numbers", f"{CLASSES}, of classes 0 to 9")
+    enough = len(weights) == CLASSES
+    _check(enough, "class_weights", f"has {len(weights)} numbers", f"{CLASSES}, of classes 0 to 9")
     for label, weight in enumerate(weights):
-        if not (math.isfinite(weight) and weight > 0):
-            raise ConfigError("class_weights", f"has {weight} for class {label}", "a positive finite number")
+        positive, problem = math.isfinite(weight) and weight > 0, f"has {weight} for class {label}"
+        _check(positive, "class_weights", problem, "a positive finite number")
 
 
 def check_weight_parameters(method: str, exponent: float | None, beta: float | None) -> None:
     """Raise ConfigError unless a method of class weights has the parameter that it needs, and no other."""
-    for name, value, owner, bound in (
-        ("exponent", exponent, "power", math.inf),
-        ("beta", beta, "effective", 1.0),
-    ):
+    parameters = (("exponent", exponent, "power", math.inf), ("beta", beta, "effective", 1.0))
+    for name, value, owner, bound in parameters:
         expected = f"{name} with 0 <= {name} < {bound:g}"
-        if method != owner and value is not None:
-            raise ConfigError(name, f"is {value}", f"none, as it belongs to class weights {owner!r}")
-        if method == owner and value is None:
-            raise ConfigError(name, f"is missing, which class weights {owner!r} need", expected)
-        if value is not None and not 0 <= value < bound:  # also for NaN
-            raise ConfigError(name, f"is {value}", expected)
+        if method != owner:
+            _check(value is None, name, f"is {value}", f"none, as it belongs to class weights {owner!r}")
+            continue
+        _check(value is not None, name, f"is missing, which class weights {owner!r} need", expected)
+        _check(value is not None and 0 <= value < bound, name, f"is {value}", expected)  # not for NaN
 
 
 LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
@@ -195,13 +194,13 @@ class TrainingConfig:
             _check_whole(name, getattr(self, name), at_least=1)
         for name in ("warmup_steps", "checkpoint_every_steps"):
             _check_whole(name, getattr(self, name), at_least=0)
-        _check_number("beta", self.beta, at_least=0.0)
-        _check_number("learning_rate", self.learning_rate, above=0.0)
-        _check_number("max_gradient_norm", self.max_gradient_norm, above=0.0)
-        if self.precision not in get_args(Precision):
-            raise ConfigError(
-                "precision", f"is {self.precision!r}", f"one of {', '.join(get_args(Precision))}"
-            )
+        _check_number("beta", self.beta)
+        _check_number("learning_rate", self.learning_rate, zero=False)
+        _check_number("max_gradient_norm", self.max_gradient_norm, zero=False)
+        allowed = get_args(Precision)
+        _check(
+            self.precision in allowed, "precision", f"is {self.precision!r}", f"one of {', '.join(allowed)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +211,8 @@ class AccuracyBand:
     hi: float = 0.80
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.lo < self.hi <= 1.0:  # also false for NaN
-            raise ConfigError("band", f"is {self}", "LO:HI with 0 <= LO < HI <= 1")
+        ordered = 0.0 <= self.lo < self.hi <= 1.0  # false for NaN
+        _check(ordered, "band", f"is {self}", "LO:HI with 0 <= LO < HI <= 1")
 
     def __contains__(self, accuracy: float) -> bool:
         return self.lo <= accuracy <= self.hi
@@ -269,10 +268,9 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         _check_whole("seeds", self.seeds, at_least=1)
         names = [option.name for option in self.options]
-        if not names:
-            raise ConfigError("options", "is empty", "at least one, such as A,B,C")
-        if len({name.casefold() for name in names}) < len(names):  # folders may ignore case
-            raise ConfigError("options", f"is {','.join(names)}", "each option once")
+        _check(bool(names), "options", "is empty", "at least one, such as A,B,C")
+        distinct = len({name.casefold() for name in names}) == len(names)  # folders may ignore case
+        _check(distinct, "options", f"is {','.join(names)}", "each option once")
 
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
         """The configuration of one run of this experiment."""
@@ -291,8 +289,7 @@ def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -
     """Return the options of a comma-separated list of names. Raises ConfigError for an unknown name."""
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
-        if name not in known:
-            raise ConfigError("options", f"names {name!r}", f"names among {','.join(known)}")
+        _check(name in known, "options", f"names {name!r}", f"names among {','.join(known)}")
     return tuple(known[name] for name in chosen)
 
 

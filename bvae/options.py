@@ -11,7 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from bvae.config import (
     LOSS_OPTIONS,
@@ -26,33 +26,41 @@ from bvae.files import printable
 from bvae.option_files import OptionFileError, read_options
 
 EXPERIMENT = ExperimentConfig()
-TRAINING_FIELDS = {field.name for field in dataclasses.fields(TrainingConfig)}
-EXPECTED: Mapping[Callable[[str], Any], str] = {int: "a whole number", float: "a number"}
+TRAINING_TYPES = get_type_hints(TrainingConfig)
+FIELD_TYPES = get_type_hints(ExperimentConfig) | TRAINING_TYPES
+RENAMED_FIELDS = {"accuracy_band": "band", "loss_options": "options"}
+PARSERS: Mapping[Any, Callable[[str], Any]] = {
+    int: int,
+    int | None: int,
+    float: float,
+    AccuracyBand: AccuracyBand.parse,
+}
+"""Readers of the types of fields; of other types the text itself is the value."""
+EXPECTED = {int: "a whole number", int | None: "a whole number", float: "a number"}
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class CommandLineOption:
     """An option of the command line.
 
+    An option named after a field of `ExperimentConfig` or `TrainingConfig` has its type and default.
+
     Attributes:
         name: without the dashes.
-        help: what it does; `{default}` stands for the default.
         metavar: stands for the value in help texts; empty for a switch, which takes none.
-        field: the field of `ExperimentConfig` or `TrainingConfig` that it sets, where there is one.
-        parse: reads the value of the field from text. Raises ValueError.
-        own_default: the default as text, unless it is that of the field.
+        summary: what the option does.
         commands: which commands take it; `pytest` stands for `pytest experiments/`.
+        own_default: the default as text, unless it is that of the field.
         takes_path: whether the value may be a path, so that it must be given as `--name=PATH`.
         words: pattern of the values of such an option that are no paths.
     """
 
     name: str
-    help: str
-    metavar: str = ""
-    field: str = ""
-    parse: Callable[[str], Any] = str
-    own_default: str = ""
+    metavar: str
+    summary: str
+    _: dataclasses.KW_ONLY
     commands: tuple[str, ...] = ("pytest", "train")
+    own_default: str = ""
     takes_path: bool = False
     words: str = ""
 
@@ -67,213 +75,135 @@ class CommandLineOption:
         return self.name.replace("-", "_")
 
     @property
+    def field(self) -> str:
+        """The field that the option sets, empty if there is none."""
+        field = RENAMED_FIELDS.get(self.key, self.key)
+        return field if field in FIELD_TYPES else ""
+
+    @property
     def default(self) -> str:
         """The default as text, empty if there is none."""
         if self.own_default or not self.field:
             return self.own_default
-        value = getattr(EXPERIMENT.training if self.field in TRAINING_FIELDS else EXPERIMENT, self.field)
+        value = getattr(EXPERIMENT.training if self.field in TRAINING_TYPES else EXPERIMENT, self.field)
         return "" if value is None else str(value)
-
-    @property
-    def explanation(self) -> str:
-        """The help text with the default filled in."""
-        return self.help.format(default=self.default)
 
     @property
     def keywords(self) -> dict[str, Any]:
         """Keywords of `add_argument` and of pytest's `addoption`; an option of a field defaults to None."""
         if not self.metavar:
-            return {"action": "store_true", "help": self.explanation}
+            return {"action": "store_true", "help": self.summary}
         default = None if self.field else self.own_default or None
-        return {"metavar": self.metavar, "default": default, "help": self.explanation}
+        shown = f"{self.summary}. Default: {self.default}" if self.default else self.summary
+        return {"metavar": self.metavar, "default": default, "help": shown}
 
     def read(self, text: str) -> Any:
         """Read the value of the field. Raises ConfigError."""
+        kind = FIELD_TYPES[self.field]
         try:
-            return self.parse(text)
+            return PARSERS.get(kind, str)(text)
         except ConfigError:
             raise
         except ValueError:
-            raise ConfigError(self.field, f"is {text!r}", EXPECTED[self.parse]) from None
+            raise ConfigError(self.field, f"is {text!r}", EXPECTED[kind]) from None
 
+
+PYTEST, TRAIN, SHOW = ("pytest",), ("train",), ("show",)
 
 OPTIONS = (
     CommandLineOption(
-        name="corpus",
-        metavar="CORPUS",
-        field="corpus",
+        "corpus",
+        "CORPUS",
+        "What to train on: objects[:N] (N grids of real ARC objects), arc (whole ARC-AGI-2 grids), "
+        "atomic[:N] (N procedural grids), or the path of a .npz or .npy file, given as --corpus=PATH",
         takes_path=True,
         words=r"arc|(objects|atomic)(:\d+)?",
-        help="What to train on: objects[:N] (N grids of real ARC objects), arc (whole ARC-AGI-2 grids), "
-        "atomic[:N] (N procedural grids), or the path of a .npz or .npy file, given as --corpus=PATH. "
-        "Default: {default}",
     ),
+    CommandLineOption("grid-size", "S", "Grids have up to S×S cells; a multiple of 4"),
     CommandLineOption(
-        name="grid-size",
-        metavar="S",
-        field="grid_size",
-        parse=int,
-        help="Grids have up to S×S cells; a multiple of 4. Default: {default}",
+        "padding-value",
+        "V",
+        "What marks cells outside a grid in a file, such as 10 or -1. They count for nothing: no loss, no "
+        "metric. Give a negative one as --padding-value=-1",
     ),
+    CommandLineOption("epochs", "N", "Epochs to train each run"),
+    CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1", commands=PYTEST),
     CommandLineOption(
-        name="padding-value",
-        metavar="V",
-        field="padding_value",
-        parse=int,
-        help="What marks cells outside a grid in a file, such as 10 or -1. They count for nothing: no loss, "
-        "no metric. Give a negative one as --padding-value=-1",
-    ),
-    CommandLineOption(
-        name="epochs",
-        metavar="N",
-        field="epochs",
-        parse=int,
-        help="Epochs to train each run. Default: {default}",
-    ),
-    CommandLineOption(
-        name="seeds",
-        metavar="N",
-        field="seeds",
-        parse=int,
-        commands=("pytest",),
-        help="Runs of each option, seeds 0 to N-1. Default: {default}",
-    ),
-    CommandLineOption(
-        name="loss-options",
-        metavar="NAMES",
-        field="options",
+        "loss-options",
+        "NAMES",
+        "Names of loss options to compare, separated by commas; those of --loss-options-file are added to "
+        "the default",
         own_default=",".join(LOSS_OPTIONS),
-        commands=("pytest",),
-        help="Loss options to compare, by name, separated by commas. Default: {default}, and those of "
-        "--loss-options-file",
+        commands=PYTEST,
     ),
     CommandLineOption(
-        name="loss-options-file",
-        metavar="FILE",
+        "loss-options-file",
+        "FILE",
+        "TOML file that adds or replaces loss options, a table each, given as --loss-options-file=FILE; see "
+        "docs/loss-options.md",
         takes_path=True,
-        help="TOML file that adds or replaces loss options, a table each, given as --loss-options-file=FILE; "
-        "see docs/loss-options.md",
     ),
+    CommandLineOption("beta", "BETA", "Weight of the KL divergence"),
+    CommandLineOption("learning-rate", "RATE", "Peak learning rate of Adam: warm-up, then cosine to 0"),
+    CommandLineOption("batch-size", "N", "Grids per step"),
+    CommandLineOption("latent-dim", "N", "Latent dimensions"),
     CommandLineOption(
-        name="beta",
-        metavar="BETA",
-        field="beta",
-        parse=float,
-        help="Weight of the KL divergence. Default: {default}",
+        "checkpoint-every",
+        "N",
+        "Epochs between checkpoints, each with its picture; the last epoch and the best are always saved",
     ),
+    CommandLineOption("checkpoint-every-steps", "K", "Steps between checkpoints inside an epoch; 0 for none"),
     CommandLineOption(
-        name="learning-rate",
-        metavar="RATE",
-        field="learning_rate",
-        parse=float,
-        help="Peak learning rate of Adam: warm-up, then cosine to 0. Default: {default}",
-    ),
-    CommandLineOption(
-        name="batch-size",
-        metavar="N",
-        field="batch_size",
-        parse=int,
-        help="Grids per step. Default: {default}",
-    ),
-    CommandLineOption(
-        name="latent-dim",
-        metavar="N",
-        field="latent_dim",
-        parse=int,
-        help="Latent dimensions. Default: {default}",
-    ),
-    CommandLineOption(
-        name="checkpoint-every",
-        metavar="N",
-        field="checkpoint_every",
-        parse=int,
-        help="Epochs between checkpoints, each with its picture; the last epoch and the best are always "
-        "saved. Default: {default}",
-    ),
-    CommandLineOption(
-        name="checkpoint-every-steps",
-        metavar="K",
-        field="checkpoint_every_steps",
-        parse=int,
-        help="Steps between checkpoints inside an epoch; 0 for none. Default: {default}",
-    ),
-    CommandLineOption(
-        name="model",
-        metavar="MODULE:FACTORY",
-        field="model",
+        "model",
+        "MODULE:FACTORY",
+        "The model: a factory of grid_size and latent_dim, see docs/own-model.md",
         commands=("pytest", "train", "report", "show"),
-        help="The model: a factory of grid_size and latent_dim, see docs/own-model.md. Default: {default}",
+    ),
+    CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),
+    CommandLineOption(
+        "precision",
+        "P",
+        "Of the matrix products: fp32, bf16, or auto (bf16 where the processor multiplies in it)",
     ),
     CommandLineOption(
-        name="device",
-        metavar="DEVICE",
-        field="device",
-        help="cpu, cuda or cuda:INDEX. Default: {default}",
+        "accuracy-band",
+        "LO:HI",
+        "Pixel accuracy in which a stable option that learned the objects is healthy",
     ),
     CommandLineOption(
-        name="precision",
-        metavar="P",
-        field="precision",
-        help="Of the matrix products: fp32, bf16, or auto (bf16 where the processor multiplies in it). "
-        "Default: {default}",
-    ),
-    CommandLineOption(
-        name="accuracy-band",
-        metavar="LO:HI",
-        field="band",
-        parse=AccuracyBand.parse,
-        help="Pixel accuracy in which a stable option that learned the objects is healthy. "
-        "Default: {default}",
-    ),
-    CommandLineOption(
-        name="run-dir",
-        metavar="DIR",
+        "run-dir",
+        "DIR",
+        "Folder of the sessions, given as --run-dir=DIR; each invocation makes one",
         own_default="runs",
         takes_path=True,
-        help="Folder of the sessions, given as --run-dir=DIR; each invocation makes one. Default: {default}",
     ),
     CommandLineOption(
-        name="resume",
-        metavar="SESSION",
+        "resume",
+        "SESSION",
+        "Finish an interrupted session: latest (in --run-dir), or its folder, given as --resume=DIR. "
+        "Settings are those of the session; other ones are refused",
         takes_path=True,
         words="latest",
-        help="Finish an interrupted session: latest (in --run-dir), or its folder, given as --resume=DIR. "
-        "Settings are those of the session; other ones are refused",
     ),
     CommandLineOption(
-        name="baseline",
-        metavar="PATH",
-        takes_path=True,
-        commands=("pytest",),
-        help="Compare with an earlier session, its comparison folder or its comparison.json, given as "
+        "baseline",
+        "PATH",
+        "Compare with an earlier session, its comparison folder or its comparison.json, given as "
         "--baseline=PATH: each difference in accuracy, foreground and object metrics, with Welch's t "
         "interval (unequal variances) on the means over seeds. Needs two seeds on either side to tell",
+        commands=PYTEST,
+        takes_path=True,
     ),
     CommandLineOption(
-        name="fail-on-regression",
-        commands=("pytest",),
-        help="With --baseline: fail where the whole interval of a difference is below 0, and not only say so",
+        "fail-on-regression",
+        "",
+        "With --baseline: fail where the whole interval of a difference is below 0, and not only say so",
+        commands=PYTEST,
     ),
+    CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
+    CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
     CommandLineOption(
-        name="option",
-        metavar="NAME",
-        own_default="B",
-        commands=("train",),
-        help="Loss option to train. Default: {default}",
-    ),
-    CommandLineOption(
-        name="seed",
-        metavar="N",
-        own_default="0",
-        commands=("train",),
-        help="Seed of weights, noise and order. Default: {default}",
-    ),
-    CommandLineOption(
-        name="output",
-        metavar="FILE",
-        own_default="reconstructions.png",
-        commands=("show",),
-        help="File to draw into. Default: {default}",
+        "output", "FILE", "File to draw into", own_default="reconstructions.png", commands=SHOW
     ),
 )
 
@@ -289,10 +219,7 @@ def options_document() -> str:
     for option in OPTIONS:
         usage = option.flag + (("=" if option.takes_path else " ") + option.metavar if option.metavar else "")
         default = f"`{option.default}`" if option.default else ""
-        explanation = (
-            option.help.removesuffix(" Default: {default}").removesuffix(".").format(default=option.default)
-        )
-        rows.append(f"| `{usage}` | {default} | {', '.join(option.commands)} | {explanation} |")
+        rows.append(f"| `{usage}` | {default} | {', '.join(option.commands)} | {option.summary} |")
     table = "\n".join(rows)
     return f"""\
 # Options
@@ -323,7 +250,7 @@ def parse_experiment(
             if option.field and option.field != "options" and text is not None:
                 values[option.field] = option.read(text)
         values["options"] = _asked_options(given, base)
-        training = {field: values.pop(field) for field in TRAINING_FIELDS & values.keys()}
+        training = {field: values.pop(field) for field in TRAINING_TYPES.keys() & values.keys()}
         return dataclasses.replace(base, training=dataclasses.replace(base.training, **training), **values)
     except ConfigError as error:
         flags = {option.field: option.flag for option in OPTIONS}
