@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,8 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
-    for name, (_, summary, description) in COMMANDS.items():
+    for function in COMMANDS:
+        name, description = function.__name__, inspect.getdoc(function) or ""
+        summary = description.partition("\n")[0].removesuffix(".")
         parsers[name] = commands.add_parser(name, help=summary, description=description)
+        parsers[name].set_defaults(function=function)
         for option in options_of(name):
             parsers[name].add_argument(option.flag, **option.keywords)
     parsers["report"].add_argument("session", metavar="RUN_DIR", help="A session folder, such as runs/latest")
@@ -49,7 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Train a run, or what is left of the runs of a session, with progress on standard error."""
+    """Train one loss option with one seed.
+
+    Makes a session folder of its own: checkpoints, their pictures, metrics and a verdict. With --resume,
+    trains what is left of a session.
+    """
     from bvae.session.experiment import Experiment, load_engine
 
     load_engine()
@@ -80,7 +88,10 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Write the comparison of a session again."""
+    """Compare the runs of a session again.
+
+    Writes its comparison/ folder; nothing is trained.
+    """
     from bvae.session.experiment import Experiment
 
     given = {"model": arguments.model}
@@ -91,7 +102,10 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Draw grids and their reconstructions by the model of a checkpoint."""
+    """Draw what a checkpoint reconstructs.
+
+    Draws grids, their reconstructions by the model of a checkpoint, and the wrong cells.
+    """
     from bvae.config import DEFAULT_MODEL
     from bvae.corpus import is_built_in, load_corpus
     from bvae.files import printable
@@ -109,35 +123,13 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def options(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Print the documentation of all options."""
+    """Print all options as Markdown: those of these commands and of pytest, with their defaults."""
     print(options_document(), end="")
     return 0
 
 
-COMMANDS = {
-    "train": (
-        train,
-        "train one option with one seed",
-        "Train one loss option with one seed into a session folder of its own: checkpoints, their pictures, "
-        "metrics and a verdict.",
-    ),
-    "report": (
-        report,
-        "compare the runs of a session again",
-        "Write the comparison/ of a session again from the runs in it; nothing is trained.",
-    ),
-    "show": (
-        show,
-        "draw what a checkpoint reconstructs",
-        "Draw grids, their reconstructions by the model of a checkpoint, and the wrong cells.",
-    ),
-    "options": (
-        options,
-        "print all options as Markdown",
-        "Print docs/options.md: every option of these commands and of pytest, with its default.",
-    ),
-}
-"""What each command does, in short and in full."""
+COMMANDS = (train, report, show, options)
+"""Each with its name and, in its docstring, its help."""
 
 
 def main(command: Sequence[str] | None = None) -> int:
@@ -145,7 +137,7 @@ def main(command: Sequence[str] | None = None) -> int:
     command = sys.argv[1:] if command is None else command
     arguments = build_parser().parse_args(command)
     try:
-        return COMMANDS[arguments.command][0](arguments, command)
+        return int(arguments.function(arguments, command))
     except (OSError, ValueError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 4
