@@ -1,3 +1,3 @@
-"""What every test of the repository shares. The laboratory itself is a plugin: see `bvae/plugin.py`."""
+"""What all tests of the repository share. Experiments are run by a plugin: see `bvae/plugin.py`."""
 
 pytest_plugins = ["pytester"]

@@ -31,6 +31,7 @@ from lab import (
 )
 
 from bvae.records import ControlledMetrics, Evaluation, ReconstructionMetrics
+from bvae.session import files
 from bvae.session.run_folder import read_result
 
 pytestmark = pytest.mark.slow
@@ -55,6 +56,9 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
         *("comparison.json", "comparison.md", "curves.png", "examples.png", "reconstructions.png"),
         *("why_A.png", "why_B.png", "why_C.png"),
     }
+    for path in filter(Path.is_file, session.rglob("*")):
+        name = re.sub(r"\d{3}", "001", path.name).replace("_best", "_epoch_001").replace("why_C", "why_A")
+        assert name.replace("why_B", "why_A") in str(files.__doc__), path
     record = json.loads((session / "session.json").read_text())
     assert record["corpus"]["fingerprint"] == comparison(lab)["corpus"]["fingerprint"]
     assert record["versions"].keys() >= {"bvae", "torch", "numpy", "python"}

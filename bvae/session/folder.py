@@ -40,7 +40,7 @@ class SessionHeldError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """What a comparison says of its corpus; rates are fractions, ratios are most:least frequent class.
+    """A corpus as a comparison records it; rates are fractions, ratios are most:least frequent class.
 
     Attributes:
         class_counts: `[C]`, cells of each class in the training split.
@@ -59,7 +59,7 @@ class CorpusRecord:
     duplicates_sampled: bool
 
     def remarks(self) -> list[str]:
-        """What is unusual about the corpus, a sentence each."""
+        """Return what is unusual about the corpus, one sentence each."""
         found = []
         if self.has_outside:
             found.append("Grids differ in size; what lies outside a grid counts for nothing.")
@@ -150,15 +150,15 @@ class Session:
 
     @classmethod
     def open(cls, path: Path, invocation: str) -> Session:
-        """The session in an existing folder. Raises OSError or ValueError where there is none."""
+        """Return the session in an existing folder. Raises OSError or ValueError if there is none."""
         return cls(path, read_json(path / SESSION, SessionRecord), invocation)
 
     def run_config(self, option: LossOption, seed: int) -> RunConfig:
-        """The configuration of one of this session's runs."""
+        """Return the configuration of one of this session's runs."""
         return self.record.config.run(option, seed, self.record.corpus.fingerprint)
 
     def point_latest(self) -> None:
-        """Make `latest` beside the session folder lead to it; atomic, so it always leads somewhere."""
+        """Point the link `latest` beside the session folder to it, atomically. Raises StorageError."""
         link = self.path.parent / LATEST
         with contextlib.suppress(OSError):
             if link.readlink() == Path(self.path.name):
@@ -185,13 +185,13 @@ class Session:
         return self.path / f"{STOP}{self.invocation}"
 
     def discard_if_unused(self) -> None:
-        """Remove the folder where no run began in it, as when nothing was selected."""
+        """Remove the folder if no run began in it, as when nothing was selected."""
         if not any(entry.is_dir() for entry in self.path.iterdir()):
             shutil.rmtree(self.path)
 
 
 def hold(path: Path) -> FileLock:
-    """Lock a session folder for this process, until it ends however it ends.
+    """Lock a session folder for this process until it ends, however it ends.
 
     Raises:
         SessionHeldError: where another live process holds it; a lock that a dead one left does not count.
@@ -216,7 +216,7 @@ def hold(path: Path) -> FileLock:
 
 
 def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> list[str]:
-    """What differs between a session and what would go on with it, as far as it can change a result."""
+    """Return what differs between a session and this process, as far as it can change a result."""
     now = {name: _versions()[name] for name in DECISIVE_PACKAGES}
     then = {name: session.versions.get(name) for name in DECISIVE_PACKAGES}
     return [
@@ -239,7 +239,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, None where it is not a git checkout."""
+    """Return the commit of the source tree that runs, None if it is not a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
