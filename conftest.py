@@ -1,13 +1,3 @@
-"""What every test of the repository shares. The laboratory itself is a plugin: see `bvae/plugin.py`."""
-
-from __future__ import annotations
-
-import gc
-
-gc.disable()  # until the session starts: what an import makes stays, and looking through it takes time
+"""What all tests of the repository share. Experiments are run by a plugin: see `bvae/plugin.py`."""
 
 pytest_plugins = ["pytester"]
-
-
-def pytest_sessionstart() -> None:
-    gc.enable()

@@ -1,6 +1,6 @@
-"""What is decided before training starts: the loss options, the defaults, and how they become JSON.
+"""What is decided before training starts: loss options, training and experiment, and their JSON.
 
-Everything here is frozen and validates itself, so a value that exists is a value that can be trained.
+Every dataclass is frozen and validates itself: what exists can be trained.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEFAULT_CLASSES = 10
 CLASSES = DEFAULT_CLASSES
 
 OUTSIDE = 255
-"""What marks, in uint8 grids, where a grid that is smaller than its array has no cell."""
+"""Value, in uint8 grids, of what lies outside a grid that is smaller than its array."""
 
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become folders and test ids
 
@@ -32,31 +32,50 @@ DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
 T = TypeVar("T")
 
+LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
+"""Upper limits of whole numbers, far beyond use: a slip ends in a message and not in a full memory."""
 
-MOST = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
-"""Limits of whole numbers, far beyond use: a slip ends in a sentence and not with all memory used up."""
+MAX_ROLE = 200
+"""Characters of a loss option's role."""
 
-
-def _check_whole(name: str, value: int, *, at_least: int) -> None:
-    at_most = MOST.get(name, 10**9)
-    if not at_least <= value <= at_most:
-        raise ValueError(
-            f"{name} is {value}; expected a whole number of at least {at_least} and at most {at_most}"
-        )
+CLASS_WEIGHTS_EXPECTED = f"one of {', '.join(get_args(ClassWeights))}, or {CLASSES} positive finite numbers"
+ROLE_EXPECTED = f"a text of one line, at most {MAX_ROLE} characters"
 
 
-def _check_number(
-    name: str, value: float, *, at_least: float | None = None, above: float | None = None
-) -> None:
-    low_enough = (at_least is None or value >= at_least) and (above is None or value > above)
-    if not (math.isfinite(value) and low_enough):
-        bound = f"of at least {at_least:g}" if at_least is not None else f"above {above:g}"
-        raise ValueError(f"{name} is {value}; expected a finite number {bound}")
+class ConfigError(ValueError):
+    """A setting cannot be used.
+
+    Attributes:
+        field: the name of the dataclass field that is wrong.
+        problem: what is wrong with it, such as "is 0".
+        expected: what would be right.
+    """
+
+    def __init__(self, field: str, problem: str, expected: str, *, shown: str = "") -> None:
+        super().__init__(f"{shown or field} {problem}; expected {expected}")
+        self.field, self.problem, self.expected = field, problem, expected
+
+    def shown_as(self, name: str) -> ConfigError:
+        """Return the same error with a message that names the setting as it was given, such as `--epochs`."""
+        return ConfigError(self.field, self.problem, self.expected, shown=name)
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+def _check(ok: bool, field: str, problem: str, expected: str) -> None:
+    if not ok:
+        raise ConfigError(field, problem, expected)
+
+
+def _check_whole(field: str, value: int, *, at_least: int) -> None:
+    at_most = LIMITS.get(field, 10**9)
+    expected = f"a whole number of at least {at_least} and at most {at_most}"
+    _check(at_least <= value <= at_most, field, f"is {value}", expected)
+
+
+def _check_number(field: str, value: float, *, zero: bool = True) -> None:
+    """Raise ConfigError unless a number is finite and above 0, or 0 where `zero` allows it."""
+    bound = "of at least 0" if zero else "above 0"
+    ok = math.isfinite(value) and (value > 0 or (zero and value == 0))
+    _check(ok, field, f"is {value}", f"a finite number {bound}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,53 +102,48 @@ class LossOption:
     beta: float | None = None
 
     def __post_init__(self) -> None:
-        if not OPTION_NAME.fullmatch(self.name):
-            raise ValueError(
-                f"loss option name is {self.name!r}; expected one matching {OPTION_NAME.pattern}"
-            )
-        _check_number("gamma", self.gamma, at_least=0.0)
+        valid_name = OPTION_NAME.fullmatch(self.name) is not None
+        _check(valid_name, "name", f"is {self.name!r}", "a letter, then letters, digits, _ or -, at most 32")
+        _check_number("gamma", self.gamma)
         if isinstance(self.class_weights, tuple):
             _check_explicit_weights(self.class_weights)
-        elif self.class_weights not in get_args(ClassWeights):
-            raise ValueError(
-                f"class_weights is {self.class_weights!r}; expected one of "
-                f"{', '.join(get_args(ClassWeights))}, or {CLASSES} positive finite numbers"
-            )
+        else:
+            known = self.class_weights in get_args(ClassWeights)
+            _check(known, "class_weights", f"is {self.class_weights!r}", CLASS_WEIGHTS_EXPECTED)
+        one_line = len(self.role) <= MAX_ROLE and self.role.isprintable()
+        _check(one_line, "role", f"is {self.role[:80]!r}", ROLE_EXPECTED)
         check_weight_parameters(self.weight_method, self.exponent, self.beta)
 
     @property
     def weight_method(self) -> str:
-        """The name of the method that makes the class weights; `explicit` where they are given."""
+        """The method that makes the class weights; `explicit` if they are given as numbers."""
         return "explicit" if isinstance(self.class_weights, tuple) else self.class_weights
 
     @property
     def weighting(self) -> str:
-        """The method with its parameter, such as `power 0.3` or `effective β=0.999`."""
+        """The method and its parameter, such as `power 0.3` or `effective β=0.999`."""
         parameters = {"power": f" {self.exponent}", "effective": f" β={self.beta}"}
         return self.weight_method + parameters.get(self.weight_method, "")
 
 
 def _check_explicit_weights(weights: tuple[float, ...]) -> None:
-    if len(weights) != CLASSES:
-        raise ValueError(f"class_weights has {len(weights)} numbers; expected {CLASSES}, of classes 0 to 9")
+    enough = len(weights) == CLASSES
+    _check(enough, "class_weights", f"has {len(weights)} numbers", f"{CLASSES}, of classes 0 to 9")
     for label, weight in enumerate(weights):
-        if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"class_weights[{label}] is {weight}; expected a positive finite number")
+        positive, problem = math.isfinite(weight) and weight > 0, f"has {weight} for class {label}"
+        _check(positive, "class_weights", problem, "a positive finite number")
 
 
 def check_weight_parameters(method: str, exponent: float | None, beta: float | None) -> None:
-    """Raise ValueError unless a method of class weights has the parameter that it needs, and no other."""
-    for name, value, owner, bound in (
-        ("exponent", exponent, "power", math.inf),
-        ("beta", beta, "effective", 1.0),
-    ):
-        expected = f"expected {name} with 0 <= {name} < {bound:g}"
-        if method != owner and value is not None:
-            raise ValueError(f"{name} is {value}; expected none, as it belongs to class weights {owner!r}")
-        if method == owner and value is None:
-            raise ValueError(f"{name} is missing, which class weights {owner!r} need; {expected}")
-        if value is not None and not 0 <= value < bound:  # also for NaN
-            raise ValueError(f"{name} is {value}; {expected}")
+    """Raise ConfigError unless a method of class weights has the parameter that it needs, and no other."""
+    parameters = (("exponent", exponent, "power", math.inf), ("beta", beta, "effective", 1.0))
+    for name, value, owner, bound in parameters:
+        expected = f"{name} with 0 <= {name} < {bound:g}"
+        if method != owner:
+            _check(value is None, name, f"is {value}", f"none, as it belongs to class weights {owner!r}")
+            continue
+        _check(value is not None, name, f"is missing, which class weights {owner!r} need", expected)
+        _check(value is not None and 0 <= value < bound, name, f"is {value}", expected)  # not for NaN
 
 
 LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
@@ -142,19 +156,18 @@ LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
         )
     }
 )
-"""The built-in options. This is the one place in Python to add one; a file adds others to an experiment, see
-`bvae.option_files`."""
+"""The built-in options. This is the place to add one in Python; see `bvae.option_files` for files of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained, whatever the loss option, the seed and the corpus.
+    """How a model is trained, apart from loss option, seed and corpus.
 
     Attributes:
         epochs: passes over the training split.
         beta: weight β of the KL divergence (Higgins et al. 2017), constant.
         learning_rate: peak of the schedule: linear warm-up, then cosine to 0.
-        batch_size: grids a step; the last partial batch of an epoch is dropped.
+        batch_size: grids per step; the last partial batch of an epoch is dropped.
         latent_dim: number of latent dimensions.
         warmup_steps: steps of the linear warm-up, at most a quarter of all steps.
         max_gradient_norm: the gradient's 2-norm is clipped to this.
@@ -183,10 +196,13 @@ class TrainingConfig:
             _check_whole(name, getattr(self, name), at_least=1)
         for name in ("warmup_steps", "checkpoint_every_steps"):
             _check_whole(name, getattr(self, name), at_least=0)
-        _check_number("beta", self.beta, at_least=0.0)
-        _check_number("learning_rate", self.learning_rate, above=0.0)
-        _check_number("max_gradient_norm", self.max_gradient_norm, above=0.0)
-        _check_choice("precision", self.precision, get_args(Precision))
+        _check_number("beta", self.beta)
+        _check_number("learning_rate", self.learning_rate, zero=False)
+        _check_number("max_gradient_norm", self.max_gradient_norm, zero=False)
+        allowed = get_args(Precision)
+        _check(
+            self.precision in allowed, "precision", f"is {self.precision!r}", f"one of {', '.join(allowed)}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,8 +213,8 @@ class AccuracyBand:
     hi: float = 0.80
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.lo < self.hi <= 1.0:  # also false for NaN
-            raise ValueError(f"accuracy_band is {self}; expected LO:HI with 0 <= LO < HI <= 1")
+        ordered = 0.0 <= self.lo < self.hi <= 1.0  # false for NaN
+        _check(ordered, "band", f"is {self}", "LO:HI with 0 <= LO < HI <= 1")
 
     def __contains__(self, accuracy: float) -> bool:
         return self.lo <= accuracy <= self.hi
@@ -208,17 +224,13 @@ class AccuracyBand:
 
     @classmethod
     def parse(cls, text: str) -> AccuracyBand:
-        """Read `LO:HI`. Raises ValueError for anything else."""
-        lo, colon, hi = text.partition(":")
+        """Read `LO:HI`. Raises ConfigError for anything else."""
         try:
-            if not colon:
-                raise ValueError
-            bounds = float(lo), float(hi)
+            lo, hi = map(float, text.split(":"))
         except ValueError:
-            raise ValueError(
-                f"accuracy_band is {text!r}; expected LO:HI with 0 <= LO < HI <= 1, such as 0.70:0.80"
-            ) from None
-        return cls(*bounds)
+            expected = "LO:HI with 0 <= LO < HI <= 1, such as 0.70:0.80"
+            raise ConfigError("band", f"is {text!r}", expected) from None
+        return cls(lo, hi)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -258,10 +270,9 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         _check_whole("seeds", self.seeds, at_least=1)
         names = [option.name for option in self.options]
-        if not names:
-            raise ValueError("loss_options is empty; expected at least one, such as A,B,C")
-        if len({name.casefold() for name in names}) < len(names):  # folders may ignore case
-            raise ValueError(f"loss_options is {','.join(names)}; expected each option once")
+        _check(bool(names), "options", "is empty", "at least one, such as A,B,C")
+        distinct = len({name.casefold() for name in names}) == len(names)  # folders may ignore case
+        _check(distinct, "options", f"is {','.join(names)}", "each option once")
 
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
         """The configuration of one run of this experiment."""
@@ -277,21 +288,20 @@ class ExperimentConfig:
 
 
 def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -> tuple[LossOption, ...]:
-    """Options by a comma-separated list of names. Raises ValueError for a name that is not known."""
+    """Return the options of a comma-separated list of names. Raises ConfigError for an unknown name."""
     chosen = [name.strip() for name in names.split(",")]
     for name in chosen:
-        if name not in known:
-            raise ValueError(f"loss_options names {name!r}; expected names among {','.join(known)}")
+        _check(name in known, "options", f"names {name!r}", f"names among {','.join(known)}")
     return tuple(known[name] for name in chosen)
 
 
 def to_json(value: Any) -> bytes:
-    """Indented JSON of a dataclass or of plain values; a float that is not finite becomes null."""
+    """Encode a dataclass or plain values as indented JSON; a float that is not finite becomes null."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:
-    """The inverse of `to_json`. Raises ValueError that names the first field that does not fit."""
+    """Read JSON into a `kind`. Raises ValueError that names the first field that does not fit."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -305,7 +315,7 @@ class _Versioned(msgspec.Struct):
 
 
 def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
-    """What is wrong with JSON that another version of bvae wrote, None for other faults."""
+    """Return what is wrong with JSON that another version of bvae wrote, None for other faults."""
     expected = get_args(get_type_hints(kind).get("schema"))
     try:
         found = msgspec.json.decode(data, type=_Versioned).schema
@@ -317,7 +327,7 @@ def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
 
 
 def differences(ours: Any, theirs: Any) -> list[str]:
-    """The fields in which two dataclasses of one kind differ, each with both values, theirs first."""
+    """Return the fields in which two dataclasses of one kind differ, each with both values."""
     ours, theirs = _flat(msgspec.to_builtins(ours)), _flat(msgspec.to_builtins(theirs))
     keys = dict.fromkeys([*theirs, *ours])
     return [
@@ -337,7 +347,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Read `to_json`'s output from a file. Raises ValueError that names the file, or OSError."""
+    """Read a JSON file into a `kind`. Raises ValueError that names the file, or OSError."""
     try:
         return from_json(path.read_bytes(), kind)
     except ValueError as error:

@@ -1,6 +1,7 @@
-"""The command line of an experiment: every option with its help, and the experiment that values ask for.
+"""Every command-line option, declared once: for pytest, for `python -m bvae`, and for the documentation.
 
-Values stay text until they are read here, so that each mistake ends in one sentence that names the option.
+Values stay text until `parse_experiment` reads them, so that each mistake ends in one sentence that names the
+option.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from bvae.config import (
     LOSS_OPTIONS,
     AccuracyBand,
+    ConfigError,
     ExperimentConfig,
     LossOption,
     TrainingConfig,
@@ -23,241 +25,264 @@ from bvae.config import (
 from bvae.files import printable
 from bvae.option_files import OptionFileError, read_options
 
+EXPERIMENT = ExperimentConfig()
+TRAINING_TYPES = get_type_hints(TrainingConfig)
+FIELD_TYPES = get_type_hints(ExperimentConfig) | TRAINING_TYPES
+RENAMED_FIELDS = {"accuracy_band": "band", "loss_options": "options"}
+PARSERS: Mapping[Any, Callable[[str], Any]] = {
+    int: int,
+    int | None: int,
+    float: float,
+    AccuracyBand: AccuracyBand.parse,
+}
+"""Readers of the types of fields; of other types the text itself is the value."""
+EXPECTED = {int: "a whole number", int | None: "a whole number", float: "a number"}
+
 
 @dataclasses.dataclass(frozen=True)
-class Flag:
-    """An option of the command line; a path is given as `--name=PATH`, in one piece.
+class CommandLineOption:
+    """An option of the command line.
 
-    Without a metavar it is a switch, which takes no value.
+    An option named after a field of `ExperimentConfig` or `TrainingConfig` has its type and default.
+
+    Attributes:
+        name: without the dashes.
+        metavar: stands for the value in help texts; empty for a switch, which takes none.
+        summary: what the option does.
+        commands: which commands take it; `pytest` stands for `pytest experiments/`.
+        own_default: the default as text, unless it is that of the field.
+        takes_path: whether the value may be a path, so that it must be given as `--name=PATH`.
+        words: pattern of the values of such an option that are no paths.
     """
 
     name: str
-    default: str
     metavar: str
-    help: str
+    summary: str
+    _: dataclasses.KW_ONLY
+    commands: tuple[str, ...] = ("pytest", "train")
+    own_default: str = ""
     takes_path: bool = False
     words: str = ""
-    """A pattern of the values of a path option that are no paths."""
+
+    @property
+    def flag(self) -> str:
+        """The option as it is typed, such as `--grid-size`."""
+        return f"--{self.name}"
 
     @property
     def key(self) -> str:
-        """The option's name among parsed values."""
+        """The option's name among parsed values, such as `grid_size`."""
         return self.name.replace("-", "_")
 
     @property
-    def is_switch(self) -> bool:
-        """Whether the option takes no value."""
-        return not self.metavar
+    def field(self) -> str:
+        """The field that the option sets, empty if there is none."""
+        field = RENAMED_FIELDS.get(self.key, self.key)
+        return field if field in FIELD_TYPES else ""
 
     @property
-    def explanation(self) -> str:
-        """The help text with the default filled in."""
-        return self.help.format(default=self.default)
+    def default(self) -> str:
+        """The default as text, empty if there is none."""
+        if self.own_default or not self.field:
+            return self.own_default
+        value = getattr(EXPERIMENT.training if self.field in TRAINING_TYPES else EXPERIMENT, self.field)
+        return "" if value is None else str(value)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `add_argument` and of pytest's `addoption`; an option of a field defaults to None."""
+        if not self.metavar:
+            return {"action": "store_true", "help": self.summary}
+        default = None if self.field else self.own_default or None
+        shown = f"{self.summary}. Default: {self.default}" if self.default else self.summary
+        return {"metavar": self.metavar, "default": default, "help": shown}
+
+    def read(self, text: str) -> Any:
+        """Read the value of the field. Raises ConfigError."""
+        kind = FIELD_TYPES[self.field]
+        try:
+            return PARSERS.get(kind, str)(text)
+        except ConfigError:
+            raise
+        except ValueError:
+            raise ConfigError(self.field, f"is {text!r}", EXPECTED[kind]) from None
 
 
-_EXPERIMENT, _TRAINING = ExperimentConfig(), TrainingConfig()
+PYTEST, TRAIN, SHOW = ("pytest",), ("train",), ("show",)
 
-FLAGS = (
-    Flag(
+OPTIONS = (
+    CommandLineOption(
         "corpus",
-        _EXPERIMENT.corpus,
         "CORPUS",
         "What to train on: objects[:N] (N grids of real ARC objects), arc (whole ARC-AGI-2 grids), "
-        "atomic[:N] (N procedural grids), or the path of a .npz or .npy file, given as --corpus=PATH. "
-        "Default: {default}",
+        "atomic[:N] (N procedural grids), or the path of a .npz or .npy file, given as --corpus=PATH",
         takes_path=True,
         words=r"arc|(objects|atomic)(:\d+)?",
     ),
-    Flag(
-        "grid-size",
-        str(_EXPERIMENT.grid_size),
-        "S",
-        "Grids have up to S×S cells; a multiple of 4. Default: {default}",
-    ),
-    Flag(
+    CommandLineOption("grid-size", "S", "Grids have up to S×S cells; a multiple of 4"),
+    CommandLineOption(
         "padding-value",
-        "",
         "V",
         "What marks cells outside a grid in a file, such as 10 or -1. They count for nothing: no loss, no "
         "metric. Give a negative one as --padding-value=-1",
     ),
-    Flag("epochs", str(_TRAINING.epochs), "N", "Epochs to train each run. Default: {default}"),
-    Flag("seeds", str(_EXPERIMENT.seeds), "N", "Runs of each option, seeds 0 to N-1. Default: {default}"),
-    Flag(
+    CommandLineOption("epochs", "N", "Epochs to train each run"),
+    CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1", commands=PYTEST),
+    CommandLineOption(
         "loss-options",
-        ",".join(option.name for option in _EXPERIMENT.options),
         "NAMES",
-        "Loss options to compare, by name, separated by commas. Default: {default}, and those of "
-        "--loss-options-file",
+        "Names of loss options to compare, separated by commas; those of --loss-options-file are added to "
+        "the default",
+        own_default=",".join(LOSS_OPTIONS),
+        commands=PYTEST,
     ),
-    Flag(
+    CommandLineOption(
         "loss-options-file",
-        "",
         "FILE",
         "TOML file that adds or replaces loss options, a table each, given as --loss-options-file=FILE; see "
         "docs/loss-options.md",
         takes_path=True,
     ),
-    Flag("beta", str(_TRAINING.beta), "BETA", "Weight of the KL divergence. Default: {default}"),
-    Flag(
-        "learning-rate",
-        str(_TRAINING.learning_rate),
-        "RATE",
-        "Peak learning rate of Adam: warm-up, then cosine to 0. Default: {default}",
-    ),
-    Flag("batch-size", str(_TRAINING.batch_size), "N", "Grids a step. Default: {default}"),
-    Flag("latent-dim", str(_TRAINING.latent_dim), "N", "Latent dimensions. Default: {default}"),
-    Flag(
+    CommandLineOption("beta", "BETA", "Weight of the KL divergence"),
+    CommandLineOption("learning-rate", "RATE", "Peak learning rate of Adam: warm-up, then cosine to 0"),
+    CommandLineOption("batch-size", "N", "Grids per step"),
+    CommandLineOption("latent-dim", "N", "Latent dimensions"),
+    CommandLineOption(
         "checkpoint-every",
-        str(_TRAINING.checkpoint_every),
         "N",
-        "Epochs between checkpoints, each with its picture; the last epoch and the best are always saved. "
-        "Default: {default}",
+        "Epochs between checkpoints, each with its picture; the last epoch and the best are always saved",
     ),
-    Flag(
-        "checkpoint-every-steps",
-        str(_TRAINING.checkpoint_every_steps),
-        "K",
-        "Steps between checkpoints inside an epoch; 0 for none. Default: {default}",
-    ),
-    Flag(
+    CommandLineOption("checkpoint-every-steps", "K", "Steps between checkpoints inside an epoch; 0 for none"),
+    CommandLineOption(
         "model",
-        _TRAINING.model,
         "MODULE:FACTORY",
-        "The model: a factory of grid_size and latent_dim, see docs/own-model.md. Default: {default}",
+        "The model: a factory of grid_size and latent_dim, see docs/own-model.md",
+        commands=("pytest", "train", "report", "show"),
     ),
-    Flag("device", _TRAINING.device, "DEVICE", "cpu, cuda or cuda:INDEX. Default: {default}"),
-    Flag(
+    CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),
+    CommandLineOption(
         "precision",
-        _TRAINING.precision,
         "P",
-        "Of the matrix products: fp32, bf16, or auto (bf16 where the processor multiplies in it). "
-        "Default: {default}",
+        "Of the matrix products: fp32, bf16, or auto (bf16 where the processor multiplies in it)",
     ),
-    Flag(
+    CommandLineOption(
         "accuracy-band",
-        str(_EXPERIMENT.band),
         "LO:HI",
-        "Pixel accuracy in which a stable option that learned the objects is healthy. Default: {default}",
+        "Pixel accuracy in which a stable option that learned the objects is healthy",
     ),
-    Flag(
+    CommandLineOption(
         "run-dir",
-        "runs",
         "DIR",
-        "Folder of the sessions, given as --run-dir=DIR; each invocation makes one. Default: {default}",
+        "Folder of the sessions, given as --run-dir=DIR; each invocation makes one",
+        own_default="runs",
         takes_path=True,
     ),
-    Flag(
+    CommandLineOption(
         "resume",
-        "",
         "SESSION",
         "Finish an interrupted session: latest (in --run-dir), or its folder, given as --resume=DIR. "
         "Settings are those of the session; other ones are refused",
         takes_path=True,
         words="latest",
     ),
-    Flag(
+    CommandLineOption(
         "baseline",
-        "",
         "PATH",
         "Compare with an earlier session, its comparison folder or its comparison.json, given as "
         "--baseline=PATH: each difference in accuracy, foreground and object metrics, with Welch's t "
         "interval (unequal variances) on the means over seeds. Needs two seeds on either side to tell",
+        commands=PYTEST,
         takes_path=True,
     ),
-    Flag(
+    CommandLineOption(
         "fail-on-regression",
         "",
-        "",
         "With --baseline: fail where the whole interval of a difference is below 0, and not only say so",
+        commands=PYTEST,
+    ),
+    CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
+    CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
+    CommandLineOption(
+        "output", "FILE", "File to draw into", own_default="reconstructions.png", commands=SHOW
     ),
 )
 
 
+def options_of(command: str) -> list[CommandLineOption]:
+    """Return the options that a command takes."""
+    return [option for option in OPTIONS if command in option.commands]
+
+
+def options_document() -> str:
+    """Return docs/options.md: a Markdown table of all options."""
+    rows = ["| option | default | taken by | what it does |", "| --- | --- | --- | --- |"]
+    for option in OPTIONS:
+        usage = option.flag + (("=" if option.takes_path else " ") + option.metavar if option.metavar else "")
+        default = f"`{option.default}`" if option.default else ""
+        rows.append(f"| `{usage}` | {default} | {', '.join(option.commands)} | {option.summary} |")
+    table = "\n".join(rows)
+    return f"""\
+# Options
+
+`pytest` stands for `pytest experiments/`, the other commands for `python -m bvae COMMAND`. This page is
+printed by `python -m bvae options`.
+
+{table}
+"""
+
+
 def parse_experiment(
-    given: Mapping[str, str | None], base: ExperimentConfig = _EXPERIMENT
+    given: Mapping[str, str | None], base: ExperimentConfig = EXPERIMENT
 ) -> ExperimentConfig:
-    """The experiment that option values by key (such as `grid_size`) ask for; `base` where none is given.
+    """Return the experiment that option values by key (such as `grid_size`) ask for.
+
+    Args:
+        given: the values as text, None for options that were not given.
+        base: the settings of those that were not given.
 
     Raises:
         ValueError: one sentence that begins with the option, what was given and what was expected.
     """
-    readers: dict[str, Callable[[str], Any]] = {
-        "corpus": str,
-        "grid_size": _whole,
-        "padding_value": _whole,
-        "seeds": _whole,
-        "accuracy_band": AccuracyBand.parse,
-        **dict.fromkeys(("epochs", "batch_size", "latent_dim"), _whole),
-        **dict.fromkeys(("checkpoint_every", "checkpoint_every_steps"), _whole),
-        **dict.fromkeys(("beta", "learning_rate"), _number),
-        **dict.fromkeys(("model", "device", "precision"), str),
-    }
-    names = {"accuracy_band": "band"}
-    of_training = {field.name for field in dataclasses.fields(TrainingConfig)}
-    experiment: dict[str, Any] = {}
-    training: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     try:
-        for key, read in readers.items():
-            if (text := given.get(key)) is not None:
-                try:
-                    value = read(text)
-                except _UnreadableError as error:
-                    raise ValueError(f"{key} is {text!r}; expected {error}") from None
-                (training if key in of_training else experiment)[names.get(key, key)] = value
-        trained = dataclasses.replace(base.training, **training)
-        options = _asked_options(given, base)
-        return dataclasses.replace(base, training=trained, options=options, **experiment)
-    except ValueError as error:
-        key, _, rest = str(error).partition(" ")
-        raise ValueError(f"--{key.replace('_', '-')} {rest}") from None
+        for option in OPTIONS:
+            text = given.get(option.key)
+            if option.field and option.field != "options" and text is not None:
+                values[option.field] = option.read(text)
+        values["options"] = _asked_options(given, base)
+        training = {field: values.pop(field) for field in TRAINING_TYPES.keys() & values.keys()}
+        return dataclasses.replace(base, training=dataclasses.replace(base.training, **training), **values)
+    except ConfigError as error:
+        flags = {option.field: option.flag for option in OPTIONS}
+        raise error.shown_as(flags[error.field]) from None
+    except OptionFileError as error:
+        raise ValueError(f"--loss-options-file {error}") from None
 
 
 def _asked_options(given: Mapping[str, str | None], base: ExperimentConfig) -> tuple[LossOption, ...]:
-    """The loss options that are selected by name, else those of `base` and of the file."""
+    """Return the loss options that are selected by name, else those of `base` and of the file."""
     default = {option.name: option for option in base.options}
     if (path := given.get("loss_options_file")) is not None:
-        try:
-            default |= read_options(path)
-        except OptionFileError as error:
-            raise ValueError(f"loss_options_file {error}") from None
+        default |= read_options(path)
     if (names := given.get("loss_options")) is not None:
         return select_options(names, {**LOSS_OPTIONS, **default})
     return tuple(default.values())
 
 
-class _UnreadableError(Exception):
-    """A text that is no value of its kind; says what was expected."""
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise _UnreadableError("a whole number") from None
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise _UnreadableError("a number") from None
-
-
 def separated_path(arguments: Sequence[str]) -> str | None:
-    """A complaint about the first path that stands apart from its option, as in `--corpus PATH`.
+    """Return a complaint about the first path that stands apart from its option, as in `--corpus PATH`.
 
     pytest looks for its configuration before it knows our options and takes such a path for one of tests, so
-    it would import a conftest.py that lies beside a corpus. A word such as `arc` is harmless as long as there
-    is nothing of that name.
+    it would import a conftest.py beside a corpus. A word such as `arc` is harmless unless there is a file of
+    that name.
     """
-    paths = {f"--{flag.name}": flag for flag in FLAGS if flag.takes_path}
+    options = {option.flag: option for option in OPTIONS if option.takes_path}
     for argument, value in itertools.pairwise(arguments):
         if argument == "--":
             break
-        if (flag := paths.get(argument)) is None:
+        if (option := options.get(argument)) is None:
             continue
-        if not re.fullmatch(flag.words, value) or Path(value).exists():
+        if not re.fullmatch(option.words, value) or Path(value).exists():
             return (
                 f"{argument} and its value are apart; write them in one piece: {argument}={printable(value)}"
             )

@@ -31,7 +31,8 @@ from lab import (
 )
 
 from bvae.records import ControlledMetrics, Evaluation, ReconstructionMetrics
-from bvae.results import read_result
+from bvae.session import files
+from bvae.session.run_folder import read_result
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +56,9 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
         *("comparison.json", "comparison.md", "curves.png", "examples.png", "reconstructions.png"),
         *("why_A.png", "why_B.png", "why_C.png"),
     }
+    for path in filter(Path.is_file, session.rglob("*")):
+        name = re.sub(r"\d{3}", "001", path.name).replace("_best", "_epoch_001").replace("why_C", "why_A")
+        assert name.replace("why_B", "why_A") in str(files.__doc__), path
     record = json.loads((session / "session.json").read_text())
     assert record["corpus"]["fingerprint"] == comparison(lab)["corpus"]["fingerprint"]
     assert record["versions"].keys() >= {"bvae", "torch", "numpy", "python"}
@@ -120,19 +124,7 @@ def test_the_controller_of_workers_imports_neither_pytorch_nor_matplotlib(lab: P
     assert slow <= set((lab / "imported-gw0").read_text().splitlines())
 
 
-def test_workers_are_handed_the_corpus_that_the_controller_loaded(lab: Path) -> None:
-    (lab / "conftest.py").write_text(
-        "import os\n"
-        "import bvae.laboratory\n"
-        "if 'PYTEST_XDIST_WORKER' in os.environ:\n"
-        "    bvae.laboratory.load_corpus = None\n"
-    )
-    done = run_pytest("experiments/", *TINY, "-n2")
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "3 xfailed" in done.stdout
-
-
-def test_what_an_option_paints_is_explained_before_the_next_is_complete(lab: Path) -> None:
+def test_what_an_option_predicts_is_explained_before_the_next_is_complete(lab: Path) -> None:
     sabotage(lab, slow=0.3)
     session = lab / "runs/latest"
     with running(lab, *TINY, "-n3", "--loss-options", "A,C", "--seeds", "2") as process:

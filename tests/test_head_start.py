@@ -15,12 +15,11 @@ from bvae import EvidenceWarning, gallery
 from bvae.config import LOSS_OPTIONS, RunConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.events import CheckpointSaved
-from bvae.laboratory import Laboratory
 from bvae.models import initial_model
 from bvae.options import parse_experiment
-from bvae.processes import in_turns
-from bvae.results import picture_of
-from bvae.run import HALF
+from bvae.session.experiment import Experiment
+from bvae.session.files import HALF, picture_of
+from bvae.session.workers import in_turns
 from bvae.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -65,32 +64,32 @@ def test_a_run_can_be_trained_to_any_step_and_by_another_trainer_from_there(
     assert evidence(tmp_path) == evidence(whole)
 
 
-def worker(folder: Path, workers: int = 1, **settings: str) -> Laboratory:
-    """The laboratory of a new session in one of so many workers."""
-    experiment = parse_experiment(SETTINGS | settings | {"corpus": str(folder / "corpus.npz")})
-    controller = Laboratory.prepare(experiment, folder / "runs", [])
+def worker(folder: Path, workers: int = 1, **settings: str) -> Experiment:
+    """The experiment of a new session in one of so many workers."""
+    config = parse_experiment(SETTINGS | settings | {"corpus": str(folder / "corpus.npz")})
+    controller = Experiment.prepare(config, folder / "runs", [])
     controller.open_session()
     return beside(controller, workers)
 
 
-def beside(laboratory: Laboratory, workers: int) -> Laboratory:
+def beside(experiment: Experiment, workers: int) -> Experiment:
     """A worker of the same session, which has not obtained a run yet."""
-    joined = Laboratory.join(laboratory.session.path, laboratory.session.invocation, workers)
+    joined = Experiment.join(experiment.session.path, experiment.session.invocation, workers)
     joined.select([(run.option, run.seed) for run in reversed(joined.runs)])
     return joined
 
 
-def finished(laboratory: Laboratory) -> dict[str, str]:
+def finished(experiment: Experiment) -> dict[str, str]:
     """What all runs leave."""
-    for run in laboratory.selected:
-        laboratory.obtain((run.option, run.seed))
-    assert not list(laboratory.session.path.glob(f"*/{HALF}"))
-    return evidence(laboratory.session.path)
+    for run in experiment.selected:
+        experiment.obtain((run.option, run.seed))
+    assert not list(experiment.session.path.glob(f"*/{HALF}"))
+    return evidence(experiment.session.path)
 
 
-def obtain(laboratory: Laboratory, place: int) -> None:
-    run = laboratory.selected[place]
-    laboratory.obtain((run.option, run.seed))
+def obtain(experiment: Experiment, place: int) -> None:
+    run = experiment.selected[place]
+    experiment.obtain((run.option, run.seed))
 
 
 @pytest.mark.parametrize(

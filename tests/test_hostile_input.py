@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from lab import TINY, SessionHere
 
-from bvae.laboratory import Laboratory
-from bvae.options import FLAGS, parse_experiment
+from bvae.options import OPTIONS, parse_experiment
+from bvae.session.experiment import Experiment
 
 Refuse = Callable[..., str]
 
@@ -39,12 +39,12 @@ def refusal(session_here: SessionHere) -> Refuse:
 @pytest.fixture
 def begun(lab: Path) -> Path:
     """A session in which a run is about to begin, and whose process is gone."""
-    given = dict.fromkeys((flag.key for flag in FLAGS), None)
+    given = dict.fromkeys((option.key for option in OPTIONS), None)
     values = {"corpus": "corpus.npz", "grid_size": "8", "epochs": "2", "seeds": "1", "precision": "fp32"}
-    laboratory = Laboratory.prepare(parse_experiment(given | values), lab / "runs", TINY)
-    laboratory.open_session()
-    laboratory.session.point_latest()
-    return laboratory.session.path
+    experiment = Experiment.prepare(parse_experiment(given | values), lab / "runs", TINY)
+    experiment.open_session()
+    experiment.session.point_latest()
+    return experiment.session.path
 
 
 @slow

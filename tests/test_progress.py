@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bvae.config import ExperimentConfig, read_json, to_json
 from bvae.events import Stepped
-from bvae.progress import Note, ProgressDisplay, ProgressNote, describe_progress, note_rest
+from bvae.session.progress import Note, ProgressDisplay, ProgressNote, describe_progress, note_rest
 
 pytestmark = pytest.mark.unit
 

@@ -26,10 +26,10 @@ from bvae import EvidenceWarning
 from bvae.checkpoint import MAX_BYTES, CheckpointError, load_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus, load_corpus
-from bvae.laboratory import Laboratory
 from bvae.models import load_model
 from bvae.options import parse_experiment
 from bvae.records import Progress
+from bvae.session.experiment import Experiment
 from bvae.trainer import Trainer
 
 pytestmark = pytest.mark.slow
@@ -49,9 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(folder: Path) -> Path:
     """A session whose runs are complete; not to be changed."""
     given = SETTINGS | {"corpus": str(folder / "corpus.npz")}
-    laboratory = Laboratory.prepare(parse_experiment(given), folder / "runs", [])
+    laboratory = Experiment.prepare(parse_experiment(given), folder / "runs", [])
     laboratory.open_session()
-    for option in laboratory.experiment.options:
+    for option in laboratory.config.options:
         laboratory.obtain((option, 0))
     return laboratory.session.path
 
@@ -278,10 +278,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_training_ends_in_the_same_bits(
     damaged = [path for path in (session / "A-seed0/checkpoints").glob(pattern) if path.suffix != ".png"]
     for path in damaged:
         DAMAGES[damage](path)
-    laboratory = Laboratory.resume({}, tmp_path, [], str(session))
+    laboratory = Experiment.resume({}, tmp_path, [], str(session))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        laboratory.obtain((laboratory.experiment.options[0], 0))
+        laboratory.obtain((laboratory.config.options[0], 0))
     complaints = [str(warning.message) for warning in caught if warning.category is EvidenceWarning]
     assert len(complaints) == len(damaged)
     for path in damaged:
@@ -294,9 +294,9 @@ def damaged_result(finished: Path, tmp_path: Path, change: Callable[[bytes], byt
     session = shutil.copytree(finished, tmp_path / "session")
     result = session / "A-seed0/result.json"
     result.write_bytes(change(result.read_bytes()))
-    laboratory = Laboratory.resume({}, tmp_path, [], str(session))
+    laboratory = Experiment.resume({}, tmp_path, [], str(session))
     with pytest.warns(EvidenceWarning, match=rf"A-seed0/result\.json.*{warning}; the run is judged anew"):
-        laboratory.obtain((laboratory.experiment.options[0], 0))
+        laboratory.obtain((laboratory.config.options[0], 0))
     assert evidence(session) == evidence(finished)
 
 

@@ -1,4 +1,4 @@
-"""Progress of runs in other processes: each leaves a note of how far it is, which the controller reads."""
+"""Progress of runs in other processes: each writes how far it is to a file, which the controller reads."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from bvae.config import RunConfig, read_json, to_json
 from bvae.events import Event, Stepped
+from bvae.session.files import PROGRESS, RESULT
 
-NOTE = ".progress"
 NOTE_SECONDS = 0.5
 LOOK_SECONDS = 0.5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """How far a run is, and how fast (training images a second over the last steps; 0 while it rests)."""
+    """How far a run is, and how fast (images per second over the last steps; 0 while it waits)."""
 
     step: int
     steps: int
@@ -30,10 +30,10 @@ class Note:
 
 
 class ProgressNote:
-    """Listens to a trainer and keeps the note in its run directory; a convenience, so never flushed."""
+    """Listens to a trainer and writes the progress of its run to `.progress`, which is never flushed."""
 
     def __init__(self, directory: Path, epochs: int) -> None:
-        self.path, self.epochs = directory / NOTE, epochs
+        self.path, self.epochs = directory / PROGRESS, epochs
         self._since: float | None = None
         self._images = 0
 
@@ -59,9 +59,9 @@ class ProgressNote:
 
 
 def note_rest(directory: Path) -> None:
-    """Note that the run in a directory rests until its turn."""
+    """Note that a run waits for its turn, see `bvae.session.head_start`."""
     if (note := _read(directory)) is not None:
-        _keep(dataclasses.replace(note, images_per_second=0.0), directory / NOTE)
+        _keep(dataclasses.replace(note, images_per_second=0.0), directory / PROGRESS)
 
 
 def _keep(note: Note, path: Path) -> None:
@@ -73,16 +73,16 @@ def _keep(note: Note, path: Path) -> None:
 
 def _read(directory: Path) -> Note | None:
     try:
-        return read_json(directory / NOTE, Note)
+        return read_json(directory / PROGRESS, Note)
     except (OSError, ValueError):
         return None  # not begun
 
 
 def describe_progress(notes: Mapping[str, Note], finished: int, runs: int, elapsed: float) -> str:
-    """One line on the runs in training by name, those finished of all, and the time left.
+    """Return one line: the runs in training by name, the number of finished ones, and the time left.
 
-    A run that rests is not named, but what was trained of it counts. The time left takes every run to be as
-    long as those known and the pace of the whole session so far.
+    A run that waits for its turn is not named, but what was trained of it counts. The time left is
+    extrapolated from the share of all runs that was trained in `elapsed` seconds.
     """
     training = [
         f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
@@ -110,7 +110,7 @@ class ProgressDisplay(threading.Thread):
         session: the session folder.
         runs: all runs that the session may train.
         write: writes text to where people look.
-        live: whether that is a terminal, whose last line can be written again.
+        live: whether it writes to a terminal, whose last line can be overwritten.
     """
 
     def __init__(
@@ -130,12 +130,12 @@ class ProgressDisplay(threading.Thread):
             self.write("\r\x1b[K")
 
     def stop(self) -> None:
-        """End the display; it leaves the terminal's line clean."""
+        """End the display, and clear its line on a terminal."""
         self._stop_asked.set()
         self.join()
 
     def show(self) -> None:
-        """Look at the session folder and write what changed."""
+        """Read the session folder and write what changed."""
         finished = self._finished()
         notes = {
             run.name: note
@@ -155,9 +155,9 @@ class ProgressDisplay(threading.Thread):
             self.write(f"{line}\n")
 
     def _finished(self) -> frozenset[str]:
-        return frozenset(run.name for run in self.runs if (self.session / run.name / "result.json").exists())
+        return frozenset(run.name for run in self.runs if (self.session / run.name / RESULT).exists())
 
 
 def terminal_width() -> int:
-    """Columns that a line may take."""
+    """Return the number of columns that a line may take."""
     return shutil.get_terminal_size().columns - 1

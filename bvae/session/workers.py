@@ -1,4 +1,4 @@
-"""The processes of a pytest session: how tests are dealt to them, how signals reach them, how they end."""
+"""The processes of a pytest session: how tests are dealt to them, how they react to signals and end."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from bvae.session import Session
+    from bvae.session.folder import Session
 
 
 def in_turns(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Tests in an order of which workers get one each in turn, and not neighbours.
+    """Return tests in the order in which pytest-xdist deals each worker one in turn.
 
-    pytest-xdist deals each worker two in a row at first, because a worker must know the next one.
+    Of the first tests it deals each worker two in a row, because a worker must know the next one.
     """
     if len(items) < 2 * workers:
         return items  # it deals one by one
@@ -27,18 +27,10 @@ def in_turns(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
     return [*chain.from_iterable(pairs), *items[2 * workers :]]
 
 
-def spare_hypothesis(plugins: pytest.PytestPluginManager) -> None:
-    """Keep its plugin from importing hypothesis, a quarter of a second, only to have nothing to say."""
-    name = "hypothesispytest"
-    if "hypothesis" not in sys.modules and plugins.has_plugin(name):
-        plugins.unregister(name=name)
-
-
 def repeat_dropped_interruptions() -> None:
-    """Raise a KeyboardInterrupt again that Python dropped.
+    """Raise again a KeyboardInterrupt that Python dropped.
 
-    It reports and forgets what is raised in `__del__` or in the callback of a weak reference, and Ctrl-C may
-    well fall there.
+    Python only reports what is raised in `__del__` or in the callback of a weak reference, also on Ctrl-C.
     """
     report = sys.unraisablehook
 
@@ -53,9 +45,9 @@ def repeat_dropped_interruptions() -> None:
 
 
 def follow_controller(session: Session) -> None:
-    """Leave signals to the controller, and end with it or when it says so, even in the middle of a step.
+    """Ignore signals, and end with the controller or when it says so, even in the middle of a step.
 
-    A terminal sends Ctrl-C to workers too. If they died of it, they would be reported as crashed.
+    A terminal sends Ctrl-C to workers too. If it ended them, they would be reported as crashed.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

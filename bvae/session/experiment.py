@@ -1,0 +1,324 @@
+"""An experiment from its options to its report: what pytest's hooks and `python -m bvae` do, without pytest.
+
+The controller of pytest-xdist imports this module and all that it imports, but neither PyTorch nor
+matplotlib, which take two seconds: those are reached through `load_engine` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from filelock import FileLock
+
+from bvae import EvidenceWarning
+from bvae.baseline import BASELINE_FILE, Baseline, comparable_baseline, read_baseline
+from bvae.comparison import Comparison
+from bvae.config import DEFAULT_MODEL, ExperimentConfig, LossOption, RunConfig, to_json
+from bvae.corpus import Corpus, CorpusError, load_corpus
+from bvae.evidence import (
+    OptionOutcomes,
+    RunOutcomes,
+    compare_outcomes,
+    discard_comparison,
+    found_outcomes,
+    read_comparison,
+    write_comparison,
+    write_why,
+)
+from bvae.files import printable, write_whole
+from bvae.hardware import resolve_precision
+from bvae.options import parse_experiment
+from bvae.regression import Difference, compare_with
+from bvae.report import report_head, show_differences, show_gate
+from bvae.report_run import show_run
+from bvae.session.files import LATEST
+from bvae.session.folder import CorpusRecord, Session, SessionHeldError, changes_since, hold
+from bvae.session.progress import ProgressDisplay
+from bvae.session.run_folder import RunResult, is_begun
+from bvae.summary import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
+
+if TYPE_CHECKING:
+    from bvae.session.scheduling import RunScheduler
+
+Selection = tuple[LossOption, int]
+
+
+class SetupError(ValueError):
+    """The experiment cannot be run as asked; one sentence, in one line, for the person who asked."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def load_engine() -> type[RunScheduler]:
+    """Import what trains and draws: the one place where PyTorch and matplotlib are imported for a session.
+
+    Processes that train call it before anything else, since an interrupted import could not be repeated
+    when the session is closed.
+    """
+    from bvae.session.scheduling import RunScheduler
+
+    return RunScheduler
+
+
+class Experiment:
+    """The experiment of one invocation, in the controller or in a worker of it.
+
+    Attributes:
+        config: what is compared.
+        selected: the runs that this invocation collected and did not deselect.
+        baseline: what the session is compared with, None for nothing.
+        complaint: why the session could not be closed, empty where it could.
+    """
+
+    def __init__(self, config: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
+        self.config, self.run_dir, self.command = config, run_dir, tuple(command)
+        self.selected: list[RunConfig] = []
+        self.baseline: Baseline | None = None
+        self.complaint = ""
+        self._session: Session | None = None
+        self._lock: FileLock | None = None  # held until the session is closed or this process ends
+        self._display: ProgressDisplay | None = None
+        self._workers = 1
+        self._repeated: set[str] = set()
+        self._closed = self._interrupted = False
+        self._gate_ran = True
+
+    @classmethod
+    def prepare(
+        cls, config: ExperimentConfig, run_dir: Path, command: Sequence[str], baseline: str | None = None
+    ) -> Experiment:
+        """Validate an experiment, its corpus and the path of its baseline. Raises SetupError."""
+        try:
+            precision = resolve_precision(config.training.precision, config.training.device)
+            training = dataclasses.replace(config.training, precision=precision)
+            config = dataclasses.replace(config, training=training)
+            experiment = cls(config, run_dir, command)
+            corpus = CorpusRecord.of(experiment.corpus)  # loading is validating, the grid size included
+            if training.model != DEFAULT_MODEL:
+                load_engine().check(config, has_outside=corpus.has_outside)
+            if baseline is not None:
+                experiment.baseline = comparable_baseline(Path(baseline), config, corpus)
+        except ValueError as error:
+            raise SetupError(str(error)) from error
+        return experiment
+
+    @classmethod
+    def resume(
+        cls, given: Mapping[str, str | None], run_dir: Path, command: Sequence[str], resumed: str
+    ) -> Experiment:
+        """Take up an interrupted session, named by its folder or as `latest`. Raises SetupError.
+
+        Settings that are not given are those of the session; what differs from it is refused.
+        """
+        path = (run_dir / LATEST if resumed == LATEST else Path(resumed)).resolve()
+        try:
+            session = Session.open(path, secrets.token_hex(8))
+            if (model := session.record.config.training.model) not in (DEFAULT_MODEL, given.get("model")):
+                # Otherwise a session folder from elsewhere would decide what is imported here.
+                raise ValueError(
+                    f"the session trains the model {model!r}; name it again with --model to import it"
+                )
+            baseline, stored = given.get("baseline"), path / BASELINE_FILE
+            if baseline is None and stored.exists():
+                baseline = str(stored)
+            config = parse_experiment(given, session.record.config)
+            experiment = cls.prepare(config, path.parent, command, baseline)
+            if changes := changes_since(session.record, experiment.config, experiment.corpus):
+                raise SetupError(
+                    f"--resume {path} cannot go on to the same result: {'; '.join(changes)}; "
+                    "restore that, or start a new session"
+                )
+            experiment._lock = hold(path)
+            discard_comparison(session)
+        except SetupError:
+            raise
+        except (OSError, ValueError, SessionHeldError) as error:
+            raise SetupError(f"--resume {resumed} is not possible: {error}") from error
+        experiment._session = session
+        return experiment
+
+    @classmethod
+    def join(cls, path: Path, invocation: str, workers: int) -> Experiment:
+        """Return the experiment of the session that the controller made, in one of `workers` workers."""
+        session = Session.open(path, invocation)
+        experiment = cls(session.record.config, path.parent, session.record.command)
+        experiment._session, experiment._workers = session, workers
+        if (path / BASELINE_FILE).exists():
+            experiment.baseline = read_baseline(path / BASELINE_FILE)
+        return experiment
+
+    @property
+    def session(self) -> Session:
+        """The session folder. Raises RuntimeError before it was opened."""
+        if self._session is None:
+            raise RuntimeError("no session is open; expected open_session to have been called")
+        return self._session
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The grids, loaded once per process. Raises CorpusError, also if they changed since the start."""
+        asked = self.config
+        corpus = load_corpus(asked.corpus, asked.grid_size, padding_value=asked.padding_value)
+        if self._session is not None and corpus.fingerprint != self._session.record.corpus.fingerprint:
+            raise CorpusError(f"{corpus.name} changed while it was in use; start again")
+        return corpus
+
+    @cached_property
+    def _scheduler(self) -> RunScheduler:
+        return load_engine()(self.session, self.corpus, self.selected, self._workers)
+
+    def open_session(self) -> None:
+        """Make the session folder, unless a session is resumed. Raises StorageError."""
+        if self._session is None:
+            self._session = Session.create(self.run_dir, self.config, self.corpus, self.command)
+            self._lock = hold(self._session.path)
+        if self.baseline is not None:
+            write_whole(self.session.path / BASELINE_FILE, to_json(self.baseline))
+
+    def select(self, runs: Sequence[Selection]) -> None:
+        """Select the runs of this invocation, given in any order."""
+        asked = {self.session.run_config(option, seed).name for option, seed in runs}
+        self.selected = [run for run in self.runs if run.name in asked]
+
+    def show_progress(self, names: Iterable[str], write: Callable[[str], object], *, live: bool) -> None:
+        """Begin to show how far the runs of these names are; see `bvae.session.progress`."""
+        wanted = set(names)
+        if self._display is None and (asked := [run for run in self.runs if run.name in wanted]):
+            self._display = ProgressDisplay(self.session.path, asked, write, live=live)
+            self._display.start()
+
+    @property
+    def runs(self) -> list[RunConfig]:
+        """All runs of the experiment: every option with every seed."""
+        return [
+            self.session.run_config(option, seed)
+            for option in self.config.options
+            for seed in range(self.config.seeds)
+        ]
+
+    @property
+    def shows_progress(self) -> bool:
+        """Whether progress is being shown, so that pytest's own letters would be in the way."""
+        return self._display is not None
+
+    def obtain(self, selection: Selection) -> RunResult:
+        """Return the result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""
+        run = self.session.run_config(*selection)
+        result = self._scheduler.obtain(run)
+        for failure in result.failed_pictures:
+            warnings.warn(f"{run.name} lacks a picture: {printable(failure)}", EvidenceWarning, stacklevel=2)
+        return result
+
+    def may_repeat(self, name: str) -> bool:
+        """Return, once per run, whether a worker died on its way to a run that it had not begun.
+
+        It trained another one ahead then, see `bvae.session.head_start`.
+        """
+        if name in self._repeated or name not in {run.name for run in self.runs}:
+            return False
+        self._repeated.add(name)
+        return not is_begun(self.session, name)
+
+    def compare(self) -> Comparison:
+        """Obtain all selected runs, compare them, and write the comparison."""
+        return self._write_comparison(self._scheduler.obtain_all())
+
+    def _write_comparison(
+        self, options: Iterable[tuple[str, OptionOutcomes]], *, in_haste: bool = False
+    ) -> Comparison:
+        found: RunOutcomes = {}
+        for option, outcomes in options:
+            write_why(self.session, option, outcomes)  # before the runs of the next are waited for
+            found[option] = outcomes
+        return write_comparison(self.session, self.corpus, found, self.baseline, in_haste=in_haste)
+
+    def compare_with_baseline(self) -> tuple[Difference, ...]:
+        """Obtain all selected runs and compare them with the baseline; writing is left to `compare`."""
+        return compare_with(self.baseline, compare_outcomes(self.session, dict(self._scheduler.obtain_all())))
+
+    def show_run(self, result: RunResult) -> list[str]:
+        """Return HTML of a run: its verdict, its story and its pictures."""
+        return [show_run(self.session, result)]
+
+    def show_comparison(self, comparison: Comparison) -> list[str]:
+        """Return HTML of the gate; the comparison itself is at the head of the report."""
+        return [show_gate(comparison)]
+
+    def show_differences(self, differences: Sequence[Difference]) -> list[str]:
+        """Return HTML of the differences from the baseline."""
+        return [show_differences(differences)]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the session was opened and not yet closed."""
+        return self._session is not None and not self._closed
+
+    def close_session(self, *, interrupted: bool) -> None:
+        """Write the comparison if the gate did not; remove the folder if no run began.
+
+        A failure to write is shown in the summary, since nobody could catch an exception here.
+        """
+        if not self.is_open:
+            return
+        self._closed, self._interrupted = True, interrupted
+        if self._display is not None:
+            self._display.stop()
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what remains takes a second
+        if interrupted:
+            self.session.stop()
+        try:
+            if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
+                self._gate_ran = False
+                self._write_comparison(outcomes.items(), in_haste=interrupted)
+            self.session.discard_if_unused()
+        except OSError as error:
+            self.complaint = f"The session could not be closed: {printable(str(error))}"
+        if self._lock is not None:
+            self._lock.release()
+        # GitHub shows the Markdown in this file on the page of the workflow's run.
+        step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if step_summary and (comparison := read_comparison(self.session)) is not None:
+            with Path(step_summary).open("a", encoding="utf-8") as file:
+                differences = compare_with(self.baseline, comparison)
+                file.write(to_markdown(comparison, differences, pictures=False))
+
+    def summary(self, command: str = "pytest experiments/") -> list[str]:
+        """Return the lines that end the terminal output; none if nothing was run."""
+        comparison = read_comparison(self.session) if self._session is not None else None
+        resume = self._how_to_resume(comparison, command)
+        if comparison is None:
+            return resume
+        lines = [describe_setting(comparison), "", *to_text_table(comparison), ""]
+        if not self._gate_ran:
+            lines += ["The gate was not run; this is a comparison of what was found.", ""]
+        lines += [*explain_gate(comparison).splitlines(), comparison.recommendation]
+        if differences := differences_to_text(compare_with(self.baseline, comparison)):
+            lines += ["", *differences]
+        lines.append(f"Session: {printable(str(self.session.path))}")
+        return [*lines, *resume]
+
+    def _how_to_resume(self, comparison: Comparison | None, command: str) -> list[str]:
+        """Return lines on what is missing in the session and how to complete it; none if nothing is."""
+        runs = [run for option in comparison.options.values() for run in option.runs] if comparison else []
+        unfinished = self._interrupted or any(run.verdict == "incomplete" for run in runs)
+        lines = [self.complaint] if self.complaint else []
+        if (unfinished or lines) and self.session.path.exists():
+            reason = "Interrupted. " if self._interrupted else ""
+            lines.append(f"{reason}Resume with: {command} --resume={printable(str(self.session.path))}")
+        return lines
+
+    def report_head(self) -> list[str]:
+        """Return HTML that comes before the table of tests in the report."""
+        if self._session is None or not self.session.path.exists():
+            return []
+        comparison = read_comparison(self.session)
+        return [report_head(self.session, comparison, gate_ran=self._gate_ran)]

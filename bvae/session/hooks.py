@@ -1,0 +1,188 @@
+"""The pytest hooks of a session in which experiments are run; `bvae.plugin` registers them.
+
+Each hook translates between pytest and `bvae.session.experiment`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Generator, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from bvae.files import StorageError
+from bvae.plugin import EXPERIMENT, GATE, asked_experiment, given_values, is_worker
+from bvae.report_page import mend_file
+from bvae.session.experiment import Experiment, SetupError, load_engine
+from bvae.session.run_folder import RunCrashError
+from bvae.session.workers import follow_controller, in_turns, repeat_dropped_interruptions
+
+SESSION_KEY = "bvae_session"
+
+
+def register_hooks(config: pytest.Config) -> None:
+    """Prepare or join the experiment, and register its hooks. Raises UsageError."""
+    if is_worker(config) or not config.getoption("numprocesses", None):
+        load_engine()
+    try:
+        experiment = joined_experiment(config) if is_worker(config) else requested_experiment(config)
+    except SetupError as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[EXPERIMENT] = experiment
+    config.pluginmanager.register(ExperimentHooks(config, experiment), "bvae-experiment")
+
+
+def joined_experiment(config: pytest.Config) -> Experiment:
+    """Return the experiment whose session the controller handed to this worker."""
+    about = cast(Any, config).workerinput
+    path, invocation = about[SESSION_KEY]
+    try:
+        experiment = Experiment.join(Path(path), invocation, about["workercount"])
+    except FileNotFoundError:
+        os._exit(1)  # interrupted before a run began, the controller has removed the session
+    follow_controller(experiment.session)
+    return experiment
+
+
+def requested_experiment(config: pytest.Config) -> Experiment:
+    """Return the validated experiment of this command line, new or resumed. Raises SetupError."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, and so resumable
+    given, command = given_values(config), config.invocation_params.args
+    run_dir, baseline = Path(config.getoption("run_dir")), given["baseline"]
+    if config.getoption("fail_on_regression") and baseline is None:
+        raise SetupError("--fail-on-regression has nothing to compare with; add --baseline=PATH")
+    if given["resume"] is not None:
+        return Experiment.resume(given, run_dir, command, given["resume"])
+    return Experiment.prepare(asked_experiment(config), run_dir, command, baseline)
+
+
+class ExperimentHooks:
+    """Hooks of a process of a session in which experiments are run: the controller, or one of its workers."""
+
+    def __init__(self, config: pytest.Config, experiment: Experiment) -> None:
+        self.config, self.experiment = config, experiment
+        self.is_controller = not is_worker(config)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        if self.is_controller:
+            try:
+                self.experiment.open_session()
+            except StorageError as error:
+                raise pytest.UsageError(str(error)) from error
+            repeat_dropped_interruptions()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        if not self.is_controller:
+            items[:] = in_turns(items, cast(Any, self.config).workerinput["workercount"])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        session = self.experiment.session
+        node.workerinput[SESSION_KEY] = str(session.path), session.invocation
+
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        calls = (getattr(item, "callspec", None) for item in session.items)
+        runs = [call.params["loss_run"] for call in calls if call and "loss_run" in call.params]
+        self.experiment.select(runs)
+        if self.is_controller:
+            self._show_progress([item.nodeid for item in session.items])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        self._show_progress(ids)
+
+    def _show_progress(self, ids: list[str]) -> None:
+        """Show the progress of the runs among these node ids: on a terminal one line, kept up to date."""
+        if self.config.get_verbosity() != 0:
+            return
+        terminal = self.config.get_terminal_writer()
+        capture = self.config.pluginmanager.get_plugin("capturemanager")
+
+        def write(text: str) -> None:
+            # A run that trains in this very process has its output captured, and ours with it.
+            with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+                terminal.write(text, flush=True)
+
+        self.experiment.show_progress(map(run_name, ids), write, live=bool(terminal.hasmarkup))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
+        """Deal a test again whose worker died before it began, while it trained another run ahead."""
+        if self.experiment.may_repeat(run_name(crashitem)):
+            sched.mark_test_pending(crashitem)
+            report.outcome = cast(Any, "rerun")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
+        """Return no letter for a run while progress is shown, since it would break that line."""
+        if not self.experiment.shows_progress or report.when != "call" or GATE in report.keywords:
+            return None
+        outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
+        return outcome, "", {"xfailed": "XFAIL"}.get(outcome, outcome.upper())
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Show only the message of an error that is not in the code, which says what to do."""
+        report = yield
+        if call.excinfo is not None and isinstance(call.excinfo.value, StorageError | RunCrashError):
+            report.longrepr = call.excinfo.getrepr(style="value", chain=False)
+        return report
+
+    @pytest.hookimpl(tryfirst=True, wrapper=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Iterator[None]:
+        if self.is_controller:
+            self.experiment.close_session(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+            if self.experiment.complaint and session.exitstatus == pytest.ExitCode.OK:
+                session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        yield
+        if self.is_controller and (page := self.config.getoption("htmlpath", None)):
+            path = Path(os.path.expandvars(page)).expanduser()  # as pytest-html reads it
+            if path.is_file():
+                mend_file(path)
+
+    def pytest_unconfigure(self) -> None:
+        if self.is_controller and self.experiment.is_open:
+            # Interrupted while workers were starting: pytest finishes no session then.
+            self.experiment.close_session(interrupted=True)
+            print(*self.experiment.summary(), sep="\n", file=sys.stderr)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if lines := self.experiment.summary():
+            terminalreporter.section("loss options")
+            for line in lines:
+                terminalreporter.line(line)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_report_title(self, report: Any) -> None:
+        report.title = "Which loss does the β-VAE learn under?"
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_summary(self, prefix: list[str]) -> None:
+        prefix.extend(self.experiment.report_head())
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
+        verdict = dict(report.user_properties).get("verdict", "")
+        text = f"{escape(report.nodeid)}<br><strong>{escape(str(verdict).replace('_', ' '))}</strong>"
+        cells[1] = f'<td class="col-testId">{text}</td>'  # pytest-html itself does not escape the node id
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
+        if hasattr(report, "wasxfail") and report.skipped:
+            # The reason, and not where it was raised.
+            data[0] = f"A finding about a loss, so no failure of the build. {escape(report.wasxfail)}\n"
+
+
+def run_name(node_id: str) -> str:
+    """Return the run of a test, such as `B-seed0`; something else for a test that has none."""
+    return node_id.rpartition("[")[2].rstrip("]")

@@ -1,0 +1,98 @@
+"""One run of a session: trained by whoever asks first, read by everyone after."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import msgspec
+from filelock import FileLock
+
+from bvae import EvidenceWarning
+from bvae.checkpoint import CheckpointError
+from bvae.config import AccuracyBand, RunConfig, to_json
+from bvae.corpus import Corpus
+from bvae.events import EpochEnded, Event
+from bvae.files import make_folder, write_whole
+from bvae.gallery import Gallery
+from bvae.session.files import BEGUN, CONFIG, HALF, LOCK, METRICS, RESULT, checkpoints
+from bvae.session.folder import Session
+from bvae.session.progress import ProgressNote
+from bvae.session.run_folder import RunCrashError, RunResult, is_begun, read_result
+from bvae.trainer import Trainer
+from bvae.verdict import judge_run
+
+
+def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
+    """Return the result of a run: read if complete, waited for while another process trains it, else trained.
+
+    The lock belongs to the operating system, which releases it when its holder dies. So nobody waits for a
+    dead process, and a run that this invocation began, that has no result and that nobody holds has crashed.
+
+    Raises:
+        RunCrashError: if the run crashed; it is not trained again.
+        StorageError: if a file cannot be written.
+    """
+    directory = session.path / run.name
+    make_folder(directory)
+    with FileLock(directory / LOCK):
+        if (result := read_result(directory)) is not None:
+            return result
+        if is_begun(session, run.name):
+            raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
+        write_whole(directory / BEGUN, session.invocation.encode())
+        session.point_latest()
+        return train_run(run, corpus, directory, session.record.config.band)
+
+
+def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
+    """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
+    trainer, gallery = restored_trainer(run, corpus, directory)
+    (directory / HALF).unlink(missing_ok=True)
+    history = trainer.fit()
+    gallery.note_missing(directory)
+    gallery.draw_filmstrip(directory)
+    verdict = judge_run(history, trainer.divergence, band)
+    result = RunResult(
+        option=run.option.name,
+        seed=run.seed,
+        verdict=verdict.name,
+        reason=verdict.reason,
+        metrics=history[-1].validation if history else None,
+        divergence=trainer.divergence,
+        seconds=sum(record.seconds for record in history),
+        failed_pictures=tuple(gallery.failures),
+    )
+    write_whole(directory / RESULT, to_json(result))
+    return result
+
+
+def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[Trainer, Gallery]:
+    """Return the trainer of a run, restored from its newest sound checkpoint, and what draws its pictures.
+
+    Checkpoints that are damaged are passed over with a warning.
+    """
+    for part in directory.rglob("*.part"):  # left by a process that was killed while it wrote
+        part.unlink()
+    write_whole(directory / CONFIG, to_json(run))
+    gallery = Gallery(run, corpus)
+    progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)
+    trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, gallery])
+    for path in (*directory.glob(HALF), *checkpoints(directory)):
+        try:
+            trainer.restore(path)
+            break
+        except CheckpointError as error:
+            warnings.warn(f"{error}; an older checkpoint is used", EvidenceWarning, stacklevel=2)
+    return trainer, gallery
+
+
+class MetricsLog:
+    """Keeps `metrics.jsonl`: rewritten whole each epoch, so no line is ever torn, doubled or missing."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, EpochEnded):
+            write_whole(self.path, msgspec.json.Encoder().encode_lines(event.history))

@@ -1,0 +1,64 @@
+"""Where runs are trained, and in what order: the door for other engines (GPUs, other machines).
+
+Everything that trains is reached through `RunScheduler`, and nothing else of bvae imports this module but
+`bvae.session.experiment`. An engine of another kind has the same three methods and leaves the same files in
+the folder of each run; they are listed in `bvae.session.files`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from bvae.config import ExperimentConfig, RunConfig
+from bvae.corpus import Corpus
+from bvae.evidence import OptionOutcomes
+from bvae.models import check_model
+from bvae.session.folder import Session
+from bvae.session.head_start import begin_ahead, run_to_begin
+from bvae.session.run import obtain_run
+from bvae.session.run_folder import RunCrashError, RunResult
+
+
+class RunScheduler:
+    """Trains runs in this process, one after the other, in one thread.
+
+    Runs are spread over processes instead, which share the session folder and lock the run that they train.
+
+    Args:
+        session, corpus: what is trained.
+        runs: all runs that the processes share, in the order in which they are dealt: option by option.
+        workers: the number of processes.
+    """
+
+    def __init__(self, session: Session, corpus: Corpus, runs: Sequence[RunConfig], workers: int) -> None:
+        self.session, self.corpus, self.runs, self.workers = session, corpus, runs, workers
+        self._is_first = True
+        torch.set_num_threads(1)  # before the first operator
+
+    @staticmethod
+    def check(config: ExperimentConfig, *, has_outside: bool) -> None:
+        """Raise ModelError if the model cannot be trained on grids, with cells outside if `has_outside`."""
+        training = config.training
+        size, latent_dim = config.grid_size, training.latent_dim
+        check_model(training.model, grid_size=size, latent_dim=latent_dim, has_outside=has_outside)
+
+    def obtain(self, run: RunConfig) -> RunResult:
+        """Return the result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""
+        if self._is_first and (ahead := run_to_begin(self.runs, self.workers, run)) is not None:
+            begin_ahead(self.session, ahead, self.corpus)
+        self._is_first = False
+        return obtain_run(self.session, run, self.corpus)
+
+    def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
+        """Yield the outcomes by seed of each option; a run that nobody has begun is trained now."""
+        for option, runs in itertools.groupby(self.runs, key=lambda run: run.option.name):
+            outcomes: OptionOutcomes = {}
+            for run in runs:
+                try:
+                    outcomes[run.seed] = obtain_run(self.session, run, self.corpus)
+                except RunCrashError as crash:
+                    outcomes[run.seed] = str(crash)
+            yield option, outcomes

@@ -1,0 +1,84 @@
+"""The options of the command line: declared once, taken by pytest and `python -m bvae`, and documented."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from lab import ROOT
+
+from bvae import __main__ as command_line
+from bvae.config import (
+    LOSS_OPTIONS,
+    AccuracyBand,
+    ConfigError,
+    ExperimentConfig,
+    LossOption,
+    TrainingConfig,
+    select_options,
+)
+from bvae.options import OPTIONS, options_document, options_of, parse_experiment
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_documentation_lists_the_options_as_they_are() -> None:
+    assert (ROOT / "docs/options.md").read_text() == options_document()
+
+
+def test_the_document_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(["options"]) == 0
+    assert capsys.readouterr().out == options_document()
+
+
+def test_pytest_takes_the_options_declared_for_it(pytestconfig: pytest.Config) -> None:
+    for option in options_of("pytest"):
+        expected = False if not option.metavar else None if option.field else option.own_default or None
+        assert pytestconfig.getoption(option.key) == expected
+
+
+@pytest.mark.parametrize("command", ["train", "report", "show", "options"])
+def test_a_command_takes_the_options_declared_for_it(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        command_line.main([command, "--help"])
+    shown = set(re.findall(r"^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE))
+    assert shown == {"--help", *(option.flag for option in options_of(command))}
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    given = {option.key: option.default or None for option in OPTIONS if option.field}
+    assert parse_experiment(given) == parse_experiment({}) == ExperimentConfig()
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: TrainingConfig(epochs=0), "epochs"),
+        (lambda: TrainingConfig(beta=-1.0), "beta"),
+        (lambda: TrainingConfig(precision="fp16"), "precision"),  # type: ignore[arg-type]
+        (lambda: ExperimentConfig(seeds=0), "seeds"),
+        (lambda: ExperimentConfig(options=()), "options"),
+        (lambda: ExperimentConfig(options=(LOSS_OPTIONS["A"],) * 2), "options"),
+        (lambda: AccuracyBand(0.8, 0.7), "band"),
+        (lambda: AccuracyBand.parse("0.7"), "band"),
+        (lambda: select_options("Z"), "options"),
+        (lambda: LossOption(name="D", gamma=-1, class_weights="none", candidate=True), "gamma"),
+        (lambda: LossOption(name="D", gamma=1, class_weights=(1.0,), candidate=True), "class_weights"),
+        (lambda: LossOption(name="D", gamma=1, class_weights="power", candidate=True), "exponent"),
+        (lambda: LossOption(name="a b", gamma=1, class_weights="none", candidate=True), "name"),
+        (lambda: LossOption(name="D", gamma=1, class_weights="none", candidate=True, role="a\n"), "role"),
+    ],
+)
+def test_an_error_carries_the_field_that_is_wrong(make, field: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{field} .*; expected ") as caught:
+        make()
+    assert caught.value.field == field
+    assert str(caught.value.shown_as("--this")).startswith(f"--this {caught.value.problem}; expected ")
+
+
+def test_each_option_sets_a_field_of_its_own() -> None:
+    fields = {option.field for option in OPTIONS if option.field}
+    assert fields <= {*TrainingConfig.__dataclass_fields__, *ExperimentConfig.__dataclass_fields__}
+    assert len(fields) == len([option for option in OPTIONS if option.field])
