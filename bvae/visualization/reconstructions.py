@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bvae.canvas import Destination
 from bvae.config import OUTSIDE
 from bvae.evaluation.measure import evaluating
 from bvae.evaluation.objects import grid_object_iou
-from bvae.mosaic import (
+from bvae.visualization.figure import Destination
+from bvae.visualization.grid_image import (
     BLANK,
     CLASSES,
     DOTTED,
@@ -30,7 +30,7 @@ from bvae.mosaic import (
     RIGHT_OBJECT,
     WRONG,
     draw_columns,
-    draw_mosaic,
+    draw_grid_image,
 )
 
 Grids = npt.NDArray[np.integer[Any]] | Tensor
@@ -136,7 +136,7 @@ def plot_filmstrip(
     """
     target, strip = _series("reconstructions at", originals, _spread(checkpoints))
     rows = zip([""] * len(target), *(_shares(target, painted) for _, painted in strip), strict=True)
-    return draw_mosaic(
+    return draw_grid_image(
         np.stack([_symbols(target, target), *(_dotted(target, painted) for _, painted in strip)], axis=1),
         labels=[f"Grid {number}" for number in range(1, len(target) + 1)],
         captions={row: ("Accuracy", shares) for row, shares in enumerate(rows)} if strip else {},
@@ -172,7 +172,7 @@ def plot_examples(
             for iou, share in zip(_object_iou(target, drawn), _shares(target, drawn), strict=True)
         ]
         captions[number] = ("Object IoU\nAccuracy", [text for each in texts for text in ("", each)])
-    return draw_mosaic(
+    return draw_grid_image(
         np.array(rows),
         labels=list(examples),
         captions=captions,

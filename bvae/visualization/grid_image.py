@@ -1,4 +1,4 @@
-"""A matrix of ARC grids with labels and captions, painted into one image on one axes."""
+"""A matrix of ARC grids with labels and captions, as one image."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import numpy.typing as npt
 from matplotlib.artist import Artist
 from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from PIL import Image
 
-from bvae.canvas import (
+from bvae.visualization.figure import (
     EDGE,
     GAP,
     LINE_HEIGHT,
@@ -21,14 +23,16 @@ from bvae.canvas import (
     TEXT_SIZE,
     Destination,
     Title,
+    house_style,
     pixel_figure,
+    printable,
     save_png,
     text_width,
     title_height,
     title_lines,
+    write,
     write_title,
 )
-from bvae.lettering import write
 
 Symbols = npt.NDArray[np.integer[Any]]
 Captions = Mapping[int, tuple[str, Sequence[str]]]
@@ -47,7 +51,7 @@ SYMBOL_COLOURS = (*ARC_COLOURS, *ARC_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C", "
 LINE, WHITE = (58, 58, 58, 255), (255, 255, 255, 255)
 PALE_DOT, DARK_DOT = (165, 165, 165, 255), (40, 40, 40, 255)
 
-# Pixels. Ten columns of 16×16 grids with the longest label of the laboratory get eight pixels a cell.
+# Pixels. Ten columns of 16×16 grids with the longest label of a session get eight pixels per cell.
 MAX_WIDTH, MIN_WIDTH = 1700, 640
 MAX_COLUMNS = 10
 MAX_GRID, MAX_LABEL, MIN_COLUMN = 192, 250, 104
@@ -56,7 +60,7 @@ CAPTION_GAP = 8
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Where things are, in pixels: a cell's side, the columns' centres, the rows' tops, and the whole."""
+    """Positions in pixels: side of a cell, centres of the columns, tops of the rows, size of the picture."""
 
     cell: int
     margin: int
@@ -68,7 +72,8 @@ class _Layout:
     title: Title
 
 
-def draw_mosaic(
+@house_style()
+def draw_grid_image(
     symbols: Symbols,
     *,
     labels: Sequence[str],
@@ -86,36 +91,38 @@ def draw_mosaic(
         labels: `[R]`.
         captions: for the index of a row, the label of its captions and the captions themselves, `[C]`.
         headers: `[C]`, above the columns, or none.
-        note: what stands at the foot.
-        path: where the PNG goes, at most `MAX_WIDTH` pixels wide.
-        title: the first line becomes a headline.
-        description: the text alternative within the PNG.
+        note: text at the foot.
+        path: destination of the PNG, which is at most `MAX_WIDTH` pixels wide.
+        title: its first line becomes a headline.
+        description: text alternative within the PNG.
     """
     layout = _lay_out(symbols.shape, labels, captions, headers, note, title)
     side = symbols.shape[2] * layout.cell
-    figure, axes = pixel_figure(layout.width, layout.height)
-    axes.add_artist(_Pixels(_paint(symbols, layout)))
-    write_title(axes, layout.title)
-    quiet: dict[str, Any] = {"size": TEXT_SIZE, "color": SOFT_INK}
+    figure = pixel_figure(layout.width, layout.height)
+    figure.add_artist(_Pixels(_paint(symbols, layout)))
+    write_title(figure, layout.title)
+    before: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.margin - EDGE - GAP}
     centred: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.column, "ha": "center"}
-    room = layout.margin - EDGE - GAP
+    below: dict[str, Any] = {"va": "baseline"}  # of the last line, so that label and captions are level
     for centre, header in zip(layout.centres, headers, strict=bool(headers)):
-        write(axes, centre, layout.tops[0] - CAPTION_GAP, header, **centred, va="bottom")
+        write(figure, centre, layout.tops[0] - CAPTION_GAP, header, **centred, va="bottom")
     for row, (top, label) in enumerate(zip(layout.tops, labels, strict=True)):
-        write(axes, EDGE, top + side / 2, label, size=TEXT_SIZE, width=room, va="center")
+        write(figure, EDGE, top + side / 2, label, **before, va="center")
         under, texts = captions.get(row, ("", ()))
-        write(axes, EDGE, top + side + CAPTION_GAP, under, **quiet, width=room, va="top")
+        foot = top + side + round(LINE_HEIGHT * TEXT_SIZE * len(under.splitlines()))
+        write(figure, EDGE, foot, under, **before, **below, color=SOFT_INK)
         for centre, text in zip(layout.centres, texts, strict=bool(texts)):
-            write(axes, centre, top + side + CAPTION_GAP, text, **centred, va="top")
-    write(axes, EDGE, layout.height - EDGE, note, **quiet, width=layout.width - 2 * EDGE, va="bottom")
+            write(figure, centre, foot, text, **centred, **below)
+    quiet: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.width - 2 * EDGE, "color": SOFT_INK}
+    write(figure, EDGE, layout.height - EDGE, note, **quiet, va="bottom")
     save_png(figure, path, description)
     return figure
 
 
 def draw_columns(symbols: Symbols, *, labels: Sequence[str], captions: Captions, **rest: Any) -> Figure:
-    """Draw a mosaic of `[R, B, H, W]` with a column for each of B grids, in banks of at most `MAX_COLUMNS`.
+    """Draw `[R, B, H, W]` with a column for each of B grids, in banks of at most `MAX_COLUMNS` columns.
 
-    The other arguments are those of `draw_mosaic`.
+    The other arguments are those of `draw_grid_image`.
     """
     rows, grids, height, width = symbols.shape
     banks = -(-grids // MAX_COLUMNS)
@@ -129,7 +136,7 @@ def draw_columns(symbols: Symbols, *, labels: Sequence[str], captions: Captions,
         for row, (label, texts) in captions.items()
     }
     matrix = stacked.reshape(banks * rows, columns, height, width)
-    return draw_mosaic(matrix, labels=[*labels] * banks, captions=under, **rest)
+    return draw_grid_image(matrix, labels=[*labels] * banks, captions=under, **rest)
 
 
 def _lay_out(
@@ -143,7 +150,9 @@ def _lay_out(
     """Place a matrix of `shape` [R, C, H, W] with its texts, cells as large as the bounds allow."""
     rows, columns, height, width = shape
     before = [*labels, *(label for label, _ in captions.values())]
-    margin = EDGE + min(MAX_LABEL, max(text_width(label, TEXT_SIZE) for label in before)) + GAP
+    margin = (
+        EDGE + min(MAX_LABEL, round(max(text_width(printable(label), TEXT_SIZE) for label in before))) + GAP
+    )
     room = (MAX_WIDTH - margin - EDGE) // columns - GAP
     cell = max(1, min(room // width, MAX_GRID // max(height, width)))
     column = max(cell * width, min(room, MIN_COLUMN))
@@ -169,22 +178,27 @@ def _lay_out(
 
 
 class _Pixels(Artist):
-    """An image of the figure's own size, drawn as it is; imshow would resample it, in much memory."""
+    """An image that fills the figure and is copied as it is: `imshow` takes 0.1 s to resample it."""
 
     def __init__(self, image: npt.NDArray[np.uint8]) -> None:
         super().__init__()
         self.image = np.ascontiguousarray(image[::-1])  # Agg counts rows from the bottom
 
+    def get_window_extent(self, renderer: RendererBase | None = None) -> Bbox:
+        """Return the place of the whole figure, which differs from its page where a notebook crops that."""
+        assert self.figure is not None
+        return Bbox(self.figure.transFigure.transform([(0, 0), (1, 1)]))
+
     def draw(self, renderer: RendererBase) -> None:
-        assert self.axes is not None
-        left, bottom = self.axes.bbox.min  # not 0 where a notebook crops the figure
-        context = renderer.new_gc()
-        renderer.draw_image(context, round(left), round(bottom), self.image)
-        context.restore()
+        box, image = self.get_window_extent(), self.image
+        size = (round(box.width), round(box.height))
+        if size != image.shape[1::-1]:  # drawn at another resolution
+            image = np.array(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
+        renderer.draw_image(renderer.new_gc(), round(box.x0), round(box.y0), image)
 
 
 def _paint(symbols: Symbols, layout: _Layout) -> npt.NDArray[np.uint8]:
-    """The image of the whole picture, `[height, width, RGBA]`, with every grid in its place."""
+    """Return the image of the whole picture, `[height, width, RGBA]`, with every grid in its place."""
     rows, columns, height, width = symbols.shape
     high, wide = height * layout.cell, width * layout.cell
     cells = _sprites(layout.cell)[symbols].transpose(0, 1, 2, 4, 3, 5, 6)
@@ -197,7 +211,7 @@ def _paint(symbols: Symbols, layout: _Layout) -> npt.NDArray[np.uint8]:
 
 
 def _sprites(cell: int) -> npt.NDArray[np.uint8]:
-    """A picture of every symbol, `[symbols, cell, cell, RGBA]`, with lines and marks where there is room."""
+    """Return an image of every symbol, `[symbols, cell, cell, RGBA]`, with lines and marks where they fit."""
     colours = np.array([[*bytes.fromhex(colour[1:]), 255] for colour in SYMBOL_COLOURS], np.uint8)
     pictures = np.repeat(colours, cell * cell, axis=0).reshape(-1, cell, cell, 4)
     if cell >= 6:
