@@ -10,13 +10,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bvae.visualization.figure import (
+from bvae.visualization.canvas import (
     house_style,
     pixel_figure,
     printable,
     save_png,
     text_width,
-    title_lines,
+    titled_figure,
     write,
 )
 
@@ -82,8 +82,16 @@ def test_what_cannot_be_drawn_is_replaced_and_all_else_is_kept() -> None:
 
 
 def test_a_title_that_is_too_long_is_wrapped_and_ends_in_an_ellipsis() -> None:
-    lines = title_lines("headline\n" + "word " * 200, 800)
-    assert lines[0] == ("headline", True)
-    assert len(lines) == 6
-    assert lines[-1][0].endswith(" …")
-    assert not lines[-1][1]
+    figure, top = titled_figure(800, 100, "headline\n\n" + "word " * 200)
+    headline, details = (text.get_text() for text in figure.texts)
+    assert headline == "headline"
+    assert len(details.splitlines()) == 3
+    assert details.endswith(" …")
+    assert figure.bbox.height == top + 100
+
+
+@pytest.mark.parametrize("title", [None, "", " \n\n"])
+def test_without_a_title_its_place_is_saved(title: str | None) -> None:
+    figure, top = titled_figure(800, 100, title)
+    assert not figure.texts
+    assert top < titled_figure(800, 100, "headline")[1]

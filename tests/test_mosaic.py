@@ -22,13 +22,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bvae.config import OUTSIDE
-from bvae.visualization import (
+from bvae.visualization.grid_image import ARC_COLOURS, SYMBOL_COLOURS, WRONG
+from bvae.visualization.reconstructions import (
     describe_reconstructions,
     draw_reconstructions,
     plot_comparison,
     plot_filmstrip,
 )
-from bvae.visualization.grid_image import ARC_COLOURS, SYMBOL_COLOURS, WRONG
 
 pytestmark = pytest.mark.unit
 

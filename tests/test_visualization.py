@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bvae.beta_vae import BetaVAE, one_hot
 from bvae.config import OUTSIDE
 from bvae.evaluation.objects import grid_object_iou
-from bvae.visualization import (
+from bvae.visualization.reconstructions import (
     MAX_CHECKPOINTS,
     describe_comparison,
     describe_filmstrip,

@@ -5,31 +5,14 @@
 - `charts`: curves of runs and options by epoch.
 - `why_chart`: thresholds, gradient share and confusion of an option.
 - `checkpoint_pictures`: the pictures of a run; `session_pictures`: those of a session.
-- `figure`: style, text and PNG files.
+- `canvas`: figures measured in pixels, style, text and PNG files.
 """
 
 from bvae.visualization.reconstructions import (
-    MAX_CHECKPOINTS,
-    describe_comparison,
-    describe_examples,
-    describe_filmstrip,
-    describe_reconstructions,
-    draw_reconstructions,
     plot_comparison,
     plot_examples,
     plot_filmstrip,
     plot_reconstructions,
 )
 
-__all__ = [
-    "MAX_CHECKPOINTS",
-    "describe_comparison",
-    "describe_examples",
-    "describe_filmstrip",
-    "describe_reconstructions",
-    "draw_reconstructions",
-    "plot_comparison",
-    "plot_examples",
-    "plot_filmstrip",
-    "plot_reconstructions",
-]
+__all__ = ["plot_comparison", "plot_examples", "plot_filmstrip", "plot_reconstructions"]

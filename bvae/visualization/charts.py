@@ -15,25 +15,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from bvae.palette import colour_of
-from bvae.visualization.figure import (
-    EDGE,
-    INK,
-    SOFT_INK,
-    TEXT_SIZE,
-    TICK_SIZE,
-    Destination,
-    house_style,
-    name_panel,
-    panel_grid,
-    pixel_figure,
-    printable,
-    save_png,
-    text_width,
-    title_height,
-    title_lines,
-    write,
-    write_title,
-)
+from bvae.visualization import canvas
+from bvae.visualization.canvas import INK, TICK_SIZE
 
 Record = Mapping[str, Any]
 Histories = Mapping[str, Sequence[Sequence[Record]]]
@@ -69,11 +52,6 @@ class Panel(NamedTuple):
     fraction: bool = False
     controlled: bool = False
 
-    def of_control(self, name: str) -> tuple[str, ...]:
-        """Where the number of a control is found."""
-        split, metric = self.keys
-        return (split, name, metric)
-
 
 TRAINING_LOSS = Panel("Training loss (nats)", ("train", "loss"))
 VALIDATION_LOSS = Panel("Validation loss (nats)", ("validation", "loss"))
@@ -94,14 +72,14 @@ class Curve(NamedTuple):
     highest: Values
 
 
-@house_style()
+@canvas.house_style()
 def plot_curves(
     histories: Histories,
     *,
     background_rate: float | None,
     band: Sequence[float],
     options: Sequence[str] | None = None,
-    path: Destination | None = None,
+    path: canvas.Destination | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw each option's numbers by epoch: the mean over its seeds in a band from the lowest to the highest.
@@ -128,12 +106,10 @@ def plot_curves(
     known = _with_epochs(histories)
     order = list(options or histories)
     looks = [_look(order.index(name)) for name in known]
-    lines = title_lines(title, WIDTH - 2 * EDGE)
-    top = title_height(lines)
-    figure = pixel_figure(WIDTH, top + (ROWS * (HEADING + PANEL_HEIGHT + FOOT) if known else 2 * TEXT_SIZE))
-    write_title(figure, lines)
+    height = ROWS * (HEADING + PANEL_HEIGHT + FOOT) if known else 2 * canvas.TEXT_SIZE
+    figure, top = canvas.titled_figure(WIDTH, height, title)
     if known:
-        *panels, beside = panel_grid(figure, ROWS, COLUMNS, top, (HEADING, PANEL_HEIGHT, FOOT))
+        *panels, beside = canvas.panel_grid(figure, (ROWS, COLUMNS), (HEADING, PANEL_HEIGHT, FOOT))
         for axes, panel in zip(panels, PANELS, strict=True):
             if panel is ACCURACY:
                 axes.axhspan(lo, hi, **BAND_LOOK)
@@ -142,8 +118,8 @@ def plot_curves(
             _draw_panel(axes, panel, list(known.values()), looks)
         _draw_legend(beside, known, looks, background_rate, (lo, hi))
     else:
-        write(figure, EDGE, top, NOTHING_YET, size=TEXT_SIZE, width=WIDTH - 2 * EDGE)
-    save_png(figure, path, describe_curves(histories))
+        canvas.write(figure, canvas.EDGE, top, NOTHING_YET, size=canvas.TEXT_SIZE, width=WIDTH)
+    canvas.save_png(figure, path, describe_curves(histories))
     return figure
 
 
@@ -206,14 +182,19 @@ def _draw_panel(
     options: Sequence[Sequence[Sequence[Record]]],
     looks: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Draw one number of every option, and of its controls."""
-    name_panel(axes, panel.heading, "epoch", FOOT - EDGE)
+    """Draw one number of every option: a thin line from another grid's latent, a grey one of `extent`."""
+    canvas.name_panel(axes, panel.heading, "epoch")
     axes.yaxis.grid(visible=True)
     curves = [curve(seeds, panel.keys) for seeds in options]
     for look, drawn in zip(looks, curves, strict=True):
         _draw_curve(axes, drawn, look)
     if panel.controlled:
-        _draw_controls(axes, panel, options, looks)
+        split, metric = panel.keys
+        for look, seeds in zip(looks, options, strict=True):
+            drawn = curve(seeds, (split, "shuffled", metric))
+            axes.plot(drawn.epochs, drawn.mean, color=look["color"], **SHUFFLED_LOOK)
+        drawn = curve(options[0], (split, "extent", metric))
+        axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
     _scale(axes, panel, curves)
 
 
@@ -228,20 +209,6 @@ def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
     if alone.any():  # a shade needs two neighbouring epochs, a bar shows the spread at one
         axes.vlines(epochs[alone], lowest[alone], highest[alone], color=look["color"], linewidth=2)
     axes.plot(epochs, mean, **look, markevery=marked.tolist(), zorder=3)
-
-
-def _draw_controls(
-    axes: Axes,
-    panel: Panel,
-    options: Sequence[Sequence[Sequence[Record]]],
-    looks: Sequence[Mapping[str, Any]],
-) -> None:
-    """What an option scores from another grid's latent, a thin line, and what `extent` scores."""
-    for look, seeds in zip(looks, options, strict=True):
-        drawn = curve(seeds, panel.of_control("shuffled"))
-        axes.plot(drawn.epochs, drawn.mean, color=look["color"], **SHUFFLED_LOOK)
-    drawn = curve(options[0], panel.of_control("extent"))
-    axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
 
 
 def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
@@ -277,7 +244,7 @@ def _draw_legend(
     """Name every line, the band and the background rate, and say what line and shade stand for."""
     axes.set_axis_off()
     named: list[tuple[str, Line2D | Patch]] = [
-        (printable(f"Option {name}"), Line2D([], [], **look))
+        (canvas.printable(f"Option {name}"), Line2D([], [], **look))
         for name, look in zip(known, of_options, strict=True)
     ]
     named.append((f"healthy: {band[0]:.0%} to {band[1]:.0%}", Patch(**BAND_LOOK)))
@@ -286,8 +253,8 @@ def _draw_legend(
     if rate is not None:
         named.append((f"all background: {rate:.1%}", Line2D([], [], **RATE_LOOK)))
     names = [name for name, _ in named]
-    widest = max(text_width(name, TICK_SIZE) for name in names)
-    room = PANEL_WIDTH - LEGEND_LINE - EDGE
+    widest = max(canvas.text_width(name, TICK_SIZE) for name in names)
+    room = PANEL_WIDTH - LEGEND_LINE - canvas.EDGE
     size = TICK_SIZE * min(1, room / widest, PANEL_HEIGHT / (LEGEND_PITCH * TICK_SIZE * len(names)))
     axes.legend(
         [handle for _, handle in named],
@@ -300,6 +267,6 @@ def _draw_legend(
     )
     notes = ["each option has its own loss"] * (len(known) > 1)
     notes += ["line: mean over seeds", "shade: lowest to highest seed"] * (max(map(len, known.values())) > 1)
-    below = 1 - (LEGEND_PITCH * size * len(names) + EDGE / 2) / PANEL_HEIGHT
-    look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": SOFT_INK, "va": "top"}
+    below = 1 - (LEGEND_PITCH * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
+    look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}
     axes.text(0, below, "\n".join(notes), transform=axes.transAxes, **look)

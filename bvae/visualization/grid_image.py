@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -15,24 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from bvae.visualization.figure import (
-    EDGE,
-    GAP,
-    LINE_HEIGHT,
-    SOFT_INK,
-    TEXT_SIZE,
-    Destination,
-    Title,
-    house_style,
-    pixel_figure,
-    printable,
-    save_png,
-    text_width,
-    title_height,
-    title_lines,
-    write,
-    write_title,
-)
+from bvae.visualization import canvas
+from bvae.visualization.canvas import EDGE, GAP, LINE_HEIGHT, SOFT_INK, TEXT_SIZE, write
 
 Symbols = npt.NDArray[np.integer[Any]]
 Captions = Mapping[int, tuple[str, Sequence[str]]]
@@ -58,21 +41,7 @@ MAX_GRID, MAX_LABEL, MIN_COLUMN = 192, 250, 104
 CAPTION_GAP = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class _Layout:
-    """Positions in pixels: side of a cell, centres of the columns, tops of the rows, size of the picture."""
-
-    cell: int
-    margin: int
-    column: int
-    centres: list[int]
-    tops: list[int]
-    width: int
-    height: int
-    title: Title
-
-
-@house_style()
+@canvas.house_style()
 def draw_grid_image(
     symbols: Symbols,
     *,
@@ -80,7 +49,7 @@ def draw_grid_image(
     captions: Captions,
     headers: Sequence[str] = (),
     note: str = "",
-    path: Destination | None = None,
+    path: canvas.Destination | None = None,
     title: str | None = None,
     description: str = "",
 ) -> Figure:
@@ -96,26 +65,25 @@ def draw_grid_image(
         title: its first line becomes a headline.
         description: text alternative within the PNG.
     """
-    layout = _lay_out(symbols.shape, labels, captions, headers, note, title)
-    side = symbols.shape[2] * layout.cell
-    figure = pixel_figure(layout.width, layout.height)
-    figure.add_artist(_Pixels(_paint(symbols, layout)))
-    write_title(figure, layout.title)
+    layout = _Layout(symbols.shape, labels, captions, headers)
+    figure, top = canvas.titled_figure(layout.width, layout.height + (GAP + TEXT_SIZE if note else 0), title)
+    tops, side = [top + below for below in layout.tops], symbols.shape[2] * layout.cell
+    figure.add_artist(_Pixels(_paint(figure, symbols, layout, tops)))
     before: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.margin - EDGE - GAP}
     centred: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.column, "ha": "center"}
-    below: dict[str, Any] = {"va": "baseline"}  # of the last line, so that label and captions are level
+    level: dict[str, Any] = {"va": "baseline"}  # the last lines of a label and of its captions
     for centre, header in zip(layout.centres, headers, strict=bool(headers)):
-        write(figure, centre, layout.tops[0] - CAPTION_GAP, header, **centred, va="bottom")
-    for row, (top, label) in enumerate(zip(layout.tops, labels, strict=True)):
+        write(figure, centre, tops[0] - CAPTION_GAP, header, **centred, va="bottom")
+    for row, (top, label) in enumerate(zip(tops, labels, strict=True)):
         write(figure, EDGE, top + side / 2, label, **before, va="center")
         under, texts = captions.get(row, ("", ()))
         foot = top + side + round(LINE_HEIGHT * TEXT_SIZE * len(under.splitlines()))
-        write(figure, EDGE, foot, under, **before, **below, color=SOFT_INK)
+        write(figure, EDGE, foot, under, **before, **level, color=SOFT_INK)
         for centre, text in zip(layout.centres, texts, strict=bool(texts)):
-            write(figure, centre, foot, text, **centred, **below)
+            write(figure, centre, foot, text, **centred, **level)
     quiet: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.width - 2 * EDGE, "color": SOFT_INK}
-    write(figure, EDGE, layout.height - EDGE, note, **quiet, va="bottom")
-    save_png(figure, path, description)
+    write(figure, EDGE, figure.bbox.height - EDGE, note, **quiet, va="bottom")
+    canvas.save_png(figure, path, description)
     return figure
 
 
@@ -139,42 +107,27 @@ def draw_columns(symbols: Symbols, *, labels: Sequence[str], captions: Captions,
     return draw_grid_image(matrix, labels=[*labels] * banks, captions=under, **rest)
 
 
-def _lay_out(
-    shape: tuple[int, ...],
-    labels: Sequence[str],
-    captions: Captions,
-    headers: Sequence[str],
-    note: str,
-    title: str | None,
-) -> _Layout:
-    """Place a matrix of `shape` [R, C, H, W] with its texts, cells as large as the bounds allow."""
-    rows, columns, height, width = shape
-    before = [*labels, *(label for label, _ in captions.values())]
-    margin = (
-        EDGE + min(MAX_LABEL, round(max(text_width(printable(label), TEXT_SIZE) for label in before))) + GAP
-    )
-    room = (MAX_WIDTH - margin - EDGE) // columns - GAP
-    cell = max(1, min(room // width, MAX_GRID // max(height, width)))
-    column = max(cell * width, min(room, MIN_COLUMN))
-    whole = max(MIN_WIDTH, margin + columns * (column + GAP) - GAP + EDGE)
-    lines = title_lines(title, whole - 2 * EDGE)
+class _Layout:
+    """Places in pixels, from the left and from the foot of the title: cells as large as the bounds allow."""
 
-    def below(row: int) -> int:
-        caption = len(captions[row][0].splitlines()) if row in captions else 0
-        return GAP + (round(LINE_HEIGHT * TEXT_SIZE * caption) + GAP if caption else 0)
-
-    first = title_height(lines) + (round(1.5 * TEXT_SIZE) if headers else 0)
-    *tops, bottom = accumulate((height * cell + below(row) for row in range(rows)), initial=first)
-    return _Layout(
-        cell=cell,
-        margin=margin,
-        column=column,
-        centres=[margin + index * (column + GAP) + column // 2 for index in range(columns)],
-        tops=tops,
-        width=whole,
-        height=bottom - GAP + EDGE + (GAP + TEXT_SIZE if note else 0),
-        title=lines,
-    )
+    def __init__(
+        self, shape: tuple[int, ...], labels: Sequence[str], captions: Captions, headers: Sequence[str]
+    ) -> None:
+        rows, columns, height, width = shape
+        before = [*labels, *(label for label, _ in captions.values())]
+        longest = max(canvas.text_width(canvas.printable(label), TEXT_SIZE) for label in before)
+        self.margin = EDGE + min(MAX_LABEL, round(longest)) + GAP
+        room = (MAX_WIDTH - self.margin - EDGE) // columns - GAP
+        self.cell = max(1, min(room // width, MAX_GRID // max(height, width)))
+        self.column = max(self.cell * width, min(room, MIN_COLUMN))
+        step = self.column + GAP
+        self.centres = [self.margin + index * step + self.column // 2 for index in range(columns)]
+        self.width = max(MIN_WIDTH, self.margin + columns * step - GAP + EDGE)
+        lines = [len(captions[row][0].splitlines()) if row in captions else 0 for row in range(rows)]
+        below = [GAP + (round(LINE_HEIGHT * TEXT_SIZE * count) + GAP if count else 0) for count in lines]
+        first = round(1.5 * TEXT_SIZE) if headers else 0
+        *self.tops, bottom = accumulate((height * self.cell + more for more in below), initial=first)
+        self.height = bottom - GAP + EDGE
 
 
 class _Pixels(Artist):
@@ -197,13 +150,13 @@ class _Pixels(Artist):
         renderer.draw_image(renderer.new_gc(), round(box.x0), round(box.y0), image)
 
 
-def _paint(symbols: Symbols, layout: _Layout) -> npt.NDArray[np.uint8]:
-    """Return the image of the whole picture, `[height, width, RGBA]`, with every grid in its place."""
+def _paint(figure: Figure, symbols: Symbols, layout: _Layout, tops: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Return the image of the whole figure, `[height, width, RGBA]`, with every grid in its place."""
     rows, columns, height, width = symbols.shape
     high, wide = height * layout.cell, width * layout.cell
     cells = _sprites(layout.cell)[symbols].transpose(0, 1, 2, 4, 3, 5, 6)
-    image = np.full((layout.height, layout.width, 4), 255, np.uint8)
-    for top, row in zip(layout.tops, cells.reshape(rows, columns, high, wide, 4), strict=True):
+    image = np.full((round(figure.bbox.height), round(figure.bbox.width), 4), 255, np.uint8)
+    for top, row in zip(tops, cells.reshape(rows, columns, high, wide, 4), strict=True):
         for centre, grid in zip(layout.centres, row, strict=True):
             left = centre - wide // 2
             image[top : top + high, left : left + wide] = grid

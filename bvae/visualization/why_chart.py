@@ -10,19 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bvae.palette import colour_of
-from bvae.visualization.figure import (
-    EDGE,
-    INK,
-    Destination,
-    house_style,
-    name_panel,
-    panel_grid,
-    pixel_figure,
-    save_png,
-    title_height,
-    title_lines,
-    write_title,
-)
+from bvae.visualization import canvas
+from bvae.visualization.canvas import INK
 from bvae.why import Why, describe_why, percent
 
 WIDTH, PANEL_HEIGHT = 1640, 420
@@ -33,9 +22,9 @@ TOLD = 0.05
 """Smallest share that is written into its cell of the confusion matrix."""
 
 
-@house_style()
+@canvas.house_style()
 def plot_why(
-    why: Why, *, colour: str = colour_of(0), path: Destination | None = None, title: str | None = None
+    why: Why, *, colour: str = colour_of(0), path: canvas.Destination | None = None, title: str | None = None
 ) -> Figure:
     """Draw what explains an option: thresholds by class, gradient share by epoch, confusion of classes.
 
@@ -44,21 +33,18 @@ def plot_why(
         path: where the PNG goes, `WIDTH` pixels wide.
         title: the first line becomes a headline.
     """
-    lines = title_lines(title, WIDTH - 2 * EDGE)
-    top = title_height(lines)
-    figure = pixel_figure(WIDTH, top + HEADING + PANEL_HEIGHT + FOOT)
-    write_title(figure, lines)
-    thresholds, gradient, confusion = panel_grid(figure, 1, 3, top, (HEADING, PANEL_HEIGHT, FOOT))
+    figure, _ = canvas.titled_figure(WIDTH, HEADING + PANEL_HEIGHT + FOOT, title)
+    thresholds, gradient, confusion = canvas.panel_grid(figure, (1, 3), (HEADING, PANEL_HEIGHT, FOOT))
     _draw_thresholds(thresholds, why, colour)
     _draw_gradient(gradient, why, colour)
     _draw_confusion(confusion, why)
-    save_png(figure, path, describe_why(why))
+    canvas.save_png(figure, path, describe_why(why))
     return figure
 
 
 def _draw_thresholds(axes: Axes, why: Why, colour: str) -> None:
     """Draw a bar for each class, on one scale for every option, so that pictures can be compared."""
-    name_panel(axes, "Likelihood against background\nat which a class is predicted", "class", FOOT - EDGE)
+    canvas.name_panel(axes, "Likelihood against background\nat which a class is predicted", "class")
     classes = range(1, len(why.thresholds) + 1)
     bars = axes.bar(classes, [share or 0.0 for share in why.thresholds], color=colour, width=0.7)
     numbers = [
@@ -74,7 +60,7 @@ def _draw_thresholds(axes: Axes, why: Why, colour: str) -> None:
 
 def _draw_gradient(axes: Axes, why: Why, colour: str) -> None:
     """Draw a thin line for each seed, a thick one for their mean, and the rate of foreground cells."""
-    name_panel(axes, "Part of the loss's gradient that\ncomes from foreground cells", "epoch", FOOT - EDGE)
+    canvas.name_panel(axes, "Part of the loss's gradient that\ncomes from foreground cells", "epoch")
     epochs = max(map(len, why.gradient_shares), default=1)
     table = np.full((len(why.gradient_shares), epochs), np.nan)
     for row, shares in zip(table, why.gradient_shares, strict=True):
@@ -99,9 +85,8 @@ def _draw_gradient(axes: Axes, why: Why, colour: str) -> None:
 
 def _draw_confusion(axes: Axes, why: Why) -> None:
     """Draw each row in shares of its sum; darker is more, and large shares carry their number."""
-    name_panel(
-        axes, "True class (row) by prediction\n(column), % of the row's cells", "predicted class", FOOT - EDGE
-    )
+    heading = "True class (row) by prediction\n(column), % of the row's cells"
+    canvas.name_panel(axes, heading, "predicted class")
     shares = why.confusion / np.maximum(why.confusion.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
     for row, column in np.argwhere(shares >= TOLD):
