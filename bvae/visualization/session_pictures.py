@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -63,32 +64,28 @@ def option_names(session: Session) -> list[str]:
 def draw_run_curves(session: Session, result: RunResult) -> bytes:
     """Return a PNG of the curves of one run."""
     name = f"{result.option}-seed{result.seed}"
-    picture = io.BytesIO()
-    plot_curves(
-        {result.option: [msgspec.to_builtins(read_history(session.path / name))]},
-        background_rate=session.record.corpus.background_rate,
-        band=(session.record.config.band.lo, session.record.config.band.hi),
-        options=option_names(session),
-        path=picture,
-        title=f"Run {name}",
-    )
-    return picture.getvalue()
+    return _draw_curves(session, {result.option: [name]}, f"Run {name}")
 
 
 def draw_curves(session: Session, comparison: Comparison) -> bytes:
     """Return a PNG of the curves of every option, its seeds as a band."""
-    histories = {
-        name: [msgspec.to_builtins(read_history(session.path / run.path)) for run in option.runs]
-        for name, option in comparison.options.items()
-    }
-    picture = io.BytesIO()
+    folders = {name: [run.path for run in option.runs] for name, option in comparison.options.items()}
+    return _draw_curves(session, folders, f"Loss options on {comparison.corpus.name}")
+
+
+def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: str) -> bytes:
+    """Return a PNG of the curves of each option's runs, given by their folders in the session's."""
+    record, picture = session.record, io.BytesIO()
     plot_curves(
-        histories,
-        background_rate=comparison.corpus.background_rate,
-        band=comparison.band,
+        {
+            option: [msgspec.to_builtins(read_history(session.path / name)) for name in names]
+            for option, names in folders.items()
+        },
+        background_rate=record.corpus.background_rate,
+        band=(record.config.band.lo, record.config.band.hi),
         options=option_names(session),
         path=picture,
-        title=f"Loss options on {comparison.corpus.name}",
+        title=title,
     )
     return picture.getvalue()
 
