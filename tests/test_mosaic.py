@@ -17,7 +17,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -49,7 +48,8 @@ def random_grids(*shape: int, seed: int = 0) -> Classes:
 
 def pixels(png: io.BytesIO) -> NDArray[np.uint8]:
     """Decode a picture: `[height, width, RGBA]`."""
-    return np.round(imread(io.BytesIO(png.getvalue())) * 255).astype(np.uint8)
+    with Image.open(png) as picture:
+        return np.asarray(picture.convert("RGBA"))
 
 
 def count_pixels(png: io.BytesIO, colour: str) -> int:
@@ -246,8 +246,7 @@ def test_a_file_has_every_pixel_as_it_was_drawn() -> None:
     png, grids = io.BytesIO(), random_grids(10, 16, 16)
     figure = draw_reconstructions(grids, 9 - grids, [0.5] * 10, path=png, title="Option B\nσ²")
     drawn = np.asarray(figure.canvas.buffer_rgba())
-    with Image.open(png) as file:
-        assert np.array_equal(np.asarray(file.convert("RGBA")), drawn)
+    assert np.array_equal(pixels(png), drawn)
 
 
 def test_ten_grids_of_noise_stay_well_under_80_kilobytes() -> None:

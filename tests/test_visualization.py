@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, one_hot
@@ -244,7 +244,8 @@ def test_a_comparison_has_a_row_for_each_option_whatever_its_name(names: list[st
     options = {name: random_grids(3, 8, 6, seed=seed) for seed, name in enumerate(names)}
     figure = plot_comparison(grids, options, path=png, title="Same grids")
     width, height = figure.bbox.size
-    assert imread(io.BytesIO(png.getvalue())).shape == (height, width, 4)
+    with Image.open(png) as picture:
+        assert picture.size == (width, height)
     assert width <= 1800
     assert height >= 6 * (len(names) + 1) * 8
     assert sum(text.endswith("%") for text in texts(figure)) == 3 * len(names)

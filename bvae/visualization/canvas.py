@@ -151,23 +151,30 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
     Pillow measures a line in a tenth of the time of `Text.get_window_extent`.
     """
-    ruler = _font(weight)[0]
-    return size / RULER_SIZE * max(map(ruler.getlength, text.splitlines()), default=0.0)
+    return size / RULER_SIZE * max(map(_ruler(weight).getlength, text.splitlines()), default=0.0)
 
 
 def printable(text: str) -> str:
     """Replace control characters, and those that a face of the font lacks, by U+FFFD."""
-    known = _font("normal")[1] & _font("bold")[1]
+    known = _characters()
     spaced = ("".join(" " if letter.isspace() else letter for letter in line) for line in text.splitlines())
     return "\n".join("".join(letter if letter in known else "\ufffd" for letter in line) for line in spaced)
 
 
 @functools.cache
-def _font(weight: str) -> tuple[ImageFont.FreeTypeFont, frozenset[str]]:
-    """Return a face of the font that matplotlib brings along, and the characters that it can print."""
-    file = findfont(FontProperties(family="DejaVu Sans", weight=weight))
-    characters = frozenset(filter(str.isprintable, map(chr, get_font(file).get_charmap())))
-    return ImageFont.truetype(file, RULER_SIZE, layout_engine=ImageFont.Layout.BASIC), characters
+def _ruler(weight: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(weight), RULER_SIZE, layout_engine=ImageFont.Layout.BASIC)
+
+
+@functools.cache
+def _characters() -> frozenset[str]:
+    """Return the characters that the font has in both its faces."""
+    normal, bold = (get_font(_font_file(weight)).get_charmap() for weight in ("normal", "bold"))
+    return frozenset(filter(str.isprintable, map(chr, set(normal) & set(bold))))
+
+
+def _font_file(weight: str) -> str:
+    return findfont(FontProperties(family="DejaVu Sans", weight=weight))  # comes with matplotlib
 
 
 def save_png(figure: Figure, path: Destination | None, description: str = "") -> None:
@@ -190,7 +197,7 @@ def save_png(figure: Figure, path: Destination | None, description: str = "") ->
 def _with_palette(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     """Return opaque pixels `[H, W, RGBA]` as an image; with a palette where they have at most 256 colours.
 
-    A grid image has, and takes half the bytes and a third of the time that way.
+    A grid image has, and takes half the bytes and half the time that way.
     """
     image = Image.fromarray(pixels)
     counted = image.getcolors(256)
