@@ -205,6 +205,14 @@ def test_background_rate_and_band_are_drawn_and_named() -> None:
     assert {"Option A", "healthy: 70% to 80%", "all background: 81.9%"} <= set(texts(figure))
 
 
+def test_the_legend_stays_within_the_picture_whatever_it_names() -> None:
+    figure = plot({f"{number}-{'W' * 60}": [[record(1)], [record(1)]] for number in range(10)})
+    for part in (figure.axes[-1].get_legend(), *figure.axes[-1].texts):
+        left, bottom, right, top = part.get_window_extent().extents
+        assert figure.axes[KL].bbox.x1 < left < right < figure.bbox.width
+        assert 0 < bottom < top < figure.axes[OBJECT_IOU].bbox.y1 + 20
+
+
 def test_an_unknown_background_rate_is_left_out() -> None:
     assert not any(
         "all background" in text for text in texts(plot({"A": [[record(1)]]}, background_rate=None))

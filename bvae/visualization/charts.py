@@ -31,7 +31,7 @@ ROWS, COLUMNS = 2, 4
 HEADING, FOOT = 44, 84  # pixels above and below a panel, for its heading and its x axis
 MARKED_EPOCHS = 12
 LEGEND_LINE = 60  # pixels
-LEGEND_PITCH = 1.55  # from line to line, in font sizes
+LEGEND_LETTERS = 24  # at most, of a name
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "linewidth": 1, "zorder": 0.4}
 SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"}
@@ -252,21 +252,23 @@ def _draw_legend(
     named.append(("extent, filled", Line2D([], [], **EXTENT_LOOK)))
     if rate is not None:
         named.append((f"all background: {rate:.1%}", Line2D([], [], **RATE_LOOK)))
-    names = [name for name, _ in named]
+    names = [name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…" for name, _ in named]
     widest = max(canvas.text_width(name, TICK_SIZE) for name in names)
     room = PANEL_WIDTH - LEGEND_LINE - canvas.EDGE
-    size = TICK_SIZE * min(1, room / widest, PANEL_HEIGHT / (LEGEND_PITCH * TICK_SIZE * len(names)))
+    size = TICK_SIZE * min(1, room / widest, PANEL_HEIGHT / (1.2 * TICK_SIZE * len(names)))
+    pitch = min(1.5, PANEL_HEIGHT / (size * len(names)))  # from line to line, in font sizes
     axes.legend(
         [handle for _, handle in named],
         names,
         loc="upper left",
         borderaxespad=0,
         borderpad=0,
+        labelspacing=pitch - 1,
         fontsize=size,
         handlelength=LEGEND_LINE / size,
     )
     notes = ["each option has its own loss"] * (len(known) > 1)
     notes += ["line: mean over seeds", "shade: lowest to highest seed"] * (max(map(len, known.values())) > 1)
-    below = 1 - (LEGEND_PITCH * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
+    below = 1 - (pitch * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
     look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}
     axes.text(0, below, "\n".join(notes), transform=axes.transAxes, **look)
