@@ -13,14 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, one_hot
 from bvae.config import OUTSIDE
 from bvae.evaluation.objects import grid_object_iou
-from bvae.visualization import (
+from bvae.visualization.reconstructions import (
     MAX_CHECKPOINTS,
     describe_comparison,
     describe_filmstrip,
@@ -54,7 +54,7 @@ def cut_grids(*shape: int, seed: int = 0) -> Classes:
 
 
 def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+    return [text.get_text() for text in figure.texts if text.get_text()]
 
 
 class OneHotModel(nn.Module):
@@ -244,8 +244,8 @@ def test_a_comparison_has_a_row_for_each_option_whatever_its_name(names: list[st
     options = {name: random_grids(3, 8, 6, seed=seed) for seed, name in enumerate(names)}
     figure = plot_comparison(grids, options, path=png, title="Same grids")
     width, height = figure.bbox.size
-    assert imread(io.BytesIO(png.getvalue())).shape == (height, width, 4)
-    assert len(figure.axes) == 1
+    with Image.open(png) as picture:
+        assert picture.size == (width, height)
     assert width <= 1800
     assert height >= 6 * (len(names) + 1) * 8
     assert sum(text.endswith("%") for text in texts(figure)) == 3 * len(names)
@@ -273,7 +273,6 @@ def test_a_film_strip_keeps_the_first_and_the_last_checkpoint(count: int) -> Non
     checkpoints = [(f"epoch {number}", random_grids(2, 5, 5, seed=number)) for number in range(count)]
     figure = plot_filmstrip(random_grids(2, 5, 5), checkpoints)
     shown = [int(text.removeprefix("epoch ")) for text in texts(figure) if text.startswith("epoch ")]
-    assert len(figure.axes) == 1
     assert figure.bbox.width <= 1800
     assert len(shown) == min(count, MAX_CHECKPOINTS)
     assert shown == sorted(set(shown))

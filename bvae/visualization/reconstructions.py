@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bvae.canvas import Destination
 from bvae.config import OUTSIDE
 from bvae.evaluation.measure import evaluating
 from bvae.evaluation.objects import grid_object_iou
-from bvae.mosaic import (
+from bvae.visualization.canvas import Destination
+from bvae.visualization.grid_image import (
     BLANK,
     CLASSES,
     DOTTED,
@@ -30,7 +30,7 @@ from bvae.mosaic import (
     RIGHT_OBJECT,
     WRONG,
     draw_columns,
-    draw_mosaic,
+    draw_grid_image,
 )
 
 Grids = npt.NDArray[np.integer[Any]] | Tensor
@@ -68,8 +68,8 @@ def plot_reconstructions(
         output = model(target)
         logits = _logits(output, originals.shape)
         losses = loss(output, target) if loss else _cross_entropy(logits, target)
-        painted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()
-    return draw_reconstructions(originals, painted, each, path=path, title=title)
+        predicted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()
+    return draw_reconstructions(originals, predicted, each, path=path, title=title)
 
 
 def draw_reconstructions(
@@ -81,24 +81,20 @@ def draw_reconstructions(
     title: str | None = None,
 ) -> Figure:
     """Draw originals, reconstructions and under them the wrong cells; `losses` `[B]` in nats."""
-    target, painted = _pair("reconstructions", originals, reconstructions)
+    target, predicted = _pair("reconstructions", originals, reconstructions)
     if np.shape(losses) != (len(target),):
         raise ValueError(f"losses has shape {np.shape(losses)}; expected one for each grid: ({len(target)},)")
     right = np.where(target == 0, RIGHT_BACKGROUND, RIGHT_OBJECT)
-    wrong = np.where(target == painted, right, WRONG)
-    numbers = [
-        f"{share}\n{_fraction(iou)}\n{_number(loss)}"
-        for share, iou, loss in zip(
-            _shares(target, painted), _object_iou(target, painted), losses, strict=True
-        )
-    ]
+    wrong = np.where(target == predicted, right, WRONG)
+    each = zip(_shares(target, predicted), _object_iou(target, predicted), losses, strict=True)
+    numbers = [f"{share}\n{_fraction(iou)}\n{_number(loss)}" for share, iou, loss in each]
     return draw_columns(
-        np.stack([_symbols(target, each) for each in (target, painted, wrong)]),
+        np.stack([_symbols(target, each) for each in (target, predicted, wrong)]),
         labels=["Original", "Reconstruction", "Wrong cells"],
         captions={2: ("Accuracy\nObject IoU\nLoss (nats)", numbers)},
         path=path,
         title=title,
-        description=describe_reconstructions(target, painted),
+        description=describe_reconstructions(target, predicted),
     )
 
 
@@ -112,9 +108,9 @@ def plot_comparison(
     """Draw the originals and, in a row for each option, its reconstructions; a dot marks a wrong cell."""
     target, options = _series("reconstructions of", originals, reconstructions.items())
     return draw_columns(
-        np.stack([_symbols(target, target), *(_dotted(target, painted) for _, painted in options)]),
+        np.stack([_symbols(target, target), *(_dotted(target, predicted) for _, predicted in options)]),
         labels=["Original", *(name for name, _ in options)],
-        captions={row: ("Accuracy", _shares(target, painted)) for row, (_, painted) in enumerate(options, 1)},
+        captions={row: ("Accuracy", _shares(target, each)) for row, (_, each) in enumerate(options, 1)},
         note=NOTE if options else "",
         path=path,
         title=title,
@@ -135,9 +131,9 @@ def plot_filmstrip(
     first, the last and evenly spread ones between them are drawn.
     """
     target, strip = _series("reconstructions at", originals, _spread(checkpoints))
-    rows = zip([""] * len(target), *(_shares(target, painted) for _, painted in strip), strict=True)
-    return draw_mosaic(
-        np.stack([_symbols(target, target), *(_dotted(target, painted) for _, painted in strip)], axis=1),
+    rows = zip([""] * len(target), *(_shares(target, predicted) for _, predicted in strip), strict=True)
+    return draw_grid_image(
+        np.stack([_symbols(target, target), *(_dotted(target, predicted) for _, predicted in strip)], axis=1),
         labels=[f"Grid {number}" for number in range(1, len(target) + 1)],
         captions={row: ("Accuracy", shares) for row, shares in enumerate(rows)} if strip else {},
         headers=["Original", *(label for label, _ in strip)],
@@ -163,8 +159,8 @@ def plot_examples(
     headers = [label for label, _, _ in next(iter(examples.values()), ())]
     rows, captions = [], {}
     for number, (name, chosen) in enumerate(examples.items()):
-        originals, painted = (np.stack([each[part] for each in chosen]) for part in (1, 2))
-        target, drawn = _pair(f"reconstructions of {name!r}", originals, painted)
+        originals, predicted = (np.stack([each[part] for each in chosen]) for part in (1, 2))
+        target, drawn = _pair(f"reconstructions of {name!r}", originals, predicted)
         pairs = zip(_symbols(target, target), _dotted(target, drawn), strict=True)
         rows.append([grid for pair in pairs for grid in pair])
         texts = [
@@ -172,7 +168,7 @@ def plot_examples(
             for iou, share in zip(_object_iou(target, drawn), _shares(target, drawn), strict=True)
         ]
         captions[number] = ("Object IoU\nAccuracy", [text for each in texts for text in ("", each)])
-    return draw_mosaic(
+    return draw_grid_image(
         np.array(rows),
         labels=list(examples),
         captions=captions,
@@ -198,13 +194,13 @@ def describe_examples(examples: Mapping[str, Sequence[tuple[str, Grids, Grids]]]
 
 def describe_reconstructions(originals: Grids, reconstructions: Grids) -> str:
     """Say in a sentence how many cells are right: overall, in the worst and in the best grid."""
-    target, painted = _pair("reconstructions", originals, reconstructions)
-    right, cells = _right(target, painted), _cells(target)
-    order = sorted(range(len(target)), key=lambda grid: right[grid] / cells[grid])
-    worst, best = (_percent(int(right[grid]), int(cells[grid])) for grid in (order[0], order[-1]))
+    target, predicted = _pair("reconstructions", originals, reconstructions)
+    counts = _right_and_all(target, predicted)
+    right, cells = counts.sum(1)
+    order = sorted(counts.T.tolist(), key=lambda grid: grid[0] / grid[1])
     return (
-        f"Reconstructions of {_count(target)}: accuracy {_share(target, painted)} (worst grid {worst}, "
-        f"best {best}), {int(cells.sum() - right.sum()):,} of {int(cells.sum()):,} cells wrong."
+        f"Reconstructions of {_count(target)}: accuracy {_percent(right, cells)} (worst grid "
+        f"{_percent(*order[0])}, best {_percent(*order[-1])}), {cells - right:,} of {cells:,} cells wrong."
     )
 
 
@@ -257,9 +253,9 @@ def _classes(name: str, grids: Grids) -> Classes:
     return given.astype(np.int64)
 
 
-def _pair(name: str, originals: Grids, painted: Grids) -> tuple[Classes, Classes]:
+def _pair(name: str, originals: Grids, predicted: Grids) -> tuple[Classes, Classes]:
     """The originals and other grids of the same shape, with no cell where the originals have none."""
-    target, other = _classes("originals", originals), _classes(name, painted)
+    target, other = _classes("originals", originals), _classes(name, predicted)
     if other.shape != target.shape:
         raise ValueError(f"{name}: shape {other.shape}; expected that of the originals, {target.shape}")
     if ((other == OUTSIDE) & (target != OUTSIDE)).any():
@@ -271,7 +267,7 @@ def _series(
     kind: str, originals: Grids, named: Iterable[tuple[str, Grids]]
 ) -> tuple[Classes, list[tuple[str, Classes]]]:
     """The originals and, with their names, other grids of the same shape."""
-    others = [(name, _pair(f"{kind} {name!r}", originals, painted)[1]) for name, painted in named]
+    others = [(name, _pair(f"{kind} {name!r}", originals, predicted)[1]) for name, predicted in named]
     return _classes("originals", originals), others
 
 
@@ -285,18 +281,14 @@ def _symbols(target: Classes, symbols: Classes) -> Classes:
     return np.where(target == OUTSIDE, BLANK, symbols)
 
 
-def _dotted(target: Classes, painted: Classes) -> Classes:
-    return _symbols(target, np.where(painted == target, painted, DOTTED + painted))
+def _dotted(target: Classes, predicted: Classes) -> Classes:
+    return _symbols(target, np.where(predicted == target, predicted, DOTTED + predicted))
 
 
-def _cells(target: Classes) -> Classes:
-    """How many cells each grid has, `[B]`."""
-    return np.asarray((target != OUTSIDE).sum((1, 2)))
-
-
-def _right(target: Classes, painted: Classes) -> Classes:
-    """How many cells of each grid are right, `[B]`."""
-    return np.asarray(((target == painted) & (target != OUTSIDE)).sum((1, 2)))
+def _right_and_all(target: Classes, predicted: Classes) -> Classes:
+    """Count the right cells and all cells of each grid, `[2, B]`."""
+    inside = target != OUTSIDE
+    return np.stack([((target == predicted) & inside).sum((1, 2)), inside.sum((1, 2))])
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -305,8 +297,8 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return cells.sum((1, 2)) / (target != OUTSIDE).sum((1, 2))
 
 
-def _object_iou(target: Classes, painted: Classes) -> npt.NDArray[np.float64]:
-    return grid_object_iou(target.astype(np.uint8), painted.astype(np.uint8))
+def _object_iou(target: Classes, predicted: Classes) -> npt.NDArray[np.float64]:
+    return grid_object_iou(target.astype(np.uint8), predicted.astype(np.uint8))
 
 
 def _fraction(value: float) -> str:
@@ -315,20 +307,16 @@ def _fraction(value: float) -> str:
 
 def _percent(right: int, cells: int) -> str:
     # Rounded down, so that 100.0% means that no cell is wrong.
-    return f"{1000 * right // cells / 10}%"
+    return f"{1000 * int(right) // int(cells) / 10}%"
 
 
-def _share(target: Classes, painted: Classes) -> str:
-    return _percent(int(_right(target, painted).sum()), int(_cells(target).sum()))
+def _shares(target: Classes, predicted: Classes) -> list[str]:
+    return [_percent(right, cells) for right, cells in _right_and_all(target, predicted).T]
 
 
-def _shares(target: Classes, painted: Classes) -> list[str]:
-    counts = zip(_right(target, painted).tolist(), _cells(target).tolist(), strict=True)
-    return [_percent(right, cells) for right, cells in counts]
-
-
-def _accuracies(target: Classes, named: list[tuple[str, Classes]]) -> str:
-    return ", ".join(f"{name} {_share(target, painted)} accurate" for name, painted in named) or "none yet"
+def _accuracies(target: Classes, named: Iterable[tuple[str, Classes]]) -> str:
+    totals = [(name, _right_and_all(target, predicted).sum(1)) for name, predicted in named]
+    return ", ".join(f"{name} {_percent(*total)} accurate" for name, total in totals) or "none yet"
 
 
 def _number(loss: float) -> str:

@@ -10,22 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
-from bvae.canvas import (
-    EDGE,
-    SOFT_INK,
-    TEXT_SIZE,
-    Destination,
-    pixel_figure,
-    save_png,
-    title_height,
-    title_lines,
-    write_title,
-)
-from bvae.lettering import INK, write
 from bvae.palette import colour_of
-from bvae.panels import LEFT, TICK_SIZE, add_panel, draw_ticks
+from bvae.visualization import canvas
+from bvae.visualization.canvas import INK, TICK_SIZE
 
 Record = Mapping[str, Any]
 Histories = Mapping[str, Sequence[Sequence[Record]]]
@@ -36,12 +27,13 @@ DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 
 MARKERS = ("o", "s", "^", "D", "v")
 
 WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 1640, 300, 300
-COLUMNS = 4
+ROWS, COLUMNS = 2, 4
 HEADING, FOOT = 44, 84  # pixels above and below a panel, for its heading and its x axis
 MARKED_EPOCHS = 12
-LEGEND_LINE = 70
+LEGEND_LINE = 60  # pixels
+LEGEND_LETTERS = 24  # at most, of a name
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "linewidth": 1, "zorder": 0}
+BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "linewidth": 1, "zorder": 0.4}
 SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"}
 EXTENT_LOOK: dict[str, Any] = {"color": "#808080", "linewidth": 2, "linestyle": (0, (6, 2, 1, 2))}
 RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
@@ -59,11 +51,6 @@ class Panel(NamedTuple):
     keys: tuple[str, ...]
     fraction: bool = False
     controlled: bool = False
-
-    def of_control(self, name: str) -> tuple[str, ...]:
-        """Where the number of a control is found."""
-        split, metric = self.keys
-        return (split, name, metric)
 
 
 TRAINING_LOSS = Panel("Training loss (nats)", ("train", "loss"))
@@ -85,13 +72,14 @@ class Curve(NamedTuple):
     highest: Values
 
 
+@canvas.house_style()
 def plot_curves(
     histories: Histories,
     *,
     background_rate: float | None,
     band: Sequence[float],
     options: Sequence[str] | None = None,
-    path: Destination | None = None,
+    path: canvas.Destination | None = None,
     title: str | None = None,
 ) -> Figure:
     """Draw each option's numbers by epoch: the mean over its seeds in a band from the lowest to the highest.
@@ -101,7 +89,7 @@ def plot_curves(
 
     Args:
         histories: for each option, each seed's epoch records, as they stand in `metrics.jsonl`.
-        background_rate: the accuracy of painting everything background, a fraction.
+        background_rate: the accuracy of predicting background everywhere, a fraction.
         band: the lowest and the highest accuracy of a healthy option, fractions.
         options: the names of all options of the experiment, whose order gives each its colour; by default
             those of the histories.
@@ -118,31 +106,20 @@ def plot_curves(
     known = _with_epochs(histories)
     order = list(options or histories)
     looks = [_look(order.index(name)) for name in known]
-    lines = title_lines(title, WIDTH - 2 * EDGE)
-    top, row = title_height(lines), HEADING + PANEL_HEIGHT + FOOT
-    figure, page = pixel_figure(WIDTH, top + 2 * row if known else top + 2 * TEXT_SIZE)
-    write_title(page, lines)
-    places = [
-        (LEFT + x * (PANEL_WIDTH + LEFT), top + HEADING + y * row) for y in range(2) for x in range(COLUMNS)
-    ]
-    if not known:
-        write(page, EDGE, top, NOTHING_YET, size=TEXT_SIZE, width=WIDTH - 2 * EDGE, va="top")
-    for panel, place in zip(PANELS if known else (), places, strict=False):
-        axes = add_panel(page, place, (PANEL_WIDTH, PANEL_HEIGHT), panel.heading, heading_size=TEXT_SIZE)
-        if panel is ACCURACY:
-            axes.axhspan(lo, hi, **BAND_LOOK)
-            if background_rate is not None:
-                axes.axhline(background_rate, **RATE_LOOK)
-        curves = [curve(seeds, panel.keys) for seeds in known.values()]
-        for look, drawn in zip(looks, curves, strict=True):
-            _draw_curve(axes, drawn, look)
-        if panel.controlled:
-            _draw_controls(axes, panel, list(known.values()), looks)
-        _scale(axes, panel, curves)
-        draw_ticks(page, axes, "epoch", FOOT - EDGE, grid=True)
+    height = ROWS * (HEADING + PANEL_HEIGHT + FOOT) if known else 2 * canvas.TEXT_SIZE
+    figure, top = canvas.titled_figure(WIDTH, height, title)
     if known:
-        _draw_legend(page, known, looks, (background_rate, lo, hi), *places[-1])
-    save_png(figure, path, describe_curves(histories))
+        *panels, beside = canvas.panel_grid(figure, (ROWS, COLUMNS), (HEADING, PANEL_HEIGHT, FOOT))
+        for axes, panel in zip(panels, PANELS, strict=True):
+            if panel is ACCURACY:
+                axes.axhspan(lo, hi, **BAND_LOOK)
+                if background_rate is not None:
+                    axes.axhline(background_rate, **RATE_LOOK)
+            _draw_panel(axes, panel, list(known.values()), looks)
+        _draw_legend(beside, known, looks, background_rate, (lo, hi))
+    else:
+        canvas.write(figure, canvas.EDGE, top, NOTHING_YET, size=canvas.TEXT_SIZE, width=WIDTH)
+    canvas.save_png(figure, path, describe_curves(histories))
     return figure
 
 
@@ -199,6 +176,28 @@ def _look(option: int) -> dict[str, Any]:
     }
 
 
+def _draw_panel(
+    axes: Axes,
+    panel: Panel,
+    options: Sequence[Sequence[Sequence[Record]]],
+    looks: Sequence[Mapping[str, Any]],
+) -> None:
+    """Draw one number of every option: a thin line from another grid's latent, a grey one of `extent`."""
+    canvas.name_panel(axes, panel.heading, "epoch")
+    axes.yaxis.grid(visible=True)
+    curves = [curve(seeds, panel.keys) for seeds in options]
+    for look, drawn in zip(looks, curves, strict=True):
+        _draw_curve(axes, drawn, look)
+    if panel.controlled:
+        split, metric = panel.keys
+        for look, seeds in zip(looks, options, strict=True):
+            drawn = curve(seeds, (split, "shuffled", metric))
+            axes.plot(drawn.epochs, drawn.mean, color=look["color"], **SHUFFLED_LOOK)
+        drawn = curve(options[0], (split, "extent", metric))
+        axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
+    _scale(axes, panel, curves)
+
+
 def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
     """The mean with markers, at every epoch of a short curve, and the band of the seeds as a shade."""
     epochs, lowest, mean, highest = drawn
@@ -207,23 +206,9 @@ def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
     every = -(-len(epochs) // MARKED_EPOCHS)
     marked = np.flatnonzero(here & ((np.arange(len(epochs)) % every == 0) | alone))
     axes.fill_between(epochs, lowest, highest, color=look["color"], alpha=0.18, linewidth=0)
-    # A shade needs two neighbouring epochs; a bar shows the spread at one that stands alone.
-    axes.vlines(epochs[alone], lowest[alone], highest[alone], color=look["color"], linewidth=2)
+    if alone.any():  # a shade needs two neighbouring epochs, a bar shows the spread at one
+        axes.vlines(epochs[alone], lowest[alone], highest[alone], color=look["color"], linewidth=2)
     axes.plot(epochs, mean, **look, markevery=marked.tolist(), zorder=3)
-
-
-def _draw_controls(
-    axes: Axes,
-    panel: Panel,
-    options: Sequence[Sequence[Sequence[Record]]],
-    looks: Sequence[Mapping[str, Any]],
-) -> None:
-    """What an option scores from another grid's latent, a thin line, and what `extent` scores."""
-    for look, seeds in zip(looks, options, strict=True):
-        drawn = curve(seeds, panel.of_control("shuffled"))
-        axes.plot(drawn.epochs, drawn.mean, color=look["color"], **SHUFFLED_LOOK)
-    drawn = curve(options[0], panel.of_control("extent"))
-    axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
 
 
 def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
@@ -243,38 +228,47 @@ def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
     if panel.controlled or panel is KL:
         # A little below 0, so that a curve along the axis is seen whole.
         axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
-    unit, factor = ("%", 100) if panel.fraction else ("", 1)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{factor * value:.4g}{unit}"))
+    if panel.fraction:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    else:
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
 
 
 def _draw_legend(
-    page: Axes,
+    axes: Axes,
     known: Mapping[str, Sequence[Sequence[Record]]],
     of_options: Sequence[Mapping[str, Any]],
-    references: tuple[float | None, float, float],
-    left: int,
-    top: int,
+    rate: float | None,
+    band: tuple[float, float],
 ) -> None:
-    """The name of every line, of the band and of the background rate, and what line and shade stand for."""
-    rate, lo, hi = references
-    names = [f"Option {name}" for name in known] + [f"healthy: {lo:.0%} to {hi:.0%}"]
-    names += ["another grid's latent", "extent, filled"]
-    looks = [SHUFFLED_LOOK | {"color": INK}, EXTENT_LOOK]
+    """Name every line, the band and the background rate, and say what line and shade stand for."""
+    axes.set_axis_off()
+    named: list[tuple[str, Line2D | Patch]] = [
+        (canvas.printable(f"Option {name}"), Line2D([], [], **look))
+        for name, look in zip(known, of_options, strict=True)
+    ]
+    named.append((f"healthy: {band[0]:.0%} to {band[1]:.0%}", Patch(**BAND_LOOK)))
+    named.append(("another grid's latent", Line2D([], [], color=INK, **SHUFFLED_LOOK)))
+    named.append(("extent, filled", Line2D([], [], **EXTENT_LOOK)))
     if rate is not None:
-        names, looks = [*names, f"all background: {rate:.1%}"], [*looks, RATE_LOOK]
-    step = min(38, PANEL_HEIGHT // len(names))
-    for row, name in enumerate(names):
-        y = top + (row + 0.5) * step
-        x = np.array([0, 0.5, 1]) * LEGEND_LINE + left
-        if row == len(known):
-            page.fill_between(x, y - 0.3 * step, y + 0.3 * step, **BAND_LOOK)
-        else:
-            look = looks[row - len(known) - 1] if row > len(known) else {**of_options[row], "markevery": [1]}
-            page.plot(x, [y] * 3, **look)
-        room = PANEL_WIDTH - LEGEND_LINE
-        write(page, x[-1] + EDGE, y, name, size=min(TICK_SIZE + 2, step), width=room, va="center")
+        named.append((f"all background: {rate:.1%}", Line2D([], [], **RATE_LOOK)))
+    names = [name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…" for name, _ in named]
+    widest = max(canvas.text_width(name, TICK_SIZE) for name in names)
+    room = PANEL_WIDTH - LEGEND_LINE - canvas.EDGE
+    size = TICK_SIZE * min(1, room / widest, PANEL_HEIGHT / (1.2 * TICK_SIZE * len(names)))
+    pitch = min(1.5, PANEL_HEIGHT / (size * len(names)))  # from line to line, in font sizes
+    axes.legend(
+        [handle for _, handle in named],
+        names,
+        loc="upper left",
+        borderaxespad=0,
+        borderpad=0,
+        labelspacing=pitch - 1,
+        fontsize=size,
+        handlelength=LEGEND_LINE / size,
+    )
     notes = ["each option has its own loss"] * (len(known) > 1)
     notes += ["line: mean over seeds", "shade: lowest to highest seed"] * (max(map(len, known.values())) > 1)
-    below = top + len(names) * step + EDGE / 2
-    quiet: dict[str, Any] = {"size": TICK_SIZE - 2, "color": SOFT_INK}
-    write(page, left, below, "\n".join(notes), **quiet, width=PANEL_WIDTH, va="top")
+    below = 1 - (pitch * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
+    look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}
+    axes.text(0, below, "\n".join(notes), transform=axes.transAxes, **look)

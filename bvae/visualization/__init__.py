@@ -1,0 +1,18 @@
+"""Pictures of grids, and charts of runs, drawn with matplotlib.
+
+- `reconstructions`: what a model reconstructs, options side by side, checkpoints side by side.
+- `grid_image`: a matrix of grids with labels and captions, as one image.
+- `charts`: curves of runs and options by epoch.
+- `why_chart`: thresholds, gradient share and confusion of an option.
+- `checkpoint_pictures`: the pictures of a run; `session_pictures`: those of a session.
+- `canvas`: figures measured in pixels, style, text and PNG files.
+"""
+
+from bvae.visualization.reconstructions import (
+    plot_comparison,
+    plot_examples,
+    plot_filmstrip,
+    plot_reconstructions,
+)
+
+__all__ = ["plot_comparison", "plot_examples", "plot_filmstrip", "plot_reconstructions"]

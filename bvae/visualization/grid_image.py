@@ -1,0 +1,184 @@
+"""A matrix of ARC grids with labels and captions, as one image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.artist import Artist
+from matplotlib.backend_bases import RendererBase
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+from PIL import Image
+
+from bvae.visualization import canvas
+from bvae.visualization.canvas import EDGE, GAP, LINE_HEIGHT, SOFT_INK, TEXT_SIZE, write
+
+Symbols = npt.NDArray[np.integer[Any]]
+Captions = Mapping[int, tuple[str, Sequence[str]]]
+
+# Classes 0–9 as the ARC editor shows them (github.com/fchollet/ARC-AGI, apps/css/common.css).
+ARC_COLOURS = (
+    *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
+    *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
+)
+CLASSES = len(ARC_COLOURS)
+# A symbol is a class, DOTTED + a class (marked as wrong), or one of the four that follow.
+DOTTED = CLASSES
+RIGHT_BACKGROUND, RIGHT_OBJECT, WRONG, BLANK = range(2 * CLASSES, 2 * CLASSES + 4)
+SYMBOL_COLOURS = (*ARC_COLOURS, *ARC_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C", "#FFFFFF")
+# The editor's lines are #555; on cells of eight pixels they would outshine the background.
+LINE, WHITE = (58, 58, 58, 255), (255, 255, 255, 255)
+PALE_DOT, DARK_DOT = (165, 165, 165, 255), (40, 40, 40, 255)
+
+# Pixels. Ten columns of 16×16 grids with the longest label of a session get eight pixels per cell.
+MAX_WIDTH, MIN_WIDTH = 1700, 640
+MAX_COLUMNS = 10
+MAX_GRID, MAX_LABEL, MIN_COLUMN = 192, 250, 104
+CAPTION_GAP = 8
+
+
+@canvas.house_style()
+def draw_grid_image(
+    symbols: Symbols,
+    *,
+    labels: Sequence[str],
+    captions: Captions,
+    headers: Sequence[str] = (),
+    note: str = "",
+    path: canvas.Destination | None = None,
+    title: str | None = None,
+    description: str = "",
+) -> Figure:
+    """Draw a matrix of grids with a label before each row and captions under some rows.
+
+    Args:
+        symbols: `[R, C, H, W]`, the classes 0–9 and the other symbols of this module.
+        labels: `[R]`.
+        captions: for the index of a row, the label of its captions and the captions themselves, `[C]`.
+        headers: `[C]`, above the columns, or none.
+        note: text at the foot.
+        path: destination of the PNG, which is at most `MAX_WIDTH` pixels wide.
+        title: its first line becomes a headline.
+        description: text alternative within the PNG.
+    """
+    layout = _Layout(symbols.shape, labels, captions, headers)
+    figure, top = canvas.titled_figure(layout.width, layout.height + (GAP + TEXT_SIZE if note else 0), title)
+    tops, side = [top + below for below in layout.tops], symbols.shape[2] * layout.cell
+    figure.add_artist(_Pixels(_paint(figure, symbols, layout, tops)))
+    before: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.margin - EDGE - GAP}
+    centred: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.column, "ha": "center"}
+    level: dict[str, Any] = {"va": "baseline"}  # the last lines of a label and of its captions
+    for centre, header in zip(layout.centres, headers, strict=bool(headers)):
+        write(figure, centre, tops[0] - CAPTION_GAP, header, **centred, va="bottom")
+    for row, (top, label) in enumerate(zip(tops, labels, strict=True)):
+        write(figure, EDGE, top + side / 2, label, **before, va="center")
+        under, texts = captions.get(row, ("", ()))
+        foot = top + side + round(LINE_HEIGHT * TEXT_SIZE * len(under.splitlines()))
+        write(figure, EDGE, foot, under, **before, **level, color=SOFT_INK)
+        for centre, text in zip(layout.centres, texts, strict=bool(texts)):
+            write(figure, centre, foot, text, **centred, **level)
+    quiet: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.width - 2 * EDGE, "color": SOFT_INK}
+    write(figure, EDGE, figure.bbox.height - EDGE, note, **quiet, va="bottom")
+    canvas.save_png(figure, path, description)
+    return figure
+
+
+def draw_columns(symbols: Symbols, *, labels: Sequence[str], captions: Captions, **rest: Any) -> Figure:
+    """Draw `[R, B, H, W]` with a column for each of B grids, in banks of at most `MAX_COLUMNS` columns.
+
+    The other arguments are those of `draw_grid_image`.
+    """
+    rows, grids, height, width = symbols.shape
+    banks = -(-grids // MAX_COLUMNS)
+    columns = -(-grids // banks)
+    missing = banks * columns - grids
+    filled = np.pad(symbols, [(0, 0), (0, missing), (0, 0), (0, 0)], constant_values=BLANK)
+    stacked = filled.reshape(rows, banks, columns, height, width).swapaxes(0, 1)
+    under = {
+        bank * rows + row: (label, [*texts, *[""] * missing][bank * columns : (bank + 1) * columns])
+        for bank in range(banks)
+        for row, (label, texts) in captions.items()
+    }
+    matrix = stacked.reshape(banks * rows, columns, height, width)
+    return draw_grid_image(matrix, labels=[*labels] * banks, captions=under, **rest)
+
+
+class _Layout:
+    """Places in pixels, from the left and from the foot of the title: cells as large as the bounds allow."""
+
+    def __init__(
+        self, shape: tuple[int, ...], labels: Sequence[str], captions: Captions, headers: Sequence[str]
+    ) -> None:
+        rows, columns, height, width = shape
+        before = [*labels, *(label for label, _ in captions.values())]
+        longest = max(canvas.text_width(canvas.printable(label), TEXT_SIZE) for label in before)
+        self.margin = EDGE + min(MAX_LABEL, round(longest)) + GAP
+        room = (MAX_WIDTH - self.margin - EDGE) // columns - GAP
+        self.cell = max(1, min(room // width, MAX_GRID // max(height, width)))
+        self.column = max(self.cell * width, min(room, MIN_COLUMN))
+        step = self.column + GAP
+        self.centres = [self.margin + index * step + self.column // 2 for index in range(columns)]
+        self.width = max(MIN_WIDTH, self.margin + columns * step - GAP + EDGE)
+        lines = [len(captions[row][0].splitlines()) if row in captions else 0 for row in range(rows)]
+        below = [GAP + (round(LINE_HEIGHT * TEXT_SIZE * count) + GAP if count else 0) for count in lines]
+        first = round(1.5 * TEXT_SIZE) if headers else 0
+        *self.tops, bottom = accumulate((height * self.cell + more for more in below), initial=first)
+        self.height = bottom - GAP + EDGE
+
+
+class _Pixels(Artist):
+    """An image that fills the figure and is copied as it is: `imshow` takes 0.1 s to resample it."""
+
+    def __init__(self, image: npt.NDArray[np.uint8]) -> None:
+        super().__init__()
+        self.image = np.ascontiguousarray(image[::-1])  # Agg counts rows from the bottom
+
+    def get_window_extent(self, renderer: RendererBase | None = None) -> Bbox:
+        """Return the place of the whole figure, which differs from its page where a notebook crops that."""
+        assert self.figure is not None
+        return Bbox(self.figure.transFigure.transform([(0, 0), (1, 1)]))
+
+    def draw(self, renderer: RendererBase) -> None:
+        box, image = self.get_window_extent(), self.image
+        size = (round(box.width), round(box.height))
+        if size != image.shape[1::-1]:  # drawn at another resolution
+            image = np.array(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
+        renderer.draw_image(renderer.new_gc(), round(box.x0), round(box.y0), image)
+
+
+def _paint(figure: Figure, symbols: Symbols, layout: _Layout, tops: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """Return the image of the whole figure, `[height, width, RGBA]`, with every grid in its place."""
+    rows, columns, height, width = symbols.shape
+    high, wide = height * layout.cell, width * layout.cell
+    cells = _sprites(layout.cell)[symbols].transpose(0, 1, 2, 4, 3, 5, 6)
+    image = np.full((round(figure.bbox.height), round(figure.bbox.width), 4), 255, np.uint8)
+    for top, row in zip(tops, cells.reshape(rows, columns, high, wide, 4), strict=True):
+        for centre, grid in zip(layout.centres, row, strict=True):
+            left = centre - wide // 2
+            image[top : top + high, left : left + wide] = grid
+    return image
+
+
+def _sprites(cell: int) -> npt.NDArray[np.uint8]:
+    """Return an image of every symbol, `[symbols, cell, cell, RGBA]`, with lines and marks where they fit."""
+    colours = np.array([[*bytes.fromhex(colour[1:]), 255] for colour in SYMBOL_COLOURS], np.uint8)
+    pictures = np.repeat(colours, cell * cell, axis=0).reshape(-1, cell, cell, 4)
+    if cell >= 6:
+        for edge in (pictures[:, 0], pictures[:, :, 0]):
+            edge[:RIGHT_BACKGROUND] = LINE
+            edge[RIGHT_BACKGROUND:] = WHITE
+    # With lines at the top and left, a mark stands in the middle of what is left of the cell.
+    shift = cell / 2 if cell >= 6 else (cell - 1) / 2
+    x, y = np.meshgrid(np.abs(np.arange(cell) - shift), np.abs(np.arange(cell) - shift))
+    reach = np.maximum(x, y)
+    if cell >= 3:
+        dark = colours[:CLASSES, :3] @ np.array([0.299, 0.587, 0.114]) < 110
+        for symbol, picture in enumerate(pictures[DOTTED : DOTTED + CLASSES]):
+            picture[reach <= max(0.5, 0.15 * cell)] = PALE_DOT if dark[symbol] else DARK_DOT
+    if cell >= 5:
+        pictures[WRONG][(np.abs(x - y) < max(0.5, 0.08 * cell)) & (reach < 0.36 * cell)] = WHITE
+    return pictures

@@ -1,0 +1,102 @@
+"""Chart of why an option predicts what it predicts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from bvae.palette import colour_of
+from bvae.visualization import canvas
+from bvae.visualization.canvas import INK
+from bvae.why import Why, describe_why, percent
+
+WIDTH, PANEL_HEIGHT = 1640, 420
+HEADING, FOOT = 80, 84  # pixels above and below a panel, for its heading and its x axis
+NUMBER_SIZE = 20
+REFERENCE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4))}
+TOLD = 0.05
+"""Smallest share that is written into its cell of the confusion matrix."""
+
+
+@canvas.house_style()
+def plot_why(
+    why: Why, *, colour: str = colour_of(0), path: canvas.Destination | None = None, title: str | None = None
+) -> Figure:
+    """Draw what explains an option: thresholds by class, gradient share by epoch, confusion of classes.
+
+    Args:
+        colour: of the option.
+        path: where the PNG goes, `WIDTH` pixels wide.
+        title: the first line becomes a headline.
+    """
+    figure, _ = canvas.titled_figure(WIDTH, HEADING + PANEL_HEIGHT + FOOT, title)
+    thresholds, gradient, confusion = canvas.panel_grid(figure, (1, 3), (HEADING, PANEL_HEIGHT, FOOT))
+    _draw_thresholds(thresholds, why, colour)
+    _draw_gradient(gradient, why, colour)
+    _draw_confusion(confusion, why)
+    canvas.save_png(figure, path, describe_why(why))
+    return figure
+
+
+def _draw_thresholds(axes: Axes, why: Why, colour: str) -> None:
+    """Draw a bar for each class, on one scale for every option, so that pictures can be compared."""
+    canvas.name_panel(axes, "Likelihood against background\nat which a class is predicted", "class")
+    classes = range(1, len(why.thresholds) + 1)
+    bars = axes.bar(classes, [share or 0.0 for share in why.thresholds], color=colour, width=0.7)
+    numbers = [
+        "none" if share is None else f"{100 * share:.{0 if share > 0.0995 else 1}f}"
+        for share in why.thresholds
+    ]
+    axes.bar_label(bars, numbers, padding=6, fontsize=NUMBER_SIZE)
+    axes.axhline(0.5, **REFERENCE_LOOK)
+    _note(axes, 0.56 / 0.65, "dashed: 50 %, without weights")
+    axes.set(xlim=(0.4, len(classes) + 0.6), ylim=(0, 0.65), xticks=classes)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+
+
+def _draw_gradient(axes: Axes, why: Why, colour: str) -> None:
+    """Draw a thin line for each seed, a thick one for their mean, and the rate of foreground cells."""
+    canvas.name_panel(axes, "Part of the loss's gradient that\ncomes from foreground cells", "epoch")
+    epochs = max(map(len, why.gradient_shares), default=1)
+    table = np.full((len(why.gradient_shares), epochs), np.nan)
+    for row, shares in zip(table, why.gradient_shares, strict=True):
+        row[: len(shares)] = [np.nan if share is None else share for share in shares]
+    known = np.isfinite(table).sum(0)
+    mean = np.where(known > 0, np.nansum(table, axis=0) / np.maximum(known, 1), np.nan)
+    x = np.arange(1, epochs + 1)
+    if len(table) > 1:
+        axes.plot(x, table.T, color=colour, linewidth=1.2, alpha=0.7)
+    if len(table):
+        mark = "o" if epochs <= 12 else ""
+        axes.plot(x, mean, color=colour, linewidth=3.5, marker=mark, markersize=11, markeredgecolor="white")
+    if why.foreground_rate is not None:
+        axes.axhline(why.foreground_rate, **REFERENCE_LOOK)
+    if why.foreground_rate:
+        _note(axes, 1.05 / 1.15, f"dashed: {percent(why.foreground_rate)} of cells are foreground")
+    margin = max(0.25, 0.03 * epochs)
+    axes.set(xlim=(1 - margin, epochs + margin), ylim=(0, 1.15), yticks=[0, 0.25, 0.5, 0.75, 1])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def _draw_confusion(axes: Axes, why: Why) -> None:
+    """Draw each row in shares of its sum; darker is more, and large shares carry their number."""
+    heading = "True class (row) by prediction\n(column), % of the row's cells"
+    canvas.name_panel(axes, heading, "predicted class")
+    shares = why.confusion / np.maximum(why.confusion.sum(1, keepdims=True), 1)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    for row, column in np.argwhere(shares >= TOLD):
+        share = shares[row, column]
+        look: dict[str, Any] = {"color": "white" if share > 0.5 else INK, "fontsize": NUMBER_SIZE - 2}
+        axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center_baseline", **look)
+    axes.set(xticks=range(len(shares)), yticks=range(len(shares)))
+    axes.spines[:].set_visible(True)
+
+
+def _note(axes: Axes, height: float, text: str) -> None:
+    """Write text that ends at the right edge, at a fraction of the height of the axes."""
+    axes.text(1, height, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=NUMBER_SIZE)
