@@ -53,13 +53,13 @@ def measure(repeats: int, say: Say, *, experiments: int = 2) -> dict[str, list[f
 
 def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
     from bvae.beta_vae import Output
-    from bvae.checkpoint import load_checkpoint, save_checkpoint
     from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
     from bvae.corpus import load_corpus
     from bvae.evaluation import evaluate
     from bvae.hardware import resolve_precision
     from bvae.records import Progress
     from bvae.trainer import Trainer, run_loss
+    from bvae.training.checkpoint import load_checkpoint, save_checkpoint
     from bvae.visualization import plot_reconstructions
 
     corpus = load_corpus("arc")
@@ -70,7 +70,7 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
     trainer.fit()
     saved = folder / "checkpoints/epoch_001.safetensors"
     checkpoint = load_checkpoint(saved, Progress)
-    grids, loss = corpus.showcase(), run_loss(run, corpus)
+    grids, loss = corpus.sample_grids(), run_loss(run, corpus)
 
     def loss_of(output: Output, target: torch.Tensor) -> torch.Tensor:
         return loss(*output, target).total

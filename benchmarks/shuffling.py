@@ -14,12 +14,12 @@ from unittest import mock
 import numpy as np
 import torch
 
-from bvae import schedule
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.corpus.atomic import generate
 from bvae.hardware import resolve_precision
 from bvae.trainer import Trainer
+from bvae.training import schedule
 
 DESCRIPTION = """\
 Trains a loss option on procedural grids that are sorted by their background share, the worst order for a

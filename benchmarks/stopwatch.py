@@ -21,13 +21,16 @@ ROOT = Path(__file__).parents[1]
 WATCHED = {
     "evaluation": ("bvae.evaluation.measure:Evaluator.__init__", "bvae.evaluation.measure:Evaluator.measure"),
     "checkpoints": ("bvae.trainer:save_checkpoint",),
-    "pictures": ("bvae.gallery:plot_reconstructions", "bvae.gallery:plot_filmstrip"),
+    "pictures": (
+        "bvae.visualization.checkpoint_pictures:plot_reconstructions",
+        "bvae.visualization.checkpoint_pictures:plot_filmstrip",
+    ),
     "comparison and report": (
-        "bvae.laboratory:write_why",
-        "bvae.laboratory:write_comparison",
-        "bvae.laboratory:report_head",
-        "bvae.laboratory:show_run",
-        "bvae.laboratory:show_gate",
+        "bvae.experiment:write_why",
+        "bvae.experiment:write_comparison",
+        "bvae.experiment:report_head",
+        "bvae.experiment:show_run",
+        "bvae.experiment:show_gate",
     ),
 }
 

@@ -15,18 +15,12 @@ from typing import Any
 import msgspec
 import torch
 
-from bvae.config import (
-    LOSS_OPTIONS,
-    AccuracyBand,
-    ExperimentConfig,
-    RunConfig,
-    TrainingConfig,
-    from_json,
-)
+from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, RunConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.hardware import resolve_precision
-from bvae.judging.verdict import VerdictName, judge_run
-from bvae.records import Evaluation
+from bvae.judging.verdict import judge_run
+from bvae.records import Evaluation, VerdictName
+from bvae.storage import from_json
 from bvae.trainer import Trainer
 
 

@@ -58,7 +58,7 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     Makes a session folder of its own: checkpoints, their pictures, metrics and a verdict. With --resume,
     trains what is left of a session.
     """
-    from bvae.session.experiment import Experiment, load_engine
+    from bvae.experiment import Experiment, load_engine
 
     load_engine()
     given: dict[str, str | None] = {option.key: getattr(arguments, option.key, None) for option in OPTIONS}
@@ -92,7 +92,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
     Writes its comparison/ folder; nothing is trained.
     """
-    from bvae.session.experiment import Experiment
+    from bvae.experiment import Experiment
 
     given = {"model": arguments.model}
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
@@ -108,8 +108,8 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """
     from bvae.config import DEFAULT_MODEL
     from bvae.corpus import is_built_in, load_corpus
-    from bvae.files import printable
     from bvae.models import load_model
+    from bvae.storage import printable
     from bvae.visualization import plot_reconstructions
 
     model, config = load_model(arguments.checkpoint, arguments.model or DEFAULT_MODEL)
@@ -117,7 +117,7 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     padding_value = None if is_built_in(spec) else config.padding_value
     corpus = load_corpus(spec, config.grid_size, padding_value=padding_value)
     title = f"{printable(str(arguments.checkpoint))}: grids of {corpus.name}"
-    plot_reconstructions(model, corpus.showcase(), path=Path(arguments.output), title=title)
+    plot_reconstructions(model, corpus.sample_grids(), path=Path(arguments.output), title=title)
     print(f"Wrote {printable(str(arguments.output))}")
     return 0
 

@@ -9,19 +9,14 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
-
-import msgspec
+from typing import Literal, get_args
 
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 DEFAULT_CLASSES = 10
 """ARC's colours 0–9; class 0 is the background."""
-
-CLASSES = DEFAULT_CLASSES
 
 OUTSIDE = 255
 """Value, in uint8 grids, of what lies outside a grid that is smaller than its array."""
@@ -30,15 +25,15 @@ OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become 
 
 DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
-T = TypeVar("T")
-
 LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
 """Upper limits of whole numbers, far beyond use: a slip ends in a message and not in a full memory."""
 
 MAX_ROLE = 200
 """Characters of a loss option's role."""
 
-CLASS_WEIGHTS_EXPECTED = f"one of {', '.join(get_args(ClassWeights))}, or {CLASSES} positive finite numbers"
+CLASS_WEIGHTS_EXPECTED = (
+    f"one of {', '.join(get_args(ClassWeights))}, or {DEFAULT_CLASSES} positive finite numbers"
+)
 ROLE_EXPECTED = f"a text of one line, at most {MAX_ROLE} characters"
 
 
@@ -127,8 +122,8 @@ class LossOption:
 
 
 def _check_explicit_weights(weights: tuple[float, ...]) -> None:
-    enough = len(weights) == CLASSES
-    _check(enough, "class_weights", f"has {len(weights)} numbers", f"{CLASSES}, of classes 0 to 9")
+    enough = len(weights) == DEFAULT_CLASSES
+    _check(enough, "class_weights", f"has {len(weights)} numbers", f"{DEFAULT_CLASSES}, of classes 0 to 9")
     for label, weight in enumerate(weights):
         positive, problem = math.isfinite(weight) and weight > 0, f"has {weight} for class {label}"
         _check(positive, "class_weights", problem, "a positive finite number")
@@ -293,62 +288,3 @@ def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -
     for name in chosen:
         _check(name in known, "options", f"names {name!r}", f"names among {','.join(known)}")
     return tuple(known[name] for name in chosen)
-
-
-def to_json(value: Any) -> bytes:
-    """Encode a dataclass or plain values as indented JSON; a float that is not finite becomes null."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-
-
-def from_json(data: bytes | str, kind: type[T]) -> T:
-    """Read JSON into a `kind`. Raises ValueError that names the first field that does not fit."""
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        if (schema := _other_schema(data, kind)) is not None:
-            raise ValueError(schema) from error
-        raise ValueError(f"not the JSON of a {kind.__name__}: {error}") from error
-
-
-class _Versioned(msgspec.Struct):
-    schema: int
-
-
-def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
-    """Return what is wrong with JSON that another version of bvae wrote, None for other faults."""
-    expected = get_args(get_type_hints(kind).get("schema"))
-    try:
-        found = msgspec.json.decode(data, type=_Versioned).schema
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-    if not expected or found in expected:
-        return None
-    return f"written by another version of bvae (schema {found}, expected {expected[0]}); run it again"
-
-
-def differences(ours: Any, theirs: Any) -> list[str]:
-    """Return the fields in which two dataclasses of one kind differ, each with both values."""
-    ours, theirs = _flat(msgspec.to_builtins(ours)), _flat(msgspec.to_builtins(theirs))
-    keys = dict.fromkeys([*theirs, *ours])
-    return [
-        f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}"
-        for key in keys
-        if ours.get(key) != theirs.get(key)
-    ]
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    flat: dict[str, Any] = {}
-    for key, item in items:
-        nested = isinstance(item, dict | list | tuple)
-        flat |= _flat(item, f"{prefix}{key}.") if nested else {f"{prefix}{key}": item}
-    return flat
-
-
-def read_json(path: Path, kind: type[T]) -> T:
-    """Read a JSON file into a `kind`. Raises ValueError that names the file, or OSError."""
-    try:
-        return from_json(path.read_bytes(), kind)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error

@@ -25,10 +25,10 @@ from torch import nn
 
 from bvae import EvidenceWarning
 from bvae.beta_vae import GridModel
-from bvae.checkpoint import CheckpointError, check_tensors, load_checkpoint
 from bvae.config import DEFAULT_CLASSES, DEFAULT_MODEL, OUTSIDE, RunConfig
 from bvae.records import Progress
-from bvae.results import checkpoints
+from bvae.session_files import checkpoints
+from bvae.training.checkpoint import CheckpointError, check_tensors, load_checkpoint
 
 ROUNDING = 1e-3
 """By so much of the largest logit may logits differ where grids are decoded in other batches."""

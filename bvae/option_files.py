@@ -21,7 +21,7 @@ from bvae.config import (
     ConfigError,
     LossOption,
 )
-from bvae.files import printable
+from bvae.storage import printable
 
 MAX_BYTES = 2**20
 

@@ -22,8 +22,8 @@ from bvae.config import (
     TrainingConfig,
     select_options,
 )
-from bvae.files import printable
 from bvae.option_files import OptionFileError, read_options
+from bvae.storage import printable
 
 EXPERIMENT = ExperimentConfig()
 TRAINING_TYPES = get_type_hints(TrainingConfig)

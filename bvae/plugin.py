@@ -1,4 +1,4 @@
-"""The pytest plugin: options, collection and fixtures; where experiments are run, `bvae.session.hooks` too.
+"""The pytest plugin: options, collection and fixtures; where experiments are run, `bvae.hooks` too.
 
 The controller validates everything and makes the session folder before any worker starts; workers are given
 the folder and train the runs that they are dealt. pytest loads this module in every session of an environment
@@ -16,8 +16,8 @@ from bvae.config import ExperimentConfig
 from bvae.options import options_of, parse_experiment, separated_path
 
 if TYPE_CHECKING:
-    from bvae.baseline import Baseline
-    from bvae.session.experiment import Experiment
+    from bvae.experiment import Experiment
+    from bvae.judging.baseline import Baseline
 
 EXPERIMENT = pytest.StashKey["Experiment"]()
 GATE = "gate"
@@ -39,7 +39,7 @@ def pytest_load_initial_conftests(args: list[str]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{GATE}: judges the runs of the session, so it is run last")
     if runs_experiments(config):
-        from bvae.session.hooks import register_hooks  # NumPy and more: half a second
+        from bvae.hooks import register_hooks  # NumPy and more: half a second
 
         register_hooks(config)
 

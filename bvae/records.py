@@ -4,9 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from bvae.config import RunConfig
+
+if TYPE_CHECKING:
+    from bvae.corpus import Corpus
+
+
+VerdictName = Literal[
+    "incomplete",
+    "diverged",
+    "unstable",
+    "mode_collapse",
+    "posterior_collapse",
+    "flooding",
+    "partial_collapse",
+    "below_band",
+    "above_band",
+    "healthy",
+]
+"""Worst first. `incomplete` is what a run is called that did not finish, so that nothing can be said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,3 +180,98 @@ class Progress:
     epoch_sums: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     epoch_seconds: float = 0.0
     history: list[EpochRecord] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """The content of `result.json`.
+
+    Attributes:
+        verdict, reason: the judgement on this run by itself.
+        metrics: on the validation split after the last completed epoch; null where none was completed.
+        divergence: where training stopped because a number was not finite.
+        seconds: wall time of training and evaluation.
+        failed_pictures: the pictures that could not be drawn, each with its reason.
+    """
+
+    schema: Literal[2] = 2
+    option: str
+    seed: int
+    verdict: VerdictName
+    reason: str
+    metrics: Evaluation | None
+    divergence: Divergence | None
+    seconds: float
+    failed_pictures: tuple[str, ...]
+
+    def properties(self) -> dict[str, str | float | None]:
+        """Return verdict and metrics by name, for test reports that keep properties (JUnit XML)."""
+        metrics = msgspec.to_builtins(self.metrics) if self.metrics is not None else {}
+        numbers = _numbers(metrics)
+        for control in ("shuffled", "extent"):
+            numbers |= _numbers(metrics.get(control, {}), f"{control}_")
+        return {"verdict": self.verdict, "reason": self.reason, **numbers}
+
+
+def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
+    """Return the metrics that are one number (None: undefined), and the recall of each class by itself."""
+    single = {name: value for name, value in metrics.items() if isinstance(value, int | float | None)}
+    numbers = {f"{prefix}{name}": value for name, value in single.items()}
+    recalls = enumerate(metrics.get("class_recall", ()))
+    return numbers | {f"{prefix}class_recall_{label}": recall for label, recall in recalls}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusRecord:
+    """A corpus as a comparison records it; rates are fractions, ratios are most:least frequent class.
+
+    Attributes:
+        class_counts: `[C]`, cells of each class in the training split.
+        has_outside, duplicates, duplicates_sampled: see `bvae.corpus.Corpus`.
+    """
+
+    name: str
+    fingerprint: str
+    train: int
+    val: int
+    class_counts: tuple[int, ...]
+    background_rate: float
+    weight_ratio: dict[str, float]
+    has_outside: bool
+    duplicates: int
+    duplicates_sampled: bool
+
+    def remarks(self) -> list[str]:
+        """Return what is unusual about the corpus, one sentence each."""
+        found = []
+        if self.has_outside:
+            found.append("Grids differ in size; what lies outside a grid counts for nothing.")
+        if self.duplicates:
+            where = " (among a sample of the file)" if self.duplicates_sampled else ""
+            found.append(
+                f"{self.duplicates:,} training grids that also validate were removed from training{where}."
+            )
+        elif self.duplicates_sampled:
+            found.append("In a sample of the file no training grid also validates.")
+        most = max(range(len(self.class_counts)), key=self.class_counts.__getitem__)
+        if most:
+            found.append(
+                f"Class {most} is more frequent than class 0, which counts as the background: foreground "
+                "metrics and the accuracy band mean less here."
+            )
+        return found
+
+    @classmethod
+    def of(cls, corpus: Corpus) -> CorpusRecord:
+        return cls(
+            name=corpus.name,
+            fingerprint=corpus.fingerprint,
+            train=len(corpus.train),
+            val=len(corpus.val),
+            class_counts=corpus.class_counts,
+            background_rate=corpus.background_rate,
+            weight_ratio={method: corpus.weight_ratio(method) for method in ("inverse", "sqrt_inverse")},
+            has_outside=corpus.has_outside,
+            duplicates=corpus.duplicates,
+            duplicates_sampled=corpus.duplicates_sampled,
+        )

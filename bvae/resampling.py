@@ -29,9 +29,6 @@ class Upsample(nn.ConvTranspose2d):
         return _resample(F.conv_transpose2d, maps, self)
 
 
-Halving, Doubling = Downsample, Upsample  # moved; to be removed
-
-
 def _resample(convolution: Callable[..., Tensor], maps: Tensor, layer: Downsample | Upsample) -> Tensor:
     maps, bias = maps.contiguous(memory_format=torch.channels_last), layer.bias
     if bias is None or not torch.is_grad_enabled():

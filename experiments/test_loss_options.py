@@ -10,15 +10,15 @@ from collections.abc import Callable
 import pytest
 from pytest_html import extras as attach
 
-from bvae.baseline import Baseline
-from bvae.laboratory import Laboratory, Selection
-from bvae.regression import explain_regressions
+from bvae.experiment import Experiment, Selection
+from bvae.judging.baseline import Baseline
+from bvae.judging.regression import explain_regressions
 from bvae.report.text import explain_gate
 
 
 def test_loss_option(
     loss_run: Selection,
-    laboratory: Laboratory,
+    laboratory: Experiment,
     extras: list,
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -34,7 +34,7 @@ def test_loss_option(
 
 
 @pytest.mark.gate
-def test_stable_option_exists(laboratory: Laboratory, extras: list) -> None:
+def test_stable_option_exists(laboratory: Experiment, extras: list) -> None:
     """The gate: at least one candidate trains stably, learned the objects, and is accurate in the band."""
     comparison = laboratory.compare()
     extras.extend(map(attach.html, laboratory.show_comparison(comparison)))
@@ -44,7 +44,7 @@ def test_stable_option_exists(laboratory: Laboratory, extras: list) -> None:
 
 @pytest.mark.gate
 def test_no_regression(
-    loss_baseline: Baseline, laboratory: Laboratory, pytestconfig: pytest.Config, extras: list
+    loss_baseline: Baseline, laboratory: Experiment, pytestconfig: pytest.Config, extras: list
 ) -> None:
     """With --baseline: nothing is worse than there by more than the noise of the seeds."""
     differences = laboratory.compare_with_baseline()

@@ -68,7 +68,7 @@ def uninterrupted(
 @pytest.fixture(scope="session")
 def matplotlib_kept() -> None:
     """Imports matplotlib before pytester, which forgets later imports; a second one fails."""
-    import bvae.gallery  # noqa: F401
+    import bvae.visualization.checkpoint_pictures  # noqa: F401
 
 
 @pytest.fixture

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bvae.records import ControlledMetrics, EpochRecord, Evaluation, ReconstructionMetrics, TrainingMeans
-from bvae.results import RunResult
-from bvae.session import CorpusRecord
+from bvae.records import (
+    ControlledMetrics,
+    CorpusRecord,
+    EpochRecord,
+    Evaluation,
+    ReconstructionMetrics,
+    RunResult,
+    TrainingMeans,
+)
 
 Changes = Mapping[str, Any]
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from bvae.config import DEFAULT_CLASSES as CLASSES
 from bvae.corpus import OUTSIDE, CorpusError, load_corpus
-from bvae.files import printable
+from bvae.storage import printable
 
 MAX_SECONDS = 2.0
 MAX_GROWTH = 500 * 10**6

@@ -89,12 +89,12 @@ def disturb_steps(slow: float, deaf: list, kill: list, not_a_number: list) -> No
 
 def draw_nothing(reason: str) -> None:
     """Make every picture of reconstructions fail."""
-    import bvae.gallery
+    import bvae.visualization.checkpoint_pictures
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(reason)
 
-    bvae.gallery.plot_reconstructions = fail  # type: ignore[assignment]
+    bvae.visualization.checkpoint_pictures.plot_reconstructions = fail  # type: ignore[assignment]
 
 
 if "kill" in FAULTS:

@@ -18,7 +18,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from lab import QUICK, TINY, newest, run_pytest
 
-from bvae.baseline import (
+from bvae.config import LOSS_OPTIONS, ExperimentConfig, LossOption, TrainingConfig
+from bvae.corpus import load_corpus
+from bvae.judging.baseline import (
     MAX_BYTES,
     SAME_RESULT,
     BaselineError,
@@ -26,11 +28,8 @@ from bvae.baseline import (
     incomparable,
     read_baseline,
 )
-from bvae.comparison import Comparison, compare
-from bvae.config import LOSS_OPTIONS, ExperimentConfig, LossOption, TrainingConfig, to_json
-from bvae.corpus import load_corpus
-from bvae.options import separated_path
-from bvae.regression import (
+from bvae.judging.comparison import Comparison, compare
+from bvae.judging.regression import (
     CAPTION,
     METRICS,
     compare_with,
@@ -38,8 +37,10 @@ from bvae.regression import (
     explain_regressions,
     welch_interval,
 )
+from bvae.options import separated_path
 from bvae.report import show_differences
-from bvae.summary import differences_to_text, to_markdown
+from bvae.report.text import differences_to_text, to_markdown
+from bvae.storage import to_json
 
 unit, slow = pytest.mark.unit, pytest.mark.slow
 

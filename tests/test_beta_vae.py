@@ -15,7 +15,7 @@ from torch import nn
 
 from bvae.beta_vae import BetaVAE, class_weights, initialize, one_hot, option_weights
 from bvae.config import OUTSIDE, LossOption
-from bvae.resampling import Doubling, Halving
+from bvae.resampling import Downsample, Upsample
 
 pytestmark = pytest.mark.unit
 
@@ -277,8 +277,8 @@ def test_the_encoding_is_no_part_of_what_is_stored_of_a_model() -> None:
     [
         (nn.Linear(300, 200), (400, 300)),
         (nn.Conv2d(24, 40, 3, padding=1), (40, 24, 12, 12)),
-        (Halving(24, 40), (40, 24, 16, 16)),
-        (Doubling(24, 40), (40, 24, 8, 8)),
+        (Downsample(24, 40), (40, 24, 16, 16)),
+        (Upsample(24, 40), (40, 24, 8, 8)),
     ],
     ids=["linear", "convolution", "halving", "doubling"],
 )

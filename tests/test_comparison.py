@@ -13,11 +13,11 @@ from evidence_factory import CORPUS, REFERENCES, controlled, evaluation, result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvae.comparison import CONTROLLED, Comparison, Outcomes, compare
-from bvae.config import AccuracyBand, ExperimentConfig, from_json, to_json
-from bvae.records import ControlledMetrics, ReconstructionMetrics
-from bvae.session import CorpusRecord
-from bvae.summary import (
+from bvae.config import AccuracyBand, ExperimentConfig
+from bvae.judging.comparison import CONTROLLED, Comparison, Outcomes, compare
+from bvae.judging.verdict import SEVERITY
+from bvae.records import ControlledMetrics, CorpusRecord, ReconstructionMetrics
+from bvae.report.text import (
     TERMINAL_COLUMNS,
     describe_setting,
     explain_gate,
@@ -26,7 +26,7 @@ from bvae.summary import (
     to_markdown,
     to_text_table,
 )
-from bvae.verdict import SEVERITY
+from bvae.storage import from_json, to_json
 
 pytestmark = pytest.mark.unit
 

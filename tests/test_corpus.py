@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import execnet
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -455,10 +454,10 @@ def test_the_fingerprint_knows_where_a_split_ends(path: str) -> None:
 def test_the_showcase_is_distinct_training_grids_and_all_of_them_where_they_are_few(
     tmp_path_factory: pytest.TempPathFactory, distinct: int, copies: int, count: int
 ) -> None:
-    path = str(tmp_path_factory.getbasetemp() / "showcase.npz")
+    path = str(tmp_path_factory.getbasetemp() / "sample_grids.npz")
     grids = random_grids(distinct)
     np.savez(path, train=np.tile(grids, (copies, 1, 1)), val=random_grids(2, seed=1))
-    shown = load_corpus(path, 8).showcase(count)
+    shown = load_corpus(path, 8).sample_grids(count)
     assert shown.dtype == np.uint8
     assert len(shown) == len(contents(shown)) == min(count, distinct)
     assert set(contents(shown)) <= set(contents(grids))
@@ -468,7 +467,7 @@ def test_the_showcase_is_the_same_for_the_same_contents_and_another_for_others(t
     grids = random_grids(100)
     for name, train in (("a", grids), ("b", grids), ("c", grids[:99])):
         np.savez(tmp_path / f"{name}.npz", train=train, val=random_grids(2, seed=1))
-    a, b, c = (load_corpus(str(tmp_path / f"{name}.npz"), 8).showcase() for name in "abc")
+    a, b, c = (load_corpus(str(tmp_path / f"{name}.npz"), 8).sample_grids() for name in "abc")
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
 
@@ -566,22 +565,6 @@ def test_a_corpus_is_the_same_in_memory_and_on_access(
     for name, known in vars(eager).items():
         found = getattr(lazy, name)
         np.testing.assert_array_equal(found[:] if isinstance(found, LazyGrids) else found, known)
-
-
-@few
-@given(grids=outside_arrays)
-def test_a_corpus_goes_through_a_pipe_unchanged(
-    written: Callable[..., str], grids: npt.NDArray[np.uint8]
-) -> None:
-    loaded = load_corpus(written(grids), 8, padding_value=OUTSIDE)
-    handed = vars(Corpus.unpacked(execnet.loads(execnet.dumps(loaded.packed()))))
-    for name, value in vars(loaded).items():
-        np.testing.assert_array_equal(handed[name], value, strict=True)
-    assert handed["train"].flags.writeable  # as PyTorch wants what it is to look at
-
-
-def test_a_large_corpus_goes_through_no_pipe(lazy: tuple[Corpus, npt.NDArray[np.uint8]]) -> None:
-    assert lazy[0].packed() is None
 
 
 def test_a_large_file_takes_memory_for_an_index_only(tmp_path: Path) -> None:

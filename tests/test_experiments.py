@@ -30,8 +30,8 @@ from lab import (
     wait_for,
 )
 
+from bvae import session_files
 from bvae.records import ControlledMetrics, Evaluation, ReconstructionMetrics
-from bvae.session import files
 from bvae.session.run_folder import read_result
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
     }
     for path in filter(Path.is_file, session.rglob("*")):
         name = re.sub(r"\d{3}", "001", path.name).replace("_best", "_epoch_001").replace("why_C", "why_A")
-        assert name.replace("why_B", "why_A") in str(files.__doc__), path
+        assert name.replace("why_B", "why_A") in str(session_files.__doc__), path
     record = json.loads((session / "session.json").read_text())
     assert record["corpus"]["fingerprint"] == comparison(lab)["corpus"]["fingerprint"]
     assert record["versions"].keys() >= {"bvae", "torch", "numpy", "python"}

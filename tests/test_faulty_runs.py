@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from lab import RESUMABLE, TINY, Uninterrupted, evidence, furnish, newest, running, sabotage
 
-from bvae.checkpoint import load_checkpoint
-from bvae.laboratory import Laboratory
+from bvae.experiment import Experiment
 from bvae.options import parse_experiment
 from bvae.records import Progress
-from bvae.schedule import epoch_order
+from bvae.training.checkpoint import load_checkpoint
+from bvae.training.schedule import epoch_order
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +87,7 @@ def test_only_what_is_not_finite_is_called_diverged(
     corpus = furnish(tmp_path) / "corpus.npz"
     given = {"grid_size": "8", "epochs": "3", "seeds": "1", "batch_size": "16", "corpus": str(corpus)}
     experiment = parse_experiment(given | {"learning_rate": rate, "loss_options": option})
-    laboratory = Laboratory.prepare(experiment, tmp_path / "runs", [])
+    laboratory = Experiment.prepare(experiment, tmp_path / "runs", [])
     laboratory.open_session()
     result = laboratory.obtain((experiment.options[0], 0))
     assert (result.verdict == "diverged") == diverges

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from bvae.files import StorageError, write_whole
+from bvae.storage import StorageError, atomic_write
 
 pytestmark = pytest.mark.unit
 
 
 def test_further_names_are_of_the_same_file_whatever_they_were_of_before(tmp_path: Path) -> None:
     first, *others = paths = [tmp_path / name for name in ("epoch", "best", "last")]
-    write_whole(others[0], b"from before")
+    atomic_write(others[0], b"from before")
     for data in (b"old", b"new", b"new"):
-        write_whole(first, data, *others)
+        atomic_write(first, data, *others)
         assert [path.read_bytes() for path in paths] == [data] * 3
         assert first.stat().st_nlink == 3
         assert sorted(tmp_path.iterdir()) == sorted(paths)
@@ -23,8 +23,8 @@ def test_further_names_are_of_the_same_file_whatever_they_were_of_before(tmp_pat
 
 def test_a_file_that_is_written_again_leaves_its_other_name_alone(tmp_path: Path) -> None:
     epoch, best = tmp_path / "epoch", tmp_path / "best"
-    write_whole(epoch, b"one", best)
-    write_whole(epoch, b"two")
+    atomic_write(epoch, b"one", best)
+    atomic_write(epoch, b"two")
     assert (epoch.read_bytes(), best.read_bytes()) == (b"two", b"one")
 
 
@@ -34,7 +34,7 @@ def test_without_hard_links_the_others_are_copies(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     epoch, best = tmp_path / "epoch", tmp_path / "best"
-    write_whole(epoch, b"one", best)
+    atomic_write(epoch, b"one", best)
     assert (epoch.read_bytes(), best.read_bytes()) == (b"one", b"one")
     assert epoch.stat().st_nlink == 1
     assert sorted(tmp_path.iterdir()) == [best, epoch]
@@ -44,5 +44,5 @@ def test_a_further_name_that_cannot_be_made_is_complained_of(tmp_path: Path) -> 
     best = tmp_path / "best"
     best.mkdir()
     with pytest.raises(StorageError, match=f"{best} could not be written"):
-        write_whole(tmp_path / "epoch", b"one", best)
+        atomic_write(tmp_path / "epoch", b"one", best)
     assert sorted(tmp_path.iterdir()) == [best, tmp_path / "epoch"]

@@ -24,7 +24,7 @@ from hypothesis.extra import numpy as hnp
 
 from bvae.config import OUTSIDE
 from bvae.corpus.array_files import CorpusError, StoredGrids, read_grids, walk
-from bvae.files import printable
+from bvae.storage import printable
 
 pytestmark = pytest.mark.unit
 

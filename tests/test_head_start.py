@@ -11,16 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import evidence, furnish
 
-from bvae import EvidenceWarning, gallery
+from bvae import EvidenceWarning
 from bvae.config import LOSS_OPTIONS, RunConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.events import CheckpointSaved
+from bvae.experiment import Experiment
 from bvae.models import initial_model
 from bvae.options import parse_experiment
-from bvae.session.experiment import Experiment
-from bvae.session.files import HALF, picture_of
 from bvae.session.workers import in_turns
+from bvae.session_files import HALF, picture_of
 from bvae.trainer import Trainer
+from bvae.visualization import checkpoint_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -165,7 +166,7 @@ def test_a_picture_that_is_drawn_in_the_second_half_after_all_is_not_called_miss
 def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
     run: RunConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, saved = gallery.Gallery(run, corpus), tmp_path / "best.safetensors"
+    pictures, saved = checkpoint_pictures.CheckpointPictures(run, corpus), tmp_path / "best.safetensors"
     event = CheckpointSaved((saved,), 1, 3, initial_model(run).eval())
     pictures(event)
     assert picture_of(saved).exists()
@@ -173,7 +174,7 @@ def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr(gallery, "plot_reconstructions", fail)
+    monkeypatch.setattr(checkpoint_pictures, "plot_reconstructions", fail)
     pictures(event)
     assert not picture_of(saved).exists()
     assert pictures.failures == ["reconstructions_best.png: RuntimeError: no ink"]

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from lab import TINY, SessionHere
 
+from bvae.experiment import Experiment
 from bvae.options import OPTIONS, parse_experiment
-from bvae.session.experiment import Experiment
 
 Refuse = Callable[..., str]
 

@@ -9,7 +9,7 @@ import torch
 
 from bvae.beta_vae import BetaVAE
 from bvae.config import DEFAULT_MODEL
-from bvae.laboratory import Laboratory, SetupError
+from bvae.experiment import Experiment, SetupError
 from bvae.models import ModelError, build_model, check_model
 from bvae.options import parse_experiment
 
@@ -114,7 +114,7 @@ def test_a_model_is_tried_with_cells_outside_where_the_corpus_has_such(
 
 def test_a_file_does_not_decide_what_is_imported(module: Path) -> None:
     given = {"corpus": "atomic:40", "model": "linear_vae:make"}
-    laboratory = Laboratory.prepare(parse_experiment(given), module, [])
+    laboratory = Experiment.prepare(parse_experiment(given), module, [])
     laboratory.open_session()
     session = laboratory.session.path
     (session / "A-seed0").mkdir()  # a session in which no run began is removed
@@ -122,6 +122,6 @@ def test_a_file_does_not_decide_what_is_imported(module: Path) -> None:
 
     sys.modules.pop("linear_vae")
     with pytest.raises(SetupError, match="trains the model 'linear_vae:make'; name it again with --model"):
-        Laboratory.resume({}, module, [], str(session))
+        Experiment.resume({}, module, [], str(session))
     assert "linear_vae" not in sys.modules
-    Laboratory.resume({"model": "linear_vae:make"}, module, [], str(session))
+    Experiment.resume({"model": "linear_vae:make"}, module, [], str(session))

@@ -23,21 +23,21 @@ from lab import QUICK, ROOT, TINY, newest, run_pytest
 from PIL import Image
 
 from bvae.beta_vae import option_weights
-from bvae.canvas import pixel_figure, save_png
-from bvae.comparison import Outcomes, compare, painting_threshold
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption
 from bvae.corpus import load_corpus
+from bvae.judging.comparison import Outcomes, compare, painting_threshold
+from bvae.judging.explanation import Diagnosis, describe_why, explain_why
+from bvae.judging.regression import difference
+from bvae.judging.verdict import RULES, judge_run
 from bvae.losses import focal_loss
 from bvae.records import EpochRecord
-from bvae.regression import difference
 from bvae.report.code_snippet import code_snippet
 from bvae.report.html import TEMPLATES, Picture, report_head, show_differences
 from bvae.report.rules_met import RulesMet, describe_last_epoch, describe_rules_met, when_rules_met
 from bvae.report.text import Cell
 from bvae.session import Session, SessionRecord
-from bvae.verdict import RULES, judge_run
-from bvae.why import Why, describe_why, explain_why
-from bvae.why_picture import plot_why
+from bvae.visualization.canvas import pixel_figure, save_png
+from bvae.visualization.why_chart import plot_why
 
 unit, slow = pytest.mark.unit, pytest.mark.slow
 
@@ -133,8 +133,8 @@ def test_every_text_of_a_difference_is_shown_as_it_was_written(text: str) -> Non
 
 def png(width: int, height: int, description: str = "") -> bytes:
     """A picture with many colours and a text alternative."""
-    figure, axes = pixel_figure(width, height)
-    axes.imshow(np.random.default_rng(0).random((height, width)), extent=(0, width, height, 0))
+    figure = pixel_figure(width, height)
+    figure.figimage(np.random.default_rng(0).random((height, width)))
     target = io.BytesIO()
     save_png(figure, target, description)
     return target.getvalue()
@@ -375,9 +375,9 @@ def test_the_best_prediction_is_a_class_exactly_above_its_threshold(
     assert (logits[best, 1, 0, 0] > 0) == (factor > 1)
 
 
-def why(*, confusion: np.ndarray | None = None, shares: tuple = ((0.4, 0.6), (0.5, 0.7))) -> Why:
+def why(*, confusion: np.ndarray | None = None, shares: tuple = ((0.4, 0.6), (0.5, 0.7))) -> Diagnosis:
     cells = np.diag([80, *[2] * 9]) if confusion is None else confusion
-    return Why(thresholds=(0.2, *[0.1] * 7, None), gradient_shares=shares, confusion=cells)
+    return Diagnosis(thresholds=(0.2, *[0.1] * 7, None), gradient_shares=shares, confusion=cells)
 
 
 @unit
@@ -414,7 +414,7 @@ def test_the_reasons_say_what_was_counted() -> None:
     ],
     ids=["seeds", "no epoch", "undefined shares", "many epochs"],
 )
-def test_the_picture_of_the_reasons_tells_them_in_its_description(reasons: Why, tmp_path: Path) -> None:
+def test_the_picture_of_the_reasons_tells_them_in_its_description(reasons: Diagnosis, tmp_path: Path) -> None:
     plot_why(reasons, path=tmp_path / "why.png", title="Why")
     with Image.open(tmp_path / "why.png") as image:
         assert image.info["Description"] == describe_why(reasons)
@@ -487,10 +487,10 @@ def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> Non
 @slow
 def test_a_filmstrip_that_cannot_be_drawn_costs_nothing_else_and_is_reported(lab: Path) -> None:
     (lab / "conftest.py").write_text(
-        "import bvae.gallery\n"
+        "import bvae.visualization.checkpoint_pictures\n"
         "def broken(*arguments, **more):\n"
         "    raise MemoryError('<no room>')\n"
-        "bvae.gallery.plot_filmstrip = broken\n"
+        "bvae.visualization.checkpoint_pictures.plot_filmstrip = broken\n"
     )
     run_pytest("experiments/", *QUICK, *TINY, "-n0", "--html=report.html", "-k", "B-seed0")
     result = json.loads((newest(lab) / "B-seed0/result.json").read_text())

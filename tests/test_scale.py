@@ -19,12 +19,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import wait_for
 
-from bvae import schedule
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
 from bvae.corpus import Corpus, LazyGrids, lazy_grids, load_corpus, splits
 from bvae.evaluation import evaluate, measure
-from bvae.schedule import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
 from bvae.trainer import Trainer
+from bvae.training import schedule
+from bvae.training.schedule import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
 
 # Blocks of 2 and windows of 2048 grids.
 CELLS = 2**17

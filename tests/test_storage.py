@@ -23,14 +23,14 @@ import torch
 from lab import RESUMABLE, SessionHere, Uninterrupted, evidence, furnish, newest, running
 
 from bvae import EvidenceWarning
-from bvae.checkpoint import MAX_BYTES, CheckpointError, load_checkpoint
 from bvae.config import RunConfig
 from bvae.corpus import Corpus, load_corpus
+from bvae.experiment import Experiment
 from bvae.models import load_model
 from bvae.options import parse_experiment
 from bvae.records import Progress
-from bvae.session.experiment import Experiment
 from bvae.trainer import Trainer
+from bvae.training.checkpoint import MAX_BYTES, CheckpointError, load_checkpoint
 
 pytestmark = pytest.mark.slow
 

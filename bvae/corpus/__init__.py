@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,7 @@ from bvae.corpus import arc, atomic, objects
 from bvae.corpus.array_files import CorpusError, read_grids
 from bvae.corpus.lazy_grids import Grids, LazyGrids
 from bvae.corpus.splits import Source, hold_out, named, split
-from bvae.files import printable
+from bvae.storage import printable
 
 __all__ = ["OUTSIDE", "Corpus", "CorpusError", "Grids", "LazyGrids", "load_corpus"]
 
@@ -76,22 +74,7 @@ class Corpus:
             raise ValueError(f"unknown class weights {method!r}; expected one of {', '.join(ratios)}")
         return ratios[method]
 
-    def packed(self) -> dict[str, Any] | None:
-        """All of it as numbers, text and bytes, for another process; None where it is read lazily."""
-        if isinstance(self.train, LazyGrids) or isinstance(self.val, LazyGrids):
-            return None
-        return vars(self) | {"train": self.train.tobytes(), "val": self.val.tobytes()}
-
-    @classmethod
-    def unpacked(cls, packed: Mapping[str, Any]) -> Corpus:
-        """What another process of this session has loaded and `packed`."""
-        shape = (-1, packed["grid_size"], packed["grid_size"])
-        grids = {
-            name: np.frombuffer(bytearray(packed[name]), np.uint8).reshape(shape) for name in ("train", "val")
-        }
-        return cls(**{**packed, **grids})
-
-    def showcase(self, count: int = 10) -> npt.NDArray[np.uint8]:
+    def sample_grids(self, count: int = 10) -> npt.NDArray[np.uint8]:
         """Draw up to `count` distinct training grids `[K, S, S]`, seeded by the fingerprint alone."""
         rng = np.random.default_rng(int(self.fingerprint, 16))
         order = rng.permutation(np.arange(len(self.train), dtype=np.uint32))

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from bvae.config import OUTSIDE
-from bvae.files import printable
+from bvae.storage import printable
 
 MAX_GRIDS = 2**25
 MAX_NPZ_BYTES = 256 * 2**20

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from bvae.config import OPTION_NAME, ExperimentConfig, TrainingConfig, differences, from_json
-from bvae.files import printable
+from bvae.config import OPTION_NAME, ExperimentConfig, TrainingConfig
 from bvae.judging.comparison import painting_threshold
-from bvae.session import CorpusRecord
+from bvae.records import CorpusRecord
+from bvae.storage import differences, from_json, printable
 
 BASELINE_FILE = "baseline.json"
 """The copy that a session folder keeps, which is what its workers read."""

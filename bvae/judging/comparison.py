@@ -9,10 +9,8 @@ from typing import Literal
 
 from bvae.class_weights import weights_of_option
 from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
-from bvae.judging.verdict import SEVERITY, Verdict, VerdictName, judge_option
-from bvae.records import ControlledMetrics, Evaluation, MeanStd
-from bvae.results import RunResult
-from bvae.session import CorpusRecord
+from bvae.judging.verdict import SEVERITY, Verdict, judge_option
+from bvae.records import ControlledMetrics, CorpusRecord, Evaluation, MeanStd, RunResult, VerdictName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,6 +120,9 @@ class Comparison:
     recommended: str | None
     recommendation: str
 
+
+OptionOutcomes = dict[int, RunResult | str]
+RunOutcomes = dict[str, OptionOutcomes]
 
 Outcomes = Mapping[str, Mapping[int, RunResult | str]]
 """Option → seed → the run's result, or why there is none."""

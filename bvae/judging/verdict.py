@@ -9,24 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from bvae.config import AccuracyBand
-from bvae.records import Divergence, EpochRecord, Evaluation, MeanStd
-
-VerdictName = Literal[
-    "incomplete",
-    "diverged",
-    "unstable",
-    "mode_collapse",
-    "posterior_collapse",
-    "flooding",
-    "partial_collapse",
-    "below_band",
-    "above_band",
-    "healthy",
-]
-"""Worst first. `incomplete` is what a run is called that did not finish, so that nothing can be said."""
+from bvae.records import Divergence, EpochRecord, Evaluation, MeanStd, VerdictName
 
 SEVERITY = {name: rank for rank, name in enumerate(get_args(VerdictName))}
 

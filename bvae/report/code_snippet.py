@@ -6,8 +6,8 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 
+from bvae.class_weights import weights_of_option
 from bvae.config import ExperimentConfig, LossOption
-from bvae.weighting import weights_of_option
 
 
 def code_snippet(experiment: ExperimentConfig, option: LossOption, counts: Sequence[int]) -> str:

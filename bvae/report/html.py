@@ -13,18 +13,19 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from bvae.comparison import Comparison, OptionSummary
-from bvae.files import printable
+from bvae.judging.comparison import Comparison, OptionSummary
+from bvae.judging.explanation import Diagnosis, explain_why
+from bvae.judging.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
+from bvae.judging.verdict import MEANINGS, RULES, Rule
 from bvae.palette import colour_of
-from bvae.records import Evaluation
-from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
+from bvae.records import Evaluation, RunResult
 from bvae.report.code_snippet import code_snippet
 from bvae.report.rules_met import describe_last_epoch, describe_rules_met
 from bvae.report.text import Cell, describe_setting, explain_gate, table_head, table_rows, words
-from bvae.results import FILMSTRIP, RunResult, checkpoints, picture_of, read_history
 from bvae.session import Session
-from bvae.verdict import MEANINGS, RULES, Rule
-from bvae.why import Why, explain_why
+from bvae.session.run_folder import read_history
+from bvae.session_files import FILMSTRIP, checkpoints, picture_of
+from bvae.storage import printable
 
 MAX_PICTURES = 12
 """Pictures of checkpoints that are shown of a run, beside its filmstrip and curves."""
@@ -82,7 +83,9 @@ def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bo
 
 def show_run(session: Session, result: RunResult) -> str:
     """Return a run: its verdict, when it met the rules, its filmstrip, curves and pictures of checkpoints."""
-    from bvae.gallery import draw_run_curves  # loads matplotlib, which the controller of workers lacks
+    from bvae.session.pictures import (
+        draw_run_curves,  # loads matplotlib, which the controller of workers lacks
+    )
 
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
@@ -192,7 +195,7 @@ def _why(session: Session, name: str, option: OptionSummary) -> dict[str, Any]:
     return {
         "name": name,
         "option": option,
-        "sentences": explain_why(Why.of(option, [*histories.values()])),
+        "sentences": explain_why(Diagnosis.of(option, [*histories.values()])),
         "picture": Picture.of_file(session.path / "comparison" / f"why_{name}.png", f"Option {name}: why"),
         "by_seed": [
             f"Seed {seed}: {describe_rules_met(history)} {describe_last_epoch(history)}"

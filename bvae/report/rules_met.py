@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
 
+from bvae.judging.verdict import broken_rule
 from bvae.records import EpochRecord
-from bvae.verdict import broken_rule
 
 
 class RulesMet(NamedTuple):

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from bvae.comparison import Comparison, OptionSummary
 from bvae.config import AccuracyBand
+from bvae.judging.comparison import Comparison, OptionSummary
+from bvae.judging.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.records import ControlledMetrics, MeanStd
-from bvae.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 
 
 class Cell(NamedTuple):

@@ -12,6 +12,7 @@ experiment   all of it together, for pytest and for `python -m bvae`
 hooks        pytest's hooks, which `bvae.plugin` registers where experiments are run
 """
 
-from bvae.session.folder import CorpusRecord, Session, SessionRecord
+from bvae.records import CorpusRecord
+from bvae.session.folder import Session, SessionRecord
 
 __all__ = ["CorpusRecord", "Session", "SessionRecord"]

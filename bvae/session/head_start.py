@@ -16,12 +16,12 @@ from filelock import FileLock, Timeout
 from bvae import EvidenceWarning
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
-from bvae.files import make_folder, write_whole
-from bvae.session.files import AHEAD, BEGUN, HALF, LOCK
 from bvae.session.folder import Session
 from bvae.session.progress import note_rest
 from bvae.session.run import restored_trainer
 from bvae.session.run_folder import is_marked, read_result
+from bvae.session_files import AHEAD, BEGUN, HALF, LOCK
+from bvae.storage import atomic_write, make_folder
 
 FRACTION = 0.5
 """Part of a run's steps that is trained ahead."""
@@ -57,7 +57,7 @@ def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
         tried = any(is_marked(directory / mark, session) for mark in (BEGUN, AHEAD))
         if tried or read_result(directory) is not None:
             return
-        write_whole(directory / AHEAD, session.invocation.encode())
+        atomic_write(directory / AHEAD, session.invocation.encode())
         session.point_latest()
         trainer, _ = restored_trainer(run, corpus, directory)
         try:

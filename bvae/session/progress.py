@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bvae.config import RunConfig, read_json, to_json
+from bvae.config import RunConfig
 from bvae.events import Event, Stepped
-from bvae.session.files import PROGRESS, RESULT
+from bvae.session_files import PROGRESS, RESULT
+from bvae.storage import read_json, to_json
 
 NOTE_SECONDS = 0.5
 LOOK_SECONDS = 0.5

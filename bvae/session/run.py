@@ -9,18 +9,19 @@ import msgspec
 from filelock import FileLock
 
 from bvae import EvidenceWarning
-from bvae.checkpoint import CheckpointError
-from bvae.config import AccuracyBand, RunConfig, to_json
+from bvae.config import AccuracyBand, RunConfig
 from bvae.corpus import Corpus
 from bvae.events import EpochEnded, Event
-from bvae.files import make_folder, write_whole
-from bvae.gallery import Gallery
-from bvae.session.files import BEGUN, CONFIG, HALF, LOCK, METRICS, RESULT, checkpoints
+from bvae.judging.verdict import judge_run
+from bvae.records import RunResult
 from bvae.session.folder import Session
 from bvae.session.progress import ProgressNote
-from bvae.session.run_folder import RunCrashError, RunResult, is_begun, read_result
+from bvae.session.run_folder import RunCrashError, is_begun, read_result
+from bvae.session_files import BEGUN, CONFIG, HALF, LOCK, METRICS, RESULT, checkpoints
+from bvae.storage import atomic_write, make_folder, to_json
 from bvae.trainer import Trainer
-from bvae.verdict import judge_run
+from bvae.training.checkpoint import CheckpointError
+from bvae.visualization.checkpoint_pictures import CheckpointPictures
 
 
 def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
@@ -40,7 +41,7 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
             return result
         if is_begun(session, run.name):
             raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
-        write_whole(directory / BEGUN, session.invocation.encode())
+        atomic_write(directory / BEGUN, session.invocation.encode())
         session.point_latest()
         return train_run(run, corpus, directory, session.record.config.band)
 
@@ -63,19 +64,19 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
         seconds=sum(record.seconds for record in history),
         failed_pictures=tuple(gallery.failures),
     )
-    write_whole(directory / RESULT, to_json(result))
+    atomic_write(directory / RESULT, to_json(result))
     return result
 
 
-def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[Trainer, Gallery]:
+def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[Trainer, CheckpointPictures]:
     """Return the trainer of a run, restored from its newest sound checkpoint, and what draws its pictures.
 
     Checkpoints that are damaged are passed over with a warning.
     """
     for part in directory.rglob("*.part"):  # left by a process that was killed while it wrote
         part.unlink()
-    write_whole(directory / CONFIG, to_json(run))
-    gallery = Gallery(run, corpus)
+    atomic_write(directory / CONFIG, to_json(run))
+    gallery = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)
     trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, gallery])
     for path in (*directory.glob(HALF), *checkpoints(directory)):
@@ -95,4 +96,4 @@ class MetricsLog:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, EpochEnded):
-            write_whole(self.path, msgspec.json.Encoder().encode_lines(event.history))
+            atomic_write(self.path, msgspec.json.Encoder().encode_lines(event.history))

@@ -1,70 +1,26 @@
 """What a run leaves in its folder, for its readers: the controller, the comparison and the report.
 
-The files are listed in `bvae.session.files`.
+The files are listed in `bvae.session_files`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import msgspec
 
 from bvae import EvidenceWarning
-from bvae.config import read_json
-from bvae.files import printable
-from bvae.records import Divergence, EpochRecord, Evaluation
-from bvae.session.files import BEGUN, METRICS, RESULT
+from bvae.records import EpochRecord, RunResult
 from bvae.session.folder import Session
-from bvae.verdict import VerdictName
+from bvae.session_files import BEGUN, METRICS, RESULT
+from bvae.storage import printable, read_json
 
 _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
 class RunCrashError(RuntimeError):
     """A run was begun in this invocation, and its process ended without a result."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """The content of `result.json`.
-
-    Attributes:
-        verdict, reason: the judgement on this run by itself.
-        metrics: on the validation split after the last completed epoch; null where none was completed.
-        divergence: where training stopped because a number was not finite.
-        seconds: wall time of training and evaluation.
-        failed_pictures: the pictures that could not be drawn, each with its reason.
-    """
-
-    schema: Literal[2] = 2
-    option: str
-    seed: int
-    verdict: VerdictName
-    reason: str
-    metrics: Evaluation | None
-    divergence: Divergence | None
-    seconds: float
-    failed_pictures: tuple[str, ...]
-
-    def properties(self) -> dict[str, str | float | None]:
-        """Return verdict and metrics by name, for test reports that keep properties (JUnit XML)."""
-        metrics = msgspec.to_builtins(self.metrics) if self.metrics is not None else {}
-        numbers = _numbers(metrics)
-        for control in ("shuffled", "extent"):
-            numbers |= _numbers(metrics.get(control, {}), f"{control}_")
-        return {"verdict": self.verdict, "reason": self.reason, **numbers}
-
-
-def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """Return the metrics that are one number (None: undefined), and the recall of each class by itself."""
-    single = {name: value for name, value in metrics.items() if isinstance(value, int | float | None)}
-    numbers = {f"{prefix}{name}": value for name, value in single.items()}
-    recalls = enumerate(metrics.get("class_recall", ()))
-    return numbers | {f"{prefix}class_recall_{label}": recall for label, recall in recalls}
 
 
 def is_begun(session: Session, name: str) -> bool:

@@ -1,8 +1,8 @@
 """Where runs are trained, and in what order: the door for other engines (GPUs, other machines).
 
 Everything that trains is reached through `RunScheduler`, and nothing else of bvae imports this module but
-`bvae.session.experiment`. An engine of another kind has the same three methods and leaves the same files in
-the folder of each run; they are listed in `bvae.session.files`.
+`bvae.experiment`. An engine of another kind has the same three methods and leaves the same files in
+the folder of each run; they are listed in `bvae.session_files`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 
 from bvae.config import ExperimentConfig, RunConfig
 from bvae.corpus import Corpus
-from bvae.evidence import OptionOutcomes
+from bvae.judging.comparison import OptionOutcomes
 from bvae.models import check_model
+from bvae.records import RunResult
 from bvae.session.folder import Session
 from bvae.session.head_start import begin_ahead, run_to_begin
 from bvae.session.run import obtain_run
-from bvae.session.run_folder import RunCrashError, RunResult
+from bvae.session.run_folder import RunCrashError
 
 
 class RunScheduler:

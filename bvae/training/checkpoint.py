@@ -19,8 +19,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from bvae.config import from_json, to_json
-from bvae.files import printable, write_whole
+from bvae.storage import atomic_write, from_json, printable, to_json
 
 MAX_BYTES = 4 * 2**30
 _KEY = "bvae"
@@ -65,7 +64,7 @@ def encode_checkpoint(checkpoint: Checkpoint[State]) -> bytes:
 
 def save_checkpoint(checkpoint: Checkpoint[State], path: Path, *others: Path) -> None:
     """Write a checkpoint to each path, completely or not at all. Raises StorageError."""
-    write_whole(path, encode_checkpoint(checkpoint), *others)
+    atomic_write(path, encode_checkpoint(checkpoint), *others)
 
 
 def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:

@@ -7,7 +7,7 @@ is stored in it in the order in which its layer reads it, and gradients are writ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, sample_posterior
 from bvae.losses import BetaVAELoss, LossTerms
-from bvae.training.cpu_layers import LAYERS, Layer, WeightedLayer, backward, forward
+from bvae.training.cpu_layers import LAYERS, Layer, WeightedLayer
 from bvae.training.cpu_support import build_layers, leaves, unsupported
 from bvae.training.optimizer import Adam
 
@@ -138,3 +138,17 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 def _check(model: BetaVAE, example: Tensor | None = None) -> None:
     if reason := unsupported(model, example):
         raise ValueError(f"the handwritten step does not support the model: {reason}; use --precision=fp32")
+
+
+def forward(layers: Sequence[Layer], batch: Tensor) -> Tensor:
+    """Apply layers one after another."""
+    for layer in layers:
+        batch = layer.forward(batch)
+    return batch
+
+
+def backward(layers: Sequence[Layer], gradient: Tensor) -> Tensor:
+    """Return the gradient w.r.t. the batch last given to `forward`, from that w.r.t. what it returned."""
+    for layer in reversed(layers):
+        gradient = layer.backward(gradient)
+    return gradient

@@ -6,7 +6,7 @@ Maps are `[B, C, H, W]` and channels last in memory, as are the weights of convo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -308,20 +308,6 @@ LAYERS: dict[type[nn.Module], type[Layer]] = {
     nn.Flatten: Flatten,
     nn.Unflatten: Unflatten,
 }
-
-
-def forward(layers: Sequence[Layer], batch: Tensor) -> Tensor:
-    """Apply layers one after another."""
-    for layer in layers:
-        batch = layer.forward(batch)
-    return batch
-
-
-def backward(layers: Sequence[Layer], gradient: Tensor) -> Tensor:
-    """Return the gradient w.r.t. the batch last given to `forward`, from that w.r.t. what it returned."""
-    for layer in reversed(layers):
-        gradient = layer.backward(gradient)
-    return gradient
 
 
 def _channels_last(maps: Tensor) -> Tensor:

@@ -14,14 +14,14 @@ from torch import Tensor
 from bvae.beta_vae import Output
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
-from bvae.device import reproducible
 from bvae.evaluation.measure import evaluating
 from bvae.events import CheckpointSaved, EpochEnded, Event
-from bvae.files import write_whole
 from bvae.models import load_model, reconstruct
 from bvae.records import Evaluation
-from bvae.results import FILMSTRIP, checkpoints, picture_of
+from bvae.session_files import FILMSTRIP, checkpoints, picture_of
+from bvae.storage import atomic_write
 from bvae.trainer import run_loss
+from bvae.training.determinism import reproducible
 from bvae.visualization.reconstructions import MAX_CHECKPOINTS, plot_filmstrip, plot_reconstructions
 
 EPOCH = re.compile(r"epoch_\d{3,}")
@@ -36,7 +36,7 @@ class CheckpointPictures:
 
     def __init__(self, run: RunConfig, corpus: Corpus) -> None:
         self.run, self.corpus_name = run, corpus.name
-        self.grids = corpus.showcase()
+        self.grids = corpus.sample_grids()
         self.loss = run_loss(run, corpus)
         self.failures: list[str] = []
         self.predicted: dict[Path, NDArray[np.uint8]] = {}
@@ -62,7 +62,7 @@ class CheckpointPictures:
                 picture_of(path).unlink(missing_ok=True)  # of an older checkpoint of that name
             return
         first, *others = map(picture_of, event.paths)
-        write_whole(first, picture.getvalue(), *others)
+        atomic_write(first, picture.getvalue(), *others)
 
     def note_missing(self, directory: Path) -> None:
         """Record as failures the pictures that earlier parts of this run could not draw."""
@@ -92,7 +92,7 @@ class CheckpointPictures:
         except Exception as error:
             self.failures.append(f"{FILMSTRIP}: {type(error).__name__}: {error}")
             return
-        write_whole(directory / FILMSTRIP, picture.getvalue())
+        atomic_write(directory / FILMSTRIP, picture.getvalue())
 
     def _loss(self, output: Output, target: Tensor) -> Tensor:
         return self.loss(*output, target).total

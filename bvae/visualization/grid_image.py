@@ -25,10 +25,10 @@ ARC_COLOURS = (
     *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
     *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
 )
-CLASSES = len(ARC_COLOURS)
+COLOURS = len(ARC_COLOURS)
 # A symbol is a class, DOTTED + a class (marked as wrong), or one of the four that follow.
-DOTTED = CLASSES
-RIGHT_BACKGROUND, RIGHT_OBJECT, WRONG, BLANK = range(2 * CLASSES, 2 * CLASSES + 4)
+DOTTED = COLOURS
+RIGHT_BACKGROUND, RIGHT_OBJECT, WRONG, BLANK = range(2 * COLOURS, 2 * COLOURS + 4)
 SYMBOL_COLOURS = (*ARC_COLOURS, *ARC_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C", "#FFFFFF")
 # The editor's lines are #555; on cells of eight pixels they would outshine the background.
 LINE, WHITE = (58, 58, 58, 255), (255, 255, 255, 255)
@@ -176,8 +176,8 @@ def _sprites(cell: int) -> npt.NDArray[np.uint8]:
     x, y = np.meshgrid(np.abs(np.arange(cell) - shift), np.abs(np.arange(cell) - shift))
     reach = np.maximum(x, y)
     if cell >= 3:
-        dark = colours[:CLASSES, :3] @ np.array([0.299, 0.587, 0.114]) < 110
-        for symbol, picture in enumerate(pictures[DOTTED : DOTTED + CLASSES]):
+        dark = colours[:COLOURS, :3] @ np.array([0.299, 0.587, 0.114]) < 110
+        for symbol, picture in enumerate(pictures[DOTTED : DOTTED + COLOURS]):
             picture[reach <= max(0.5, 0.15 * cell)] = PALE_DOT if dark[symbol] else DARK_DOT
     if cell >= 5:
         pictures[WRONG][(np.abs(x - y) < max(0.5, 0.08 * cell)) & (reach < 0.36 * cell)] = WHITE

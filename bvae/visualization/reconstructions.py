@@ -24,7 +24,7 @@ from bvae.evaluation.objects import grid_object_iou
 from bvae.visualization.canvas import Destination
 from bvae.visualization.grid_image import (
     BLANK,
-    CLASSES,
+    COLOURS,
     DOTTED,
     RIGHT_BACKGROUND,
     RIGHT_OBJECT,
@@ -226,10 +226,10 @@ def _device(model: object, grids: Grids) -> torch.device:
 def _logits(output: Any, shape: tuple[int, ...]) -> Tensor:
     """The logits in what a model returned for grids of `shape` `[B, H, W]`."""
     found = output.logits if hasattr(output, "logits") else output[0] if isinstance(output, tuple) else output
-    expected = (shape[0], CLASSES, *shape[1:])
+    expected = (shape[0], COLOURS, *shape[1:])
     if not isinstance(found, Tensor) or found.shape != expected:
         given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"the model returned {given}; expected logits [B, {CLASSES}, H, W] = {expected}")
+        raise ValueError(f"the model returned {given}; expected logits [B, {COLOURS}, H, W] = {expected}")
     return found.float()
 
 
@@ -241,11 +241,11 @@ def _classes(name: str, grids: Grids) -> Classes:
         expected = f"[B, H, W] with B of 1–{MAX_GRIDS} and H, W of 1–{MAX_SIDE}"
         todo = "select the grids to draw, and write grid[None] for a single one"
         raise ValueError(f"{name}: shape {given.shape}; expected {expected}: {todo}")
-    expected = f"the classes 0–{CLASSES - 1} as whole numbers"
+    expected = f"the classes 0–{COLOURS - 1} as whole numbers"
     if given.dtype.kind not in "iu":
         raise ValueError(f"{name}: {given.dtype} values; expected {expected}: cast or round them")
     inside = given[given != OUTSIDE]
-    if not inside.size or inside.min() < 0 or inside.max() >= CLASSES:
+    if not inside.size or inside.min() < 0 or inside.max() >= COLOURS:
         values = f"values {inside.min()} to {inside.max()}" if inside.size else "no cell"
         raise ValueError(f"{name}: {values}; expected {expected}, {OUTSIDE} outside a grid: map them first")
     if (empty := (given == OUTSIDE).all((1, 2))).any():

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from bvae.judging.explanation import Diagnosis, describe_why, percent
 from bvae.palette import colour_of
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
-from bvae.why import Why, describe_why, percent
 
 WIDTH, PANEL_HEIGHT = 1640, 420
 HEADING, FOOT = 80, 84  # pixels above and below a panel, for its heading and its x axis
@@ -24,7 +24,11 @@ TOLD = 0.05
 
 @canvas.house_style()
 def plot_why(
-    why: Why, *, colour: str = colour_of(0), path: canvas.Destination | None = None, title: str | None = None
+    why: Diagnosis,
+    *,
+    colour: str = colour_of(0),
+    path: canvas.Destination | None = None,
+    title: str | None = None,
 ) -> Figure:
     """Draw what explains an option: thresholds by class, gradient share by epoch, confusion of classes.
 
@@ -42,7 +46,7 @@ def plot_why(
     return figure
 
 
-def _draw_thresholds(axes: Axes, why: Why, colour: str) -> None:
+def _draw_thresholds(axes: Axes, why: Diagnosis, colour: str) -> None:
     """Draw a bar for each class, on one scale for every option, so that pictures can be compared."""
     canvas.name_panel(axes, "Likelihood against background\nat which a class is predicted", "class")
     classes = range(1, len(why.thresholds) + 1)
@@ -58,7 +62,7 @@ def _draw_thresholds(axes: Axes, why: Why, colour: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
-def _draw_gradient(axes: Axes, why: Why, colour: str) -> None:
+def _draw_gradient(axes: Axes, why: Diagnosis, colour: str) -> None:
     """Draw a thin line for each seed, a thick one for their mean, and the rate of foreground cells."""
     canvas.name_panel(axes, "Part of the loss's gradient that\ncomes from foreground cells", "epoch")
     epochs = max(map(len, why.gradient_shares), default=1)
@@ -83,7 +87,7 @@ def _draw_gradient(axes: Axes, why: Why, colour: str) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def _draw_confusion(axes: Axes, why: Why) -> None:
+def _draw_confusion(axes: Axes, why: Diagnosis) -> None:
     """Draw each row in shares of its sum; darker is more, and large shares carry their number."""
     heading = "True class (row) by prediction\n(column), % of the row's cells"
     canvas.name_panel(axes, heading, "predicted class")

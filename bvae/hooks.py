@@ -1,6 +1,6 @@
 """The pytest hooks of a session in which experiments are run; `bvae.plugin` registers them.
 
-Each hook translates between pytest and `bvae.session.experiment`.
+Each hook translates between pytest and `bvae.experiment`.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Any, cast
 
 import pytest
 
-from bvae.files import StorageError
+from bvae.experiment import Experiment, SetupError, load_engine
 from bvae.plugin import EXPERIMENT, GATE, asked_experiment, given_values, is_worker
-from bvae.report_page import mend_file
-from bvae.session.experiment import Experiment, SetupError, load_engine
 from bvae.session.run_folder import RunCrashError
 from bvae.session.workers import follow_controller, in_turns, repeat_dropped_interruptions
+from bvae.storage import StorageError
 
 SESSION_KEY = "bvae_session"
 
@@ -145,10 +144,6 @@ class ExperimentHooks:
             if self.experiment.complaint and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
         yield
-        if self.is_controller and (page := self.config.getoption("htmlpath", None)):
-            path = Path(os.path.expandvars(page)).expanduser()  # as pytest-html reads it
-            if path.is_file():
-                mend_file(path)
 
     def pytest_unconfigure(self) -> None:
         if self.is_controller and self.experiment.is_open:

@@ -19,13 +19,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock
 
 from bvae import EvidenceWarning
-from bvae.baseline import BASELINE_FILE, Baseline, comparable_baseline, read_baseline
-from bvae.comparison import Comparison
-from bvae.config import DEFAULT_MODEL, ExperimentConfig, LossOption, RunConfig, to_json
-from bvae.corpus import Corpus, CorpusError, load_corpus
-from bvae.evidence import (
-    OptionOutcomes,
-    RunOutcomes,
+from bvae.comparison_folder import (
     compare_outcomes,
     discard_comparison,
     found_outcomes,
@@ -33,17 +27,22 @@ from bvae.evidence import (
     write_comparison,
     write_why,
 )
-from bvae.files import printable, write_whole
+from bvae.config import DEFAULT_MODEL, ExperimentConfig, LossOption, RunConfig
+from bvae.corpus import Corpus, CorpusError, load_corpus
 from bvae.hardware import resolve_precision
+from bvae.judging.baseline import BASELINE_FILE, Baseline, comparable_baseline, read_baseline
+from bvae.judging.comparison import Comparison, OptionOutcomes, RunOutcomes
+from bvae.judging.regression import Difference, compare_with
 from bvae.options import parse_experiment
-from bvae.regression import Difference, compare_with
+from bvae.records import CorpusRecord, RunResult
 from bvae.report import report_head, show_differences, show_gate
-from bvae.report_run import show_run
-from bvae.session.files import LATEST
-from bvae.session.folder import CorpusRecord, Session, SessionHeldError, changes_since, hold
+from bvae.report.html import show_run
+from bvae.report.text import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
+from bvae.session.folder import Session, SessionHeldError, changes_since, hold
 from bvae.session.progress import ProgressDisplay
-from bvae.session.run_folder import RunResult, is_begun
-from bvae.summary import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
+from bvae.session.run_folder import is_begun
+from bvae.session_files import LATEST
+from bvae.storage import atomic_write, printable, to_json
 
 if TYPE_CHECKING:
     from bvae.session.scheduling import RunScheduler
@@ -182,7 +181,7 @@ class Experiment:
             self._session = Session.create(self.run_dir, self.config, self.corpus, self.command)
             self._lock = hold(self._session.path)
         if self.baseline is not None:
-            write_whole(self.session.path / BASELINE_FILE, to_json(self.baseline))
+            atomic_write(self.session.path / BASELINE_FILE, to_json(self.baseline))
 
     def select(self, runs: Sequence[Selection]) -> None:
         """Select the runs of this invocation, given in any order."""

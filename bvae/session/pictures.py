@@ -8,18 +8,19 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import numpy as np
 
-from bvae.comparison import Comparison, OptionSummary
 from bvae.corpus import Corpus
 from bvae.evaluation.controls import sample_rows
 from bvae.evaluation.objects import grid_object_iou
+from bvae.judging.comparison import Comparison, OptionSummary
+from bvae.judging.explanation import Diagnosis
 from bvae.models import newest_model, reconstruct
 from bvae.palette import colour_of
-from bvae.results import RunResult, read_history
+from bvae.records import RunResult
 from bvae.session import Session
+from bvae.session.run_folder import read_history
 from bvae.visualization.charts import plot_curves
 from bvae.visualization.reconstructions import plot_comparison, plot_examples
 from bvae.visualization.why_chart import plot_why
-from bvae.why import Why
 
 EXAMPLES = 500
 """How many validation grids the worst, the median and the best are chosen from."""
@@ -96,13 +97,13 @@ def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
     title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
     picture = io.BytesIO()
     colour = colour_of(option_names(session).index(name))
-    plot_why(Why.of(option, histories), colour=colour, path=picture, title=title)
+    plot_why(Diagnosis.of(option, histories), colour=colour, path=picture, title=title)
     return picture.getvalue()
 
 
 def draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
     """Return a PNG of the same grids under each option."""
-    grids, model_name = corpus.showcase(), session.record.config.training.model
+    grids, model_name = corpus.sample_grids(), session.record.config.training.model
     predicted = {
         f"Option {name}": reconstruct(model, grids)
         for name, option in comparison.options.items()

@@ -15,15 +15,15 @@ runs/<when>-<id>/                     `folder.Session.create`
     checkpoints/
       epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch
       best.safetensors                another name of the epoch's file with the lowest validation loss
-      reconstructions_epoch_001.png   `bvae.gallery.Gallery`: one picture for each checkpoint file
-    filmstrip.png                     `bvae.gallery.Gallery`: the same grids at every epoch's checkpoint
+      reconstructions_epoch_001.png   `CheckpointPictures`: one picture for each checkpoint file
+    filmstrip.png                     `CheckpointPictures`: the same grids at every epoch's checkpoint
     result.json                       `run.train_run`; written last: its presence means complete
-  comparison/                         `bvae.evidence`
+  comparison/                         `bvae.comparison_folder`
     why_A.png …  curves.png  reconstructions.png  examples.png  comparison.md
     comparison.json                   written last: its presence means complete
 runs/latest                           `folder.Session.point_latest`: the newest session in which a run began
 runs/.<session>.latest-*              the same, before it is renamed
-**/.*.part                            `bvae.files.write_whole`: a file that is not yet whole
+**/.*.part                            `bvae.storage.atomic_write`: a file that is not yet whole
 """
 
 from __future__ import annotations

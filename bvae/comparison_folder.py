@@ -11,19 +11,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from bvae.baseline import Baseline
-from bvae.comparison import Comparison, compare
-from bvae.config import read_json, to_json
 from bvae.corpus import Corpus
-from bvae.files import make_folder, write_whole
+from bvae.judging.baseline import Baseline
+from bvae.judging.comparison import Comparison, OptionOutcomes, RunOutcomes, compare
+from bvae.judging.regression import compare_with
 from bvae.records import ControlledMetrics
-from bvae.regression import compare_with
-from bvae.results import RunResult, read_result
+from bvae.report.text import to_markdown
 from bvae.session import Session
-from bvae.summary import to_markdown
-
-OptionOutcomes = dict[int, RunResult | str]
-RunOutcomes = dict[str, OptionOutcomes]
+from bvae.session.run_folder import read_result
+from bvae.storage import atomic_write, make_folder, read_json, to_json
 
 
 def found_outcomes(session: Session) -> RunOutcomes:
@@ -50,13 +46,13 @@ def compare_outcomes(
 
 
 def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
-    """Write why an option paints what it paints; of other options nothing is needed. Raises StorageError."""
-    from bvae.gallery import draw_why  # as slow to import as it says there
+    """Write why an option predicts what it predicts, once its runs are over. Raises StorageError."""
+    from bvae.session.pictures import draw_why  # as slow to import as it says there
 
     folder = comparison_folder(session)
     make_folder(folder)
     (summary,) = compare_outcomes(session, {option: outcomes}).options.values()
-    write_whole(folder / f"why_{option}.png", draw_why(session, option, summary))
+    atomic_write(folder / f"why_{option}.png", draw_why(session, option, summary))
 
 
 def write_comparison(
@@ -73,19 +69,19 @@ def write_comparison(
         StorageError: where a file cannot be written.
     """
     from bvae.evaluation.controls import references
-    from bvae.gallery import draw_curves, draw_examples, draw_reconstructions
+    from bvae.session.pictures import draw_curves, draw_examples, draw_reconstructions
 
     known = {} if in_haste else references(corpus, session.record.config.training.latent_dim)
     comparison = compare_outcomes(session, outcomes, known)
     differences = compare_with(baseline, comparison)
     folder = comparison_folder(session)
     make_folder(folder)
-    write_whole(folder / "curves.png", draw_curves(session, comparison))
-    write_whole(folder / "reconstructions.png", draw_reconstructions(session, corpus, comparison))
+    atomic_write(folder / "curves.png", draw_curves(session, comparison))
+    atomic_write(folder / "reconstructions.png", draw_reconstructions(session, corpus, comparison))
     if (examples := draw_examples(session, corpus, comparison)) is not None:
-        write_whole(folder / "examples.png", examples)
-    write_whole(folder / "comparison.md", to_markdown(comparison, differences).encode())
-    write_whole(folder / "comparison.json", to_json(comparison))
+        atomic_write(folder / "examples.png", examples)
+    atomic_write(folder / "comparison.md", to_markdown(comparison, differences).encode())
+    atomic_write(folder / "comparison.json", to_json(comparison))
     return comparison
 
 

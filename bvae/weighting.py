@@ -1,3 +1,0 @@
-"""Moved."""  # moved; to be removed
-
-from bvae.class_weights import *  # noqa: F403

@@ -1,4 +1,0 @@
-# moved; to be removed
-from bvae.visualization.why_chart import plot_why
-
-__all__ = ["plot_why"]

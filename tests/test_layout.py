@@ -1,0 +1,97 @@
+"""The house: which modules may import which, how large they are, and where PyTorch is loaded."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab import ROOT
+
+pytestmark = pytest.mark.unit
+
+LAYERS = (
+    ("bvae",),
+    ("bvae.storage", "bvae.palette", "bvae.session_files"),
+    ("bvae.config",),
+    ("bvae.hardware", "bvae.records", "bvae.events"),
+    ("bvae.corpus",),
+    ("bvae.class_weights", "bvae.resampling"),
+    ("bvae.losses", "bvae.beta_vae"),
+    ("bvae.evaluation", "bvae.judging", "bvae.verdict"),
+    ("bvae.training",),
+    ("bvae.models",),
+    ("bvae.trainer",),
+    ("bvae.visualization",),
+    ("bvae.session",),
+    ("bvae.report",),
+    ("bvae.option_files",),
+    ("bvae.options",),
+    ("bvae.comparison_folder",),
+    ("bvae.experiment",),
+    ("bvae.plugin", "bvae.hooks"),
+    ("bvae.__main__",),
+)
+"""A module imports its own layer and those above it in this list."""
+
+WITHOUT_TORCH = (
+    *("bvae.plugin", "bvae.options", "bvae.experiment", "bvae.report", "bvae.judging.baseline"),
+    *(
+        "bvae.judging.explanation",
+        "bvae.session",
+        "bvae.session.run_folder",
+        "bvae.class_weights",
+        "bvae.corpus",
+    ),
+)
+
+SOURCES = sorted((ROOT / "bvae").rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def layer_of(module: str) -> int:
+    for number, layer in enumerate(LAYERS):
+        if any(module == name or (name != "bvae" and module.startswith(f"{name}.")) for name in layer):
+            return number
+    pytest.fail(f"{module} is in no layer")
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The modules of bvae that a module imports, also inside functions; those for type checkers aside."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    known = {name_of(source) for source in SOURCES}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node not in for_types and node.module in known:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in known else node.module
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_imports_only_its_own_layer_and_those_before_it(path: Path) -> None:
+    here = layer_of(name_of(path))
+    assert [name for name in imports(path) if layer_of(name) > here] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_has_at_most_350_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 350
+
+
+def test_what_a_mistake_in_the_settings_waits_for_loads_no_pytorch_and_no_matplotlib() -> None:
+    code = f"import sys, {', '.join(WITHOUT_TORCH)}; print({{'torch', 'matplotlib'}} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"
