@@ -1,7 +1,11 @@
 """A laboratory for the loss of a β-VAE that reconstructs categorical grids.
 
-The modules read in one direction: corpus → model and loss → trainer → metrics → verdict → comparison →
-report. Importing this package imports none of them, so that what needs no torch waits for no torch.
+corpus/          grids to train on               losses, beta_vae   what is trained
+training/        one step of it; `trainer` loops   evaluation/        what is measured
+judging/         what is said of it                visualization/     what is seen of it
+session/         where it is kept and trained      report/            where it is read
+
+ARCHITECTURE.md tells more. Importing this package imports none of them.
 """
 
 __version__ = "0.6.0"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,3 +96,13 @@ def test_what_a_mistake_in_the_settings_waits_for_loads_no_pytorch_and_no_matplo
     code = f"import sys, {', '.join(WITHOUT_TORCH)}; print({{'torch', 'matplotlib'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "document", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=str
+)
+def test_files_that_documents_name_are_there(document: Path) -> None:
+    if document.name == "CHANGELOG.md":
+        pytest.skip("it speaks of the past")
+    named = set(re.findall(r"(?:bvae|tests|benchmarks|docs)/[\w/-]+\.(?:py|md)", document.read_text()))
+    assert {name for name in named if not (ROOT / name).exists()} == set()

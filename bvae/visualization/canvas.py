@@ -32,7 +32,7 @@ TITLE_LINES = 3  # at most, of the headline and of what follows it
 GAP, EDGE = 14, 20  # pixels
 LEFT = 104  # pixels before a panel, for the tick labels of its y axis
 LABEL_DROP = 64  # pixels from a panel to the foot of its x label
-COMPRESSION = 3  # zlib level; half the time of the default level for files 11 to 38 % larger
+COMPRESSION = 6  # zlib level; files are a fifth smaller than at level 3, for 15 ms a picture
 
 STYLE: dict[str, Any] = {
     "text.parse_math": False,
