@@ -6,13 +6,13 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lab import ROOT
 
 from bvae.corpus import OUTSIDE, load_corpus, objects
 from bvae.corpus.arc import TaskGrid, task_grids
@@ -264,7 +264,7 @@ def test_the_fingerprint_is_the_same_again_and_in_another_process() -> None:
     code = "from bvae.corpus import load_corpus; print(load_corpus('objects:5000').fingerprint)"
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
