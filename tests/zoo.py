@@ -591,9 +591,9 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 @kind("the right mask in the grid's majority colour, with noise", 0.05, 0.15, last=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    painted = np.where(here.mask, here.object_class, here.main)
+    predicted = np.where(here.mask, here.object_class, here.main)
     noise = rng.integers(0, CLASSES, here.grids.shape, dtype=np.uint8)
-    return np.where(rng.random(here.grids.shape) < strength, noise, painted)
+    return np.where(rng.random(here.grids.shape) < strength, noise, predicted)
 
 
 @kind("far too thick", 3, last=True, habitats=(OBJECTS, ATOMIC))

@@ -302,7 +302,7 @@ def test_a_collapsed_model_in_the_band_fails_the_gate(lab: Path, session_here: S
 
 
 def test_a_position_prior_in_the_band_fails_the_gate(lab: Path, session_here: SessionHere) -> None:
-    """Objects in the same place in every grid: painted without looking, accurate, and not learned."""
+    """Objects in the same place in every grid: predicted without looking, accurate, and not learned."""
     rng = np.random.default_rng(2)
     grids = np.zeros((400, 8, 8), int)
     grids[:, :4] = 3

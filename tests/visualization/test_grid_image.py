@@ -62,11 +62,11 @@ def texts(figure: Figure) -> list[str]:
 
 def draw_each(path: io.BytesIO, title: str) -> None:
     """Every picture of grids, one after the other, into one stream."""
-    target, painted = random_grids(3, 6, 5), random_grids(3, 6, 5, seed=1)
+    target, predicted = random_grids(3, 6, 5), random_grids(3, 6, 5, seed=1)
     target[1, 4:] = OUTSIDE
-    draw_reconstructions(target, painted, [0.1, 0.2, 0.3], path=path, title=title)
-    plot_comparison(target, {"A": painted, "B": target}, path=path, title=title)
-    plot_filmstrip(target, [("epoch 1", painted), ("best", target)], path=path, title=title)
+    draw_reconstructions(target, predicted, [0.1, 0.2, 0.3], path=path, title=title)
+    plot_comparison(target, {"A": predicted, "B": target}, path=path, title=title)
+    plot_filmstrip(target, [("epoch 1", predicted), ("best", target)], path=path, title=title)
 
 
 @settings(max_examples=6)
@@ -76,8 +76,8 @@ def draw_each(path: io.BytesIO, title: str) -> None:
 @example((1, 4, 64), 0)
 def test_grids_of_any_size_make_a_picture_of_bounded_size(shape: tuple[int, int, int], seed: int) -> None:
     png = io.BytesIO()
-    target, painted = random_grids(*shape, seed=seed), random_grids(*shape, seed=seed + 1)
-    figure = draw_reconstructions(target, painted, [0.5] * shape[0], path=png, title="Option B\nepoch 1")
+    target, predicted = random_grids(*shape, seed=seed), random_grids(*shape, seed=seed + 1)
+    figure = draw_reconstructions(target, predicted, [0.5] * shape[0], path=png, title="Option B\nepoch 1")
     height, width, _ = pixels(png).shape
     assert 600 <= width <= 1800
     assert 200 <= height <= 1800
@@ -115,11 +115,11 @@ def pixels_of_a_cell(colour: str, *, wrong: bool = False) -> int:
 
 @settings(max_examples=8)
 @given(small | cut, small)
-def test_the_wrong_cells_drawn_are_those_where_the_arrays_differ(target: Classes, painted: Classes) -> None:
+def test_the_wrong_cells_drawn_are_those_where_the_arrays_differ(target: Classes, predicted: Classes) -> None:
     drawn = io.BytesIO()
-    draw_reconstructions(target, painted, [0.0] * 3, path=drawn)
+    draw_reconstructions(target, predicted, [0.0] * 3, path=drawn)
     each = pixels_of_a_cell(SYMBOL_COLOURS[WRONG], wrong=True)
-    wrong = (target != painted) & (target != OUTSIDE)
+    wrong = (target != predicted) & (target != OUTSIDE)
     assert count_pixels(drawn, SYMBOL_COLOURS[WRONG]) == each * wrong.sum()
 
 
@@ -159,13 +159,13 @@ def test_every_cell_is_drawn_in_its_place(grid: int, row: int, column: int) -> N
 def test_outside_a_grid_the_paper_stays_white_in_every_row() -> None:
     # Grids of one class, all wrong: with cells outside or without, the numbers under them are the same.
     whole = np.full((3, 6, 5), 1, np.uint8)
-    target, painted = np.where(random_grids(3, 6, 5) < 5, OUTSIDE, whole), whole + 1
+    target, predicted = np.where(random_grids(3, 6, 5) < 5, OUTSIDE, whole), whole + 1
 
     def drawn(target: Classes) -> Iterator[NDArray[np.uint8]]:
         for draw in (
-            partial(draw_reconstructions, target, painted, [0.5] * 3),
-            partial(plot_comparison, target, {"A": painted}),
-            partial(plot_filmstrip, target, [("epoch 1", painted)]),
+            partial(draw_reconstructions, target, predicted, [0.5] * 3),
+            partial(plot_comparison, target, {"A": predicted}),
+            partial(plot_filmstrip, target, [("epoch 1", predicted)]),
         ):
             picture = io.BytesIO()
             draw(path=picture)

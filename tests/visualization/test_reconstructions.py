@@ -148,10 +148,10 @@ def test_the_logits_outside_change_no_number_and_no_pixel(grids: Classes, outsid
 
 
 def test_under_each_grid_stand_accuracy_object_iou_and_loss() -> None:
-    target, painted = np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8)
-    target[0, 0], painted[0, 0, :3] = 5, 5
+    target, predicted = np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8)
+    target[0, 0], predicted[0, 0, :3] = 5, 5
     target[:, 2] = OUTSIDE
-    drawn = texts(draw_reconstructions(target, painted, [0.25, 12.0]))
+    drawn = texts(draw_reconstructions(target, predicted, [0.25, 12.0]))
     assert drawn == [
         "Original",
         "Reconstruction",
@@ -280,25 +280,27 @@ def test_a_film_strip_keeps_the_first_and_the_last_checkpoint(count: int) -> Non
 
 
 @given(small | cut, small)
-def test_a_description_counts_the_wrong_cells(target: Classes, painted: Classes) -> None:
+def test_a_description_counts_the_wrong_cells(target: Classes, predicted: Classes) -> None:
     inside = target != OUTSIDE
-    wrong = int((target != painted)[inside].sum())
-    sentence = describe_reconstructions(target, painted)
+    wrong = int((target != predicted)[inside].sum())
+    sentence = describe_reconstructions(target, predicted)
     assert sentence.endswith(f"{wrong} of {inside.sum()} cells wrong.")
     assert ("accuracy 100.0%" in sentence) == (wrong == 0)
     overall, worst, best = (float(word.rstrip("%,);")) for word in sentence.split() if "%" in word)
     assert worst <= overall <= best
-    each = [(grid == other)[grid != OUTSIDE].mean() for grid, other in zip(target, painted, strict=True)]
+    each = [(grid == other)[grid != OUTSIDE].mean() for grid, other in zip(target, predicted, strict=True)]
     assert [worst, best] == pytest.approx([100 * min(each), 100 * max(each)], abs=0.1)
 
 
 @settings(max_examples=20)
 @given(cut, small, small)
-def test_what_is_predicted_outside_changes_no_word(target: Classes, painted: Classes, other: Classes) -> None:
-    changed = np.where(target == OUTSIDE, other, painted)
-    assert describe_reconstructions(target, changed) == describe_reconstructions(target, painted)
-    assert describe_comparison(target, {"A": changed}) == describe_comparison(target, {"A": painted})
-    assert describe_filmstrip(target, [("1", changed)]) == describe_filmstrip(target, [("1", painted)])
+def test_what_is_predicted_outside_changes_no_word(
+    target: Classes, predicted: Classes, other: Classes
+) -> None:
+    changed = np.where(target == OUTSIDE, other, predicted)
+    assert describe_reconstructions(target, changed) == describe_reconstructions(target, predicted)
+    assert describe_comparison(target, {"A": changed}) == describe_comparison(target, {"A": predicted})
+    assert describe_filmstrip(target, [("1", changed)]) == describe_filmstrip(target, [("1", predicted)])
 
 
 def test_descriptions_name_every_option_and_checkpoint_with_its_accuracy() -> None:
