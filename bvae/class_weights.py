@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bvae.config import LossOption, check_weight_parameters
+from bvae.config import ClassWeights, LossOption, check_weight_parameters
 
 WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
 """Class c weighs n_c to minus this exponent."""
 
-WEIGHT_METHODS = (*WEIGHT_EXPONENTS, "power", "effective")
+WEIGHT_METHODS = get_args(ClassWeights)
 
 Counts = Sequence[float] | NDArray[np.number[Any]]
 """`[C]`, how often each class occurs in the training split."""

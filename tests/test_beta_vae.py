@@ -196,7 +196,7 @@ def test_counts_that_cannot_be_weighed_are_refused(bad: object) -> None:
 
 
 def test_an_unknown_method_is_refused_with_those_allowed() -> None:
-    with pytest.raises(ValueError, match="'cubic'; expected one of none, sqrt_inverse, inverse"):
+    with pytest.raises(ValueError, match="'cubic'; expected one of none, inverse, sqrt_inverse"):
         class_weights([1, 2], "cubic")
 
 

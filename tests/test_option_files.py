@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import QUICK, ROOT, TINY, comparison, newest, run_pytest
 
+from bvae.class_weights import WEIGHT_METHODS
 from bvae.config import LOSS_OPTIONS, OPTION_NAME, ExperimentConfig, LossOption
 from bvae.option_files import MAX_BYTES, OptionFileError, read_options
 from bvae.options import parse_experiment, separated_path
 from bvae.session import SessionRecord
 from bvae.storage import differences, from_json, read_json, to_json
 
-METHODS = "none, inverse, sqrt_inverse, power, effective, or 10 positive finite numbers"
+METHODS = f"{', '.join(WEIGHT_METHODS)}, or 10 positive finite numbers"
 
 
 @pytest.fixture
