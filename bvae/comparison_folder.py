@@ -47,7 +47,7 @@ def compare_outcomes(
 
 def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
     """Write why an option predicts what it predicts, once its runs are over. Raises StorageError."""
-    from bvae.session.pictures import draw_why  # as slow to import as it says there
+    from bvae.session.pictures import draw_why  # matplotlib, which the controller of workers lacks
 
     folder = comparison_folder(session)
     make_folder(folder)

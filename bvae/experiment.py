@@ -1,7 +1,7 @@
 """An experiment from its options to its report: what pytest's hooks and `python -m bvae` do, without pytest.
 
 The controller of pytest-xdist imports this module and all that it imports, but neither PyTorch nor
-matplotlib, which take two seconds: those are reached through `load_engine` alone.
+matplotlib, which take two seconds: processes that train load them by `load_engine`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SetupError(ValueError):
 
 
 def load_engine() -> type[RunScheduler]:
-    """Import what trains and draws: the one place where PyTorch and matplotlib are imported for a session.
+    """Import what trains and draws. Imports inside functions that need PyTorch or matplotlib find it loaded.
 
     Processes that train call it before anything else, since an interrupted import could not be repeated
     when the session is closed.

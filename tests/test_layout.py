@@ -75,7 +75,9 @@ def imports(path: Path) -> Iterator[str]:
     }
     known = {name_of(source) for source in SOURCES}
     for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node not in for_types and node.module in known:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom) and node not in for_types and node.module in known:
             for alias in node.names:
                 name = f"{node.module}.{alias.name}"
                 yield name if name in known else node.module

@@ -48,11 +48,11 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
 
 def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
     """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
-    trainer, gallery = restored_trainer(run, corpus, directory)
+    trainer, pictures = restored_trainer(run, corpus, directory)
     (directory / HALF).unlink(missing_ok=True)
     history = trainer.fit()
-    gallery.note_missing(directory)
-    gallery.draw_filmstrip(directory)
+    pictures.note_missing(directory)
+    pictures.draw_filmstrip(directory)
     verdict = judge_run(history, trainer.divergence, band)
     result = RunResult(
         option=run.option.name,
@@ -62,7 +62,7 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
         metrics=history[-1].validation if history else None,
         divergence=trainer.divergence,
         seconds=sum(record.seconds for record in history),
-        failed_pictures=tuple(gallery.failures),
+        failed_pictures=tuple(pictures.failures),
     )
     atomic_write(directory / RESULT, to_json(result))
     return result
@@ -76,16 +76,16 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
     for part in directory.rglob("*.part"):  # left by a process that was killed while it wrote
         part.unlink()
     atomic_write(directory / CONFIG, to_json(run))
-    gallery = CheckpointPictures(run, corpus)
+    pictures = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)
-    trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, gallery])
+    trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, pictures])
     for path in (*directory.glob(HALF), *checkpoints(directory)):
         try:
             trainer.restore(path)
             break
         except CheckpointError as error:
             warnings.warn(f"{error}; an older checkpoint is used", EvidenceWarning, stacklevel=2)
-    return trainer, gallery
+    return trainer, pictures
 
 
 class MetricsLog:
