@@ -137,7 +137,7 @@ def main() -> None:
             )
         rates = measure_training(job, names)
         result |= {"flops_an_image": flops, "matmul_flops_a_second": limits, "images_a_second": rates}
-        lines += throughput_table(rates, resolve_precision("auto", "cpu"), flops, limits)
+        lines += throughput_table(rates, resolve_precision("auto"), flops, limits)
     if arguments.only != "training":
         seconds = parts.measure(arguments.repeats, say)
         result["seconds"] = seconds

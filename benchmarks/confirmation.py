@@ -8,8 +8,8 @@ from benchmarks.sweep import Outcome, Point, foreground_ratio, parse_arguments, 
 from bvae.config import AccuracyBand, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.evaluation.controls import references
-from bvae.judging.verdict import Verdict, judge_option
 from bvae.records import ControlledMetrics
+from bvae.verdict import Verdict, judge_option
 
 TRIPLES = tuple((seed, seed + 1, seed + 2) for seed in range(1_000, 1_060, 3))
 LEAST_CLASSES, LEAST_OBJECT_RECALL = 7, 0.40

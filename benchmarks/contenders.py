@@ -133,7 +133,7 @@ def train_bvae(job: Job, pace: Pace) -> None:
 
     from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
     from bvae.corpus import load_corpus
-    from bvae.events import CheckpointSaved, Event, Stepped
+    from bvae.records import CheckpointSaved, Event, Stepped
     from bvae.trainer import Trainer
 
     corpus = load_corpus(job.corpus)

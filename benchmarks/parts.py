@@ -63,7 +63,7 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
     from bvae.visualization import plot_reconstructions
 
     corpus = load_corpus("arc")
-    precision = resolve_precision("auto", "cpu")
+    precision = resolve_precision("auto")
     experiment = ExperimentConfig(training=TrainingConfig(epochs=1, precision=precision))
     run = experiment.run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
     trainer = Trainer(run, corpus, folder)

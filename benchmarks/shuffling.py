@@ -51,7 +51,7 @@ def shuffles(n: int) -> dict[str, tuple[int, int]]:
 
 def train(corpus: Corpus, option: str, seed: int, epochs: int, rows: tuple[int, int]) -> dict[str, float]:
     """Validation accuracy and foreground IoU after the last epoch."""
-    training = TrainingConfig(epochs=epochs, precision=resolve_precision("auto", "cpu"))
+    training = TrainingConfig(epochs=epochs, precision=resolve_precision("auto"))
     experiment = ExperimentConfig(corpus=corpus.spec, training=training)
     config = experiment.run(LOSS_OPTIONS[option], seed, corpus.fingerprint)
     block, window = (count * corpus.grid_size**2 for count in rows)

@@ -26,8 +26,8 @@ WATCHED = {
         "bvae.visualization.checkpoint_pictures:plot_filmstrip",
     ),
     "comparison and report": (
-        "bvae.experiment:write_why",
-        "bvae.experiment:write_comparison",
+        "bvae.engine:write_why",
+        "bvae.engine:write_comparison",
         "bvae.experiment:report_head",
         "bvae.experiment:show_run",
         "bvae.experiment:show_gate",

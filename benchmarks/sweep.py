@@ -18,10 +18,10 @@ import torch
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, RunConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.hardware import resolve_precision
-from bvae.judging.verdict import judge_run
 from bvae.records import Evaluation, VerdictName
 from bvae.storage import from_json
 from bvae.trainer import Trainer
+from bvae.verdict import judge_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Point:
     def training(self) -> TrainingConfig:
         """The settings of the run."""
         return dataclasses.replace(
-            TrainingConfig(), precision=resolve_precision("auto", "cpu"), **dict[str, Any](self.changes)
+            TrainingConfig(), precision=resolve_precision("auto"), **dict[str, Any](self.changes)
         )
 
 

@@ -17,8 +17,8 @@ import torch
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.evaluation import evaluate
-from bvae.events import Event, Stepped
 from bvae.hardware import resolve_precision
+from bvae.records import Event, Stepped
 from bvae.trainer import Trainer
 
 STATUS = Path("/proc/self/status")
@@ -141,7 +141,7 @@ def _measure(spec: str, plan: Plan, parent: Connection) -> None:
     parent.send(loading)
     seen |= {"loading_peak": memory.peak, "loaded": loaded["RssAnon"], "loaded_file": loaded["RssFile"]}
     memory.peak = 0.0
-    training = TrainingConfig(epochs=10**6, precision=resolve_precision("auto", "cpu"))
+    training = TrainingConfig(epochs=10**6, precision=resolve_precision("auto"))
     config = ExperimentConfig(corpus=spec, training=training).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
     turns = Turns(parent, plan)
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bvae.config import DEFAULT_MODEL
+from bvae.corpus import is_built_in, load_corpus
+from bvae.experiment import Experiment, load_engine
 from bvae.options import OPTIONS, options_document, options_of, parse_experiment
+from bvae.storage import printable
 
 DESCRIPTION = """\
 Which loss does a β-VAE of categorical grids learn under, and which makes it predict background everywhere?
@@ -58,8 +62,6 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     Makes a session folder of its own: checkpoints, their pictures, metrics and a verdict. With --resume,
     trains what is left of a session.
     """
-    from bvae.experiment import Experiment, load_engine
-
     load_engine()
     given: dict[str, str | None] = {option.key: getattr(arguments, option.key, None) for option in OPTIONS}
     run_dir = Path(arguments.run_dir)
@@ -92,8 +94,6 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
     Writes its comparison/ folder; nothing is trained.
     """
-    from bvae.experiment import Experiment
-
     given = {"model": arguments.model}
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
     experiment.close_session(interrupted=False)
@@ -106,18 +106,13 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
     Draws grids, their reconstructions by the model of a checkpoint, and the wrong cells.
     """
-    from bvae.config import DEFAULT_MODEL
-    from bvae.corpus import is_built_in, load_corpus
-    from bvae.models import load_model
-    from bvae.storage import printable
-    from bvae.visualization import plot_reconstructions
-
-    model, config = load_model(arguments.checkpoint, arguments.model or DEFAULT_MODEL)
+    engine = load_engine()
+    model, config = engine.load_model(arguments.checkpoint, arguments.model or DEFAULT_MODEL)
     spec = arguments.grids or config.corpus
     padding_value = None if is_built_in(spec) else config.padding_value
     corpus = load_corpus(spec, config.grid_size, padding_value=padding_value)
     title = f"{printable(str(arguments.checkpoint))}: grids of {corpus.name}"
-    plot_reconstructions(model, corpus.sample_grids(), path=Path(arguments.output), title=title)
+    engine.plot_reconstructions(model, corpus.sample_grids(), path=Path(arguments.output), title=title)
     print(f"Wrote {printable(str(arguments.output))}")
     return 0
 

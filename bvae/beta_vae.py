@@ -130,7 +130,7 @@ class BetaVAE(GridModel):
     and cell. Weights before a ReLU are drawn so that the signal keeps its size, see `initialize`.
 
     Layers, `encode` and `decode` may be changed freely: what the handwritten step for bfloat16 on CPUs does
-    not support is trained by autograd, see `bvae.training.cpu_support`.
+    not support is trained by autograd, see `bvae.training.cpu_bf16`.
 
     Args:
         grid_size: height and width, a multiple of 4.

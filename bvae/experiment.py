@@ -14,33 +14,41 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 from filelock import FileLock
 
 from bvae import EvidenceWarning
-from bvae.comparison_folder import (
-    compare_outcomes,
-    discard_comparison,
-    found_outcomes,
-    read_comparison,
-    write_comparison,
-    write_why,
-)
 from bvae.config import DEFAULT_MODEL, ExperimentConfig, LossOption, RunConfig
 from bvae.corpus import Corpus, CorpusError, load_corpus
 from bvae.hardware import resolve_precision
-from bvae.judging.baseline import BASELINE_FILE, Baseline, comparable_baseline, read_baseline
+from bvae.judging.baseline import (
+    BASELINE_FILE,
+    Baseline,
+    Difference,
+    comparable_baseline,
+    compare_with,
+    read_baseline,
+)
 from bvae.judging.comparison import Comparison, OptionOutcomes, RunOutcomes
-from bvae.judging.regression import Difference, compare_with
 from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
 from bvae.report import report_head, show_differences, show_gate
 from bvae.report.html import show_run
 from bvae.report.text import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
-from bvae.session.folder import Session, SessionHeldError, changes_since, hold
+from bvae.session.folder import (
+    Session,
+    SessionHeldError,
+    changes_since,
+    compare_outcomes,
+    discard_comparison,
+    found_outcomes,
+    hold,
+    is_begun,
+    read_comparison,
+)
 from bvae.session.progress import ProgressDisplay
-from bvae.session.run_folder import is_begun
 from bvae.session_files import LATEST
 from bvae.storage import atomic_write, printable, to_json
 
@@ -57,15 +65,15 @@ class SetupError(ValueError):
         super().__init__(printable(message))
 
 
-def load_engine() -> type[RunScheduler]:
-    """Import what trains and draws. Imports inside functions that need PyTorch or matplotlib find it loaded.
+def load_engine() -> ModuleType:
+    """Import what trains and draws, `bvae.engine`: the only import inside a function.
 
     Processes that train call it before anything else, since an interrupted import could not be repeated
     when the session is closed.
     """
-    from bvae.session.scheduling import RunScheduler
+    from bvae import engine
 
-    return RunScheduler
+    return engine
 
 
 class Experiment:
@@ -97,13 +105,18 @@ class Experiment:
     ) -> Experiment:
         """Validate an experiment, its corpus and the path of its baseline. Raises SetupError."""
         try:
-            precision = resolve_precision(config.training.precision, config.training.device)
-            training = dataclasses.replace(config.training, precision=precision)
+            training = config.training
+            training = dataclasses.replace(
+                training,
+                precision=resolve_precision(training.precision)
+                if training.device == "cpu"
+                else load_engine().resolve_gpu_precision(training.precision, training.device),
+            )
             config = dataclasses.replace(config, training=training)
             experiment = cls(config, run_dir, command)
             corpus = CorpusRecord.of(experiment.corpus)  # loading is validating, the grid size included
             if training.model != DEFAULT_MODEL:
-                load_engine().check(config, has_outside=corpus.has_outside)
+                load_engine().RunScheduler.check(config, has_outside=corpus.has_outside)
             if baseline is not None:
                 experiment.baseline = comparable_baseline(Path(baseline), config, corpus)
         except ValueError as error:
@@ -173,12 +186,15 @@ class Experiment:
 
     @cached_property
     def _scheduler(self) -> RunScheduler:
-        return load_engine()(self.session, self.corpus, self.selected, self._workers)
+        make = load_engine().RunScheduler
+        return cast("RunScheduler", make(self.session, self.corpus, self.selected, self._workers))
 
     def open_session(self) -> None:
         """Make the session folder, unless a session is resumed. Raises StorageError."""
         if self._session is None:
-            self._session = Session.create(self.run_dir, self.config, self.corpus, self.command)
+            device = self.config.training.device
+            gpu = {} if device == "cpu" else load_engine().describe_gpu(device)
+            self._session = Session.create(self.run_dir, self.config, self.corpus, self.command, gpu)
             self._lock = hold(self._session.path)
         if self.baseline is not None:
             atomic_write(self.session.path / BASELINE_FILE, to_json(self.baseline))
@@ -220,7 +236,7 @@ class Experiment:
     def may_repeat(self, name: str) -> bool:
         """Return, once per run, whether a worker died on its way to a run that it had not begun.
 
-        It trained another one ahead then, see `bvae.session.head_start`.
+        It trained another one ahead then, see `bvae.session.scheduling`.
         """
         if name in self._repeated or name not in {run.name for run in self.runs}:
             return False
@@ -234,11 +250,12 @@ class Experiment:
     def _write_comparison(
         self, options: Iterable[tuple[str, OptionOutcomes]], *, in_haste: bool = False
     ) -> Comparison:
-        found: RunOutcomes = {}
+        engine, found = load_engine(), RunOutcomes()
         for option, outcomes in options:
-            write_why(self.session, option, outcomes)  # before the runs of the next are waited for
+            engine.write_why(self.session, option, outcomes)  # before the next one is waited for
             found[option] = outcomes
-        return write_comparison(self.session, self.corpus, found, self.baseline, in_haste=in_haste)
+        write = engine.write_comparison
+        return cast(Comparison, write(self.session, self.corpus, found, self.baseline, in_haste=in_haste))
 
     def compare_with_baseline(self) -> tuple[Difference, ...]:
         """Obtain all selected runs and compare them with the baseline; writing is left to `compare`."""
@@ -246,7 +263,7 @@ class Experiment:
 
     def show_run(self, result: RunResult) -> list[str]:
         """Return HTML of a run: its verdict, its story and its pictures."""
-        return [show_run(self.session, result)]
+        return [show_run(self.session, result, load_engine().draw_run_curves(self.session, result))]
 
     def show_comparison(self, comparison: Comparison) -> list[str]:
         """Return HTML of the gate; the comparison itself is at the head of the report."""

@@ -9,19 +9,24 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Generator, Iterator
 from html import escape
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from bvae.config import ExperimentConfig
 from bvae.experiment import Experiment, SetupError, load_engine
-from bvae.plugin import EXPERIMENT, GATE, asked_experiment, given_values, is_worker
-from bvae.session.run_folder import RunCrashError
-from bvae.session.workers import follow_controller, in_turns, repeat_dropped_interruptions
+from bvae.options import options_of, parse_experiment
+from bvae.session.folder import RunCrashError, Session
 from bvae.storage import StorageError
 
+EXPERIMENT = pytest.StashKey[Experiment]()
+GATE = "gate"
 SESSION_KEY = "bvae_session"
 
 
@@ -59,6 +64,26 @@ def requested_experiment(config: pytest.Config) -> Experiment:
     if given["resume"] is not None:
         return Experiment.resume(given, run_dir, command, given["resume"])
     return Experiment.prepare(asked_experiment(config), run_dir, command, baseline)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Return whether this process is a worker of pytest-xdist."""
+    return hasattr(config, "workerinput")
+
+
+def asked_experiment(config: pytest.Config) -> ExperimentConfig:
+    """Return the experiment that the command line asks for. Raises UsageError."""
+    if (experiment := config.stash.get(EXPERIMENT, None)) is not None:
+        return experiment.config
+    try:
+        return parse_experiment(given_values(config))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def given_values(config: pytest.Config) -> dict[str, str | None]:
+    """Return the text of each option that takes a value, None for those that were not given."""
+    return {option.key: config.getoption(option.key) for option in options_of("pytest") if option.metavar}
 
 
 class ExperimentHooks:
@@ -181,3 +206,48 @@ class ExperimentHooks:
 def run_name(node_id: str) -> str:
     """Return the run of a test, such as `B-seed0`; something else for a test that has none."""
     return node_id.rpartition("[")[2].rstrip("]")
+
+
+def in_turns(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Return tests in the order in which pytest-xdist deals each worker one in turn.
+
+    Of the first tests it deals each worker two in a row, because a worker must know the next one.
+    """
+    if len(items) < 2 * workers:
+        return items  # it deals one by one
+    pairs = zip(items[:workers], items[workers : 2 * workers], strict=True)
+    return [*chain.from_iterable(pairs), *items[2 * workers :]]
+
+
+def repeat_dropped_interruptions() -> None:
+    """Raise again a KeyboardInterrupt that Python dropped.
+
+    Python only reports what is raised in `__del__` or in the callback of a weak reference, also on Ctrl-C.
+    """
+    report = sys.unraisablehook
+
+    def repeat(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt) or not hasattr(signal, "setitimer"):
+            report(dropped)
+            return
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    sys.unraisablehook = repeat
+
+
+def follow_controller(session: Session) -> None:
+    """Ignore signals, and end with the controller or when it says so, even in the middle of a step.
+
+    A terminal sends Ctrl-C to workers too. If it ended them, they would be reported as crashed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    controller = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == controller and not session.stopped:
+            time.sleep(0.2)
+        os._exit(1)  # files are whole or absent, so any moment will do
+
+    threading.Thread(target=watch, daemon=True).start()

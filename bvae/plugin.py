@@ -1,26 +1,19 @@
 """The pytest plugin: options, collection and fixtures; where experiments are run, `bvae.hooks` too.
 
 The controller validates everything and makes the session folder before any worker starts; workers are given
-the folder and train the runs that they are dealt. pytest loads this module in every session of an environment
-that has bvae, so it imports next to nothing.
+the folder and train the runs that they are dealt. Neither imports PyTorch before it trains.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import pytest
 
-from bvae.config import ExperimentConfig
-from bvae.options import options_of, parse_experiment, separated_path
-
-if TYPE_CHECKING:
-    from bvae.experiment import Experiment
-    from bvae.judging.baseline import Baseline
-
-EXPERIMENT = pytest.StashKey["Experiment"]()
-GATE = "gate"
+from bvae.experiment import Experiment
+from bvae.hooks import EXPERIMENT, GATE, asked_experiment, register_hooks
+from bvae.judging.baseline import Baseline
+from bvae.options import options_of, separated_path
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,8 +32,6 @@ def pytest_load_initial_conftests(args: list[str]) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{GATE}: judges the runs of the session, so it is run last")
     if runs_experiments(config):
-        from bvae.hooks import register_hooks  # NumPy and more: half a second
-
         register_hooks(config)
 
 
@@ -98,23 +89,3 @@ def runs_experiments(config: pytest.Config) -> bool:
     return experiments.is_dir() and any(
         path == experiments or experiments in path.parents or path in experiments.parents for path in paths
     )
-
-
-def is_worker(config: pytest.Config) -> bool:
-    """Return whether this process is a worker of pytest-xdist."""
-    return hasattr(config, "workerinput")
-
-
-def asked_experiment(config: pytest.Config) -> ExperimentConfig:
-    """Return the experiment that the command line asks for. Raises UsageError."""
-    if (experiment := config.stash.get(EXPERIMENT, None)) is not None:
-        return experiment.config
-    try:
-        return parse_experiment(given_values(config))
-    except ValueError as error:
-        raise pytest.UsageError(str(error)) from error
-
-
-def given_values(config: pytest.Config) -> dict[str, str | None]:
-    """Return the text of each option that takes a value, None for those that were not given."""
-    return {option.key: config.getoption(option.key) for option in options_of("pytest") if option.metavar}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -13,6 +14,8 @@ from bvae.config import RunConfig
 
 if TYPE_CHECKING:
     from bvae.corpus import Corpus
+if TYPE_CHECKING:
+    from bvae.beta_vae import GridModel
 
 
 VerdictName = Literal[
@@ -275,3 +278,34 @@ class CorpusRecord:
             duplicates=corpus.duplicates,
             duplicates_sampled=corpus.duplicates_sampled,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stepped:
+    """Announced after each step: `step` of `steps` in `epoch` (from 1), on so many `images`."""
+
+    step: int
+    steps: int
+    epoch: int
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochEnded:
+    """Announced when an epoch has been trained and evaluated, before its checkpoint is saved."""
+
+    history: Sequence[EpochRecord]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSaved:
+    """Announced when the same checkpoint has been written to each of `paths`, after `step` steps."""
+
+    paths: tuple[Path, ...]
+    epoch: int
+    step: int
+    model: GridModel
+
+
+Event = Stepped | EpochEnded | CheckpointSaved
+Listener = Callable[[Event], None]

@@ -5,11 +5,11 @@ runs/<when>-<id>/                     `folder.Session.create`
   baseline.json                       `experiment.Experiment.open_session`: what the session is compared with
   .lock .holder                       `folder.hold`: the process that works in the session
   .stop-<invocation>                  `folder.Session.stop`: asks the workers of an invocation to end
-  A-seed0/                            `run.obtain_run`, `head_start.begin_run`
+  A-seed0/                            `run.obtain_run`, `scheduling.begin_run`
     .lock                             whoever trains the run; released by the system when its process ends
-    .begun .ahead                     `run.obtain_run`, `head_start.begin_run`: the invocation that began it
+    .begun .ahead                     `run.obtain_run`, `scheduling.begin_run`: the invocation that began it
     .progress                         `progress.ProgressNote`: how far it is
-    .half.safetensors                 `head_start.begin_run`: the state at which a run trained ahead rests
+    .half.safetensors                 `scheduling.begin_run`: the state at which a run trained ahead rests
     config.json                       `run`: everything needed to train it again
     metrics.jsonl                     `run.MetricsLog`: one line for each epoch
     checkpoints/
@@ -18,7 +18,7 @@ runs/<when>-<id>/                     `folder.Session.create`
       reconstructions_epoch_001.png   `CheckpointPictures`: one picture for each checkpoint file
     filmstrip.png                     `CheckpointPictures`: the same grids at every epoch's checkpoint
     result.json                       `run.train_run`; written last: its presence means complete
-  comparison/                         `bvae.comparison_folder`
+  comparison/                         `bvae.session.folder`
     why_A.png …  curves.png  reconstructions.png  examples.png  comparison.md
     comparison.json                   written last: its presence means complete
 runs/latest                           `folder.Session.point_latest`: the newest session in which a run began

@@ -21,10 +21,19 @@ from bvae.beta_vae import option_weights
 from bvae.config import RunConfig
 from bvae.corpus import Corpus, LazyGrids
 from bvae.evaluation import Evaluator
-from bvae.events import CheckpointSaved, EpochEnded, Event, Listener, Stepped
 from bvae.losses import BetaVAELoss
 from bvae.models import initial_model
-from bvae.records import Divergence, EpochRecord, Progress, TrainingMeans
+from bvae.records import (
+    CheckpointSaved,
+    Divergence,
+    EpochEnded,
+    EpochRecord,
+    Event,
+    Listener,
+    Progress,
+    Stepped,
+    TrainingMeans,
+)
 from bvae.storage import make_folder
 from bvae.training.checkpoint import (
     Checkpoint,

@@ -11,8 +11,7 @@ import pytest
 from pytest_html import extras as attach
 
 from bvae.experiment import Experiment, Selection
-from bvae.judging.baseline import Baseline
-from bvae.judging.regression import explain_regressions
+from bvae.judging.baseline import Baseline, explain_regressions
 from bvae.report.text import explain_gate
 
 

@@ -16,13 +16,14 @@ pytestmark = pytest.mark.unit
 
 LAYERS = (
     ("bvae",),
-    ("bvae.storage", "bvae.palette", "bvae.session_files"),
+    ("bvae.storage", "bvae.session_files"),
     ("bvae.config",),
-    ("bvae.hardware", "bvae.records", "bvae.events"),
+    ("bvae.hardware", "bvae.records"),
     ("bvae.corpus",),
     ("bvae.class_weights", "bvae.resampling"),
     ("bvae.losses", "bvae.beta_vae"),
-    ("bvae.evaluation", "bvae.judging", "bvae.verdict"),
+    ("bvae.verdict",),
+    ("bvae.evaluation", "bvae.judging"),
     ("bvae.training",),
     ("bvae.models",),
     ("bvae.trainer",),
@@ -31,22 +32,25 @@ LAYERS = (
     ("bvae.report",),
     ("bvae.option_files",),
     ("bvae.options",),
-    ("bvae.comparison_folder",),
+    ("bvae.engine",),
     ("bvae.experiment",),
-    ("bvae.plugin", "bvae.hooks"),
+    ("bvae.hooks",),
+    ("bvae.plugin",),
     ("bvae.__main__",),
 )
 """A module imports its own layer and those above it in this list."""
 
 WITHOUT_TORCH = (
-    *("bvae.plugin", "bvae.options", "bvae.experiment", "bvae.report", "bvae.judging.baseline"),
-    *(
-        "bvae.judging.explanation",
-        "bvae.session",
-        "bvae.session.run_folder",
-        "bvae.class_weights",
-        "bvae.corpus",
-    ),
+    "bvae.__main__",
+    "bvae.class_weights",
+    "bvae.corpus",
+    "bvae.experiment",
+    "bvae.judging.baseline",
+    "bvae.judging.explanation",
+    "bvae.options",
+    "bvae.plugin",
+    "bvae.report",
+    "bvae.session.folder",
 )
 
 SOURCES = sorted((ROOT / "bvae").rglob("*.py"))
@@ -87,6 +91,22 @@ def imports(path: Path) -> Iterator[str]:
 def test_a_module_imports_only_its_own_layer_and_those_before_it(path: Path) -> None:
     here = layer_of(name_of(path))
     assert [name for name in imports(path) if layer_of(name) > here] == []
+
+
+def test_one_function_imports_and_it_is_the_door_to_pytorch_and_matplotlib() -> None:
+    importing = [
+        f"{name_of(path)}.{function.name}"
+        for path in SOURCES
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        and any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(function))
+    ]
+    assert importing == ["bvae.experiment.load_engine"]
+
+
+def test_there_are_at_most_50_modules_on_two_levels() -> None:
+    assert len([path for path in SOURCES if path.name != "__init__.py"]) <= 50
+    assert max(len(path.relative_to(ROOT).parts) for path in SOURCES) <= 3
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lab import wait_for
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfig
-from bvae.corpus import Corpus, LazyGrids, lazy_grids, load_corpus, splits
+from bvae.corpus import Corpus, LazyGrids, load_corpus, splits
 from bvae.evaluation import evaluate, measure
 from bvae.trainer import Trainer
 from bvae.training import schedule
@@ -134,7 +134,7 @@ def resident(mapped: np.memmap, path: Path) -> npt.NDArray[np.bool_]:
 @pytest.mark.unit
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages are in memory")
 def test_of_a_file_is_read_what_is_about_to_be_taken_and_nothing_around_it(tmp_path: Path) -> None:
-    path, part = tmp_path / "grids.npy", lazy_grids.PREFETCH_BYTES // mmap.PAGESIZE
+    path, part = tmp_path / "grids.npy", splits.PREFETCH_BYTES // mmap.PAGESIZE
     np.save(path, np.zeros((2**16, 16, 16), np.uint8))
     stored = np.load(path, mmap_mode="r")
     with path.open("rb") as file:

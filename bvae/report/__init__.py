@@ -2,8 +2,6 @@
 
 html.py           values → HTML, by templates/*.jinja
 text.py           the columns of the table of options, sentences, terminal table, Markdown
-rules_met.py      when a run met the rules of the verdict, in sentences
-code_snippet.py   a loss option as Python code
 page.css, page.js style and script of the page
 """
 

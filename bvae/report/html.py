@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import importlib.resources
 import io
 import shlex
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,19 +15,18 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from bvae.class_weights import weights_of_option
+from bvae.config import ExperimentConfig, LossOption, colour_of
+from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import Comparison, OptionSummary
-from bvae.judging.explanation import Diagnosis, explain_why
-from bvae.judging.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-from bvae.judging.verdict import MEANINGS, RULES, Rule
-from bvae.palette import colour_of
+from bvae.judging.explanation import Diagnosis, describe_last_epoch, describe_rules_met, explain_why
 from bvae.records import Evaluation, RunResult
-from bvae.report.code_snippet import code_snippet
-from bvae.report.rules_met import describe_last_epoch, describe_rules_met
 from bvae.report.text import Cell, describe_setting, explain_gate, table_head, table_rows, words
 from bvae.session import Session
-from bvae.session.run_folder import read_history
+from bvae.session.folder import read_history
 from bvae.session_files import FILMSTRIP, checkpoints, picture_of
 from bvae.storage import printable
+from bvae.verdict import MEANINGS, RULES, Rule
 
 MAX_PICTURES = 12
 """Pictures of checkpoints that are shown of a run, beside its filmstrip and curves."""
@@ -81,12 +82,12 @@ def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bo
     )
 
 
-def show_run(session: Session, result: RunResult) -> str:
-    """Return a run: its verdict, when it met the rules, its filmstrip, curves and pictures of checkpoints."""
-    from bvae.session.pictures import (
-        draw_run_curves,  # loads matplotlib, which the controller of workers lacks
-    )
+def show_run(session: Session, result: RunResult, curves: bytes) -> str:
+    """Return a run: its verdict, when it met the rules, its filmstrip, curves and pictures of checkpoints.
 
+    Args:
+        curves: a PNG of the run's curves.
+    """
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
     return _render(
@@ -95,7 +96,7 @@ def show_run(session: Session, result: RunResult) -> str:
         result=result,
         rules_met=describe_rules_met(read_history(directory)),
         filmstrip=Picture.of_file(directory / FILMSTRIP, "Filmstrip: the same grids, epoch by epoch"),
-        pictures=[Picture.of(draw_run_curves(session, result), "Curves"), *pictures],
+        pictures=[Picture.of(curves, "Curves"), *pictures],
         remarks=remarks,
     )
 
@@ -230,3 +231,45 @@ def _moment(checkpoint: Path) -> str:
         return "Least validation loss"
     _, epoch, *step = checkpoint.stem.split("_")
     return f"Epoch {int(epoch)}" + (f", step {int(step[1]):,}" if step else "")
+
+
+def code_snippet(experiment: ExperimentConfig, option: LossOption, counts: Sequence[int]) -> str:
+    """Return code that defines the loss of an option on an experiment's corpus, and how it is trained.
+
+    Args:
+        counts: `[C]`, cells of each class in the training split; a comment shows the weights they give.
+    """
+    fields = dataclasses.fields(experiment.training)
+    settings = ", ".join(f"{field.name}={getattr(experiment.training, field.name)!r}" for field in fields)
+    lines = textwrap.wrap(f"{settings},", 84, break_long_words=False, break_on_hyphens=False)
+    training = textwrap.indent("\n".join(lines), "    ")
+    numbers = ", ".join(f"{weight:.4g}" for weight in weights_of_option(option, counts).tolist())
+    source, weight = _weight(option)
+    corpus = f"{experiment.corpus!r}, grid_size={experiment.grid_size}"
+    if experiment.padding_value is not None:
+        corpus += f", padding_value={experiment.padding_value}"
+    return f"""\
+from bvae.beta_vae import {source}
+from bvae.config import {"LossOption, " if source == "option_weights" else ""}TrainingConfig
+from bvae.corpus import load_corpus
+from bvae.losses import focal_loss
+
+training = TrainingConfig(
+{training}
+)
+counts = load_corpus({corpus}).class_counts
+weight = {weight}
+# = [{numbers}]
+
+
+def reconstruction_loss(logits, target):
+    \"\"\"Nats per cell of logits [B, 10, H, W] and classes [B, H, W]; training.beta · KL is added.\"\"\"
+    return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
+"""
+
+
+def _weight(option: LossOption) -> tuple[str, str]:
+    """The name of the function that returns an option's class weights, and the call."""
+    if option.exponent is None and option.beta is None and isinstance(option.class_weights, str):
+        return "class_weights", f"class_weights(counts, {option.class_weights!r})"
+    return "option_weights", f"option_weights({option!r}, counts)"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from bvae.config import AccuracyBand
+from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import Comparison, OptionSummary
-from bvae.judging.regression import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.records import ControlledMetrics, MeanStd
 
 

@@ -1,11 +1,8 @@
 """Sessions: one folder for each invocation, the runs in it, and the processes that train them.
 
-folder       the session folder and its record
-run_folder   what a run leaves in its folder
+folder       the session folder, its record, and what a run leaves in it
 run          obtaining one run: read, waited for, or trained
-head_start   training half of a run ahead of its turn
 scheduling   where runs are trained, and in what order: the door for other engines
-workers      the processes of a pytest session: dealing of tests, signals, their end
 progress     progress of runs in other processes
 pictures     curves of a run, and the pictures of a comparison
 

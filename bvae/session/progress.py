@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from bvae.config import RunConfig
-from bvae.events import Event, Stepped
+from bvae.records import Event, Stepped
 from bvae.session_files import PROGRESS, RESULT
 from bvae.storage import read_json, to_json
 
@@ -60,7 +60,7 @@ class ProgressNote:
 
 
 def note_rest(directory: Path) -> None:
-    """Note that a run waits for its turn, see `bvae.session.head_start`."""
+    """Note that a run waits for its turn, see `bvae.session.scheduling`."""
     if (note := _read(directory)) is not None:
         _keep(dataclasses.replace(note, images_per_second=0.0), directory / PROGRESS)
 

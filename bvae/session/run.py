@@ -11,16 +11,14 @@ from filelock import FileLock
 from bvae import EvidenceWarning
 from bvae.config import AccuracyBand, RunConfig
 from bvae.corpus import Corpus
-from bvae.events import EpochEnded, Event
-from bvae.judging.verdict import judge_run
-from bvae.records import RunResult
-from bvae.session.folder import Session
+from bvae.records import EpochEnded, Event, RunResult
+from bvae.session.folder import RunCrashError, Session, is_begun, read_result
 from bvae.session.progress import ProgressNote
-from bvae.session.run_folder import RunCrashError, is_begun, read_result
 from bvae.session_files import BEGUN, CONFIG, HALF, LOCK, METRICS, RESULT, checkpoints
 from bvae.storage import atomic_write, make_folder, to_json
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import CheckpointError
+from bvae.verdict import judge_run
 from bvae.visualization.checkpoint_pictures import CheckpointPictures
 
 

@@ -11,8 +11,7 @@ from torch import Tensor
 from bvae.beta_vae import BetaVAE, GridModel, sample_posterior
 from bvae.config import TrainingConfig
 from bvae.losses import BetaVAELoss, LossTerms
-from bvae.training.cpu_bf16 import HandwrittenStep
-from bvae.training.cpu_support import unsupported
+from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
 from bvae.training.determinism import reproducible
 from bvae.training.optimizer import Adam
 

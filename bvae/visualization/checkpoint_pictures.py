@@ -15,9 +15,8 @@ from bvae.beta_vae import Output
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.evaluation.measure import evaluating
-from bvae.events import CheckpointSaved, EpochEnded, Event
 from bvae.models import load_model, reconstruct
-from bvae.records import Evaluation
+from bvae.records import CheckpointSaved, EpochEnded, Evaluation, Event
 from bvae.session_files import FILMSTRIP, checkpoints, picture_of
 from bvae.storage import atomic_write
 from bvae.trainer import run_loss

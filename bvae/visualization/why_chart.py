@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from bvae.config import colour_of
 from bvae.judging.explanation import Diagnosis, describe_why, percent
-from bvae.palette import colour_of
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
 

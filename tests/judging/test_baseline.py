@@ -21,22 +21,20 @@ from lab import QUICK, TINY, newest, run_pytest
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, LossOption, TrainingConfig
 from bvae.corpus import load_corpus
 from bvae.judging.baseline import (
+    CAPTION,
     MAX_BYTES,
+    METRICS,
     SAME_RESULT,
     BaselineError,
     comparable_baseline,
-    incomparable,
-    read_baseline,
-)
-from bvae.judging.comparison import Comparison, compare
-from bvae.judging.regression import (
-    CAPTION,
-    METRICS,
     compare_with,
     difference,
     explain_regressions,
+    incomparable,
+    read_baseline,
     welch_interval,
 )
+from bvae.judging.comparison import Comparison, compare
 from bvae.options import separated_path
 from bvae.report import show_differences
 from bvae.report.text import differences_to_text, to_markdown

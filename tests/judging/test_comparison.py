@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 from bvae.config import AccuracyBand, ExperimentConfig
 from bvae.judging.comparison import CONTROLLED, Comparison, Outcomes, compare
-from bvae.judging.verdict import SEVERITY
 from bvae.records import ControlledMetrics, CorpusRecord, ReconstructionMetrics
 from bvae.report.text import (
     TERMINAL_COLUMNS,
@@ -27,6 +26,7 @@ from bvae.report.text import (
     to_text_table,
 )
 from bvae.storage import from_json, to_json
+from bvae.verdict import SEVERITY
 
 pytestmark = pytest.mark.unit
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bvae.config import AccuracyBand
-from bvae.judging.verdict import MEANINGS, RULES, SEVERITY, Verdict, broken_rule, judge_option, judge_run
 from bvae.records import Divergence
+from bvae.verdict import MEANINGS, RULES, SEVERITY, Verdict, broken_rule, judge_option, judge_run
 
 pytestmark = pytest.mark.unit
 

@@ -25,17 +25,23 @@ from PIL import Image
 from bvae.beta_vae import option_weights
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption
 from bvae.corpus import load_corpus
+from bvae.judging.baseline import difference
 from bvae.judging.comparison import Outcomes, compare, painting_threshold
-from bvae.judging.explanation import Diagnosis, describe_why, explain_why
-from bvae.judging.regression import difference
-from bvae.judging.verdict import RULES, judge_run
+from bvae.judging.explanation import (
+    Diagnosis,
+    RulesMet,
+    describe_last_epoch,
+    describe_rules_met,
+    describe_why,
+    explain_why,
+    when_rules_met,
+)
 from bvae.losses import focal_loss
 from bvae.records import EpochRecord
-from bvae.report.code_snippet import code_snippet
-from bvae.report.html import TEMPLATES, Picture, report_head, show_differences
-from bvae.report.rules_met import RulesMet, describe_last_epoch, describe_rules_met, when_rules_met
+from bvae.report.html import TEMPLATES, Picture, code_snippet, report_head, show_differences
 from bvae.report.text import Cell
 from bvae.session import Session, SessionRecord
+from bvae.verdict import RULES, judge_run
 from bvae.visualization.canvas import pixel_figure, save_png
 from bvae.visualization.why_chart import plot_why
 

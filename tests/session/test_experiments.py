@@ -32,7 +32,7 @@ from lab import (
 
 from bvae import session_files
 from bvae.records import ControlledMetrics, Evaluation, ReconstructionMetrics
-from bvae.session.run_folder import read_result
+from bvae.session.folder import read_result
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,11 @@ from lab import evidence, furnish
 from bvae import EvidenceWarning
 from bvae.config import LOSS_OPTIONS, RunConfig
 from bvae.corpus import Corpus, load_corpus
-from bvae.events import CheckpointSaved
 from bvae.experiment import Experiment
+from bvae.hooks import in_turns
 from bvae.models import initial_model
 from bvae.options import parse_experiment
-from bvae.session.workers import in_turns
+from bvae.records import CheckpointSaved
 from bvae.session_files import HALF, picture_of
 from bvae.trainer import Trainer
 from bvae.visualization import checkpoint_pictures

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bvae.config import ExperimentConfig
-from bvae.events import Stepped
+from bvae.records import Stepped
 from bvae.session.progress import Note, ProgressDisplay, ProgressNote, describe_progress, note_rest
 from bvae.storage import read_json, to_json
 

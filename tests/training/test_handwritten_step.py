@@ -18,9 +18,8 @@ from bvae.beta_vae import BetaVAE, one_hot
 from bvae.config import TrainingConfig
 from bvae.losses import BetaVAELoss
 from bvae.resampling import Downsample, Upsample
-from bvae.training.cpu_bf16 import HandwrittenStep
+from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
 from bvae.training.cpu_layers import LAYERS
-from bvae.training.cpu_support import unsupported
 from bvae.training.step import AutogradStep, TrainStep, make_step
 
 pytestmark = pytest.mark.unit

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.skipif(
-    resolve_precision("auto", "cpu") != "bf16",
+    resolve_precision("auto") != "bf16",
     reason="this processor has no bf16, so nobody trains in it here",
 )
 def test_bf16_and_fp32_agree_on_real_objects(lab: Path) -> None:

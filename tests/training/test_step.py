@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from bvae.beta_vae import BetaVAE, GridModel
 from bvae.config import LOSS_OPTIONS, OUTSIDE, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
-from bvae.events import Event, Stepped
 from bvae.losses import BetaVAELoss
+from bvae.records import Event, Stepped
 from bvae.trainer import Trainer
 from bvae.training.cpu_bf16 import HandwrittenStep
 from bvae.training.cpu_layers import Place, ReLU

@@ -1,4 +1,8 @@
-"""The pictures of a session: curves of a run, and of all options their curves, grids and explanation."""
+"""What of a session needs PyTorch or matplotlib: training it, its pictures, and the comparison with them.
+
+`bvae.experiment.load_engine` is the only place that imports this module. Processes that train call it at
+once; the controller of pytest-xdist workers does without, or calls it at the end.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,96 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 import numpy as np
+import torch
 
+from bvae.config import Precision, colour_of
 from bvae.corpus import Corpus
-from bvae.evaluation.controls import sample_rows
+from bvae.evaluation.controls import references, sample_rows
 from bvae.evaluation.objects import grid_object_iou
-from bvae.judging.comparison import Comparison, OptionSummary
+from bvae.judging.baseline import Baseline, compare_with
+from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, RunOutcomes
 from bvae.judging.explanation import Diagnosis
-from bvae.models import newest_model, reconstruct
-from bvae.palette import colour_of
+from bvae.models import load_model, newest_model, reconstruct
 from bvae.records import RunResult
+from bvae.report.text import to_markdown
 from bvae.session import Session
-from bvae.session.run_folder import read_history
+from bvae.session.folder import compare_outcomes, comparison_folder, read_history
+from bvae.session.scheduling import RunScheduler
+from bvae.storage import atomic_write, make_folder, to_json
+from bvae.visualization import plot_reconstructions
 from bvae.visualization.charts import plot_curves
 from bvae.visualization.reconstructions import plot_comparison, plot_examples
 from bvae.visualization.why_chart import plot_why
 
+__all__ = [
+    "RunScheduler",
+    "describe_gpu",
+    "draw_run_curves",
+    "load_model",
+    "plot_reconstructions",
+    "resolve_gpu_precision",
+    "write_comparison",
+    "write_why",
+]
+
 EXAMPLES = 500
 """How many validation grids the worst, the median and the best are chosen from."""
+
+
+def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
+    """Return what `auto` means on a GPU: bf16 where it has it, else fp32. Raises ValueError without it."""
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"--device is {device!r}; expected cpu, cuda or cuda:INDEX") from None
+    gpus = torch.cuda.device_count()
+    if kind.type != "cuda" or (kind.index or 0) >= gpus:
+        raise ValueError(
+            f"--device is {device!r}; expected cpu, or one of the {gpus} CUDA devices found here"
+        )
+    if precision != "auto":
+        return precision
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+
+
+def describe_gpu(device: str) -> dict[str, str | int]:
+    """Return the name of a GPU."""
+    return {"gpu": torch.cuda.get_device_name(device)}
+
+
+def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
+    """Write why an option predicts what it predicts, once its runs are over. Raises StorageError."""
+    folder = comparison_folder(session)
+    make_folder(folder)
+    (summary,) = compare_outcomes(session, {option: outcomes}).options.values()
+    atomic_write(folder / f"why_{option}.png", draw_why(session, option, summary))
+
+
+def write_comparison(
+    session: Session,
+    corpus: Corpus,
+    outcomes: RunOutcomes,
+    baseline: Baseline | None = None,
+    *,
+    in_haste: bool = False,
+) -> Comparison:
+    """Compare the runs and write the rest of the folder; in haste, without references, which take seconds.
+
+    Raises:
+        StorageError: where a file cannot be written.
+    """
+    known = {} if in_haste else references(corpus, session.record.config.training.latent_dim)
+    comparison = compare_outcomes(session, outcomes, known)
+    differences = compare_with(baseline, comparison)
+    folder = comparison_folder(session)
+    make_folder(folder)
+    atomic_write(folder / "curves.png", draw_curves(session, comparison))
+    atomic_write(folder / "reconstructions.png", draw_reconstructions(session, corpus, comparison))
+    if (examples := draw_examples(session, corpus, comparison)) is not None:
+        atomic_write(folder / "examples.png", examples)
+    atomic_write(folder / "comparison.md", to_markdown(comparison, differences).encode())
+    atomic_write(folder / "comparison.json", to_json(comparison))
+    return comparison
 
 
 def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> bytes | None:
