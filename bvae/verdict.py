@@ -65,9 +65,7 @@ class Rule:
     def is_broken(self, evaluation: Evaluation) -> bool:
         """Return whether the number is beyond the bound."""
         value = self.measure(evaluation)
-        if value is None:
-            return False
-        return value > self.bound if self.is_limit else value < self.bound
+        return value is not None and (value > self.bound if self.is_limit else value < self.bound)
 
     def explain(self, evaluation: Evaluation) -> str:
         """Return the finding with its numbers, then the number that decided and its bound."""
@@ -192,13 +190,12 @@ def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, ban
     """
     if divergence is not None:
         terms = ", ".join(f"{name} {value}" for name, value in divergence.terms.items())
-        return Verdict(
-            "diverged", f"not finite at step {divergence.step} (epoch {divergence.epoch}): {terms}"
-        )
+        place = f"step {divergence.step} (epoch {divergence.epoch})"
+        return Verdict("diverged", f"not finite at {place}: {terms}")
     if not history:
         raise ValueError("history is empty; expected the record of at least one epoch")
-    if (unstable := _instability([record.train.loss for record in history])) is not None:
-        return unstable
+    if reason := _instability([record.train.loss for record in history]):
+        return Verdict("unstable", reason)
     last = history[-1].validation
     if last.predicted_foreground_rate is None or not last.foreground_rate:
         raise ValueError("foreground metrics are undefined; expected validation grids with foreground")
@@ -241,20 +238,18 @@ def judge_option(
     return judge_accuracy(MeanStd.of(accuracies).mean, band)
 
 
-def _instability(losses: Sequence[float]) -> Verdict | None:
+def _instability(losses: Sequence[float]) -> str:
+    """Return why the training loss is unstable, an empty text where it is not."""
     for epoch in range(1, len(losses)):
         best = min(losses[:epoch])
         if losses[epoch] > best * (1 + REBOUND):
-            return Verdict(
-                "unstable",
+            return (
                 f"training loss rebounded to {losses[epoch]:.4g} in epoch {epoch + 1}, "
-                f"more than {REBOUND:.0%} above the {best:.4g} reached before",
+                f"more than {REBOUND:.0%} above the {best:.4g} reached before"
             )
     if len(losses) > 1 and losses[-1] >= losses[0]:
-        return Verdict(
-            "unstable", f"training loss did not fall: {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
-        )
-    return None
+        return f"training loss did not fall: {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+    return ""
 
 
 def _too_short(history: Sequence[EpochRecord], rule: Rule) -> str:
@@ -266,8 +261,7 @@ def _too_short(history: Sequence[EpochRecord], rule: Rule) -> str:
         signs.append(f"it had {steps} steps")
     if len(history) > 1:
         before, last = (record.validation.foreground_recall for record in history[-2:])
-        rise = _difference(last, before)
-        if rise is not None and rise > STILL_RISING:
+        if (rise := _difference(last, before)) is not None and rise > STILL_RISING:
             signs.append(f"foreground recall still rose by {rise:.3f} in the last epoch")
     return f"; perhaps too little training rather than the loss: {' and '.join(signs)}" if signs else ""
 

@@ -213,9 +213,7 @@ class Difference:
         if self.interval is None:
             return "cannot tell"
         low, high = self.interval
-        if low > 0.0:
-            return "better"
-        return "worse" if high < 0.0 else "no difference beyond noise"
+        return "better" if low > 0.0 else "worse" if high < 0.0 else "no difference beyond noise"
 
 
 def compare_with(baseline: Baseline | None, comparison: Comparison) -> tuple[Difference, ...]:
@@ -279,10 +277,7 @@ def difference_rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
     """Return the rows of the table of differences, as text, under `DIFFERENCE_HEADINGS`."""
     return [
         (
-            each.option,
-            METRICS[each.metric],
-            str(each.baseline),
-            str(each.now),
+            *(each.option, METRICS[each.metric], str(each.baseline), str(each.now)),
             "undefined" if each.mean is None else f"{each.mean:+.4f}",
             "undefined" if each.interval is None else _interval(each.interval),
             each.judgement,

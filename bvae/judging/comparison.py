@@ -232,12 +232,10 @@ def _recommendation(
         if recommended in gate.passed_by:
             return advice
         side = "above" if _mean(best.pixel_accuracy) > band.hi else "below"
-        opened = (
-            f"{' and '.join(gate.passed_by)} opens the gate, with object IoU "
-            f"{' and '.join(str(options[name].object_iou) for name in gate.passed_by)}"
-            if gate.passed_by
-            else "so the gate stays closed"
-        )
+        opened = "so the gate stays closed"
+        if gate.passed_by:
+            ious = " and ".join(str(options[name].object_iou) for name in gate.passed_by)
+            opened = f"{' and '.join(gate.passed_by)} opens the gate, with object IoU {ious}"
         return f"{advice} Its accuracy {best.pixel_accuracy} lies {side} the band {band}; {opened}."
     if not gate.candidates:
         return "Nothing can be recommended: no run of a candidate was selected."

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bvae.judging.comparison import OptionSummary
-from bvae.records import EpochRecord
+from bvae.records import EpochRecord, Evaluation
 from bvae.verdict import broken_rule
 
 
@@ -153,19 +153,15 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
     if not history:
         return "No epoch was completed, so nothing was learned."
     first, lost, again = when_rules_met(history)
+    numbers = {record.epoch: f"({_evidence(record.validation)})" for record in history}
     if first is None:
-        nearest = max(history, key=_object_iou)
-        return (
-            "The rules of the verdict were never met: "
-            f"the nearest was epoch {nearest.epoch} ({_evidence(nearest)})."
-        )
-    records = {record.epoch: record for record in history}
-    met = f"The rules of the verdict were first met in epoch {first} ({_evidence(records[first])})"
+        nearest = max(history, key=_object_iou).epoch
+        return f"The rules of the verdict were never met: the nearest was epoch {nearest} {numbers[nearest]}."
+    met = f"The rules of the verdict were first met in epoch {first} {numbers[first]}"
     if lost is not None:
-        return f"{met} and broken again in epoch {lost} ({_evidence(records[lost])})."
+        return f"{met} and broken again in epoch {lost} {numbers[lost]}."
     if again is not None:
-        numbers = _evidence(records[again])
-        return f"{met}, broken in between, and met to the end from epoch {again} on ({numbers})."
+        return f"{met}, broken in between, and met to the end from epoch {again} on {numbers[again]}."
     return f"{met}{', the last.' if first == history[-1].epoch else ' and met to the end.'}"
 
 
@@ -182,8 +178,7 @@ def describe_last_epoch(history: Sequence[EpochRecord]) -> str:
     )
 
 
-def _evidence(record: EpochRecord) -> str:
-    found = record.validation
+def _evidence(found: Evaluation) -> str:
     if found.object_iou is None or found.object_recall is None:
         return "without objects to judge by"
     return (
