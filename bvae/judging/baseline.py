@@ -240,19 +240,17 @@ def difference(
     """
     old, new = ([value for value in side if value is not None] for side in (baseline, now))
     defined = len(old) == len(baseline) and len(new) == len(now) and bool(old) and bool(new)
+    mean = None
+    if defined:  # exact until it is rounded once, so that equal means differ by 0
+        mean = float(statistics.mean(map(Fraction, new)) - statistics.mean(map(Fraction, old)))
     return Difference(
         option=option,
         metric=metric,
         baseline=MeanStd.of(baseline),
         now=MeanStd.of(now),
-        mean=_mean_difference(old, new) if defined else None,
+        mean=mean,
         interval=welch_interval(old, new) if defined and min(len(old), len(new)) > 1 else None,
     )
-
-
-def _mean_difference(baseline: Sequence[float], now: Sequence[float]) -> float:
-    """Return mean(now) − mean(baseline), rounded once, so that it is 0 exactly where the means are equal."""
-    return float(statistics.mean(map(Fraction, now)) - statistics.mean(map(Fraction, baseline)))
 
 
 def welch_interval(baseline: Sequence[float], now: Sequence[float]) -> tuple[float, float]:

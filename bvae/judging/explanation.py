@@ -140,12 +140,10 @@ def when_rules_met(history: Sequence[EpochRecord]) -> RulesMet:
     if not any(met):
         return RulesMet(None, None, None)
     tail = sum(1 for _ in takewhile(lambda state: state == met[-1], reversed(met)))
-    first, turn = met.index(True), len(met) - tail
-    return RulesMet(
-        first=history[first].epoch,
-        lost=None if met[-1] else history[turn].epoch,
-        again=history[turn].epoch if met[-1] and turn > first else None,
-    )
+    first, turn = history[met.index(True)].epoch, history[len(met) - tail].epoch
+    if not met[-1]:
+        return RulesMet(first, lost=turn, again=None)
+    return RulesMet(first, lost=None, again=turn if turn > first else None)
 
 
 def describe_rules_met(history: Sequence[EpochRecord]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import dataclasses
 import importlib.resources
 import io
 import shlex
@@ -108,10 +107,8 @@ def show_gate(comparison: Comparison) -> str:
 
 def show_differences(differences: Sequence[Difference]) -> str:
     """Return the table of differences to the baseline."""
-    rows = [[Cell(text) for text in row] for row in difference_rows(differences)]
-    return _render(
-        "differences.jinja", head=[Cell(text) for text in DIFFERENCE_HEADINGS], rows=rows, caption=CAPTION
-    )
+    head, *rows = ([*map(Cell, row)] for row in (DIFFERENCE_HEADINGS, *difference_rows(differences)))
+    return _render("differences.jinja", head=head, rows=rows, caption=CAPTION)
 
 
 def _render(template: str, **context: Any) -> str:
@@ -234,12 +231,14 @@ def code_snippet(experiment: ExperimentConfig, option: LossOption, counts: Seque
     Args:
         counts: `[C]`, cells of each class in the training split; a comment shows the resulting weights.
     """
-    fields = dataclasses.fields(experiment.training)
-    settings = ", ".join(f"{field.name}={getattr(experiment.training, field.name)!r}" for field in fields)
+    settings = ", ".join(f"{name}={value!r}" for name, value in vars(experiment.training).items())
     lines = textwrap.wrap(f"{settings},", 84, break_long_words=False, break_on_hyphens=False)
     training = textwrap.indent("\n".join(lines), "    ")
     numbers = ", ".join(f"{weight:.4g}" for weight in weights_of_option(option, counts).tolist())
-    source, weight = _weight(option)
+    if option.exponent is None and option.beta is None and isinstance(option.class_weights, str):
+        source, weight = "class_weights", f"class_weights(counts, {option.class_weights!r})"
+    else:
+        source, weight = "option_weights", f"option_weights({option!r}, counts)"
     corpus = f"{experiment.corpus!r}, grid_size={experiment.grid_size}"
     if experiment.padding_value is not None:
         corpus += f", padding_value={experiment.padding_value}"
@@ -261,10 +260,3 @@ def reconstruction_loss(logits, target):
     \"\"\"Nats per cell of logits [B, 10, H, W] and classes [B, H, W]; training.beta · KL is added.\"\"\"
     return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
 """
-
-
-def _weight(option: LossOption) -> tuple[str, str]:
-    """Return the name of the function that gives an option's class weights, and the call of it."""
-    if option.exponent is None and option.beta is None and isinstance(option.class_weights, str):
-        return "class_weights", f"class_weights(counts, {option.class_weights!r})"
-    return "option_weights", f"option_weights({option!r}, counts)"

@@ -74,6 +74,13 @@ COLUMNS = (
 The second text of a heading is a template with the `background` rate and the bounds `lo`, `hi` of the band.
 """
 
+PICTURES = {
+    "curves.png": "Curves of loss, accuracy, object IoU, object recall and KL by epoch",
+    "reconstructions.png": "The same training grids, and what each option reconstructs",
+    "examples.png": "The worst, the median and the best validation grids under each option",
+}
+"""Pictures of the Markdown report, each with its text alternative."""
+
 TERMINAL_COLUMNS = 7
 """Number of columns that a terminal shows, including the name."""
 
@@ -118,8 +125,7 @@ def _classes(option: OptionSummary) -> Cell:
 
 
 def _divergence(kl: MeanStd) -> Cell:
-    bits = "undefined" if kl.mean is None else f"{kl.mean / math.log(2):.3g}"
-    return Cell(_short(kl), bits)
+    return Cell(_short(kl), "undefined" if kl.mean is None else f"{kl.mean / math.log(2):.3g}")
 
 
 def explain_gate(comparison: Comparison) -> str:
@@ -168,14 +174,16 @@ def what_was_learned(comparison: Comparison, option: str) -> str:
 
 def describe_setting(comparison: Comparison) -> str:
     """Return sentences on the corpus, β and the accuracy band of a comparison."""
-    corpus, band = comparison.corpus, AccuracyBand(*comparison.band)
+    corpus, band, beta = comparison.corpus, AccuracyBand(*comparison.band), comparison.training.beta
+    cells = sum(corpus.class_counts) / corpus.train
     sentences = [
         f"Corpus {corpus.name}: {corpus.train:,} training and {corpus.val:,} validation grids, "
         f"background rate {corpus.background_rate:.3f}, most to least frequent class "
         f"{corpus.weight_ratio['inverse']:.0f}:1 ({corpus.weight_ratio['sqrt_inverse']:.1f}:1 after the "
         f"square root).",
         *corpus.remarks(),
-        _describe_beta(comparison),
+        # Papers give β for a loss that is a sum over cells.
+        f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells).",
         f"Accuracy band {band}.",
     ]
     if band.hi < corpus.background_rate:
@@ -184,13 +192,6 @@ def describe_setting(comparison: Comparison) -> str:
             "cells right than one that predicts nothing, as the price of predicting objects."
         )
     return " ".join(sentences)
-
-
-def _describe_beta(comparison: Comparison) -> str:
-    """Return a sentence on β, for the mean over cells as configured and for the sum as papers give it."""
-    beta, corpus = comparison.training.beta, comparison.corpus
-    cells = sum(corpus.class_counts) / corpus.train
-    return f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells)."
 
 
 def to_text_table(comparison: Comparison) -> list[str]:
@@ -244,14 +245,8 @@ def to_markdown(
         rows = [DIFFERENCE_HEADINGS, ["---"] * len(DIFFERENCE_HEADINGS), *difference_rows(differences)]
         lines += ["", "## Against the baseline", "", *map(_row, rows), "", CAPTION]
     if pictures:
-        lines += [
-            "",
-            "![Curves of loss, accuracy, object IoU, object recall and KL by epoch](curves.png)",
-            "",
-            "![The same training grids, and what each option reconstructs](reconstructions.png)",
-            "",
-            "![The worst, the median and the best validation grids under each option](examples.png)",
-        ]
+        for name, description in PICTURES.items():
+            lines += ["", f"![{description}]({name})"]
     return "\n".join([*lines, ""])
 
 
