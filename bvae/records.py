@@ -1,4 +1,4 @@
-"""What training leaves behind: metrics, an epoch's record, how far it came and where it broke off."""
+"""Records of training: metrics, epochs, progress, divergence, results, and the events of a trainer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import msgspec
 from bvae.config import RunConfig
 
 if TYPE_CHECKING:
-    from bvae.corpus import Corpus
-if TYPE_CHECKING:
     from bvae.beta_vae import GridModel
+    from bvae.corpus import Corpus
 
 
 VerdictName = Literal[
@@ -30,19 +29,22 @@ VerdictName = Literal[
     "above_band",
     "healthy",
 ]
-"""Worst first. `incomplete` is what a run is called that did not finish, so that nothing can be said."""
+"""Names of verdicts, worst first; `incomplete` is the verdict on a run that did not finish."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
-    """Mean and sample standard deviation over seeds; null where undefined (a value is, or one seed)."""
+    """Mean and sample standard deviation over seeds.
+
+    Both are null where a value is undefined; the deviation also where there is only one seed.
+    """
 
     mean: float | None
     sd: float | None
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> MeanStd:
-        """Summarize one value a seed."""
+        """Return mean and deviation of the values, one per seed."""
         known = [value for value in values if value is not None]
         if not known or len(known) < len(values):
             return cls(None, None)
@@ -56,15 +58,15 @@ class MeanStd:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructionMetrics:
-    """How reconstructed grids compare with the originals; fractions, null where nothing was there to count.
+    """Metrics of reconstructed grids: fractions, null where there was nothing to count.
 
-    Only cells of a grid count, none outside. An object is an 8-connected set of at least two cells of one
-    class other than its grid's most frequent class; of more than 2,000 grids a seeded 2,000 serve for the
-    metrics of objects.
+    Cells outside a grid do not count. An object is an 8-connected set of at least two cells of one class
+    that is not the most frequent class of its grid. Metrics of objects use at most 2,000 grids, a seeded
+    sample of a larger split.
 
     Attributes:
         pixel_accuracy: cells with the right class.
-        background_rate: background cells, which is the accuracy of predicting background everywhere.
+        background_rate: background cells; equals the accuracy of predicting background everywhere.
         foreground_rate, predicted_foreground_rate: cells that are, and that are predicted, non-background.
         flooded_rate: background cells that are predicted as foreground.
         foreground_iou: intersection over union of the predicted and the true foreground masks.
@@ -73,9 +75,9 @@ class ReconstructionMetrics:
         perfect_rate: grids with no wrong cell.
         class_recall: `[C]`, for each class, the share of its cells that is right.
         classes_present: number of foreground classes with at least 0.1 % of the cells.
-        object_recall: objects at least half of whose cells get their class.
-        minor_object_recall: the same, of objects whose class is not the most frequent among the cells of
-            their grid's objects.
+        object_recall: objects of which at least half of the cells get the right class.
+        minor_object_recall: the same, for objects whose class is not the most frequent among the object
+            cells of their grid.
         object_iou: mean over objects of the best IoU with an 8-connected set of their class in the
             reconstruction.
         objects_recognised: objects with such an IoU of at least 0.5.
@@ -100,12 +102,12 @@ class ReconstructionMetrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlledMetrics(ReconstructionMetrics):
-    """Metrics beside those of a control that sees the wrong grid.
+    """Metrics, and those of the shuffled control.
 
     Attributes:
-        classes_learned: number of the present classes whose recall exceeds that of the control by 0.20.
-        shuffled: the same metrics when each grid is reconstructed from another grid. What survives the
-            shuffle is known without looking.
+        classes_learned: number of present classes whose recall exceeds that of the control by 0.20.
+        shuffled: the metrics of the control: each grid is reconstructed from another grid's latent, so the
+            control scores what can be predicted without seeing the grid.
     """
 
     classes_learned: int
@@ -124,8 +126,8 @@ class Evaluation(ControlledMetrics):
         kl_per_dim: KL divergence of each latent dimension, nats, averaged over grids.
         active_units: dimensions whose KL exceeds 0.05 nats.
         confusion: `[C, C]` cells by true class (row) and predicted class (column).
-        foreground_gradient_share: the part of Σ|∂loss/∂logits| that comes from foreground cells, on the
-            first grids of the split: what the loss tells the model to care about.
+        foreground_gradient_share: the fraction of Σ|∂loss/∂logits| that comes from foreground cells,
+            measured on the first grids of the split.
     """
 
     extent: ControlledMetrics
@@ -140,9 +142,9 @@ class Evaluation(ControlledMetrics):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMeans:
-    """Means over the batches of an epoch while the model was learning, decoded from posterior samples.
+    """Means over the batches of an epoch, measured while training, decoded from posterior samples.
 
-    Accuracy is that of `bvae.losses.LossTerms`, for which a tie of logits is wrong.
+    Accuracy is that of `bvae.losses.LossTerms`, which counts a tie of logits as wrong.
     """
 
     loss: float
@@ -165,7 +167,7 @@ class EpochRecord:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """Where a loss or gradient norm stopped being finite; the terms as text, since JSON has no NaN."""
+    """The step at which a loss or gradient norm was not finite; terms are text, since JSON has no NaN."""
 
     epoch: int
     step: int
@@ -175,7 +177,7 @@ class Divergence:
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
-    """How far training has come: what a checkpoint holds beside tensors."""
+    """The state of training that a checkpoint stores besides tensors."""
 
     config: RunConfig
     step: int = 0
@@ -190,9 +192,9 @@ class RunResult:
     """The content of `result.json`.
 
     Attributes:
-        verdict, reason: the judgement on this run by itself.
-        metrics: on the validation split after the last completed epoch; null where none was completed.
-        divergence: where training stopped because a number was not finite.
+        verdict, reason: the verdict on this run alone, and the sentence that explains it.
+        metrics: of the validation split after the last completed epoch; null where none was completed.
+        divergence: the step at which training stopped because a number was not finite, else null.
         seconds: wall time of training and evaluation.
         failed_pictures: the pictures that could not be drawn, each with its reason.
     """
@@ -208,7 +210,7 @@ class RunResult:
     failed_pictures: tuple[str, ...]
 
     def properties(self) -> dict[str, str | float | None]:
-        """Return verdict and metrics by name, for test reports that keep properties (JUnit XML)."""
+        """Return verdict and metrics by name, as properties for a JUnit XML report."""
         metrics = msgspec.to_builtins(self.metrics) if self.metrics is not None else {}
         numbers = _numbers(metrics)
         for control in ("shuffled", "extent"):
@@ -217,19 +219,23 @@ class RunResult:
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """Return the metrics that are one number (None: undefined), and the recall of each class by itself."""
-    single = {name: value for name, value in metrics.items() if isinstance(value, int | float | None)}
-    numbers = {f"{prefix}{name}": value for name, value in single.items()}
-    recalls = enumerate(metrics.get("class_recall", ()))
-    return numbers | {f"{prefix}class_recall_{label}": recall for label, recall in recalls}
+    """Return the metrics that are one number (None: undefined), and the recall of each class."""
+    recalls = {
+        f"class_recall_{label}": recall for label, recall in enumerate(metrics.get("class_recall", ()))
+    }
+    found = {**metrics, **recalls}
+    return {
+        f"{prefix}{name}": value for name, value in found.items() if isinstance(value, int | float | None)
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """A corpus as a comparison records it; rates are fractions, ratios are most:least frequent class.
+    """A corpus as a comparison stores it; rates are fractions.
 
     Attributes:
         class_counts: `[C]`, cells of each class in the training split.
+        weight_ratio: by class-weight method, the largest weight divided by the smallest.
         has_outside, duplicates, duplicates_sampled: see `bvae.corpus.Corpus`.
     """
 
@@ -245,7 +251,7 @@ class CorpusRecord:
     duplicates_sampled: bool
 
     def remarks(self) -> list[str]:
-        """Return what is unusual about the corpus, one sentence each."""
+        """Return one sentence on each unusual property of the corpus."""
         found = []
         if self.has_outside:
             found.append("Grids differ in size; what lies outside a grid counts for nothing.")
@@ -266,6 +272,7 @@ class CorpusRecord:
 
     @classmethod
     def of(cls, corpus: Corpus) -> CorpusRecord:
+        """Return the record of a corpus."""
         return cls(
             name=corpus.name,
             fingerprint=corpus.fingerprint,
@@ -282,7 +289,7 @@ class CorpusRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Stepped:
-    """Announced after each step: `step` of `steps` in `epoch` (from 1), on so many `images`."""
+    """Event after each step: `step` of `steps` in `epoch` (from 1), on a batch of `images`."""
 
     step: int
     steps: int
@@ -292,14 +299,14 @@ class Stepped:
 
 @dataclasses.dataclass(frozen=True)
 class EpochEnded:
-    """Announced when an epoch has been trained and evaluated, before its checkpoint is saved."""
+    """Event after an epoch was trained and evaluated, before its checkpoint is saved."""
 
     history: Sequence[EpochRecord]
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSaved:
-    """Announced when the same checkpoint has been written to each of `paths`, after `step` steps."""
+    """Event after a checkpoint was written to each of `paths`, after `step` steps."""
 
     paths: tuple[Path, ...]
     epoch: int

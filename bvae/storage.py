@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, JSON, and text that is safe to show."""
+"""Atomic writes of files, JSON, and text that is safe to show."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ T = TypeVar("T")
 
 
 def printable(text: str) -> str:
-    r"""Escape what would break or restyle a line (`\n`, `\x1b`, `\u202e`, …); keep everything else."""
+    r"""Return text with every character escaped that is not printable (`\n`, `\x1b`, `\u202e`, …)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class StorageError(OSError):
-    """A file could not be written; the message, one line, names the path, the cause and what to do."""
+    """A file could not be written; the message is one line with the path, the cause and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder in one that exists, unless it is there. Raises StorageError."""
+    """Make a folder whose parent exists, unless it exists itself. Raises StorageError."""
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
@@ -35,13 +35,14 @@ def make_folder(path: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes, *others: Path) -> None:
-    """Write a file so that whatever happens it holds its old content or the new one, never a part.
+    """Write a file atomically: it holds its old content or all of the new, even after a crash.
 
-    A temporary file beside it is flushed to the disk, renamed over it, and the rename flushed too. The
-    others, of the same folder, become further names of that file, or copies where there are no hard links.
+    The data are flushed to a temporary file in the same folder, which then replaces the file; the rename is
+    flushed too. The others, in the same folder, become hard links to the file, or copies where the file
+    system has none.
 
     Raises:
-        StorageError: where the system refuses (disk full, read-only, deleted directory, quota).
+        StorageError: where the system refuses (full disk, read-only or deleted folder, quota).
     """
     _write(path, data)
     for other in others:
@@ -96,12 +97,12 @@ def _refused(path: Path, what: str, error: OSError) -> StorageError:
 
 
 def to_json(value: Any) -> bytes:
-    """Encode a dataclass or plain values as indented JSON; a float that is not finite becomes null."""
+    """Return a dataclass or plain values as indented JSON; floats that are not finite become null."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:
-    """Read JSON into a `kind`. Raises ValueError that names the first field that does not fit."""
+    """Return the `kind` that JSON holds. Raises ValueError that names the first invalid field."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -115,7 +116,7 @@ class _Versioned(msgspec.Struct):
 
 
 def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
-    """Return what is wrong with JSON that another version of bvae wrote, None for other faults."""
+    """Return the fault of JSON that another version of bvae wrote; None for other faults."""
     expected = get_args(get_type_hints(kind).get("schema"))
     try:
         found = msgspec.json.decode(data, type=_Versioned).schema
@@ -127,14 +128,10 @@ def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
 
 
 def differences(ours: Any, theirs: Any) -> list[str]:
-    """Return the fields in which two dataclasses of one kind differ, each with both values."""
+    """Return the fields in which two dataclasses or mappings differ, each with both values."""
     ours, theirs = _flat(msgspec.to_builtins(ours)), _flat(msgspec.to_builtins(theirs))
-    keys = dict.fromkeys([*theirs, *ours])
-    return [
-        f"{key} was {theirs.get(key)!r} and is {ours.get(key)!r}"
-        for key in keys
-        if ours.get(key) != theirs.get(key)
-    ]
+    pairs = [(key, theirs.get(key), ours.get(key)) for key in theirs | ours]
+    return [f"{key} was {then!r} and is {now!r}" for key, then, now in pairs if then != now]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -147,7 +144,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Read a JSON file into a `kind`. Raises ValueError that names the file, or OSError."""
+    """Return the `kind` that a JSON file holds. Raises ValueError that names the file, or OSError."""
     try:
         return from_json(path.read_bytes(), kind)
     except ValueError as error:

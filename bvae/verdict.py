@@ -1,15 +1,16 @@
-"""From evidence to a verdict: did a run train stably, and did its model learn the objects?
+"""The verdict on a run: whether it trained stably, and whether its model learned the objects.
 
 Accuracy alone proves nothing: on a corpus that is 86 % background, predicting only background scores 86 %. So
-the band is judged last, after the loss was stable and the evidence of objects held against what is scored
-without seeing any. Where the thresholds come from: docs/verdicts.md.
+accuracy is judged last: first the loss must be stable, and the metrics of objects must exceed those of
+controls that see no objects. `docs/verdicts.md` says how the bounds were chosen.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import string
 from collections.abc import Callable, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from bvae.config import AccuracyBand
 from bvae.records import Divergence, EpochRecord, Evaluation, MeanStd, VerdictName
@@ -17,11 +18,11 @@ from bvae.records import Divergence, EpochRecord, Evaluation, MeanStd, VerdictNa
 SEVERITY = {name: rank for rank, name in enumerate(get_args(VerdictName))}
 
 REBOUND = 0.05
-"""An epoch's training loss may exceed the best before it by this fraction."""
+"""Fraction by which the training loss of an epoch may exceed the least before it."""
 
 FEW_STEPS = 500
 STILL_RISING = 0.02
-"""With fewer steps, or a foreground recall that rose by more in the last epoch, training may be too short."""
+"""With fewer steps, or a greater rise of foreground recall in the last epoch, training may be too short."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,62 +34,70 @@ class Verdict:
 
     @property
     def healthy(self) -> bool:
-        """Stable, learned, and accurate within the band."""
+        """Whether it is stable, has learned the objects, and is accurate within the band."""
         return self.name == "healthy"
 
     @property
     def learned(self) -> bool:
-        """Stable and learned the objects, whatever the band says."""
+        """Whether it is stable and has learned the objects, whatever its accuracy."""
         return SEVERITY[self.name] > SEVERITY["partial_collapse"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A number that decides, and the bound that it must keep for a model to have learned the objects.
+    """A bound on one number of an evaluation, which every model that learned the objects keeps.
 
     Attributes:
-        verdict: of a model that does not keep the bound.
+        verdict: the verdict on a model that breaks the bound.
         quantity: what the number is, in words.
         measure: the number, None where there was nothing to count; the rule then does not apply.
-        bound: the least value that keeps, or the greatest where `is_limit`.
-        finding: what a broken bound says of the model, with the numbers behind it.
+        bound: the least value allowed, or the greatest where `is_limit`.
+        finding: what a broken bound says of the model; a template with the numbers of an evaluation `e`.
     """
 
     verdict: VerdictName
     quantity: str
     measure: Callable[[Evaluation], float | None]
     bound: float
-    finding: Callable[[Evaluation], str]
+    finding: str
     is_limit: bool = False
 
     def is_broken(self, evaluation: Evaluation) -> bool:
-        """Whether the number is beyond the bound."""
+        """Return whether the number is beyond the bound."""
         value = self.measure(evaluation)
-        if value is None:
-            return False
-        return value > self.bound if self.is_limit else value < self.bound
+        return value is not None and (value > self.bound if self.is_limit else value < self.bound)
+
+    def explain(self, evaluation: Evaluation) -> str:
+        """Return the finding with its numbers, then the number that decided and its bound."""
+        numbers = f"{self.quantity} {self.measure(evaluation):.3f}, expected {self.requirement}"
+        return f"{_Template().format(self.finding, e=evaluation)} ({numbers})"
 
     @property
     def requirement(self) -> str:
-        """The bound in words, such as "at least 0.25"."""
+        """Bound in words, such as "at least 0.25"."""
         return f"{'at most' if self.is_limit else 'at least'} {self.bound:g}"
+
+
+class _Template(string.Formatter):
+    """Formats as `str.format` does, and None as "undefined"."""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        return "undefined" if value is None else format(value, format_spec)
 
 
 def _foreground_ratio(e: Evaluation) -> float | None:
     return _quotient(e.predicted_foreground_rate, e.foreground_rate)
 
 
-def _gain(e: Evaluation) -> float | None:
-    gains = [
+def _foreground_gain(e: Evaluation) -> float | None:
+    return _max(
         _difference(e.foreground_recall, e.shuffled.foreground_recall),
         _difference(e.foreground_iou, e.shuffled.foreground_iou),
-    ]
-    return max((gain for gain in gains if gain is not None), default=None)
+    )
 
 
 def _object_iou_gain(e: Evaluation) -> float | None:
-    controls = (e.shuffled.object_iou, e.extent.object_iou)
-    return _difference(e.object_iou, max((iou for iou in controls if iou is not None), default=None))
+    return _difference(e.object_iou, _max(e.shuffled.object_iou, e.extent.object_iou))
 
 
 RULES = (
@@ -97,32 +106,24 @@ RULES = (
         "predicted foreground / true foreground",
         _foreground_ratio,
         0.25,
-        lambda e: (
-            f"predicts {e.predicted_foreground_rate:.1%} of cells as foreground where "
-            f"{e.foreground_rate:.1%} are; accuracy {_text(e.pixel_accuracy)}, of predicting background only "
-            f"{_text(e.background_rate)}"
-        ),
+        "predicts {e.predicted_foreground_rate:.1%} of cells as foreground where {e.foreground_rate:.1%} "
+        "are; accuracy {e.pixel_accuracy:.3f}, of predicting background only {e.background_rate:.3f}",
     ),
     Rule(
         "posterior_collapse",
         "foreground recall or IoU above its shuffled control",
-        _gain,
+        _foreground_gain,
         0.10,
-        lambda e: (
-            f"from another grid's latent foreground recall is {_text(e.shuffled.foreground_recall)} instead "
-            f"of {_text(e.foreground_recall)} and foreground IoU {_text(e.shuffled.foreground_iou)} instead "
-            f"of {_text(e.foreground_iou)}: the decoder predicts without looking"
-        ),
+        "from another grid's latent foreground recall is {e.shuffled.foreground_recall:.3f} instead of "
+        "{e.foreground_recall:.3f} and foreground IoU {e.shuffled.foreground_iou:.3f} instead of "
+        "{e.foreground_iou:.3f}: the decoder predicts without looking",
     ),
     Rule(
         "flooding",
         "predicted foreground / true foreground",
         _foreground_ratio,
         4.0,
-        lambda e: (
-            f"predicts {e.predicted_foreground_rate:.1%} of cells as foreground where "
-            f"{e.foreground_rate:.1%} are"
-        ),
+        "predicts {e.predicted_foreground_rate:.1%} of cells as foreground where {e.foreground_rate:.1%} are",
         is_limit=True,
     ),
     Rule(
@@ -130,7 +131,7 @@ RULES = (
         "background predicted as foreground",
         lambda e: e.flooded_rate,
         0.60,
-        lambda e: f"predicts {e.flooded_rate:.1%} of the background as foreground",
+        "predicts {e.flooded_rate:.1%} of the background as foreground",
         is_limit=True,
     ),
     Rule(
@@ -138,39 +139,33 @@ RULES = (
         "classes learned / classes present",
         lambda e: _quotient(e.classes_learned, e.classes_present),
         0.5,
-        lambda e: f"learned {e.classes_learned} of {e.classes_present} foreground classes",
+        "learned {e.classes_learned} of {e.classes_present} foreground classes",
     ),
     Rule(
         "partial_collapse",
         "object IoU above the larger of its controls",
         _object_iou_gain,
         0.05,
-        lambda e: (
-            f"object IoU is {_text(e.object_iou)}, where another grid's latent gives "
-            f"{_text(e.shuffled.object_iou)} and the extent of the objects in one class "
-            f"{_text(e.extent.object_iou)}"
-        ),
+        "object IoU is {e.object_iou:.3f}, where another grid's latent gives {e.shuffled.object_iou:.3f} "
+        "and the extent of the objects in one class {e.extent.object_iou:.3f}",
     ),
     Rule(
         "partial_collapse",
         "object recall",
         lambda e: e.object_recall,
         0.40,
-        lambda e: f"only {_text(e.object_recall)} of the objects have half of their cells right",
+        "only {e.object_recall:.3f} of the objects have half of their cells right",
     ),
     Rule(
         "partial_collapse",
         "minor object recall above its shuffled control",
         lambda e: _difference(e.minor_object_recall, e.shuffled.minor_object_recall),
         0.15,
-        lambda e: (
-            f"of the objects that are not of their grid's main object class only "
-            f"{_text(e.minor_object_recall)} have half of their cells right, and "
-            f"{_text(e.shuffled.minor_object_recall)} from another grid's latent"
-        ),
+        "of the objects that are not of their grid's main object class only {e.minor_object_recall:.3f} have "
+        "half of their cells right, and {e.shuffled.minor_object_recall:.3f} from another grid's latent",
     ),
 )
-"""In the order in which they are applied; the first that is broken gives the verdict."""
+"""Rules in the order in which they are applied; the first that is broken gives the verdict."""
 
 MEANINGS: dict[VerdictName, str] = {
     "incomplete": "the run did not finish",
@@ -184,53 +179,55 @@ MEANINGS: dict[VerdictName, str] = {
     "above_band": "stable, learned, but the accuracy is above the band",
     "healthy": "stable, learned, and accurate within the band",
 }
-"""What each verdict says, worst first; numbers that decide are in `RULES`."""
+"""Meaning of each verdict, worst first; the bounds are in `RULES`."""
 
 
 def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, band: AccuracyBand) -> Verdict:
     """Return the verdict on one run from its epoch records; the first rule that is broken gives it.
 
     Raises:
-        ValueError: where there is no epoch to judge and no divergence to blame.
+        ValueError: where there is neither an epoch nor a divergence, or no foreground to judge by.
     """
     if divergence is not None:
         terms = ", ".join(f"{name} {value}" for name, value in divergence.terms.items())
-        return Verdict(
-            "diverged", f"not finite at step {divergence.step} (epoch {divergence.epoch}): {terms}"
-        )
+        place = f"step {divergence.step} (epoch {divergence.epoch})"
+        return Verdict("diverged", f"not finite at {place}: {terms}")
     if not history:
         raise ValueError("history is empty; expected the record of at least one epoch")
-    if (unstable := _instability([record.train.loss for record in history])) is not None:
-        return unstable
+    if reason := _instability([record.train.loss for record in history]):
+        return Verdict("unstable", reason)
     last = history[-1].validation
     if last.predicted_foreground_rate is None or not last.foreground_rate:
         raise ValueError("foreground metrics are undefined; expected validation grids with foreground")
     if (rule := broken_rule(last)) is not None:
-        numbers = f"{rule.quantity} {rule.measure(last):.3f}, expected {rule.requirement}"
-        return Verdict(rule.verdict, f"{rule.finding(last)} ({numbers}){_too_short(history, rule)}")
+        return Verdict(rule.verdict, rule.explain(last) + _too_short(history, rule))
     return judge_accuracy(last.pixel_accuracy, band)
 
 
 def broken_rule(evaluation: Evaluation) -> Rule | None:
-    """Return the first rule that a model breaks, None for a model that learned."""
+    """Return the first rule that a model breaks; None for a model that learned."""
     return next((rule for rule in RULES if rule.is_broken(evaluation)), None)
 
 
 def judge_accuracy(accuracy: float | None, band: AccuracyBand) -> Verdict:
-    """Return where the pixel accuracy of a stable model that learned the objects lies."""
+    """Return the verdict on a stable model that learned the objects: its pixel accuracy against the band.
+
+    Raises:
+        ValueError: where the accuracy is undefined.
+    """
     if accuracy is None:
         raise ValueError("accuracy is undefined; expected a number, since there are cells to count")
-    position: VerdictName = (
+    name: VerdictName = (
         "healthy" if accuracy in band else "below_band" if accuracy < band.lo else "above_band"
     )
-    where = {"healthy": "within", "below_band": "below", "above_band": "above"}[position]
-    return Verdict(position, f"stable, no rule broken, accuracy {accuracy:.3f} {where} the band {band}")
+    where = "within" if name == "healthy" else name.removesuffix("_band")
+    return Verdict(name, f"stable, no rule broken, accuracy {accuracy:.3f} {where} the band {band}")
 
 
 def judge_option(
     verdicts: Sequence[Verdict], accuracies: Sequence[float | None], band: AccuracyBand
 ) -> Verdict:
-    """Return the verdict on an option: the worst failure of a seed or, without one, by the mean accuracy."""
+    """Return the verdict on an option: the worst failure of a seed, else that on the mean accuracy."""
     if not verdicts:
         return Verdict("incomplete", "no run of this option was selected")
     failures = [verdict for verdict in verdicts if not verdict.learned]
@@ -241,24 +238,22 @@ def judge_option(
     return judge_accuracy(MeanStd.of(accuracies).mean, band)
 
 
-def _instability(losses: Sequence[float]) -> Verdict | None:
+def _instability(losses: Sequence[float]) -> str:
+    """Return why the training loss is unstable, an empty text where it is not."""
     for epoch in range(1, len(losses)):
         best = min(losses[:epoch])
         if losses[epoch] > best * (1 + REBOUND):
-            return Verdict(
-                "unstable",
+            return (
                 f"training loss rebounded to {losses[epoch]:.4g} in epoch {epoch + 1}, "
-                f"more than {REBOUND:.0%} above the {best:.4g} reached before",
+                f"more than {REBOUND:.0%} above the {best:.4g} reached before"
             )
     if len(losses) > 1 and losses[-1] >= losses[0]:
-        return Verdict(
-            "unstable", f"training loss did not fall: {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
-        )
-    return None
+        return f"training loss did not fall: {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+    return ""
 
 
 def _too_short(history: Sequence[EpochRecord], rule: Rule) -> str:
-    """A remark where the training may be at fault rather than the loss, else nothing."""
+    """Return a remark where too little training may be the cause instead of the loss, else an empty text."""
     if rule.verdict == "flooding":
         return ""
     signs = []
@@ -266,8 +261,7 @@ def _too_short(history: Sequence[EpochRecord], rule: Rule) -> str:
         signs.append(f"it had {steps} steps")
     if len(history) > 1:
         before, last = (record.validation.foreground_recall for record in history[-2:])
-        rise = _difference(last, before)
-        if rise is not None and rise > STILL_RISING:
+        if (rise := _difference(last, before)) is not None and rise > STILL_RISING:
             signs.append(f"foreground recall still rose by {rise:.3f} in the last epoch")
     return f"; perhaps too little training rather than the loss: {' and '.join(signs)}" if signs else ""
 
@@ -280,5 +274,5 @@ def _quotient(value: float | None, other: float | None) -> float | None:
     return None if value is None or not other else value / other
 
 
-def _text(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.3f}"
+def _max(*values: float | None) -> float | None:
+    return max((value for value in values if value is not None), default=None)

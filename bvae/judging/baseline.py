@@ -1,4 +1,4 @@
-"""A baseline: an earlier comparison of the same experiment, and what may be compared with it."""
+"""A baseline: an earlier comparison of the same experiment. It is read, checked, and compared with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import scipy
 from msgspec import Meta
@@ -19,34 +19,41 @@ from bvae.records import CorpusRecord, MeanStd
 from bvae.storage import differences, from_json, printable
 
 BASELINE_FILE = "baseline.json"
-"""The copy that a session folder keeps, which is what its workers read."""
+"""Name of the copy in the session folder, which the workers read."""
 
 MAX_BYTES = 16 * 2**20
 MAX_OPTIONS = 64
 MAX_CLASSES = 64
 
 SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps")
-"""Training settings that are not meant to change a result."""
+"""Training settings that do not change a result."""
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 OptionName = Annotated[str, Meta(pattern=rf"^{OPTION_NAME.pattern}\Z")]
 
 
+METRICS = {
+    "pixel_accuracy": "accuracy",
+    "foreground_iou": "foreground IoU",
+    "foreground_recall": "foreground recall",
+    "object_iou": "object IoU",
+    "object_recall": "object recall",
+    "objects_recognised": "objects recognised",
+}
+"""The metrics that are compared, each with its name in sentences; more is better in each."""
+
+if TYPE_CHECKING:
+    Scores = object
+else:
+    Scores = dataclasses.make_dataclass(
+        "Scores", [(name, Share | None) for name in METRICS], frozen=True, kw_only=True
+    )
+"""`METRICS` of a run: fractions, null where there was nothing to count."""
+
+
 class BaselineError(ValueError):
     """A baseline cannot be used; the message is one line that names it and says why."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Scores:
-    """The compared metrics of a run: fractions, null where nothing was there to count."""
-
-    pixel_accuracy: Share | None
-    foreground_iou: Share | None
-    foreground_recall: Share | None
-    object_iou: Share | None
-    object_recall: Share | None
-    objects_recognised: Share | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +66,7 @@ class BaselineRun:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineOption:
-    """One option of the baseline, with its runs; the rest as in `bvae.judging.comparison.OptionSummary`."""
+    """One option of the baseline; the fields are those of `bvae.judging.comparison.OptionSummary`."""
 
     gamma: float
     weighting: Annotated[str, Meta(max_length=64)]
@@ -73,14 +80,14 @@ class BaselineOption:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineCorpus:
-    """What tells the baseline's corpus from others."""
+    """The identity of the baseline's corpus."""
 
     fingerprint: Fingerprint
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """The part of a `comparison.json` that matters to a later one; other keys are skipped."""
+    """The part of a `comparison.json` that a later comparison needs; other keys are skipped."""
 
     schema: Literal[2]
     corpus: BaselineCorpus
@@ -90,9 +97,9 @@ class Baseline:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a comparison.json, or the one of a session folder or of its `comparison` folder.
+    """Return the baseline in a comparison.json, a session folder, or its `comparison` folder.
 
-    Nothing in the file is trusted: its size is bounded, and every field is checked.
+    The file is not trusted: its size is bounded, and every field is checked.
 
     Raises:
         BaselineError: where there is none, or it is damaged.
@@ -123,7 +130,7 @@ def _find(path: Path) -> Path:
 
 
 def comparable_baseline(path: Path, experiment: ExperimentConfig, corpus: CorpusRecord) -> Baseline:
-    """Read a baseline for an experiment on a corpus.
+    """Return a baseline that is comparable with an experiment on a corpus.
 
     Raises:
         BaselineError: where it cannot be read, or was measured under other settings.
@@ -138,29 +145,27 @@ def comparable_baseline(path: Path, experiment: ExperimentConfig, corpus: Corpus
 
 
 def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: CorpusRecord) -> list[str]:
-    """The settings in which a baseline and an experiment differ, as far as they change a result.
+    """Return the settings that differ between a baseline and an experiment and change a result.
 
-    Seeds, the accuracy band and the device may differ. Options that only one side has are not compared, but
-    there must be one that both have.
+    Seeds, the accuracy band and `SAME_RESULT` may differ. Options that are on one side only are skipped; at
+    least one must be on both.
     """
-    asked = {option.name: option for option in experiment.options}
-    shared = [name for name in asked if name in baseline.options]
+    shared = [option for option in experiment.options if option.name in baseline.options]
     if not shared:
-        return [f"it has none of the options {','.join(asked)}"]
+        return [f"it has none of the options {','.join(option.name for option in experiment.options)}"]
     now = _decisive(corpus.fingerprint, experiment.grid_size, experiment.training)
     then = _decisive(baseline.corpus.fingerprint, baseline.grid_size, baseline.training)
-    for name in shared:
-        new, old = asked[name], baseline.options[name]
-        thresholds = painting_threshold(corpus.class_counts, new)
-        now |= _loss(name, new.gamma, new.weighting, thresholds)
-        then |= _loss(name, old.gamma, old.weighting, old.painting_threshold)
+    for new in shared:
+        old = baseline.options[new.name]
+        now |= _loss(new.name, new.gamma, new.weighting, painting_threshold(corpus.class_counts, new))
+        then |= _loss(new.name, old.gamma, old.weighting, old.painting_threshold)
     return [change[:200] for change in differences(now, then)]
 
 
 def _loss(
     name: str, gamma: float, weighting: str, thresholds: Sequence[float | None]
 ) -> dict[str, float | str]:
-    if weighting == "explicit":  # on one corpus, the thresholds tell as much as the weights themselves
+    if weighting == "explicit":  # the thresholds identify the weights, as the corpus is the same
         known = (f"{threshold:.6g}" for threshold in thresholds if threshold is not None)
         weighting = f"explicit, with prediction thresholds {' '.join(known)}"
     return {f"gamma of {name}": gamma, f"class weights of {name}": weighting}
@@ -171,16 +176,6 @@ def _decisive(fingerprint: str, grid_size: int, training: TrainingConfig) -> dic
     kept = {name: value for name, value in settings.items() if name not in SAME_RESULT}
     return {"corpus fingerprint": fingerprint, "grid_size": grid_size} | kept
 
-
-METRICS = {
-    "pixel_accuracy": "accuracy",
-    "foreground_iou": "foreground IoU",
-    "foreground_recall": "foreground recall",
-    "object_iou": "object IoU",
-    "object_recall": "object recall",
-    "objects_recognised": "objects recognised",
-}
-"""What is compared; more is better in each."""
 
 DIFFERENCE_HEADINGS = ("option", "metric", "baseline", "now", "difference", "95 % interval", "in words")
 
@@ -198,7 +193,7 @@ Judgement = Literal["better", "worse", "no difference beyond noise", "cannot tel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How a metric of an option differs from the baseline, in fractions.
+    """The difference of one metric of one option to the baseline, as a fraction.
 
     Attributes:
         mean: now − baseline, None where a number is undefined.
@@ -214,27 +209,23 @@ class Difference:
 
     @property
     def judgement(self) -> Judgement:
-        """The interval in words."""
+        """Position of the interval relative to 0, in words."""
         if self.interval is None:
             return "cannot tell"
         low, high = self.interval
-        if low > 0.0:
-            return "better"
-        return "worse" if high < 0.0 else "no difference beyond noise"
+        return "better" if low > 0.0 else "worse" if high < 0.0 else "no difference beyond noise"
 
 
 def compare_with(baseline: Baseline | None, comparison: Comparison) -> tuple[Difference, ...]:
-    """The difference in each metric of each option that one of both has; none without a baseline."""
+    """Return the difference in each metric of each option of either side; none without a baseline."""
     if baseline is None:
         return ()
     found: list[Difference] = []
     for name in {**comparison.options, **baseline.options}:
-        old, new = baseline.options.get(name), comparison.options.get(name)
-        old_metrics = [run.metrics for run in old.runs] if old else []
-        new_metrics = [run.metrics for run in new.runs] if new else []
+        sides = (baseline.options.get(name), comparison.options.get(name))
+        old, new = ([run.metrics for run in option.runs] if option else [] for option in sides)
         for metric in METRICS:
-            then = [getattr(scores, metric, None) for scores in old_metrics]
-            now = [getattr(evaluation, metric, None) for evaluation in new_metrics]
+            then, now = ([getattr(scores, metric, None) for scores in side] for side in (old, new))
             found.append(difference(name, metric, then, now))
     return tuple(found)
 
@@ -242,28 +233,30 @@ def compare_with(baseline: Baseline | None, comparison: Comparison) -> tuple[Dif
 def difference(
     option: str, metric: str, baseline: Sequence[float | None], now: Sequence[float | None]
 ) -> Difference:
-    """The difference in one metric of one option, from the value of each seed."""
+    """Return the difference in one metric of one option.
+
+    Args:
+        baseline, now: one value per seed, None where undefined.
+    """
     old, new = ([value for value in side if value is not None] for side in (baseline, now))
     defined = len(old) == len(baseline) and len(new) == len(now) and bool(old) and bool(new)
+    mean = None
+    if defined:  # exact until it is rounded once, so that equal means differ by 0
+        mean = float(statistics.mean(map(Fraction, new)) - statistics.mean(map(Fraction, old)))
     return Difference(
         option=option,
         metric=metric,
         baseline=MeanStd.of(baseline),
         now=MeanStd.of(now),
-        mean=mean_difference(old, new) if defined else None,
+        mean=mean,
         interval=welch_interval(old, new) if defined and min(len(old), len(new)) > 1 else None,
     )
-
-
-def mean_difference(baseline: Sequence[float], now: Sequence[float]) -> float:
-    """mean(now) − mean(baseline), rounded once, so that it is 0 exactly where the means are equal."""
-    return float(statistics.mean(map(Fraction, now)) - statistics.mean(map(Fraction, baseline)))
 
 
 def welch_interval(baseline: Sequence[float], now: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % confidence interval of mean(now) − mean(baseline), for unequal variances (Welch 1947).
 
-    Without any variance it is one point.
+    Without variance on both sides, it is a single point.
 
     Args:
         baseline, now: one value per seed, two or more on each side.
@@ -271,7 +264,7 @@ def welch_interval(baseline: Sequence[float], now: Sequence[float]) -> tuple[flo
     if len(set(baseline)) == len(set(now)) == 1:
         return (now[0] - baseline[0],) * 2
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of nearly equal values
+        warnings.simplefilter("ignore", RuntimeWarning)  # raised for nearly equal values
         # SciPy loads `stats` at first use, which takes a second.
         test = scipy.stats.ttest_ind(sorted(now), sorted(baseline), equal_var=False)
     low, high = test.confidence_interval(CONFIDENCE)
@@ -279,13 +272,10 @@ def welch_interval(baseline: Sequence[float], now: Sequence[float]) -> tuple[flo
 
 
 def difference_rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
-    """The table of differences under `DIFFERENCE_HEADINGS`, a row each, as text."""
+    """Return the rows of the table of differences, as text, under `DIFFERENCE_HEADINGS`."""
     return [
         (
-            each.option,
-            METRICS[each.metric],
-            str(each.baseline),
-            str(each.now),
+            *(each.option, METRICS[each.metric], str(each.baseline), str(each.now)),
             "undefined" if each.mean is None else f"{each.mean:+.4f}",
             "undefined" if each.interval is None else _interval(each.interval),
             each.judgement,
@@ -295,7 +285,7 @@ def difference_rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
 
 
 def explain_regressions(found: Sequence[Difference]) -> str:
-    """The metrics that are worse than in the baseline, with their numbers; empty where none is."""
+    """Return a sentence on the metrics that are worse than in the baseline; empty where there are none."""
     worse = [
         f"{METRICS[each.metric]} of {each.option} was {each.baseline} and is {each.now}, a difference of "
         f"{each.mean:+.4f} (95 % interval {_interval(each.interval)})"

@@ -1,9 +1,10 @@
-"""The comparison of loss options: a verdict on each over its seeds, the gate, and a recommendation."""
+"""The comparison of loss options: the verdict on each over its seeds, the gate, and the recommendation."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Literal
 
@@ -13,7 +14,7 @@ from bvae.records import ControlledMetrics, CorpusRecord, Evaluation, MeanStd, R
 from bvae.verdict import SEVERITY, Verdict, judge_option
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class RunSummary:
     """One run of an option; `path` is relative to the session folder."""
 
@@ -26,17 +27,16 @@ class RunSummary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptionSummary:
-    """One option over its seeds.
+    """One option over its seeds; a metric of the shuffled control is stored as `shuffled_` and its name.
 
-    Accuracies, recalls and IoUs are fractions, see `bvae.records.ReconstructionMetrics`; those that begin
-    with `shuffled_` are of the control. `kl` is in nats.
+    Accuracies, recalls and IoUs are fractions, see `bvae.records.ReconstructionMetrics`; `kl` is in nats.
 
     Attributes:
-        class_weights: the name of their method, `explicit` where they were given.
+        class_weights: name of the class-weight method, `explicit` where weights were given.
         weighting: the method with its parameter, see `LossOption.weighting`.
-        weight_ratio: the largest class weight over the smallest.
-        classes_learned: how many classes.
-        painting_threshold: of each foreground class, see `painting_threshold`.
+        weight_ratio: the largest class weight divided by the smallest.
+        classes_learned: number of classes.
+        painting_threshold: the prediction threshold of each foreground class, see `painting_threshold`.
     """
 
     gamma: float
@@ -68,20 +68,16 @@ class OptionSummary:
 
     @property
     def learned(self) -> bool:
-        """Whether every seed trained stably and learned the objects, whatever the band says."""
+        """Whether every seed trained stably and learned the objects, whatever its accuracy."""
         return Verdict(self.verdict, self.reason).learned
 
 
-CONTROLLED = (
-    "pixel_accuracy",
-    "foreground_iou",
-    "foreground_recall",
-    "object_recall",
-    "minor_object_recall",
-    "object_iou",
-    "objects_recognised",
+CONTROLLED = tuple(
+    field.name.removeprefix("shuffled_")
+    for field in dataclasses.fields(OptionSummary)
+    if field.name.startswith("shuffled_")
 )
-"""The metrics of an option that stand beside those of its shuffled control."""
+"""Names of the metrics of an option that are compared with its shuffled control."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,11 +91,11 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparedCorpus(CorpusRecord):
-    """The corpus of a comparison, with what is scored on it without seeing objects.
+    """The corpus of a comparison, with the metrics of predictors that are not trained by an option.
 
     Attributes:
-        controls: those that the verdict looks at and that need no model: `extent`.
-        references: those that stand beside the options in the table, see `bvae.evaluation.controls`.
+        controls: those that the verdict uses: `extent`.
+        references: those that are only shown in the table of options, see `bvae.evaluation.controls`.
     """
 
     controls: dict[str, ControlledMetrics]
@@ -125,7 +121,7 @@ OptionOutcomes = dict[int, RunResult | str]
 RunOutcomes = dict[str, OptionOutcomes]
 
 Outcomes = Mapping[str, Mapping[int, RunResult | str]]
-"""Option → seed → the run's result, or why there is none."""
+"""Option → seed → the result of the run, or the reason why there is none."""
 
 
 def compare(
@@ -134,7 +130,11 @@ def compare(
     outcomes: Outcomes,
     references: Mapping[str, ControlledMetrics] = MappingProxyType({}),
 ) -> Comparison:
-    """Compare the options of which a run was asked for. A run without a result counts as a failure."""
+    """Compare the options that have outcomes; a run without a result counts as a failure.
+
+    Args:
+        references: metrics of other predictors, shown in the table of options.
+    """
     band = experiment.band
     asked = [option for option in experiment.options if outcomes.get(option.name)]
     summaries = {
@@ -163,11 +163,11 @@ def compare(
 
 
 def painting_threshold(counts: Sequence[int], option: LossOption) -> tuple[float | None, ...]:
-    """How likely each foreground class must be for a cell to be predicted as it and not as background.
+    """Return the prediction threshold of each foreground class: its least likelihood against the background.
 
-    The expected focal loss under class weights w is least where the prediction ranks the classes by w·p, so
-    class c is predicted over the background once p_c/p_0 > w_0/w_c. As p_c/(p_c + p_0), which is returned,
-    that is w_0/(w_0 + w_c): a half where the weights are equal.
+    The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. So a
+    cell is predicted as class c instead of background where p_c/p_0 > w_0/w_c, that is, where
+    p_c/(p_c + p_0) > w_0/(w_0 + w_c). The right-hand side is returned; it is 0.5 for equal weights.
 
     Args:
         counts: `[C]`, cells of each class in the training split.
@@ -190,11 +190,8 @@ def _summary(
     verdict = judge_option([Verdict(run.verdict, run.reason) for run in summaries], accuracies, band)
     weights = weights_of_option(option, counts)
 
-    def over_seeds(name: str) -> MeanStd:
-        return MeanStd.of([getattr(e, name) if e else None for e in evaluations])
-
-    def of_control(name: str) -> MeanStd:
-        return MeanStd.of([getattr(e.shuffled, name) if e else None for e in evaluations])
+    def over_seeds(metric: str) -> MeanStd:
+        return MeanStd.of([attrgetter(metric)(e) if e else None for e in evaluations])
 
     return OptionSummary(
         gamma=option.gamma,
@@ -205,7 +202,7 @@ def _summary(
         reason=verdict.reason,
         healthy=verdict.healthy,
         **{name: over_seeds(name) for name in (*CONTROLLED, "classes_learned", "kl", "active_units")},
-        **{f"shuffled_{name}": of_control(name) for name in CONTROLLED},
+        **{f"shuffled_{name}": over_seeds(f"shuffled.{name}") for name in CONTROLLED},
         painting_threshold=painting_threshold(counts, option),
         runs=summaries,
     )
@@ -214,20 +211,14 @@ def _summary(
 def _run_summary(option: str, seed: int, outcome: RunResult | str) -> RunSummary:
     path = f"{option}-seed{seed}"
     if isinstance(outcome, str):
-        return RunSummary(seed=seed, verdict="incomplete", reason=outcome, metrics=None, path=path)
-    return RunSummary(
-        seed=seed,
-        verdict=outcome.verdict,
-        reason=outcome.reason,
-        metrics=outcome.metrics,
-        path=path,
-    )
+        return RunSummary(seed, "incomplete", outcome, None, path)
+    return RunSummary(seed, outcome.verdict, outcome.reason, outcome.metrics, path)
 
 
 def _recommendation(
     recommended: str | None, gate: Gate, options: Mapping[str, OptionSummary], band: AccuracyBand
 ) -> str:
-    """What to use and why, a sentence or two; where that does not open the gate, what does or why nothing."""
+    """Return sentences on the option to use and why, and, where it fails the gate, on what passes it."""
     if recommended is not None:
         best = options[recommended]
         rivals = [name for name in gate.candidates if name != recommended and options[name].learned]
@@ -241,12 +232,10 @@ def _recommendation(
         if recommended in gate.passed_by:
             return advice
         side = "above" if _mean(best.pixel_accuracy) > band.hi else "below"
-        opened = (
-            f"{' and '.join(gate.passed_by)} opens the gate, with object IoU "
-            f"{' and '.join(str(options[name].object_iou) for name in gate.passed_by)}"
-            if gate.passed_by
-            else "so the gate stays closed"
-        )
+        opened = "so the gate stays closed"
+        if gate.passed_by:
+            ious = " and ".join(str(options[name].object_iou) for name in gate.passed_by)
+            opened = f"{' and '.join(gate.passed_by)} opens the gate, with object IoU {ious}"
         return f"{advice} Its accuracy {best.pixel_accuracy} lies {side} the band {band}; {opened}."
     if not gate.candidates:
         return "Nothing can be recommended: no run of a candidate was selected."
@@ -258,7 +247,7 @@ def _recommendation(
 
 
 def _nearness(option: OptionSummary) -> tuple[int, float]:
-    """Sorts misses: the milder verdict first, then the larger object IoU."""
+    """Return the sort key of options that failed: the severity of the verdict, then the object IoU."""
     return SEVERITY[option.verdict], _mean(option.object_iou)
 
 

@@ -1,9 +1,12 @@
-"""Why an option predicts what it predicts: thresholds, origin of the gradient, confusion of classes."""
+"""Explanations in sentences: why an option predicts what it does, and when its runs met the rules.
+
+`Diagnosis` gathers prediction thresholds, the origin of the gradient, and the confusion of classes over the
+seeds of an option. `describe_rules_met` and `describe_last_epoch` follow one run over its epochs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import NamedTuple
@@ -12,19 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from bvae.judging.comparison import OptionSummary
-from bvae.records import EpochRecord
+from bvae.records import EpochRecord, Evaluation
 from bvae.verdict import broken_rule
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What explains an option, over its seeds.
+    """The evidence that explains the predictions of an option, over its seeds.
 
     Attributes:
-        thresholds: `[C - 1]`, see `bvae.judging.comparison.painting_threshold`.
-        gradient_shares: for each seed by epoch, the part of the gradient that foreground cells have.
-        confusion: `[C, C]` validation cells by true class (row) and predicted class (column), last epoch, all
-            seeds together; zero where no epoch was completed.
+        thresholds: `[C - 1]`, prediction thresholds, see `bvae.judging.comparison.painting_threshold`.
+        gradient_shares: per seed and epoch, the fraction of the gradient that comes from foreground cells.
+        confusion: `[C, C]` validation cells by true class (row) and predicted class (column), summed over the
+            last epochs of all seeds; zero where no epoch was completed.
     """
 
     thresholds: tuple[float | None, ...]
@@ -33,42 +36,35 @@ class Diagnosis:
 
     @classmethod
     def of(cls, option: OptionSummary, histories: Sequence[Sequence[EpochRecord]]) -> Diagnosis:
-        """Gather it from an option's summary and the epoch records of its runs."""
-        size = len(option.painting_threshold) + 1
-        confusion = np.zeros((size, size), np.int64)
-        for history in histories:
-            if history:
-                confusion += np.array(history[-1].validation.confusion)
+        """Gather the evidence from an option's summary and the epoch records of its runs."""
+        evaluations = [[record.validation for record in history] for history in histories if history]
+        shape = (len(option.painting_threshold) + 1,) * 2
         return cls(
             thresholds=option.painting_threshold,
-            gradient_shares=tuple(
-                tuple(record.validation.foreground_gradient_share for record in history)
-                for history in histories
-                if history
-            ),
-            confusion=confusion,
+            gradient_shares=tuple(tuple(e.foreground_gradient_share for e in run) for run in evaluations),
+            confusion=sum((np.array(run[-1].confusion) for run in evaluations), np.zeros(shape, np.int64)),
         )
 
     @property
     def foreground_rate(self) -> float | None:
-        """The share of validation cells that are not background."""
+        """Fraction of validation cells that are foreground; None where no epoch was completed."""
         cells = int(self.confusion.sum())
         return float(self.confusion[1:].sum() / cells) if cells else None
 
     @property
     def last_gradient_share(self) -> float | None:
-        """The mean over seeds after the last epoch."""
+        """Mean of the foreground's gradient share over seeds, after the last epoch; None where undefined."""
         last = [share for shares in self.gradient_shares if (share := shares[-1]) is not None]
         return float(np.mean(last)) if last else None
 
 
 def explain_why(why: Diagnosis) -> tuple[str, str, str]:
-    """What the three panels show, a plain sentence each."""
+    """Return one sentence each on the thresholds, the gradient and the confusion."""
     return _explain_thresholds(why), _explain_gradient(why), _explain_confusion(why)
 
 
 def describe_why(why: Diagnosis) -> str:
-    """The same in one sentence, the text alternative of the picture."""
+    """Return these explanations as one sentence, the text alternative of the picture."""
     return " ".join(explain_why(why)).replace(". ", "; ")
 
 
@@ -92,19 +88,16 @@ def _explain_thresholds(why: Diagnosis) -> str:
 def _explain_gradient(why: Diagnosis) -> str:
     if why.last_gradient_share is None or why.foreground_rate is None:
         return "Where the gradient comes from is not known, as no epoch was completed."
-    ratio = why.last_gradient_share / why.foreground_rate if why.foreground_rate else 0.0
+    share, rate = why.last_gradient_share, why.foreground_rate
+    ratio = share / rate if rate else 0.0
+    if share < 1 and 0 < rate < 1:
+        influence = f"as much as {ratio / ((1 - share) / (1 - rate)):.1f} background cells"
+    else:
+        influence = f"{ratio:.1f} times its part"
     return (
-        f"Foreground cells are {percent(why.foreground_rate)} of all and give "
-        f"{percent(why.last_gradient_share)} of the loss's gradient after the last epoch: "
-        f"each counts {_times(ratio, why.last_gradient_share, why.foreground_rate)}."
+        f"Foreground cells are {percent(rate)} of all and give {percent(share)} of the loss's gradient after "
+        f"the last epoch: each counts {influence}."
     )
-
-
-def _times(ratio: float, share: float, rate: float) -> str:
-    if share >= 1 or rate <= 0 or rate >= 1:
-        return f"{ratio:.1f} times its part"
-    each = (share / rate) / ((1 - share) / (1 - rate))
-    return f"as much as {each:.1f} background cells"
 
 
 def _explain_confusion(why: Diagnosis) -> str:
@@ -121,19 +114,19 @@ def _explain_confusion(why: Diagnosis) -> str:
 
 
 def percent(share: float) -> str:
-    """A share in words, with as many digits as tell something."""
+    """Return a fraction as a percentage: whole from 10 %, else with one decimal."""
     if 0 < share < 0.0005:
         return "less than 0.1 %"
     return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
 
 
 class RulesMet(NamedTuple):
-    """Epochs, counted from 1; None for what did not happen.
+    """The epochs, counted from 1, in which a run met the rules; None for what did not happen.
 
     Attributes:
         first: the first epoch in which no rule was broken.
-        lost: the epoch from which on a rule was broken until the end.
-        again: the epoch from which on no rule was broken until the end, after one was in between.
+        lost: the first epoch of the last stretch, where a rule was broken in all of it.
+        again: the first epoch of the last stretch, where no rule was broken in it, but one was before it.
     """
 
     first: int | None
@@ -142,17 +135,15 @@ class RulesMet(NamedTuple):
 
 
 def when_rules_met(history: Sequence[EpochRecord]) -> RulesMet:
-    """Return the epochs in which a run began to meet the rules of the verdict, and ceased to."""
+    """Return the epochs in which a run started and stopped meeting the rules of the verdict."""
     met = [broken_rule(record.validation) is None for record in history]
     if not any(met):
         return RulesMet(None, None, None)
     tail = sum(1 for _ in takewhile(lambda state: state == met[-1], reversed(met)))
-    first, turn = met.index(True), len(met) - tail
-    return RulesMet(
-        first=history[first].epoch,
-        lost=None if met[-1] else history[turn].epoch,
-        again=history[turn].epoch if met[-1] and turn > first else None,
-    )
+    first, turn = history[met.index(True)].epoch, history[len(met) - tail].epoch
+    if not met[-1]:
+        return RulesMet(first, lost=turn, again=None)
+    return RulesMet(first, lost=None, again=turn if turn > first else None)
 
 
 def describe_rules_met(history: Sequence[EpochRecord]) -> str:
@@ -160,38 +151,32 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
     if not history:
         return "No epoch was completed, so nothing was learned."
     first, lost, again = when_rules_met(history)
+    numbers = {record.epoch: f"({_evidence(record.validation)})" for record in history}
     if first is None:
-        nearest = max(history, key=lambda record: _number(record.validation.object_iou))
-        return (
-            "The rules of the verdict were never met: "
-            f"the nearest was epoch {nearest.epoch} ({_evidence(nearest)})."
-        )
-    records = {record.epoch: record for record in history}
-    met = f"The rules of the verdict were first met in epoch {first} ({_evidence(records[first])})"
+        nearest = max(history, key=_object_iou).epoch
+        return f"The rules of the verdict were never met: the nearest was epoch {nearest} {numbers[nearest]}."
+    met = f"The rules of the verdict were first met in epoch {first} {numbers[first]}"
     if lost is not None:
-        return f"{met} and broken again in epoch {lost} ({_evidence(records[lost])})."
+        return f"{met} and broken again in epoch {lost} {numbers[lost]}."
     if again is not None:
-        numbers = _evidence(records[again])
-        return f"{met}, broken in between, and met to the end from epoch {again} on ({numbers})."
+        return f"{met}, broken in between, and met to the end from epoch {again} on {numbers[again]}."
     return f"{met}{', the last.' if first == history[-1].epoch else ' and met to the end.'}"
 
 
 def describe_last_epoch(history: Sequence[EpochRecord]) -> str:
-    """Return a sentence on what the last epoch changed; empty where there was no epoch before it."""
+    """Return a sentence on what the last epoch changed; empty without two epochs that have an object IoU."""
     if len(history) < 2:
         return ""
     before, last = history[-2].validation, history[-1].validation
-    ious = [_number(record.object_iou) for record in (before, last)]
-    if not all(map(math.isfinite, ious)):
+    if before.object_iou is None or last.object_iou is None:
         return ""
     return (
-        f"The last epoch took object IoU from {ious[0]:.3f} to {ious[1]:.3f} and "
+        f"The last epoch took object IoU from {before.object_iou:.3f} to {last.object_iou:.3f} and "
         f"validation loss from {before.loss:.4g} to {last.loss:.4g}."
     )
 
 
-def _evidence(record: EpochRecord) -> str:
-    found = record.validation
+def _evidence(found: Evaluation) -> str:
     if found.object_iou is None or found.object_recall is None:
         return "without objects to judge by"
     return (
@@ -200,5 +185,6 @@ def _evidence(record: EpochRecord) -> str:
     )
 
 
-def _number(value: float | None) -> float:
-    return float("-inf") if value is None else value
+def _object_iou(record: EpochRecord) -> float:
+    value = record.validation.object_iou
+    return -1.0 if value is None else value

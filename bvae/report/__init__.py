@@ -1,7 +1,7 @@
-"""The report of a session: `text` for terminals and Markdown, `html` for the page of pytest-html.
+"""The report of a session: text for terminals, Markdown, and HTML for the page of pytest-html.
 
-html.py           values → HTML, by templates/*.jinja
-text.py           the columns of the table of options, sentences, terminal table, Markdown
+text.py           columns of the table of options, sentences, terminal table, Markdown
+html.py           HTML by templates/*.jinja, and the code of the recommended loss
 page.css, page.js style and script of the page
 """
 

@@ -1,9 +1,8 @@
-"""The report of a session as HTML: values → the context of `templates/*.jinja`, which escape every text."""
+"""The report of a session as HTML: the context of `templates/*.jinja`, which escape every text."""
 
 from __future__ import annotations
 
 import base64
-import dataclasses
 import importlib.resources
 import io
 import shlex
@@ -29,7 +28,7 @@ from bvae.storage import printable
 from bvae.verdict import MEANINGS, RULES, Rule
 
 MAX_PICTURES = 12
-"""Pictures of checkpoints that are shown of a run, beside its filmstrip and curves."""
+"""Most pictures of checkpoints that are shown per run, besides its filmstrip and curves."""
 
 TEMPLATES = Environment(
     loader=PackageLoader("bvae.report"),
@@ -43,7 +42,7 @@ _SIGNS = {True: "✔", False: "✘"}
 
 
 class Picture(NamedTuple):
-    """A picture in the page; `data` is its PNG in base64, empty where it was not drawn."""
+    """A picture of the page; `data` is its PNG in base64, empty where it was not drawn."""
 
     caption: str
     data: str = ""
@@ -53,14 +52,14 @@ class Picture(NamedTuple):
 
     @classmethod
     def of(cls, png: bytes, caption: str) -> Picture:
-        """Embed a PNG; its text chunk `Description` becomes the text alternative."""
+        """Return the picture of a PNG; its text chunk `Description` becomes the text alternative."""
         with Image.open(io.BytesIO(png)) as image:  # reads the header only
             description = str(image.info.get("Description", caption))
             return cls(caption, base64.b64encode(png).decode(), *image.size, description)
 
     @classmethod
     def of_file(cls, path: Path, caption: str) -> Picture:
-        """Embed a PNG file where there is one."""
+        """Return the picture of a PNG file, without data if there is no such file."""
         return cls.of(path.read_bytes(), caption) if path.exists() else cls(caption)
 
 
@@ -69,7 +68,7 @@ def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bo
 
     Args:
         comparison: None where no run was begun.
-        gate_ran: whether the test of the gate was selected.
+        gate_ran: whether the gate's test was run.
     """
     files = importlib.resources.files("bvae.report")
     return _render(
@@ -83,10 +82,10 @@ def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bo
 
 
 def show_run(session: Session, result: RunResult, curves: bytes) -> str:
-    """Return a run: its verdict, when it met the rules, its filmstrip, curves and pictures of checkpoints.
+    """Return the section of a run: verdict, epochs that met the rules, filmstrip, curves and checkpoints.
 
     Args:
-        curves: a PNG of the run's curves.
+        curves: PNG of the run's curves.
     """
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
@@ -102,16 +101,14 @@ def show_run(session: Session, result: RunResult, curves: bytes) -> str:
 
 
 def show_gate(comparison: Comparison) -> str:
-    """Return the gate's outcome with a line of numbers for each candidate."""
+    """Return the outcome of the gate, a line of numbers for each candidate, and the recommendation."""
     return _render("gate.jinja", lines=[*explain_gate(comparison).splitlines(), comparison.recommendation])
 
 
 def show_differences(differences: Sequence[Difference]) -> str:
     """Return the table of differences to the baseline."""
-    rows = [[Cell(text) for text in row] for row in difference_rows(differences)]
-    return _render(
-        "differences.jinja", head=[Cell(text) for text in DIFFERENCE_HEADINGS], rows=rows, caption=CAPTION
-    )
+    head, *rows = ([*map(Cell, row)] for row in (DIFFERENCE_HEADINGS, *difference_rows(differences)))
+    return _render("differences.jinja", head=head, rows=rows, caption=CAPTION)
 
 
 def _render(template: str, **context: Any) -> str:
@@ -141,7 +138,11 @@ def _head_context(session: Session, comparison: Comparison) -> dict[str, Any]:
 
 
 def _options_table(comparison: Comparison, names: Sequence[str]) -> dict[str, Any]:
-    """The table of options and references; `names` are all options, in the order of their colours."""
+    """Return the table of options and references.
+
+    Args:
+        names: all options of the session, in the order of their colours.
+    """
     rows = table_rows(comparison)
     for row, (name, option) in zip(rows, comparison.options.items(), strict=False):
         row[0] = Cell(name, "recommended" if name == comparison.recommended else "")
@@ -155,40 +156,33 @@ def _options_table(comparison: Comparison, names: Sequence[str]) -> dict[str, An
 
 
 def _rules_table(comparison: Comparison) -> dict[str, Any]:
-    """What each rule of the verdict measured in every run; a sign marks a broken rule."""
+    """Return the table of rules: the number that each rule measured in every run, with a sign if broken."""
     runs = [(name, run) for name, option in comparison.options.items() for run in option.runs]
-    rows = [
-        [
-            Cell(rule.quantity, f"else {words(rule.verdict)}"),
-            Cell(rule.requirement),
-            *(_rule_cell(rule, run.metrics) for _, run in runs),
-        ]
-        for rule in RULES
-    ]
-    return {
-        "head": [Cell("rule"), Cell("bound"), *(Cell(name, f"seed {run.seed}") for name, run in runs)],
-        "rows": rows,
-    }
+    rows = []
+    for rule in RULES:
+        names = [Cell(rule.quantity, f"else {words(rule.verdict)}"), Cell(rule.requirement)]
+        rows.append([*names, *(_rule_cell(rule, run.metrics) for _, run in runs)])
+    head = [Cell("rule"), Cell("bound"), *(Cell(name, f"seed {run.seed}") for name, run in runs)]
+    return {"head": head, "rows": rows}
 
 
 def _rule_cell(rule: Rule, metrics: Evaluation | None) -> Cell:
-    value = None if metrics is None else rule.measure(metrics)
-    if metrics is None or value is None:
+    if metrics is None or (value := rule.measure(metrics)) is None:
         return Cell("undefined")
     return Cell(f"{value:.3f}", _SIGNS[False] if rule.is_broken(metrics) else "")
 
 
 def _lost_accuracy(comparison: Comparison) -> float | None:
-    """By how much the recommended option is less accurate than predicting background only, if it is."""
+    """Return how much less accurate the recommended option is than predicting background only, else None."""
     name, rate = comparison.recommended, comparison.corpus.background_rate
     accuracy = comparison.options[name].pixel_accuracy.mean if name else None
     return rate - accuracy if accuracy is not None and accuracy < rate else None
 
 
 def _recommended_code(session: Session, comparison: Comparison) -> str | None:
-    config = session.record.config
-    found = [option for option in config.options if option.name == comparison.recommended]
-    return code_snippet(config, found[0], comparison.corpus.class_counts) if found else None
+    config, counts = session.record.config, comparison.corpus.class_counts
+    found = (option for option in config.options if option.name == comparison.recommended)
+    return next((code_snippet(config, option, counts) for option in found), None)
 
 
 def _why(session: Session, name: str, option: OptionSummary) -> dict[str, Any]:
@@ -206,19 +200,17 @@ def _why(session: Session, name: str, option: OptionSummary) -> dict[str, Any]:
 
 
 def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
-    """The pictures of checkpoints to show, oldest first, and remarks on those left out."""
+    """Return the pictures of checkpoints to show, oldest first, and remarks on those left out."""
     drawn = [path for path in reversed(checkpoints(directory)) if picture_of(path).exists()]
     best = [path for path in drawn if path.stem == "best"]
     timed = [path for path in drawn if path.stem != "best"]
     remarks = []
     if best:
         png = picture_of(best[0]).read_bytes()
-        if same := [path for path in timed if picture_of(path).read_bytes() == png]:
+        if same := [_moment(path) for path in timed if picture_of(path).read_bytes() == png]:
             best = []
-            moment = _moment(same[-1]).lower()
-            remarks.append(f"The best checkpoint, of least validation loss, is that of {moment}.")
-    room = MAX_PICTURES - len(best)
-    if len(timed) > room:
+            remarks.append(f"The best checkpoint, of least validation loss, is that of {same[-1].lower()}.")
+    if len(timed) > (room := MAX_PICTURES - len(best)):
         folder = printable(str(directory / "checkpoints"))
         remarks.append(f"{room} of {len(timed)} checkpoints are shown; the pictures of all are in {folder}.")
         timed = [timed[round(place * (len(timed) - 1) / (room - 1))] for place in range(room)]
@@ -226,7 +218,7 @@ def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
 
 
 def _moment(checkpoint: Path) -> str:
-    """When a checkpoint was saved, from its name such as `epoch_002_step_000123`."""
+    """Return when a checkpoint was saved, from a name such as `epoch_002_step_000123`."""
     if checkpoint.stem == "best":
         return "Least validation loss"
     _, epoch, *step = checkpoint.stem.split("_")
@@ -234,17 +226,19 @@ def _moment(checkpoint: Path) -> str:
 
 
 def code_snippet(experiment: ExperimentConfig, option: LossOption, counts: Sequence[int]) -> str:
-    """Return code that defines the loss of an option on an experiment's corpus, and how it is trained.
+    """Return Python code with an option's reconstruction loss and the experiment's training configuration.
 
     Args:
-        counts: `[C]`, cells of each class in the training split; a comment shows the weights they give.
+        counts: `[C]`, cells of each class in the training split; a comment shows the resulting weights.
     """
-    fields = dataclasses.fields(experiment.training)
-    settings = ", ".join(f"{field.name}={getattr(experiment.training, field.name)!r}" for field in fields)
+    settings = ", ".join(f"{name}={value!r}" for name, value in vars(experiment.training).items())
     lines = textwrap.wrap(f"{settings},", 84, break_long_words=False, break_on_hyphens=False)
     training = textwrap.indent("\n".join(lines), "    ")
     numbers = ", ".join(f"{weight:.4g}" for weight in weights_of_option(option, counts).tolist())
-    source, weight = _weight(option)
+    if option.exponent is None and option.beta is None and isinstance(option.class_weights, str):
+        source, weight = "class_weights", f"class_weights(counts, {option.class_weights!r})"
+    else:
+        source, weight = "option_weights", f"option_weights({option!r}, counts)"
     corpus = f"{experiment.corpus!r}, grid_size={experiment.grid_size}"
     if experiment.padding_value is not None:
         corpus += f", padding_value={experiment.padding_value}"
@@ -266,10 +260,3 @@ def reconstruction_loss(logits, target):
     \"\"\"Nats per cell of logits [B, 10, H, W] and classes [B, H, W]; training.beta · KL is added.\"\"\"
     return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
 """
-
-
-def _weight(option: LossOption) -> tuple[str, str]:
-    """The name of the function that returns an option's class weights, and the call."""
-    if option.exponent is None and option.beta is None and isinstance(option.class_weights, str):
-        return "class_weights", f"class_weights(counts, {option.class_weights!r})"
-    return "option_weights", f"option_weights({option!r}, counts)"

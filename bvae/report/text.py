@@ -1,4 +1,4 @@
-"""A comparison as text: the table of options, the gate's outcome in sentences, the Markdown report."""
+"""A comparison as text: the table of options, sentences on the gate, and the Markdown report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bvae.records import ControlledMetrics, MeanStd
 
 
 class Cell(NamedTuple):
-    """A text in a table and what stands beside it, such as the value of a control."""
+    """The text of a table cell, and a second text beside it, such as the value of a control."""
 
     text: str
     beside: str = ""
@@ -32,7 +32,7 @@ class Column(NamedTuple):
 
 
 def _metric(heading: str, name: str) -> Column:
-    """A column of a metric beside its shuffled control."""
+    """Return the column of a metric and its shuffled control."""
     return Column(
         Cell(heading, "shuffled"),
         lambda _, option: Cell(str(getattr(option, name)), _number(getattr(option, f"shuffled_{name}").mean)),
@@ -69,34 +69,35 @@ COLUMNS = (
         lambda comparison, option: Cell(f"{_short(option.active_units)} of {comparison.training.latent_dim}"),
     ),
 )
-"""The columns of the table of options after the name, declared here and nowhere else.
+"""Columns of the table of options after the name, for terminal, Markdown and HTML.
 
-What stands beside a heading may hold the `background` rate and the bounds `lo` and `hi` of the band.
+The second text of a heading is a template with the `background` rate and the bounds `lo`, `hi` of the band.
 """
 
+PICTURES = {
+    "curves.png": "Curves of loss, accuracy, object IoU, object recall and KL by epoch",
+    "reconstructions.png": "The same training grids, and what each option reconstructs",
+    "examples.png": "The worst, the median and the best validation grids under each option",
+}
+"""Pictures of the Markdown report, each with its text alternative."""
+
 TERMINAL_COLUMNS = 7
-"""Number of columns in a terminal, the name included."""
+"""Number of columns that a terminal shows, including the name."""
 
 
 def table_head(comparison: Comparison) -> list[Cell]:
     """Return the headings of the table of options."""
     lo, hi = comparison.band
     known = {"background": comparison.corpus.background_rate, "lo": lo, "hi": hi}
-    headings = [column.heading for column in COLUMNS]
-    return [Cell("option"), *(Cell(text, beside.format(**known)) for text, beside in headings)]
+    return [Cell("option"), *(Cell(text, beside.format(**known)) for (text, beside), *_ in COLUMNS)]
 
 
 def table_rows(comparison: Comparison) -> list[list[Cell]]:
     """Return the table of options: a row for each option, then for each control and reference."""
-    options = [
-        [Cell(name), *(column.of_option(comparison, option) for column in COLUMNS)]
-        for name, option in comparison.options.items()
-    ]
-    references = [
-        [Cell(name), *(column.of_reference(found) for column in COLUMNS)]
-        for name, found in (comparison.corpus.controls | comparison.corpus.references).items()
-    ]
-    return options + references
+    options, references = comparison.options, comparison.corpus.controls | comparison.corpus.references
+    rows = [(name, [column.of_option(comparison, options[name]) for column in COLUMNS]) for name in options]
+    rows += [(name, [column.of_reference(found) for column in COLUMNS]) for name, found in references.items()]
+    return [[Cell(name), *cells] for name, cells in rows]
 
 
 def words(name: str) -> str:
@@ -111,30 +112,29 @@ def _number(value: float | None) -> str:
 def _short(value: MeanStd) -> str:
     if value.mean is None:
         return "undefined"
-    return f"{value.mean:.3g}" + (f" ± {value.sd:.2g}" if value.sd is not None else "")
+    return f"{value.mean:.3g}" + ("" if value.sd is None else f" ± {value.sd:.2g}")
 
 
 def _classes(option: OptionSummary) -> Cell:
     known = [run.metrics for run in option.runs if run.metrics is not None]
-    counts = sorted({metrics.classes_learned for metrics in known})
-    if not counts:
+    if not known:
         return Cell("undefined")
-    learned = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    counts = sorted({metrics.classes_learned for metrics in known})
+    learned = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     return Cell(f"{learned} of {known[0].classes_present}")
 
 
 def _divergence(kl: MeanStd) -> Cell:
-    bits = "undefined" if kl.mean is None else f"{kl.mean / math.log(2):.3g}"
-    return Cell(_short(kl), bits)
+    return Cell(_short(kl), "undefined" if kl.mean is None else f"{kl.mean / math.log(2):.3g}")
 
 
 def explain_gate(comparison: Comparison) -> str:
     """Return the gate's outcome: a sentence, then a line of numbers for each candidate."""
     gate, band = comparison.gate, AccuracyBand(*comparison.band)
     if gate.passed:
-        learned = [
+        learned = (
             f"{name} trained stably and {what_was_learned(comparison, name)}" for name in gate.passed_by
-        ]
+        )
         head = f"The gate passed: {'; '.join(learned)}."
     elif not gate.candidates:
         head = (
@@ -154,10 +154,9 @@ def explain_gate(comparison: Comparison) -> str:
 
 
 def what_was_learned(comparison: Comparison, option: str) -> str:
-    """Return, as a verb phrase, what an option learned, compared with copies of the nearest training grid.
+    """Return a verb phrase on what an option learned that breaks no rule of the verdict.
 
-    The option must break no rule of the verdict. Shapes count as learned where more objects are recognised
-    than in those copies.
+    Shapes count as learned where more objects are recognised than by the nearest training grid.
     """
     share = comparison.options[option].objects_recognised.mean
     copied = [
@@ -175,14 +174,16 @@ def what_was_learned(comparison: Comparison, option: str) -> str:
 
 def describe_setting(comparison: Comparison) -> str:
     """Return sentences on the corpus, β and the accuracy band of a comparison."""
-    corpus, band = comparison.corpus, AccuracyBand(*comparison.band)
+    corpus, band, beta = comparison.corpus, AccuracyBand(*comparison.band), comparison.training.beta
+    cells = sum(corpus.class_counts) / corpus.train
     sentences = [
         f"Corpus {corpus.name}: {corpus.train:,} training and {corpus.val:,} validation grids, "
         f"background rate {corpus.background_rate:.3f}, most to least frequent class "
         f"{corpus.weight_ratio['inverse']:.0f}:1 ({corpus.weight_ratio['sqrt_inverse']:.1f}:1 after the "
         f"square root).",
         *corpus.remarks(),
-        _describe_beta(comparison),
+        # Papers give β for a loss that is a sum over cells.
+        f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells).",
         f"Accuracy band {band}.",
     ]
     if band.hi < corpus.background_rate:
@@ -191,13 +192,6 @@ def describe_setting(comparison: Comparison) -> str:
             "cells right than one that predicts nothing, as the price of predicting objects."
         )
     return " ".join(sentences)
-
-
-def _describe_beta(comparison: Comparison) -> str:
-    """β for a mean over cells, as configured, and for a sum over cells, as papers give it."""
-    beta, corpus = comparison.training.beta, comparison.corpus
-    cells = sum(corpus.class_counts) / corpus.train
-    return f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells)."
 
 
 def to_text_table(comparison: Comparison) -> list[str]:
@@ -251,20 +245,13 @@ def to_markdown(
         rows = [DIFFERENCE_HEADINGS, ["---"] * len(DIFFERENCE_HEADINGS), *difference_rows(differences)]
         lines += ["", "## Against the baseline", "", *map(_row, rows), "", CAPTION]
     if pictures:
-        lines += [
-            "",
-            "![Curves of loss, accuracy, object IoU, object recall and KL by epoch](curves.png)",
-            "",
-            "![The same training grids, and what each option reconstructs](reconstructions.png)",
-            "",
-            "![The worst, the median and the best validation grids under each option](examples.png)",
-        ]
-    lines.append("")
-    return "\n".join(lines)
+        for name, description in PICTURES.items():
+            lines += ["", f"![{description}]({name})"]
+    return "\n".join([*lines, ""])
 
 
 def markdown(text: str) -> str:
-    """Escape what Markdown would not show as it is written."""
+    """Return text with the special characters of Markdown escaped."""
     return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", text)
 
 
