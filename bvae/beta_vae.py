@@ -20,7 +20,7 @@ Counts = weights.Counts | Tensor
 def class_weights(
     counts: Counts, method: str, *, exponent: float | None = None, beta: float | None = None
 ) -> Tensor:
-    """Weights that make rare classes count more, scaled so that their frequency-weighted mean is 1.
+    """Return weights that make rare classes count more, scaled so that their frequency-weighted mean is 1.
 
     A weighted loss then has the size of an unweighted one, so β and the clipping norm mean the same under
     every method. A class that never occurs gets the weight of the rarest one that does.
@@ -45,7 +45,7 @@ def class_weights(
 
 
 def option_weights(option: LossOption, counts: Counts) -> Tensor:
-    """The class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
+    """Return the class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
 
     An explicit weight also holds for a class that never occurs. Raises ValueError as `class_weights` does.
     """
@@ -68,7 +68,7 @@ def one_hot(grids: Tensor, classes: int = DEFAULT_CLASSES) -> Tensor:
 
 
 def _one_hot_rows(classes: int) -> Tensor:
-    """The encoding of each value of a uint8, `[256, C]`: zeros outside, NaN for what is no class."""
+    """Return the encoding of each uint8 value, `[256, C]`: zeros for OUTSIDE, NaN for other non-classes."""
     rows = torch.eye(OUTSIDE + 1, classes)
     rows[classes:OUTSIDE] = torch.nan
     return rows
@@ -79,7 +79,7 @@ def _encode(grids: Tensor, rows: Tensor) -> Tensor:
 
 
 class Output(NamedTuple):
-    """What the model says of grids: logits `[B, C, H, W]`, posterior mean and log variance `[B, Z]`."""
+    """Output of the model: logits `[B, C, H, W]`, posterior mean and log variance `[B, Z]`."""
 
     logits: Tensor
     mean: Tensor
@@ -87,7 +87,7 @@ class Output(NamedTuple):
 
 
 class GridModel(nn.Module):
-    """What training and evaluation ask of a model; any module with these methods will do."""
+    """Interface of a model for training and evaluation; any module with these methods will do."""
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`.
@@ -103,7 +103,7 @@ class GridModel(nn.Module):
 
 @torch.no_grad()
 def initialize(layers: nn.Sequential) -> None:
-    """Draw the weights of all layers but the last anew, and set all biases to 0.
+    """Draw new weights for all layers but the last, and set all biases to 0.
 
     Each weight is normal with variance 2 / (number of inputs of an output), so that activations keep their
     size through ReLU. PyTorch's own initialization shrinks them to less than half in every layer, and a model
@@ -129,8 +129,8 @@ class BetaVAE(GridModel):
     log variance. The decoder mirrors it, with 4×4 transposed convolutions, and ends in one logit per class
     and cell. Weights before a ReLU are drawn so that the signal keeps its size, see `initialize`.
 
-    Layers, `encode` and `decode` may be changed freely: what the handwritten step for bfloat16 on CPUs does
-    not support is trained by autograd, see `bvae.training.cpu_bf16`.
+    Layers, `encode` and `decode` may be changed freely: a model that the handwritten bfloat16 step for CPUs
+    does not support is trained by autograd, see `bvae.training.cpu_bf16`.
 
     Args:
         grid_size: height and width, a multiple of 4.
@@ -159,7 +159,7 @@ class BetaVAE(GridModel):
             nn.ReLU(),
             Downsample(64, 128),
             nn.Flatten(),
-            nn.ReLU(),  # after flattening, so that its gradient lies as its input does
+            nn.ReLU(),  # after flattening, so that its gradient has the memory order of its input
             nn.Linear(features, 128),
             nn.ReLU(),
             nn.Linear(128, 2 * latent_dim),
@@ -197,6 +197,6 @@ class BetaVAE(GridModel):
 
 
 def sample_posterior(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """A sample `[B, Z]` of N(mean, exp(log_variance)), differentiable in both."""
+    """Return a sample `[B, Z]` of N(mean, exp(log_variance)), differentiable in both."""
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     return mean + torch.exp(0.5 * log_variance) * noise

@@ -1,4 +1,4 @@
-"""Class weights of a loss, from how often each class occurs, in NumPy; as tensors in `bvae.beta_vae`."""
+"""Class weights of the loss from class counts, as NumPy arrays; `bvae.beta_vae` returns them as tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bvae.config import ClassWeights, LossOption, check_weight_parameters
 
 WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
-"""Class c weighs n_c to minus this exponent."""
+"""The weight of class c is proportional to n_c to minus this exponent."""
 
 WEIGHT_METHODS = get_args(ClassWeights)
 
@@ -23,7 +23,7 @@ Counts = Sequence[float] | NDArray[np.number[Any]]
 def weights_by_method(
     counts: Counts, method: str, *, exponent: float | None = None, beta: float | None = None
 ) -> NDArray[np.float32]:
-    """What `bvae.beta_vae.class_weights` returns. Raises ValueError as it does."""
+    """Return the class weights, see `bvae.beta_vae.class_weights`."""
     if method not in WEIGHT_METHODS:
         raise ValueError(f"class weight method is {method!r}; expected one of {', '.join(WEIGHT_METHODS)}")
     check_weight_parameters(method, exponent, beta)
@@ -40,7 +40,7 @@ def weights_by_method(
 
 @np.errstate(over="ignore", divide="ignore")
 def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]:
-    """The class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
+    """Return the class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
 
     An explicit weight also holds for a class that never occurs. Raises as `weights_by_method` does.
     """
@@ -59,7 +59,7 @@ def _checked(counts: Counts) -> NDArray[np.float64]:
 
 
 def _scaled(weight: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Weights `[C]` with a mean of 1 over cells of class counts `n`; positive and finite in float32."""
+    """Scale weights `[C]` to a mean of 1 over cells with class counts `n`; positive and finite in float32."""
     present, float32 = n > 0, np.finfo(np.float32)
     weight = weight / weight[present].max()
     mean = (n[present] / n.sum() * weight[present]).sum()

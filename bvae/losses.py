@@ -25,8 +25,8 @@ def focal_loss(
 ) -> Tensor:
     """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells and not over weights.
 
-    Where the target is `bvae.corpus.OUTSIDE` there is no cell: no loss, no gradient, no part in the mean. The
-    loss can be differentiated once, with respect to the logits alone.
+    Positions where the target is `bvae.corpus.OUTSIDE` have no loss and no gradient, and do not count in the
+    mean. The loss can be differentiated once, with respect to the logits only.
 
     With the margin m = log Σ_{c≠y} exp z_c − z_y, the probability of the target is p_y = σ(−m), so the loss
     is `w·σ(m)^γ·softplus(m)`: no difference of nearly equal numbers where p_y is close to 1, and a finite
@@ -52,12 +52,12 @@ def focal_loss(
 
 
 def cell_count(target: Tensor) -> Tensor:
-    """How many cells the grids `[B, H, W]` have, those outside not counted: `[]`."""
+    """Return the number of cells in grids `[B, H, W]`, as a tensor `[]`; OUTSIDE is not counted."""
     return (target != OUTSIDE).sum()
 
 
 def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The focal loss of each cell `[B, H, W]`, and where the target's logit is larger than every other.
+    """Return the focal loss per cell, and whether the target has the largest logit; both `[B, H, W]`.
 
     Raises ValueError as `focal_loss` does.
     """
@@ -67,7 +67,7 @@ def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | N
 
 
 def _checked(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
-    """The logits, in float32 at least. Raises ValueError as `focal_loss` does."""
+    """Return the logits in float32 or wider. Raises ValueError as `focal_loss` does."""
     if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]) or logits.shape[1] < 2:
         raise ValueError(
             f"logits are {list(logits.shape)} and target {list(target.shape)}; "
@@ -83,12 +83,12 @@ def _checked(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Return a tensor in float32 or wider."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 class _Focal(NamedTuple):
-    """What one look at the logits finds: see `_focal`."""
+    """Loss per cell and the factors of its gradient, see `_focal`."""
 
     loss: Tensor
     hit: Tensor
@@ -97,20 +97,20 @@ class _Focal(NamedTuple):
 
 
 def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) -> _Focal:
-    """The focal loss of each cell `[B, H, W]`, its gradient by the logits written out, and where they hit.
+    """Return the focal loss per cell `[B, H, W]`, whether the target has the largest logit, and the gradient.
 
     With s = σ(m) and l = softplus(m), d(s^γ·l)/dm = s^γ·(γ·(1 − s)·l + s), the slope `[B, 1, H, W]`; and
-    dm/dz, the direction `[B, C, H, W]`, is the softmax of the other classes, with −1 for the target. Outside
-    a grid loss, slope and hit are 0 and the logits are not looked at.
+    dm/dz, the direction `[B, C, H, W]`, is the softmax of the other classes, with −1 for the target. The
+    gradient is their product. Outside a grid, loss, slope and hit are 0 and the logits are not used.
     """
     outside = (target == OUTSIDE).unsqueeze(1)
-    # A class after the other, over which the passes run.
+    # Class-major memory, since softmax, amax and scatter run over classes.
     logits = logits.contiguous().masked_fill(outside, 0.0)
     index = target.unsqueeze(1).long().masked_fill(outside, 0)
     others = logits.scatter(1, index, -torch.inf)
     share = others.softmax(1)
     own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
-    # Their logsumexp, by way of the largest: its share is at least 1/C, so the logarithm is exact enough.
+    # logsumexp of the other logits, from the largest softmax: at least 1/C, so its logarithm is accurate.
     margin = largest - share.amax(1, keepdim=True).log() - own
     miss, nats = margin.sigmoid(), F.softplus(margin, threshold=SOFTPLUS_IS_LINEAR)
     focus = miss**gamma
@@ -123,7 +123,7 @@ def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) 
 
 
 class _FocalLoss(torch.autograd.Function):
-    """`_focal` for autograd."""
+    """Autograd function of `_focal`."""
 
     @staticmethod
     def forward(
@@ -142,7 +142,7 @@ class _FocalLoss(torch.autograd.Function):
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
-    """KL divergence of N(mean, exp(log_variance)) from N(0, 1), in nats, for each dimension by itself.
+    """Return the KL divergence of N(mean, exp(log_variance)) from N(0, 1) per dimension, in nats.
 
     Args:
         mean, log_variance: `[B, Z]`.
@@ -152,15 +152,15 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, appendix B.
     """
     mean, log_variance = _wide(mean), _wide(log_variance)
-    # expm1 keeps the digits of exp(v) − 1 − v near v = 0, where a collapsed posterior lives.
+    # expm1 keeps the digits of exp(v) − 1 − v near v = 0, the value of a collapsed posterior.
     return 0.5 * (mean.square() + torch.expm1(log_variance) - log_variance)
 
 
 class LossTerms(NamedTuple):
     """The loss and its two terms, each `[B]` or for a batch `[]`, in nats; total = reconstruction + β·kl.
 
-    Comes with `accuracy` `[B]`, which falls out of the loss: the part of a grid's cells whose class has a
-    larger logit than every other. A tie counts as wrong. Of a batch, `reconstruction` and `accuracy` are
+    `accuracy`, a fraction of the same shape, is the share of cells whose class has the strictly
+    largest logit, so a tie counts as wrong. For a batch, `reconstruction` and `accuracy` are
     means over all of its cells, whichever grid they are in.
     """
 
@@ -171,7 +171,7 @@ class LossTerms(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """Of a number, by the logits `[B, C, H, W]`, the posterior mean and the log variance `[B, Z]`."""
+    """Gradient w.r.t. the logits `[B, C, H, W]`, the posterior mean and the log variance `[B, Z]`."""
 
     logits: Tensor
     mean: Tensor
@@ -179,7 +179,7 @@ class Gradient(NamedTuple):
 
 
 class BetaVAELoss:
-    """`mean over cells of the focal loss + β·(KL summed over latent dimensions)`, one value a grid.
+    """`mean over cells of the focal loss + β·(KL summed over latent dimensions)`, one value per grid.
 
     Source: Higgins et al., β-VAE, 2017, eq. 4, with the focal loss as reconstruction term.
     """
@@ -188,7 +188,7 @@ class BetaVAELoss:
         self.gamma, self.weight, self.beta = gamma, weight, beta
 
     def __call__(self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor) -> LossTerms:
-        """The terms for logits `[B, C, H, W]`, posterior `[B, Z]` and target `[B, H, W]`."""
+        """Return the terms for logits `[B, C, H, W]`, posterior `[B, Z]` and target `[B, H, W]`."""
         loss, hit = _focal_loss(logits, target, self.gamma, self.weight)
         cells = (target != OUTSIDE).flatten(1).sum(1)
         reconstruction = loss.flatten(1).sum(1) / cells
@@ -200,7 +200,7 @@ class BetaVAELoss:
     def with_gradient(
         self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor
     ) -> tuple[LossTerms, Gradient]:
-        """The terms of a batch, and the gradient of the total, in float32 at least.
+        """Return the terms of a batch and the gradient of the total, in float32 or wider.
 
         Raises ValueError as `focal_loss` does, and for a posterior that is not `[B, Z]`.
         """

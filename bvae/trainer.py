@@ -1,4 +1,4 @@
-"""The training loop: it trains, evaluates, saves checkpoints, and announces each of these to listeners.
+"""The training loop: train, evaluate, save checkpoints, and announce each of these to listeners.
 
 All random numbers come from the run's seed, and the generator's state is part of the checkpoint. So a run
 that is interrupted and restored ends with the same bits.
@@ -42,9 +42,8 @@ from bvae.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from bvae.training.determinism import keep_freed_memory, reproducible
 from bvae.training.schedule import epoch_order, learning_rate, window_edges
-from bvae.training.step import make_step
+from bvae.training.step import keep_freed_memory, make_step, reproducible
 
 
 class Trainer:
@@ -57,12 +56,13 @@ class Trainer:
         listeners: called with each event, in order, in the training thread.
 
     Attributes:
-        model: the model, up to date at each checkpoint and when `fit` has ended, in whatever way.
+        model: the trained model; up to date at each checkpoint and after `fit`, even if `fit` raised.
+        steps: number of steps of the whole run.
         progress: steps done, epoch records, best validation loss.
         divergence: the step at which a number was not finite and training stopped, or None.
 
     Raises:
-        ValueError: where the corpus is not the one configured or the precision was left open.
+        ValueError: if the corpus is not the configured one, or precision is still "auto".
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Trainer:
         self._device = torch.device(training.device)
         self.batch_size = min(training.batch_size, len(corpus.train))
         self.steps_per_epoch = len(corpus.train) // self.batch_size
+        self.steps = training.epochs * self.steps_per_epoch
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
@@ -91,7 +92,7 @@ class Trainer:
         self._evaluator = Evaluator(corpus.val, self.loss, precision=training.precision)
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
-        """Train until the step `last`, by default the last of all, or until a number is not finite.
+        """Train up to step `last`, by default the whole run; stop earlier if a number is not finite.
 
         Returns: one record for each completed epoch.
 
@@ -128,7 +129,7 @@ class Trainer:
         both are repeated, with the same content.
 
         Raises:
-            CheckpointError: for a file that is not a sound checkpoint of this very run.
+            CheckpointError: for a file that is damaged or is no checkpoint of this run.
         """
         checkpoint = load_checkpoint(path, Progress)
         if checkpoint.state.config != self.config:
@@ -145,13 +146,8 @@ class Trainer:
             self._announce(EpochEnded(self.progress.history))
         self._save(*self._due())
 
-    @property
-    def steps(self) -> int:
-        """Number of steps of the whole run."""
-        return self.config.training.epochs * self.steps_per_epoch
-
     def _train_epoch(self, last: int) -> None:
-        """Train the remaining steps of the current epoch, at most until the step `last`."""
+        """Train the remaining steps of the current epoch, up to step `last`."""
         started = time.perf_counter() - self.progress.epoch_seconds
         done = self.progress.step - self.epoch * self.steps_per_epoch
         train, cells = self.corpus.train, self.corpus.grid_size**2
@@ -198,10 +194,7 @@ class Trainer:
     def _learning_rate(self, step: int) -> float:
         training = self.config.training
         return learning_rate(
-            step,
-            total=self.steps,
-            warmup=training.warmup_steps,
-            peak=training.learning_rate,
+            step, total=self.steps, warmup=training.warmup_steps, peak=training.learning_rate
         )
 
     def _end_epoch(self) -> None:
@@ -265,7 +258,7 @@ class Trainer:
         return tensors | {f"optimizer.{name}": tensor for name, tensor in self._train_step.tensors().items()}
 
     def _check_progress(self, path: Path, progress: Progress) -> Tensor:
-        """Return the generator's state. Raises CheckpointError where parts of the checkpoint do not match."""
+        """Return the generator's state. Raises CheckpointError if the checkpoint contradicts itself."""
         epochs = [record.epoch for record in progress.history]
         steps = progress.step - len(epochs) * self.steps_per_epoch
         if (

@@ -1,4 +1,4 @@
-"""What a model has learned: metrics of cells, classes and objects, beside controls that see nothing."""
+"""Metrics of cells, classes and objects, and of controls that do not see the grid."""
 
 from bvae.evaluation.measure import Evaluator, evaluate
 

@@ -1,6 +1,6 @@
-"""What can be scored without seeing objects: controls and references to hold a model's metrics against.
+"""Controls and references: predictions made without a trained model, to compare a model's metrics with.
 
-A control enters the verdict, a reference stands beside the options in the table.
+Controls enter the verdict; references are only shown in the report's table.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from bvae.records import ControlledMetrics
 Grids = NDArray[np.uint8]
 
 MAX_OBJECT_GRIDS = 2_000
-"""How many validation grids serve for the metrics of objects, and for references."""
+"""Maximum number of validation grids used for object metrics and references."""
 
 MAX_REFERENCE_CELLS = 2**23
-"""How many cells the training grids have that references look at: all of 32,768 grids of 16×16."""
+"""Maximum number of training cells used for references: 32,768 grids of 16×16."""
 
 SEED = 0
 
@@ -37,7 +37,7 @@ def sample_rows(count: int, at_most: int) -> NDArray[np.int64]:
 
 
 def derangement(n: int, seed: int = 0) -> NDArray[np.int64]:
-    """Return a random permutation of 0 … n−1 that leaves nothing in place: one cycle through all.
+    """Return a random permutation of range(n) without fixed points: a single cycle.
 
     Neighbouring grids of a corpus are often alike, so a shift by one would not be a control.
     """
@@ -48,7 +48,7 @@ def derangement(n: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
-    """Predict, for grids `[N, H, W]`, nothing but where their objects begin and end.
+    """Predict only the bounding box of the objects of grids `[N, H, W]`.
 
     The bounding box of the cells that are not of a grid's most frequent class is filled with the most
     frequent class among them, and all else, outside too, with the most frequent class of the grid.
@@ -65,7 +65,7 @@ def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
 
 
 def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What lies between the first and the last mark of each row `[N, K]`, both included."""
+    """Mark everything from the first to the last mark of each row `[N, K]`."""
     after_first = np.logical_or.accumulate(marked, axis=1)
     before_last = np.logical_or.accumulate(marked[:, ::-1], axis=1)[:, ::-1]
     return after_first & before_last
@@ -102,12 +102,12 @@ def _sample(grids: CorpusGrids, at_most: int) -> Grids:
 
 
 def _one_hot_cells(grids: Grids, classes: int) -> Tensor:
-    """Grids `[N, H, W]` as `[N, H·W, C]`, zeros outside."""
+    """Return the one-hot cells `[N, H·W, C]` of grids `[N, H, W]`; zeros outside."""
     return one_hot(torch.from_numpy(grids), classes).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _nearest(train: Tensor, val: Tensor, weights: Tensor) -> NDArray[np.int64]:
-    """Return the index of the training grid that has the most cells, by weight, of each validation grid."""
+    """Return, per validation grid, the index of the training grid with the largest weight of equal cells."""
     nearest: NDArray[np.int64] = ((val * weights).flatten(1) @ train.flatten(1).t()).argmax(1).numpy()
     return nearest
 

@@ -1,4 +1,4 @@
-"""Measuring a model on grids it was not trained on."""
+"""Measure a model on grids that it was not trained on."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ACTIVE_KL = 0.05
 """A latent dimension is active above this KL divergence, in nats."""
 
 WINDOW_CELLS = 2**22
-"""How many cells an evaluation holds at a time, with what was predicted of them."""
+"""Maximum number of cells, and of predictions for them, held in memory at a time."""
 
 
 def foreground_gradient_share(logits: Tensor, target: Tensor, loss: BetaVAELoss) -> float | None:
-    """Return the part of Σ|∂loss/∂logits| that comes from foreground cells; None where the sum is 0.
+    """Return the share of foreground cells in Σ|∂loss/∂logits|; None if the sum is 0.
 
     Args:
         logits: `[B, C, H, W]`.
@@ -70,15 +70,9 @@ class Evaluator:
     """
 
     def __init__(
-        self,
-        grids: Grids,
-        loss: BetaVAELoss,
-        *,
-        precision: str = "fp32",
-        classes: int = DEFAULT_CLASSES,
+        self, grids: Grids, loss: BetaVAELoss, *, precision: str = "fp32", classes: int = DEFAULT_CLASSES
     ) -> None:
-        self._grids, self._loss, self._precision = grids, loss, precision
-        self._classes = classes
+        self._grids, self._loss, self._precision, self._classes = grids, loss, precision, classes
         self._sampled = sample_rows(len(grids), MAX_OBJECT_GRIDS)
         if isinstance(grids, LazyGrids):
             grids.prefetch(self._sampled)
@@ -90,9 +84,8 @@ class Evaluator:
     def measure(self, model: GridModel, *, batch_size: int = 256) -> Evaluation:
         """Measure a model, without touching its mode, weights or any randomness.
 
-        For the control nothing is decoded again: what another grid's latent decodes to is what was predicted
-        for that grid, one among up to `WINDOW_CELLS` cells of neighbours. So `decode` must treat grids one by
-        one.
+        The shuffled control decodes nothing again: it reuses the prediction for another grid of the same
+        window of up to `WINDOW_CELLS` cells. So `decode` must treat the grids of a batch independently.
         """
         terms, seen, shuffled = _LossSums(self._loss), Tally(self._classes), Tally(self._classes)
         samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
@@ -122,9 +115,9 @@ class Evaluator:
     def _predict(
         self, model: GridModel, part: NDArray[np.uint8], terms: _LossSums, batch_size: int
     ) -> NDArray[np.uint8]:
-        """The classes `[N, H, W]` that a model reconstructs from the posterior mean."""
+        """Return the classes `[N, H, W]` that a model predicts from the posterior mean."""
         device = next(model.parameters()).device
-        # Of one piece: many small ones among the activations would keep the heap from being reused.
+        # One array: many small ones between the activations would fragment the heap.
         predicted = np.empty(part.shape, np.uint8)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             for rows in _blocks(len(part), batch_size):
@@ -142,7 +135,7 @@ class _LossSums:
     def __init__(self, loss: BetaVAELoss) -> None:
         self._loss = loss
         self._grids = 0
-        # Total, reconstruction term, KL divergence; reconstruction term weighed by cells, cells.
+        # Total, reconstruction, KL divergence, reconstruction weighted by cells, cells.
         self._sums = torch.zeros(5, dtype=torch.float64)
         self._kl_of_dim = torch.zeros((), dtype=torch.float64)
         self._gradient_share: float | None = None
@@ -158,11 +151,11 @@ class _LossSums:
         self._kl_of_dim = self._kl_of_dim + kl_divergence(mean, log_variance).double().sum(0).cpu()
 
     def means(self) -> dict[str, Any]:
-        """The fields of `Evaluation` that are about the loss."""
+        """Return the fields of `Evaluation` that describe the loss."""
         total, of_grids, kl, of_cells, cells = (self._sums / self._grids).tolist()
         kl_per_dim = tuple((self._kl_of_dim / self._grids).tolist())
         return {
-            # Where grids differ in size, the mean over cells is not that over grids; else this adds 0.
+            # If grids differ in size, the mean over cells differs from that over grids; else this adds 0.
             "loss": total + (of_cells / cells - of_grids),
             "reconstruction": of_cells / cells,
             "kl": kl,
@@ -174,7 +167,7 @@ class _LossSums:
 
 @contextlib.contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Evaluation mode for a module; afterwards each of its parts has its own mode back."""
+    """Set a module to evaluation mode; restore the mode of each submodule afterwards."""
     modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
     try:
         for part, _ in modes:
@@ -186,7 +179,7 @@ def evaluating(model: object) -> Iterator[None]:
 
 
 def _windows(n: int, size: int) -> Iterator[slice]:
-    """0 … n−1 in slices of nearly one length: at most `size`, and at least half of it where n is larger."""
+    """Split range(n) into slices of nearly equal length, at most `size`; at least size/2 if n > size."""
     edges = np.linspace(0, n, -(-n // size) + 1).astype(int).tolist()
     return (slice(start, stop) for start, stop in itertools.pairwise(edges))
 

@@ -1,4 +1,4 @@
-"""How well grids were reconstructed, in numbers, from the grids alone."""
+"""Metrics of reconstructions, computed from the true and the predicted grids."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bvae.records import ControlledMetrics, ReconstructionMetrics
 Grids = NDArray[np.uint8]
 
 PRESENT = 0.001
-"""A foreground class is present from this share of the cells on."""
+"""Minimum share of the cells for a foreground class to be present."""
 
 CLASS_GAIN = 0.20
-"""The recall of a learned class exceeds that of the shuffled control by at least this much."""
+"""Minimum recall of a learned class above the shuffled control."""
 
 
 class Tally:
-    """What is counted of reconstructions, batch after batch.
+    """Counts of cells and grids, accumulated over batches.
 
     Attributes:
         confusion: `[C, C]` cells by true class (row) and predicted class (column).
@@ -31,7 +31,7 @@ class Tally:
         self.perfect = self.grids = 0
 
     def add(self, target: Grids, predicted: Grids) -> None:
-        """Count grids `[B, H, W]`; where the target is OUTSIDE, what is predicted does not matter."""
+        """Count grids `[B, H, W]`; predictions where the target is OUTSIDE are ignored."""
         self.confusion += confusion_matrix(target, predicted, len(self.confusion))
         right = (predicted == target) | (target == OUTSIDE)
         self.perfect += int(right.reshape(len(target), -1).all(1).sum())
@@ -39,7 +39,7 @@ class Tally:
 
     @property
     def recall(self) -> tuple[float | None, ...]:
-        """The share of each class's cells that is right, `[C]`."""
+        """Recall per class `[C]`; None for a class without cells."""
         right, true = np.diag(self.confusion).tolist(), self.confusion.sum(1).tolist()
         return tuple(map(_ratio, right, true))
 
@@ -55,7 +55,7 @@ class Tally:
         return [label for label in self.present if (mine[label] or 0) - (control[label] or 0) >= CLASS_GAIN]
 
     def metrics(self, objects: GridObjects, predicted: Grids) -> ReconstructionMetrics:
-        """Everything counted, and how objects were predicted in the grids `[N, H, W]` that have them."""
+        """Return all metrics; those of objects come from the predictions `[N, H, W]` for `objects.grids`."""
         confusion = self.confusion
         cells, true, right = int(confusion.sum()), confusion.sum(1), np.diag(confusion)
         known = [share for share in self.recall if share is not None]

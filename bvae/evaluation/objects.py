@@ -1,4 +1,4 @@
-"""Objects of grids, and how many of them a reconstruction shows.
+"""Find the objects of grids, and score how well a reconstruction shows them.
 
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of its
 grid. (Class 0 is the background of a corpus; but in a grid that is mostly orange, orange is no object.)
@@ -18,9 +18,9 @@ Grids = NDArray[np.uint8]
 
 MIN_CELLS = 2
 BLOCK_CELLS = 2**19
-"""How many cells are searched for connected sets at once: 2,048 grids of 16×16, which takes 30 MB."""
+"""Number of cells searched for connected sets at once: 2,048 grids of 16×16, which takes 30 MB."""
 HIT = 0.5
-"""An object counts as recalled, or as recognised, from this share of its cells, or this IoU, on."""
+"""Minimum share of correct cells of a recalled object, and minimum IoU of a recognised one."""
 
 WITHIN_A_GRID = np.zeros((3, 3, 3), np.bool_)
 WITHIN_A_GRID[1] = True
@@ -45,7 +45,7 @@ class GridObjects(NamedTuple):
         grids: uint8 `[N, H, W]`.
         classes: how many classes there are, C.
         sets: their connected sets.
-        number: `[M]`, those of the sets that are objects.
+        number: `[M]`, the number of each object's set in `sets`.
         grid: `[M]`, the position of the grid that an object is in.
         is_minor: `[M]`, whether an object's class is other than the most frequent one among the cells of its
             grid's objects.
@@ -89,7 +89,10 @@ def class_counts(grids: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.int
 
 
 def find_objects(grids: Grids, classes: int = DEFAULT_CLASSES) -> GridObjects:
-    """Find the objects of grids `[N, H, W]`; where two classes are equally frequent, the smaller is taken."""
+    """Find the objects of grids `[N, H, W]`.
+
+    Of equally frequent classes, the smallest counts as the most frequent.
+    """
     sets = connected_sets(grids, classes)
     first_cell = np.unique(sets.label, return_index=True)
     number, position = (found[first_cell[0] > 0] for found in first_cell)
@@ -131,7 +134,7 @@ def object_overlaps(
 
 
 def grid_object_iou(grids: Grids, predicted: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.float64]:
-    """Return the mean object IoU of each grid `[N]`, NaN of a grid without objects."""
+    """Return the mean object IoU of each grid `[N]`, NaN for a grid without objects."""
     objects = find_objects(grids, classes)
     _, iou = object_overlaps(objects, predicted)
     count = np.bincount(objects.grid, minlength=len(grids))

@@ -1,8 +1,8 @@
 """The handwritten training step of `BetaVAE`, for processors that multiply in bfloat16.
 
-Autograd computes the same gradient and takes a tenth longer, because a step is so short that its bookkeeping
-counts. Here all weights are one vector, which is rounded to bfloat16, clipped and moved at once. Each weight
-is stored in it in the order in which its layer reads it, and gradients are written to where Adam reads them.
+Autograd computes the same gradient but takes 10 % longer, as its bookkeeping matters in so short a step. Here
+all weights are one vector, which is rounded, clipped and updated in one call each. It stores each weight in
+the memory order that its layer reads, and layers write gradients directly to the vector that Adam reads.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 def unsupported(model: nn.Module, example: Tensor | None = None) -> str | None:
-    """Say in words why `HandwrittenStep` cannot train a model; None where it can.
+    """Return the reason why `HandwrittenStep` cannot train a model, or None if it can.
 
-    The step computes what a `BetaVAE` does from the modules of its encoder and decoder, and never calls the
-    model. So their types, attributes, methods and parameters must be those it knows, without hooks.
+    The step never calls the model; it reads the modules of encoder and decoder. So their types, attributes,
+    methods and parameters must be known ones, without hooks.
 
     Args:
         model: any model.
-        example: grids `[B, H, W]`. With them it is tried out whether `encode` and `decode` still do nothing
-            but apply the modules.
+        example: grids `[B, H, W]` on which to test that `encode` and `decode` only apply the modules; None to
+            skip the test.
     """
     if type(model) is not BetaVAE:
         return f"the model is a {type(model).__name__} and not a BetaVAE"
@@ -116,7 +116,7 @@ def _unsupported_parameters(model: BetaVAE, modules: dict[str, nn.Module]) -> st
 
 
 def leaves(model: nn.Module, chain: str) -> dict[str, nn.Module]:
-    """Return the modules of a sequence by name, those of nested sequences in its place."""
+    """Return the modules of a sequence by name, with nested sequences expanded."""
     named = model.get_submodule(chain).named_modules(prefix=chain, remove_duplicate=False)
     return {name: module for name, module in named if type(module) is not nn.Sequential}
 
@@ -128,8 +128,8 @@ def build_layers(
 
     Args:
         modules: each with its four flat tensors, see `WeightedLayer`, or with none.
-        channels: of the maps that the sequence is given.
-        of_data: whether nobody needs the gradient w.r.t. what the sequence is given.
+        channels: number of channels of the input maps.
+        of_data: whether the input is data, so that its gradient is not needed.
     """
     layers: list[Layer] = []
     modules = [*modules]
@@ -232,7 +232,7 @@ class HandwrittenStep:
         self._is_synced = False
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield views of weights and optimizer state: each tensor as it is kept here, and in the model."""
+        """Yield each weight and optimizer tensor as a pair of views: the copy here, and that of the model."""
         mine, theirs = self._adam.tensors(), dict(self._model.named_parameters()) | self._state
         yield from ((mine["all.step"], theirs[f"{name}.step"]) for name in self._shapes)
         for suffix in ("", ".exp_avg", ".exp_avg_sq"):
@@ -278,7 +278,7 @@ def forward(layers: Sequence[Layer], batch: Tensor) -> Tensor:
 
 
 def backward(layers: Sequence[Layer], gradient: Tensor) -> Tensor:
-    """Return the gradient w.r.t. the batch last given to `forward`, from that w.r.t. what it returned."""
+    """Return the gradient w.r.t. the batch last given to `forward`, given that w.r.t. its output."""
     for layer in reversed(layers):
         gradient = layer.backward(gradient)
     return gradient

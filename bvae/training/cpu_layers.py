@@ -27,8 +27,8 @@ class Place:
 
     Attributes:
         before, after: the nearest modules that are no ReLU, None at the ends.
-        channels: of the last maps before the module.
-        is_first: whether the module is given the data, with respect to which nobody needs a gradient.
+        channels: number of channels of the nearest maps before the module.
+        is_first: whether the input of the module is data, whose gradient is not needed.
     """
 
     before: nn.Module | None = None
@@ -41,9 +41,9 @@ class Layer:
     """A function of a batch, and its gradient. Both may overwrite their argument.
 
     Attributes:
-        accepts: attributes of the module and the only value of each that the layer computes rightly.
-        takes: the form of a batch that the layer is made for; None for either.
-        gives: the form of what it returns; None for that of its argument.
+        accepts: required values of the module's attributes.
+        takes: the form of the input; None for either.
+        gives: the form of the output; None for the form of the input.
     """
 
     accepts: ClassVar[Mapping[str, object]] = {}
@@ -55,7 +55,7 @@ class Layer:
 
     @classmethod
     def unsupported(cls, module: Any) -> str | None:
-        """Say which attribute of the module the layer does not support; None where it supports all."""
+        """Return which attribute of the module is not supported, or None."""
         for name, value in cls.accepts.items():
             if (found := getattr(module, name, None)) != value:
                 return f"{name} is {found!r} and not {value!r}"
@@ -70,7 +70,7 @@ class Layer:
         raise NotImplementedError
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Return the gradient w.r.t. the last batch given to `forward`, from that w.r.t. what it returned."""
+        """Return the gradient w.r.t. the last batch given to `forward`, given that w.r.t. its output."""
         raise NotImplementedError
 
 
@@ -105,7 +105,7 @@ class WeightedLayer(Layer):
 class Linear(WeightedLayer):
     """A linear layer.
 
-    Beside maps that are flattened it keeps its weight in the order of channels-last maps, so that `Flatten`
+    Next to flattened maps it stores its weight in the order of channels-last maps, so that `Flatten`
     and `Unflatten` need not move them.
     """
 
@@ -172,9 +172,9 @@ class Convolution(WeightedLayer):
 
 
 class Resampling(WeightedLayer):
-    """What `Downsampling` and `Upsampling` share: the weight gradient as one product of matrices.
+    """Base of `Downsampling` and `Upsampling`: the weight gradient as one matrix product, the fastest way.
 
-    That is the fastest way. The weight is `[C_small, C_large, k, k]`, between small and large maps.
+    The weight is `[C_small, C_large, k, k]`, between small and large maps.
     """
 
     takes = gives = "maps"

@@ -20,7 +20,7 @@ from bvae.records import CheckpointSaved, EpochEnded, Evaluation, Event
 from bvae.session_files import FILMSTRIP, checkpoints, picture_of
 from bvae.storage import atomic_write
 from bvae.trainer import run_loss
-from bvae.training.determinism import reproducible
+from bvae.training.step import reproducible
 from bvae.visualization.reconstructions import MAX_CHECKPOINTS, plot_filmstrip, plot_reconstructions
 
 EPOCH = re.compile(r"epoch_\d{3,}")
