@@ -34,7 +34,7 @@ FRACTION = 0.5
 def run_to_begin(runs: Sequence[RunConfig], workers: int, first: RunConfig) -> RunConfig | None:
     """Return the run that the worker whose first run is `first` begins ahead, None if it has no idle turn.
 
-    Runs are dealt in turns, see `bvae.session.workers.in_turns`, so its first run tells a worker's place.
+    Runs are dealt in turns, see `bvae.hooks.in_turns`, so its first run tells a worker's place.
     """
     turns, last = divmod(len(runs), workers)
     place = runs.index(first) if first in runs else workers

@@ -21,7 +21,7 @@ from bvae.session_files import FILMSTRIP, checkpoints, picture_of
 from bvae.storage import atomic_write
 from bvae.trainer import run_loss
 from bvae.training.step import reproducible
-from bvae.visualization.reconstructions import MAX_CHECKPOINTS, plot_filmstrip, plot_reconstructions
+from bvae.visualization.reconstructions import plot_filmstrip, plot_reconstructions, spread
 
 EPOCH = re.compile(r"epoch_\d{3,}")
 
@@ -78,9 +78,8 @@ class CheckpointPictures:
             epochs = [path for path in reversed(checkpoints(directory)) if EPOCH.fullmatch(path.stem)]
             if not epochs:
                 return
-            places = np.linspace(0, len(epochs) - 1, min(len(epochs), MAX_CHECKPOINTS))
             strip = []
-            for path in (epochs[round(place)] for place in places):
+            for path in spread(epochs):
                 if path not in self.predicted:  # saved before the run was taken up again
                     model, _ = load_model(path, self.run.training.model)
                     with reproducible(torch.device("cpu")):

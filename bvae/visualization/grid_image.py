@@ -8,11 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.artist import Artist
-from matplotlib.backend_bases import RendererBase
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
-from PIL import Image
 
 from bvae.visualization import canvas
 from bvae.visualization.canvas import EDGE, GAP, LINE_HEIGHT, SOFT_INK, TEXT_SIZE, write
@@ -25,11 +21,19 @@ ARC_COLOURS = (
     *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
     *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
 )
-COLOURS = len(ARC_COLOURS)
+# Far from each other, from the first ten and from the other symbols, for eyes with and without deuteranopia.
+MORE_COLOURS = """
+0000AA 000044 558866 880099 330000 AA77FF 440066 55FF99 3300FF 775577 AA6600 FF66FF CC7777 AA44AA
+6600CC BBCC77 112233 EEFFAA 113300 114477 110011 FFCCFF BB33FF 55EE00 11BBCC 663366 336644 8877CC
+6644FF FF88DD 66CC88 446699 AAEECC 776644 FFFF00 998844 AA6699 DD5599 7744BB 001100 661100 552299
+44AAEE AA4411 BBEE66 AA4477 331188 BB9966 550044 FFAAAA 000077 220055 6666BB 2255DD
+"""
+CLASS_COLOURS = (*ARC_COLOURS, *(f"#{code}" for code in MORE_COLOURS.split()))
+COLOURS = len(CLASS_COLOURS)
 # A symbol is a class, DOTTED + a class (marked as wrong), or one of the four that follow.
 DOTTED = COLOURS
 RIGHT_BACKGROUND, RIGHT_OBJECT, WRONG, BLANK = range(2 * COLOURS, 2 * COLOURS + 4)
-SYMBOL_COLOURS = (*ARC_COLOURS, *ARC_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C", "#FFFFFF")
+SYMBOL_COLOURS = (*CLASS_COLOURS, *CLASS_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C", "#FFFFFF")
 # The editor's lines are #555; on cells of eight pixels they would outshine the background.
 LINE, WHITE = (58, 58, 58, 255), (255, 255, 255, 255)
 PALE_DOT, DARK_DOT = (165, 165, 165, 255), (40, 40, 40, 255)
@@ -56,7 +60,7 @@ def draw_grid_image(
     """Draw a matrix of grids with a label before each row and captions under some rows.
 
     Args:
-        symbols: `[R, C, H, W]`, the classes 0–9 and the other symbols of this module.
+        symbols: `[R, C, H, W]`, the classes 0–63 and the other symbols of this module.
         labels: `[R]`.
         captions: for the index of a row, the label of its captions and the captions themselves, `[C]`.
         headers: `[C]`, above the columns, or none.
@@ -68,7 +72,8 @@ def draw_grid_image(
     layout = _Layout(symbols.shape, labels, captions, headers)
     figure, top = canvas.titled_figure(layout.width, layout.height + (GAP + TEXT_SIZE if note else 0), title)
     tops, side = [top + below for below in layout.tops], symbols.shape[2] * layout.cell
-    figure.add_artist(_Pixels(_paint(figure, symbols, layout, tops)))
+    axes = figure.add_axes((0, 0, 1, 1), frame_on=False, xticks=[], yticks=[])
+    axes.imshow(_paint(figure, symbols, layout, tops), aspect="auto", interpolation="nearest")
     before: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.margin - EDGE - GAP}
     centred: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.column, "ha": "center"}
     level: dict[str, Any] = {"va": "baseline"}  # the last lines of a label and of its captions
@@ -128,26 +133,6 @@ class _Layout:
         first = round(1.5 * TEXT_SIZE) if headers else 0
         *self.tops, bottom = accumulate((height * self.cell + more for more in below), initial=first)
         self.height = bottom - GAP + EDGE
-
-
-class _Pixels(Artist):
-    """An image that fills the figure and is copied as it is: `imshow` takes 0.1 s to resample it."""
-
-    def __init__(self, image: npt.NDArray[np.uint8]) -> None:
-        super().__init__()
-        self.image = np.ascontiguousarray(image[::-1])  # Agg counts rows from the bottom
-
-    def get_window_extent(self, renderer: RendererBase | None = None) -> Bbox:
-        """Return the place of the whole figure, which differs from its page where a notebook crops that."""
-        assert self.figure is not None
-        return Bbox(self.figure.transFigure.transform([(0, 0), (1, 1)]))
-
-    def draw(self, renderer: RendererBase) -> None:
-        box, image = self.get_window_extent(), self.image
-        size = (round(box.width), round(box.height))
-        if size != image.shape[1::-1]:  # drawn at another resolution
-            image = np.array(Image.fromarray(image).resize(size, Image.Resampling.NEAREST))
-        renderer.draw_image(renderer.new_gc(), round(box.x0), round(box.y0), image)
 
 
 def _paint(figure: Figure, symbols: Symbols, layout: _Layout, tops: Sequence[int]) -> npt.NDArray[np.uint8]:

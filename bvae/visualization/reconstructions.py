@@ -1,7 +1,7 @@
 """Pictures of grids: what a model reconstructs, options side by side, a run's checkpoints as a film strip.
 
 Every picture is one axes and has a companion that says the same in a sentence, for those who cannot see it.
-Grids are `[B, H, W]`, arrays or tensors of the classes 0–9, and `bvae.corpus.OUTSIDE` where a grid has no
+Grids are `[B, H, W]`, arrays or tensors of the classes 0–63, and `bvae.corpus.OUTSIDE` where a grid has no
 cell: 1–40 grids with sides of 1–64 cells. For others every function raises ValueError. Outside nothing is
 drawn and nothing is counted.
 """
@@ -9,7 +9,7 @@ drawn and nothing is counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from bvae.visualization.grid_image import (
 
 Grids = npt.NDArray[np.integer[Any]] | Tensor
 Classes = npt.NDArray[np.int64]
+Item = TypeVar("Item")
 
 MAX_GRIDS, MAX_SIDE = 40, 64
 MAX_CHECKPOINTS = 12
@@ -54,8 +55,8 @@ def plot_reconstructions(
     The model's mode is evaluation meanwhile and its own again afterwards. No random number is drawn.
 
     Args:
-        model: gets int64 `[B, H, W]` on its device and returns logits `[B, 10, H, W]`, an object with
-            `.logits`, or a tuple that begins with logits.
+        model: gets int64 `[B, H, W]` on its device and returns logits `[B, C, H, W]` for C classes, at most
+            64; or an object with `.logits`, or a tuple that begins with logits.
         loss: from what the model returned and the grids to each grid's loss `[B]`; by default the
             cross-entropy, in nats a cell.
 
@@ -66,7 +67,7 @@ def plot_reconstructions(
     target = torch.from_numpy(originals).to(_device(model, grids))
     with evaluating(model), torch.inference_mode():
         output = model(target)
-        logits = _logits(output, originals.shape)
+        logits = _logits(output, target)
         losses = loss(output, target) if loss else _cross_entropy(logits, target)
         predicted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()
     return draw_reconstructions(originals, predicted, each, path=path, title=title)
@@ -130,7 +131,7 @@ def plot_filmstrip(
     `checkpoints` are labels and reconstructions, in the order of time. Of more than `MAX_CHECKPOINTS` the
     first, the last and evenly spread ones between them are drawn.
     """
-    target, strip = _series("reconstructions at", originals, _spread(checkpoints))
+    target, strip = _series("reconstructions at", originals, spread(checkpoints))
     rows = zip([""] * len(target), *(_shares(target, predicted) for _, predicted in strip), strict=True)
     return draw_grid_image(
         np.stack([_symbols(target, target), *(_dotted(target, predicted) for _, predicted in strip)], axis=1),
@@ -212,7 +213,7 @@ def describe_comparison(originals: Grids, reconstructions: Mapping[str, Grids]) 
 
 def describe_filmstrip(originals: Grids, checkpoints: Sequence[tuple[str, Grids]]) -> str:
     """Say in a sentence how accurate the reconstructions are at each checkpoint that is drawn."""
-    target, strip = _series("reconstructions at", originals, _spread(checkpoints))
+    target, strip = _series("reconstructions at", originals, spread(checkpoints))
     return f"Reconstructions of {_count(target)} at each checkpoint: {_accuracies(target, strip)}."
 
 
@@ -223,14 +224,17 @@ def _device(model: object, grids: Grids) -> torch.device:
     return here.device if isinstance(here, Tensor) else torch.device("cpu")
 
 
-def _logits(output: Any, shape: tuple[int, ...]) -> Tensor:
-    """The logits in what a model returned for grids of `shape` `[B, H, W]`."""
+def _logits(output: Any, grids: Tensor) -> Tensor:
+    """Return the logits in what a model returned for grids `[B, H, W]`, with a class for each of theirs."""
     found = output.logits if hasattr(output, "logits") else output[0] if isinstance(output, tuple) else output
-    expected = (shape[0], COLOURS, *shape[1:])
-    if not isinstance(found, Tensor) or found.shape != expected:
-        given = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"the model returned {given}; expected logits [B, {COLOURS}, H, W] = {expected}")
-    return found.float()
+    batch, height, width = grids.shape
+    fewest = _count_classes(grids.cpu().numpy())
+    shape = tuple(found.shape) if isinstance(found, Tensor) else ()
+    if len(shape) != 4 or not fewest <= shape[1] <= COLOURS or shape != (batch, shape[1], height, width):
+        given = shape or type(found).__name__
+        expected = f"[{batch}, C, {height}, {width}] with C of {fewest}–{COLOURS} classes"
+        raise ValueError(f"the model returned {given}; expected logits [B, C, H, W] = {expected}")
+    return torch.as_tensor(found).float()
 
 
 def _classes(name: str, grids: Grids) -> Classes:
@@ -271,7 +275,8 @@ def _series(
     return _classes("originals", originals), others
 
 
-def _spread(checkpoints: Sequence[tuple[str, Grids]]) -> list[tuple[str, Grids]]:
+def spread(checkpoints: Sequence[Item]) -> list[Item]:
+    """Return at most `MAX_CHECKPOINTS`: the first, the last, and evenly spread ones between them."""
     places = np.linspace(0, len(checkpoints) - 1, min(len(checkpoints), MAX_CHECKPOINTS))
     return [checkpoints[round(place)] for place in places]
 
@@ -298,7 +303,11 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _object_iou(target: Classes, predicted: Classes) -> npt.NDArray[np.float64]:
-    return grid_object_iou(target.astype(np.uint8), predicted.astype(np.uint8))
+    return grid_object_iou(target.astype(np.uint8), predicted.astype(np.uint8), _count_classes(target))
+
+
+def _count_classes(grids: Classes) -> int:
+    return int(grids[grids != OUTSIDE].max()) + 1
 
 
 def _fraction(value: float) -> str:

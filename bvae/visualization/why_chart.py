@@ -18,6 +18,7 @@ WIDTH, PANEL_HEIGHT = 1640, 420
 HEADING, FOOT = 80, 84  # pixels above and below a panel, for its heading and its x axis
 NUMBER_SIZE = 20
 REFERENCE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4))}
+MOST_NUMBERED = 12  # classes; of more the numbers would overlap
 TOLD = 0.05
 """Smallest share that is written into its cell of the confusion matrix."""
 
@@ -55,10 +56,11 @@ def _draw_thresholds(axes: Axes, why: Diagnosis, colour: str) -> None:
         "none" if share is None else f"{100 * share:.{0 if share > 0.0995 else 1}f}"
         for share in why.thresholds
     ]
-    axes.bar_label(bars, numbers, padding=6, fontsize=NUMBER_SIZE)
+    if len(numbers) <= MOST_NUMBERED:
+        axes.bar_label(bars, numbers, padding=6, fontsize=NUMBER_SIZE)
     axes.axhline(0.5, **REFERENCE_LOOK)
     _note(axes, 0.56 / 0.65, "dashed: 50 %, without weights")
-    axes.set(xlim=(0.4, len(classes) + 0.6), ylim=(0, 0.65), xticks=classes)
+    axes.set(xlim=(0.4, len(classes) + 0.6), ylim=(0, 0.65), xticks=classes[:: _stride(len(classes))])
     axes.yaxis.set_major_formatter(PercentFormatter(1))
 
 
@@ -93,12 +95,19 @@ def _draw_confusion(axes: Axes, why: Diagnosis) -> None:
     canvas.name_panel(axes, heading, "predicted class")
     shares = why.confusion / np.maximum(why.confusion.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    for row, column in np.argwhere(shares >= TOLD):
+    told = np.argwhere(shares >= TOLD) if len(shares) <= MOST_NUMBERED else ()
+    for row, column in told:
         share = shares[row, column]
         look: dict[str, Any] = {"color": "white" if share > 0.5 else INK, "fontsize": NUMBER_SIZE - 2}
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center_baseline", **look)
-    axes.set(xticks=range(len(shares)), yticks=range(len(shares)))
+    ticks = range(0, len(shares), _stride(len(shares)))
+    axes.set(xticks=ticks, yticks=ticks)
     axes.spines[:].set_visible(True)
+
+
+def _stride(classes: int) -> int:
+    """Return the step between the classes that have a tick, of which there are at most `MOST_NUMBERED`."""
+    return -(-classes // MOST_NUMBERED)
 
 
 def _note(axes: Axes, height: float, text: str) -> None:

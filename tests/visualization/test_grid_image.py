@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bvae.config import OUTSIDE
-from bvae.visualization.grid_image import ARC_COLOURS, SYMBOL_COLOURS, WRONG
+from bvae.visualization.grid_image import ARC_COLOURS, CLASS_COLOURS, RIGHT_BACKGROUND, SYMBOL_COLOURS, WRONG
 from bvae.visualization.reconstructions import (
     describe_reconstructions,
     draw_reconstructions,
@@ -135,6 +135,14 @@ def test_every_cell_is_drawn_in_the_colour_of_its_class(target: Classes) -> None
 
 
 @functools.cache
+def test_sixty_four_classes_have_colours_of_their_own_and_the_first_ten_are_those_of_arc() -> None:
+    assert CLASS_COLOURS[:10] == ARC_COLOURS
+    assert len({*CLASS_COLOURS, *SYMBOL_COLOURS[RIGHT_BACKGROUND:]}) == 64 + 4
+    png = io.BytesIO()
+    plot_comparison(np.arange(64, dtype=np.uint8).reshape(1, 8, 8), {}, path=png)
+    assert all(count_pixels(png, colour) for colour in CLASS_COLOURS)
+
+
 def centre(*cell: int) -> NDArray[np.float64]:
     png, grids = io.BytesIO(), NOTHING.copy()
     grids[cell] = 1

@@ -181,13 +181,13 @@ def test_another_loss_is_given_the_output_and_the_grids() -> None:
         (np.zeros((0, 4, 4), np.uint8), r"shape \(0, 4, 4\)"),
         (np.zeros((41, 4, 4), np.uint8), "1–40.*select the grids"),
         (np.zeros((1, 65, 4), np.uint8), "1–64"),
-        (np.zeros((1, 4, 4)), "float64 values; expected the classes 0–9"),
-        (torch.zeros(1, 4, 4), "values; expected the classes 0–9 as whole numbers"),
+        (np.zeros((1, 4, 4)), "float64 values; expected the classes 0–63"),
+        (torch.zeros(1, 4, 4), "values; expected the classes 0–63 as whole numbers"),
         (np.zeros((1, 4, 4), bool), "bool values"),
-        (np.full((1, 4, 4), 10), "values 10 to 10; expected the classes 0–9"),
+        (np.full((1, 4, 4), 64), "values 64 to 64; expected the classes 0–63"),
         (np.full((1, 4, 4), -1), "values -1 to -1"),
-        (np.array([[[OUTSIDE, 254]]]), "values 254 to 254; expected the classes 0–9 .*, 255 outside a grid"),
-        (np.full((1, 4, 4), OUTSIDE), "no cell; expected the classes 0–9"),
+        (np.array([[[OUTSIDE, 254]]]), "values 254 to 254; expected the classes 0–63 .*, 255 outside a grid"),
+        (np.full((1, 4, 4), OUTSIDE), "no cell; expected the classes 0–63"),
         (np.array([[[0]], [[OUTSIDE]]]), "grid 1 has no cell; expected grids with cells"),
     ],
 )
@@ -202,14 +202,16 @@ def test_grids_of_another_kind_are_refused_in_one_line(grids: Any, complaint: st
     [
         (
             lambda _: torch.zeros(1, 9, 4, 4),
-            r"returned \(1, 9, 4, 4\); expected logits .* = \(1, 10, 4, 4\)",
+            r"returned \(1, 9, 4, 4\); expected logits .* = \[1, C, 4, 4\] with C of 10–64",
         ),
+        (lambda _: torch.zeros(1, 65, 4, 4), r"returned \(1, 65, 4, 4\)"),
+        (lambda _: torch.zeros(1, 10, 4, 5), r"returned \(1, 10, 4, 5\)"),
         (lambda _: None, "returned NoneType; expected logits"),
     ],
 )
 def test_logits_of_another_kind_are_refused(model: Callable[[Tensor], Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        plot_reconstructions(model, np.zeros((1, 4, 4), np.uint8))
+        plot_reconstructions(model, np.full((1, 4, 4), 9, np.uint8))
 
 
 def test_a_loss_for_the_batch_instead_of_each_grid_is_refused() -> None:
