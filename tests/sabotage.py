@@ -57,34 +57,22 @@ class Deaf:
         time.sleep(1)
 
 
-def disturb_steps(slow: float, deaf: list, kill: list, not_a_number: list) -> None:
-    """Make steps slow; be deaf or die in one, or make its loss NaN. A step is [run, number from 1]."""
-    import torch
-
-    from bvae.losses import BetaVAELoss
+def disturb_steps(slow: float, deaf: list, kill: list) -> None:
+    """Make steps slow; be deaf or die in one. A step is [run, number from 1]."""
     from bvae.trainer import Trainer
 
-    step, loss = Trainer._step, BetaVAELoss.with_gradient
-    now: list = []
+    step = Trainer._step
 
     def disturbed_step(self, rows):
-        now[:] = [self.config.name, self.progress.step + 1]
+        now = [self.config.name, self.progress.step + 1]
         time.sleep(slow)
         if now == deaf:
             Deaf()
         if now == kill:
             die()
-        result = step(self, rows)
-        now.clear()
-        return result
+        return step(self, rows)
 
-    def disturbed_loss(self, *arguments):
-        found = loss(self, *arguments)
-        if now and now == not_a_number:
-            return tuple(type(numbers)(*(number * torch.nan for number in numbers)) for numbers in found)
-        return found
-
-    Trainer._step, BetaVAELoss.with_gradient = disturbed_step, disturbed_loss  # type: ignore[method-assign]
+    Trainer._step = disturbed_step  # type: ignore[method-assign]
 
 
 def draw_nothing(reason: str) -> None:
@@ -99,9 +87,7 @@ def draw_nothing(reason: str) -> None:
 
 if "kill" in FAULTS:
     kill_while_writing(*FAULTS["kill"])
-if FAULTS.keys() & {"slow", "deaf", "kill_step", "nan"}:
-    disturb_steps(
-        FAULTS.get("slow", 0.0), FAULTS.get("deaf", []), FAULTS.get("kill_step", []), FAULTS.get("nan", [])
-    )
+if FAULTS.keys() & {"slow", "deaf", "kill_step"}:
+    disturb_steps(FAULTS.get("slow", 0.0), FAULTS.get("deaf", []), FAULTS.get("kill_step", []))
 if "picture" in FAULTS:
     draw_nothing(FAULTS["picture"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lab import ROOT, run_pytest
+from lab import ROOT, SessionHere
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +34,7 @@ def lines(language: str, start: str) -> list[str]:
 
 
 @pytest.fixture
-def trained(lab: Path) -> Path:
+def trained(lab: Path, session_here: SessionHere) -> Path:
     """A folder as it is after the first command of the README, with what documents suppose to be there."""
     documented = (ROOT / "docs/own-model.md").read_text()
     source = re.search(r"```python\n(.*?)```", documented, re.DOTALL)
@@ -44,8 +44,8 @@ def trained(lab: Path) -> Path:
     assert options is not None
     (lab / "options.toml").write_text(options.group(1))
     np.save(lab / "my_grids.npy", np.random.default_rng(0).integers(0, 10, (40, 16, 16)))
-    done = run_pytest("experiments/", *SMALLEST, "-n0", "--loss-options", "B")
-    assert done.returncode == 1, done.stdout
+    status, said = session_here(*SMALLEST, "--loss-options", "B")
+    assert status == 1, said
     shutil.copytree((lab / "runs/latest").resolve(), lab / "before")
     return lab
 
@@ -68,15 +68,15 @@ def test_documented_benchmarks_are_those_that_other_tests_run_small() -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_commands_that_train_do_so() -> None:
+def test_commands_that_train_do_so(session_here: SessionHere) -> None:
     for command in lines("bash", "pytest experiments/"):
-        arguments = shlex.split(command)[1:]
+        arguments = shlex.split(command)[2:]
         smallest = () if "--resume" in command else SMALLEST
         few = () if "options" in command or "--resume" in command else ("--loss-options", "B")
-        done = run_pytest(*arguments, *smallest, *few, "-n0")
-        assert done.returncode in (0, 1), f"{command}\n{done.stdout}{done.stderr}"
-        assert "loss options" in done.stdout or "--help" in command, done.stdout
-        assert not re.search(r"^ERROR ", done.stdout, re.MULTILINE), f"{command}\n{done.stdout}"
+        status, said = session_here(*arguments, *smallest, *few)
+        assert status in (0, 1), f"{command}\n{said}"
+        assert "loss options" in said or "--help" in command, said
+        assert not re.search(r"^ERROR ", said, re.MULTILINE), f"{command}\n{said}"
 
 
 def test_other_commands_work(trained: Path) -> None:

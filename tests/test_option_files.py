@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import QUICK, ROOT, TINY, comparison, newest, run_pytest
+from lab import QUICK, ROOT, TINY, SessionHere, comparison, newest, run_pytest
 
 from bvae.class_weights import WEIGHT_METHODS
 from bvae.config import LOSS_OPTIONS, OPTION_NAME, ExperimentConfig, LossOption
@@ -291,10 +291,12 @@ def test_the_file_must_be_one_piece_with_its_option() -> None:
 
 
 @pytest.mark.slow
-def test_options_of_a_file_are_trained_compared_and_resumed_without_it(lab: Path, documented: str) -> None:
-    brief = (*QUICK, *TINY, "-n0", "--epochs", "1", "--loss-options", "B,D,hand-made")
-    done = run_pytest("experiments/", *brief, f"--loss-options-file={documented}")
-    assert done.returncode == 1, done.stdout + done.stderr
+def test_options_of_a_file_are_trained_compared_and_resumed_without_it(
+    lab: Path, session_here: SessionHere, documented: str
+) -> None:
+    brief = (*TINY, "--epochs", "1", "--loss-options", "B,D,hand-made")
+    status, said = session_here(*brief, f"--loss-options-file={documented}")
+    assert status == 1, said
     found = comparison(lab)["options"]
     assert {name: (option["gamma"], option["class_weights"]) for name, option in found.items()} == {
         "B": (1.0, "sqrt_inverse"),
@@ -308,8 +310,8 @@ def test_options_of_a_file_are_trained_compared_and_resumed_without_it(lab: Path
     record = read_json(newest(lab) / "session.json", SessionRecord)
     assert list(record.config.options) == [read_options(documented)[name] for name in found]
     Path(documented).unlink()
-    resumed = run_pytest("experiments/", *QUICK, "-n0", "--resume=latest")
-    assert resumed.returncode == 1, resumed.stdout + resumed.stderr
+    status, said = session_here("--resume=latest")
+    assert status == 1, said
     assert comparison(lab)["options"] == found
 
 

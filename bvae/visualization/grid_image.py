@@ -21,7 +21,7 @@ ARC_COLOURS = (
     *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
     *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
 )
-# Far from each other, from the first ten and from the other symbols, for eyes with and without deuteranopia.
+# Distinct colours for more classes, found by a search; some of the darkest are hard to tell apart.
 MORE_COLOURS = """
 0000AA 000044 558866 880099 330000 AA77FF 440066 55FF99 3300FF 775577 AA6600 FF66FF CC7777 AA44AA
 6600CC BBCC77 112233 EEFFAA 113300 114477 110011 FFCCFF BB33FF 55EE00 11BBCC 663366 336644 8877CC

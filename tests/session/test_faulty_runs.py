@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from lab import RESUMABLE, TINY, Uninterrupted, evidence, furnish, newest, running, sabotage
+import torch
+from lab import RESUMABLE, Uninterrupted, evidence, furnish, newest, running, sabotage
 
 from bvae.experiment import Experiment
+from bvae.losses import BetaVAELoss
 from bvae.options import parse_experiment
 from bvae.records import Progress
+from bvae.trainer import Trainer
 from bvae.training.checkpoint import load_checkpoint
 from bvae.training.schedule import epoch_order
 
@@ -41,26 +44,46 @@ def test_a_picture_that_cannot_be_drawn_is_reported_and_changes_nothing_else(
     assert "ink&lt;/b&gt;" in report.replace("&amp;", "&")
 
 
-def test_pictures_that_could_not_be_drawn_ahead_are_reported_with_the_run(lab: Path) -> None:
-    sabotage(lab, picture="no ink")
-    with running(lab, *TINY, "--epochs", "4", "-n2", "-k", "seed") as process:
-        assert process.wait(timeout=120) == pytest.ExitCode.OK
-    failures = json.loads((newest(lab) / "C-seed0/result.json").read_text())["failed_pictures"]
-    assert "reconstructions_epoch_001.png: was not drawn before the run was taken up again" in failures
-    assert {f"epoch_{epoch:03d}" for epoch in range(1, 5)} == set(
-        re.findall(r"epoch_\d+", " ".join(failures))
-    )
+def session_of_both(folder: Path, precision: str) -> Path:
+    """The folder of a session with two runs of six steps."""
+    given = {"grid_size": "8", "epochs": "2", "seeds": "1", "batch_size": "16", "precision": precision}
+    given |= {"loss_options": "A,B", "checkpoint_every_steps": "2", "corpus": str(folder / "corpus.npz")}
+    laboratory = Experiment.prepare(parse_experiment(given), folder / "runs", [])
+    laboratory.open_session()
+    for option in laboratory.config.options:
+        laboratory.obtain((option, 0))
+    return laboratory.session.path
+
+
+def make_nan_at(run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every number of the loss in one step NaN."""
+    train_step, loss, now = Trainer._step, BetaVAELoss.with_gradient, [("", 0)]
+
+    def noted_step(trainer: Trainer, rows: Any) -> Any:
+        now[0] = (trainer.config.name, trainer.progress.step + 1)
+        try:
+            return train_step(trainer, rows)
+        finally:
+            now[0] = ("", 0)
+
+    def disturbed_loss(self: BetaVAELoss, *arguments: Any) -> Any:
+        found = loss(self, *arguments)
+        if now[0] != (run, step):
+            return found
+        return tuple(type(numbers)(*(number * torch.nan for number in numbers)) for numbers in found)
+
+    monkeypatch.setattr(Trainer, "_step", noted_step)
+    monkeypatch.setattr(BetaVAELoss, "with_gradient", disturbed_loss)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_loss_that_becomes_nan_ends_its_run_at_once_and_no_other(
-    lab: Path, uninterrupted: Uninterrupted, precision: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    settings = (*RESUMABLE, f"--precision={precision}")
-    sabotage(lab, nan=["B-seed0", 5])
-    with running(lab, *settings, "-n0", "-k", "seed") as process:
-        assert process.wait(timeout=120) == pytest.ExitCode.OK
-    session, whole = newest(lab), uninterrupted(*settings)
+    folder = furnish(tmp_path)
+    whole = evidence(session_of_both(folder, precision))
+    make_nan_at("B-seed0", 5, monkeypatch)
+    session = session_of_both(folder, precision)
     result = json.loads((session / "B-seed0/result.json").read_text())
     assert result["verdict"] == "diverged"
     assert result["divergence"] == {

@@ -129,7 +129,7 @@ def test_a_session_is_the_same_whether_a_run_was_begun_ahead(folder: Path, setti
 def test_workers_that_would_rest_in_the_last_turn_begin_a_run_of_it_each(
     folder: Path, workers: int, begun: set[str]
 ) -> None:
-    session = worker(folder, workers, seeds="3")
+    session = worker(folder, workers, seeds="3", epochs="1")
     for place in range(min(workers, 9)):
         obtain(beside(session, workers), place)
     halves = {path.parent.name for path in session.session.path.glob(f"*/{HALF}")}
@@ -163,6 +163,26 @@ def test_a_picture_that_is_drawn_in_the_second_half_after_all_is_not_called_miss
     assert json.loads((run / "result.json").read_text())["failed_pictures"] == []
 
 
+def test_pictures_that_could_not_be_drawn_ahead_are_reported_with_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint_pictures, "plot_reconstructions", without_ink)
+    second = worker(folder, 2, epochs="4")
+    obtain(second, 1)
+    with pytest.warns(EvidenceWarning, match="lacks a picture"):
+        finished(beside(second, 2))
+    failures = json.loads((second.session.path / "C-seed0/result.json").read_text())["failed_pictures"]
+    assert "reconstructions_epoch_001.png: was not drawn before the run was taken up again" in failures
+    assert {f"epoch_{epoch:03d}" for epoch in range(1, 5)} == set(
+        re.findall(r"epoch_\d+", " ".join(failures))
+    )
+
+
+def without_ink(*_: object, **__: object) -> None:
+    """Draw nothing."""
+    raise RuntimeError("no ink")
+
+
 def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
     run: RunConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,11 +190,7 @@ def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
     event = CheckpointSaved((saved,), 1, 3, initial_model(run).eval())
     pictures(event)
     assert picture_of(saved).exists()
-
-    def fail(*_: object, **__: object) -> None:
-        raise RuntimeError("no ink")
-
-    monkeypatch.setattr(checkpoint_pictures, "plot_reconstructions", fail)
+    monkeypatch.setattr(checkpoint_pictures, "plot_reconstructions", without_ink)
     pictures(event)
     assert not picture_of(saved).exists()
     assert pictures.failures == ["reconstructions_best.png: RuntimeError: no ink"]
