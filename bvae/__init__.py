@@ -8,7 +8,7 @@ session/         where it is kept and trained      report/            where it i
 ARCHITECTURE.md tells more. Importing this package imports none of them.
 """
 
-__version__ = "0.6.0"
+__version__ = "0.7.0"
 
 
 class EvidenceWarning(UserWarning):

@@ -200,7 +200,7 @@ class ExperimentHooks:
     def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
         if hasattr(report, "wasxfail") and report.skipped:
             # The reason, and not where it was raised.
-            data[0] = f"A finding about a loss, so no failure of the build. {escape(report.wasxfail)}\n"
+            data[0] = f"The loss is judged, and the build is not broken. {escape(report.wasxfail)}\n"
 
 
 def run_name(node_id: str) -> str:
