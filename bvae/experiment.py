@@ -45,7 +45,6 @@ from bvae.session.folder import (
     discard_comparison,
     found_outcomes,
     hold,
-    is_begun,
     read_comparison,
 )
 from bvae.session.progress import ProgressDisplay
@@ -94,8 +93,6 @@ class Experiment:
         self._session: Session | None = None
         self._lock: FileLock | None = None  # held until the session is closed or this process ends
         self._display: ProgressDisplay | None = None
-        self._workers = 1
-        self._repeated: set[str] = set()
         self._closed = self._interrupted = False
         self._gate_ran = True
 
@@ -159,11 +156,11 @@ class Experiment:
         return experiment
 
     @classmethod
-    def join(cls, path: Path, invocation: str, workers: int) -> Experiment:
-        """Return the experiment of the session that the controller made, in one of `workers` workers."""
+    def join(cls, path: Path, invocation: str) -> Experiment:
+        """Return the experiment of the session that the controller made, in a worker."""
         session = Session.open(path, invocation)
         experiment = cls(session.record.config, path.parent, session.record.command)
-        experiment._session, experiment._workers = session, workers
+        experiment._session = session
         if (path / BASELINE_FILE).exists():
             experiment.baseline = read_baseline(path / BASELINE_FILE)
         return experiment
@@ -187,7 +184,7 @@ class Experiment:
     @cached_property
     def _scheduler(self) -> RunScheduler:
         make = load_engine().RunScheduler
-        return cast("RunScheduler", make(self.session, self.corpus, self.selected, self._workers))
+        return cast("RunScheduler", make(self.session, self.corpus, self.selected))
 
     def open_session(self) -> None:
         """Make the session folder, unless a session is resumed. Raises StorageError."""
@@ -232,16 +229,6 @@ class Experiment:
         for failure in result.failed_pictures:
             warnings.warn(f"{run.name} lacks a picture: {printable(failure)}", EvidenceWarning, stacklevel=2)
         return result
-
-    def may_repeat(self, name: str) -> bool:
-        """Return, once per run, whether a worker died on its way to a run that it had not begun.
-
-        It trained another one ahead then, see `bvae.session.scheduling`.
-        """
-        if name in self._repeated or name not in {run.name for run in self.runs}:
-            return False
-        self._repeated.add(name)
-        return not is_begun(self.session, name)
 
     def compare(self) -> Comparison:
         """Obtain all selected runs, compare them, and write the comparison."""

@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from html import escape
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,7 +46,7 @@ def joined_experiment(config: pytest.Config) -> Experiment:
     about = cast(Any, config).workerinput
     path, invocation = about[SESSION_KEY]
     try:
-        experiment = Experiment.join(Path(path), invocation, about["workercount"])
+        experiment = Experiment.join(Path(path), invocation)
     except FileNotFoundError:
         os._exit(1)  # interrupted before a run began, the controller has removed the session
     follow_controller(experiment.session)
@@ -102,11 +101,6 @@ class ExperimentHooks:
                 raise pytest.UsageError(str(error)) from error
             repeat_dropped_interruptions()
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        if not self.is_controller:
-            items[:] = in_turns(items, cast(Any, self.config).workerinput["workercount"])
-
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         session = self.experiment.session
@@ -136,13 +130,6 @@ class ExperimentHooks:
                 terminal.write(text, flush=True)
 
         self.experiment.show_progress(map(run_name, ids), write, live=bool(terminal.hasmarkup))
-
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
-        """Deal a test again whose worker died before it began, while it trained another run ahead."""
-        if self.experiment.may_repeat(run_name(crashitem)):
-            sched.mark_test_pending(crashitem)
-            report.outcome = cast(Any, "rerun")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
@@ -206,17 +193,6 @@ class ExperimentHooks:
 def run_name(node_id: str) -> str:
     """Return the run of a test, such as `B-seed0`; something else for a test that has none."""
     return node_id.rpartition("[")[2].rstrip("]")
-
-
-def in_turns(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Return tests in the order in which pytest-xdist deals each worker one in turn.
-
-    Of the first tests it deals each worker two in a row, because a worker must know the next one.
-    """
-    if len(items) < 2 * workers:
-        return items  # it deals one by one
-    pairs = zip(items[:workers], items[workers : 2 * workers], strict=True)
-    return [*chain.from_iterable(pairs), *items[2 * workers :]]
 
 
 def repeat_dropped_interruptions() -> None:

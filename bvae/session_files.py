@@ -5,11 +5,10 @@ runs/<when>-<id>/                     `folder.Session.create`
   baseline.json                       `experiment.Experiment.open_session`: what the session is compared with
   .lock .holder                       `folder.hold`: the process that works in the session
   .stop-<invocation>                  `folder.Session.stop`: asks the workers of an invocation to end
-  A-seed0/                            `run.obtain_run`, `scheduling.begin_run`
+  A-seed0/                            `run.obtain_run`
     .lock                             whoever trains the run; released by the system when its process ends
-    .begun .ahead                     `run.obtain_run`, `scheduling.begin_run`: the invocation that began it
+    .begun                            `run.obtain_run`: the invocation that began it
     .progress                         `progress.ProgressNote`: how far it is
-    .half.safetensors                 `scheduling.begin_run`: the state at which a run trained ahead rests
     config.json                       `run`: everything needed to train it again
     metrics.jsonl                     `run.MetricsLog`: one line for each epoch
     checkpoints/
@@ -37,9 +36,8 @@ LATEST = "latest"
 LOCK, HOLDER = ".lock", ".holder"
 STOP = ".stop-"
 
-BEGUN, AHEAD = ".begun", ".ahead"
+BEGUN = ".begun"
 PROGRESS = ".progress"
-HALF = ".half.safetensors"
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 CHECKPOINTS = "checkpoints"
 FILMSTRIP = "filmstrip.png"

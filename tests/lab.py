@@ -28,7 +28,7 @@ RESUMABLE = (*TINY, "--loss-options", "A,B", "--checkpoint-every-steps", "2")
 """Two runs of six steps with six checkpoints each."""
 
 THREE_SEEDS = (*TINY, "--loss-options", "A", "--seeds", "3")
-"""An odd number of runs, so that of two workers one begins a run ahead of its turn."""
+"""Three runs of one option."""
 
 SessionHere = Callable[..., tuple[int, str]]
 Uninterrupted = Callable[..., dict[str, str]]

@@ -213,11 +213,7 @@ class RunCrashError(RuntimeError):
 
 def is_begun(session: Session, name: str) -> bool:
     """Return whether this invocation began a run; without a result and a lock holder it has crashed."""
-    return is_marked(session.path / name / BEGUN, session)
-
-
-def is_marked(mark: Path, session: Session) -> bool:
-    """Return whether a marker file names this invocation."""
+    mark = session.path / name / BEGUN
     return mark.exists() and mark.read_text() == session.invocation
 
 

@@ -21,7 +21,7 @@ LOOK_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """How far a run is, and how fast (images per second over the last steps; 0 while it waits)."""
+    """How far a run is, and how fast (images per second over the last steps)."""
 
     step: int
     steps: int
@@ -59,12 +59,6 @@ class ProgressNote:
         self._since, self._images = now, 0
 
 
-def note_rest(directory: Path) -> None:
-    """Note that a run waits for its turn, see `bvae.session.scheduling`."""
-    if (note := _read(directory)) is not None:
-        _keep(dataclasses.replace(note, images_per_second=0.0), directory / PROGRESS)
-
-
 def _keep(note: Note, path: Path) -> None:
     new = path.with_suffix(".new")
     with contextlib.suppress(OSError):  # a full disk is for the next checkpoint to complain of
@@ -82,13 +76,11 @@ def _read(directory: Path) -> Note | None:
 def describe_progress(notes: Mapping[str, Note], finished: int, runs: int, elapsed: float) -> str:
     """Return one line: the runs in training by name, the number of finished ones, and the time left.
 
-    A run that waits for its turn is not named, but what was trained of it counts. The time left is
-    extrapolated from the share of all runs that was trained in `elapsed` seconds.
+    The time left is extrapolated from the share of all runs that was trained in `elapsed` seconds.
     """
     training = [
         f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
         for name, note in notes.items()
-        if note.images_per_second
     ]
     if finished == runs:
         return f"{runs} of {runs} runs done"

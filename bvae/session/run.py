@@ -14,7 +14,7 @@ from bvae.corpus import Corpus
 from bvae.records import EpochEnded, Event, RunResult
 from bvae.session.folder import RunCrashError, Session, is_begun, read_result
 from bvae.session.progress import ProgressNote
-from bvae.session_files import BEGUN, CONFIG, HALF, LOCK, METRICS, RESULT, checkpoints
+from bvae.session_files import BEGUN, CONFIG, LOCK, METRICS, RESULT, checkpoints
 from bvae.storage import atomic_write, make_folder, to_json
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import CheckpointError
@@ -47,7 +47,6 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
 def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
     """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
     trainer, pictures = restored_trainer(run, corpus, directory)
-    (directory / HALF).unlink(missing_ok=True)
     history = trainer.fit()
     pictures.note_missing(directory)
     pictures.draw_filmstrip(directory)
@@ -77,7 +76,7 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
     pictures = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)
     trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, pictures])
-    for path in (*directory.glob(HALF), *checkpoints(directory)):
+    for path in checkpoints(directory):
         try:
             trainer.restore(path)
             break

@@ -13,7 +13,6 @@ from lab import (
     QUICK,
     RESUMABLE,
     THREE_SEEDS,
-    TINY,
     Uninterrupted,
     evidence,
     newest,
@@ -87,19 +86,6 @@ def test_killed_while_writing_any_file_a_session_goes_on_to_the_same_bits(
         assert complete_runs(lab).items() >= complete.items()
     assert go_on(lab, RESUMABLE, "-n0") == 1, output(lab)
     assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
-    assert left_over(lab) == []
-
-
-def test_killed_while_a_run_that_was_begun_ahead_is_laid_aside_it_goes_on_to_the_same_bits(
-    lab: Path, uninterrupted: Uninterrupted
-) -> None:
-    for moment in ("half", "before", "after"):
-        assert go_on(lab, TINY, "-n2", kill=["C-seed0/.half.safetensors", moment]) == -signal.SIGKILL, output(
-            lab
-        )
-    assert (newest(lab) / "C-seed0/.half.safetensors").exists()
-    assert go_on(lab, TINY, "-n0") == 1, output(lab)
-    assert evidence(newest(lab)) == uninterrupted(*TINY)
     assert left_over(lab) == []
 
 

@@ -236,27 +236,6 @@ def test_a_crashed_run_is_reported_and_not_trained_again(
     assert (newest(lab) / "C-seed0/result.json").exists()
 
 
-def test_an_error_in_a_run_begun_ahead_is_reported_as_its_own_and_once(lab: Path) -> None:
-    (lab / "conftest.py").write_text(CRASH.format(run="C-seed0", how="raise RuntimeError('made to fail')"))
-    done = run_pytest("experiments/", *TINY, "-n2", "-k", "seed")
-    assert "1 failed, 2 xfailed" in done.stdout
-    assert "FAILED experiments/test_loss_options.py::test_loss_option[C-seed0]" in done.stdout
-    assert not (newest(lab) / "C-seed0/result.json").exists()
-    verdicts = {name: option["verdict"] for name, option in comparison(lab)["options"].items()}
-    assert verdicts.pop("C") == "incomplete"
-    assert "incomplete" not in verdicts.values()
-
-
-def test_a_worker_that_dies_while_it_trains_a_run_ahead_loses_no_other(lab: Path) -> None:
-    (lab / "conftest.py").write_text(CRASH.format(run="C-seed0", how="os.kill(os.getpid(), signal.SIGKILL)"))
-    done = run_pytest("experiments/", *TINY, "-n2", "-k", "seed")
-    assert "1 failed, 2 xfailed, 1 rerun" in done.stdout
-    assert re.search(r"worker 'gw\d' crashed while running '\S+::test_loss_option\[C-seed0\]'", done.stdout)
-    verdicts = {name: option["verdict"] for name, option in comparison(lab)["options"].items()}
-    assert verdicts.pop("C") == "incomplete"
-    assert "incomplete" not in verdicts.values()
-
-
 def test_where_no_worker_is_left_the_controller_compares_what_was_found(lab: Path) -> None:
     (lab / "conftest.py").write_text(CRASH.format(run="B-seed0", how="os.kill(os.getpid(), signal.SIGKILL)"))
     done = run_pytest("experiments/", *TINY, "-n1", "--max-worker-restart=0")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bvae.config import ExperimentConfig
 from bvae.records import Stepped
-from bvae.session.progress import Note, ProgressDisplay, ProgressNote, describe_progress, note_rest
+from bvae.session.progress import Note, ProgressDisplay, ProgressNote, describe_progress
 from bvae.storage import read_json, to_json
 
 pytestmark = pytest.mark.unit
@@ -38,16 +38,6 @@ def test_a_run_leaves_its_last_step_in_its_note(tmp_path: Path) -> None:
     for step in range(1, 21):
         listener(Stepped(step=step, steps=20, epoch=1 + step // 11, images=64))
     assert read_json(tmp_path / ".progress", Note).step == 20
-
-
-def test_a_run_that_rests_counts_but_is_not_named(tmp_path: Path) -> None:
-    note_rest(tmp_path)
-    assert not (tmp_path / ".progress").exists()
-    (tmp_path / ".progress").write_bytes(to_json(note()))
-    note_rest(tmp_path)
-    resting = read_json(tmp_path / ".progress", Note)
-    line = describe_progress({"A-seed0": note(), "C-seed0": resting}, 1, 3, 30.0)
-    assert line == "1 of 3 runs done; A-seed0 epoch 3/5 (50%), 2,000 images/s, about 15 s left"
 
 
 @pytest.mark.parametrize("live", [True, False])
