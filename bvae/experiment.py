@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
-from filelock import FileLock
+from filelock import BaseFileLock
 
 from bvae import EvidenceWarning
 from bvae.config import DEFAULT_MODEL, ExperimentConfig, LossOption, RunConfig
@@ -91,7 +91,7 @@ class Experiment:
         self.baseline: Baseline | None = None
         self.complaint = ""
         self._session: Session | None = None
-        self._lock: FileLock | None = None  # held until the session is closed or this process ends
+        self._lock: BaseFileLock | None = None  # held until the session is closed or this process ends
         self._display: ProgressDisplay | None = None
         self._closed = self._interrupted = False
         self._gate_ran = True

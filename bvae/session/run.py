@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock
 
 from bvae import EvidenceWarning
 from bvae.config import AccuracyBand, RunConfig
@@ -15,7 +14,7 @@ from bvae.records import EpochEnded, Event, RunResult
 from bvae.session.folder import RunCrashError, Session, is_begun, read_result
 from bvae.session.progress import ProgressNote
 from bvae.session_files import BEGUN, CONFIG, LOCK, METRICS, RESULT, checkpoints
-from bvae.storage import atomic_write, make_folder, to_json
+from bvae.storage import atomic_write, lock_file, make_folder, to_json
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import CheckpointError
 from bvae.verdict import judge_run
@@ -34,7 +33,7 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
     """
     directory = session.path / run.name
     make_folder(directory)
-    with FileLock(directory / LOCK):
+    with lock_file(directory / LOCK):
         if (result := read_result(directory)) is not None:
             return result
         if is_begun(session, run.name):
