@@ -201,15 +201,14 @@ class ExperimentHooks:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note whether a gate of the project's own passed; one that is expected to fail does not count."""
-        if getattr(report, "is_own_gate", False) and (
-            report.failed or (report.passed and report.when == "call")
-        ):
-            name = report.nodeid.partition("::")[2]
-            self.experiment.own_gates[name] = report.passed and self.experiment.own_gates.get(name, True)
+        gates, name = self.experiment.own_gates, report.nodeid.partition("::")[2]
+        was_judged = report.failed or (report.passed and report.when == "call")
+        if was_judged and getattr(report, "is_own_gate", False):
+            gates[name] = report.passed and gates.get(name, True)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Let `--maxfail` end a session over workers as it does without: pytest-xdist calls it interrupted."""
+        """Let `--maxfail` end a session as without workers: pytest-xdist calls it an interruption."""
         try:
             return (yield)
         except KeyboardInterrupt:
@@ -276,12 +275,12 @@ def in_turns(items: list[pytest.Item], workers: int) -> list[pytest.Item]:
 
 
 class Interruptions(contextlib.ExitStack):
-    """Answers Ctrl-C and SIGTERM while a session is open: the first raises KeyboardInterrupt, the second ends at once.
+    """Answers Ctrl-C and SIGTERM: the first raises KeyboardInterrupt, the second ends the process at once.
 
-    Closed, it leaves the handlers as they were. In a thread, where Python refuses handlers, it changes none.
+    Closed, it leaves the handlers as they were. In a thread, where Python refuses handlers, it sets none.
 
     Attributes:
-        last_words: returns the lines that a process says that ends at once.
+        last_words: returns the lines to print before the process ends at once.
     """
 
     last_words: Callable[[], Iterable[str]] = tuple
@@ -321,13 +320,13 @@ class Interruptions(contextlib.ExitStack):
     def _repeat(self, dropped: sys.UnraisableHookArgs) -> None:
         """Raise again a KeyboardInterrupt that Python dropped.
 
-        Python only reports what is raised in `__del__` or in the callback of a weak reference, also on Ctrl-C.
+        Python only reports what is raised in `__del__` or in the callback of a weak reference.
         """
-        is_interruption = issubclass(dropped.exc_type, KeyboardInterrupt)
-        if not is_interruption or not hasattr(signal, "setitimer"):
+        if not issubclass(dropped.exc_type, KeyboardInterrupt) or not hasattr(signal, "setitimer"):
             self._report(dropped)
             return
         self._handle(signal.SIGALRM, signal.default_int_handler)
+        self.callback(signal.setitimer, signal.ITIMER_REAL, 0)
         signal.setitimer(signal.ITIMER_REAL, 0.1)
 
 

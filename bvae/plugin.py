@@ -1,8 +1,8 @@
 """The pytest plugin, loaded by `-p bvae.plugin`: options, collection and fixtures.
 
-Where tests use its fixtures, and only there, it registers `bvae.hooks` too. The controller validates everything
-and makes the session folder before any worker starts; workers are given the folder and train the runs that they
-are dealt. Neither imports PyTorch before it trains.
+Where tests use its fixtures, and only there, it registers `bvae.hooks` too. The controller validates
+everything and makes the session folder before any worker starts; workers are given the folder and train the
+runs that they are dealt. Neither imports PyTorch before it trains.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def missing_partner(config: pytest.Config, arguments: list[str]) -> str | None:
         for argument in arguments if not config.pluginmanager.has_plugin(plugin) else ():
             if argument.partition("=")[0] in flags or ("-n" in flags and argument.startswith("-n")):
                 return (
-                    f"{argument} needs {package}, which is not active; install it, or drop the option, also from "
-                    "addopts: -o addopts='-p bvae.plugin'"
+                    f"{argument} needs {package}, which is not active; install it, or drop the option, "
+                    "also from addopts: -o addopts='-p bvae.plugin'"
                 )
     return None
 
@@ -111,8 +111,8 @@ def laboratory(pytestconfig: pytest.Config) -> Experiment:
     found = pytestconfig.stash.get(EXPERIMENT, None)
     if found is None:
         pytest.fail(
-            f"no experiment was prepared: expected a test file that uses {', '.join(sorted(FIXTURES))} or imports "
-            f"{PACKAGED}; write one of them into this file itself",
+            f"no experiment was prepared: expected a test file that uses {', '.join(sorted(FIXTURES))} "
+            f"or imports {PACKAGED}; write one of them into this file itself",
             pytrace=False,
         )
     return found
@@ -224,7 +224,8 @@ def names_in(source: bytes) -> tuple[set[str], set[str]]:
                 used |= taken & FIXTURES
                 defined |= {name} - taken
             case ast.Call(func=ast.Attribute(attr="usefixtures" | "getfixturevalue"), args=values):
-                used |= {each.value for each in values if isinstance(each, ast.Constant)} & FIXTURES
+                named = {each.value for each in values if isinstance(each, ast.Constant)}
+                used |= {name for name in FIXTURES if name in named}
             case ast.Import(names=aliases):
                 used |= {PACKAGED for each in aliases if f"{each.name}.".startswith(f"{PACKAGED}.")}
             case ast.ImportFrom(module=str(module), names=aliases):
