@@ -245,8 +245,9 @@ class Experiment:
         return not is_begun(self.session, name)
 
     def compare(self) -> Comparison:
-        """Obtain all selected runs, compare them, and write the comparison."""
-        return self._write_comparison(self._scheduler.obtain_all())
+        """Obtain all selected runs, compare them, and write the comparison, unless another gate did."""
+        found = read_comparison(self.session)
+        return found if found is not None else self._write_comparison(self._scheduler.obtain_all())
 
     def _write_comparison(
         self, options: Iterable[tuple[str, OptionOutcomes]], *, in_haste: bool = False
