@@ -1,18 +1,22 @@
-"""`python -m bvae`: what the experiments do, outside pytest."""
+"""`bvae`, also `python -m bvae`: what the experiments do, outside pytest."""
 
 from __future__ import annotations
 
 import argparse
 import inspect
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bvae import __version__
 from bvae.config import DEFAULT_MODEL
 from bvae.corpus import is_built_in, load_corpus
 from bvae.experiment import Experiment, load_engine
+from bvae.experiments import EXAMPLE
+from bvae.hooks import Interruptions
 from bvae.options import OPTIONS, options_document, options_of, parse_experiment
-from bvae.storage import printable
+from bvae.storage import atomic_write, printable
 
 DESCRIPTION = """\
 Which loss does a β-VAE of categorical grids learn under, and which makes it predict background everywhere?
@@ -22,30 +26,41 @@ These commands do its parts one at a time."""
 
 EXAMPLES = """\
 examples:
-  python -m bvae train --option B --epochs 50          one run, with a progress bar
-  python -m bvae train --resume=runs/latest            go on after an interruption
-  python -m bvae report runs/latest                    the comparison again, from the files of the session
-  python -m bvae show runs/latest/B-seed0/checkpoints/best.safetensors
-  python -m bvae show CHECKPOINT my_grids.npy          reconstructions of one's own grids"""
+  {0} init losses                           a project of one's own, ready to run
+  {0} train --option B --epochs 50          one run, with a progress bar
+  {0} train --resume=runs/latest            go on after an interruption
+  {0} report runs/latest                    the comparison again, from the files of the session
+  {0} show runs/latest/B-seed0/checkpoints/best.safetensors
+  {0} show CHECKPOINT my_grids.npy          reconstructions of one's own grids"""
+
+
+def called_as() -> str:
+    """Return the name that the command was called by."""
+    return "bvae" if Path(sys.argv[0]).stem == "bvae" else "python -m bvae"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
-        "python -m bvae",
+        called_as(),
         description=DESCRIPTION,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.format(called_as()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"bvae {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
     for function in COMMANDS:
         name, description = function.__name__, inspect.getdoc(function) or ""
         summary = description.partition("\n")[0].removesuffix(".")
-        parsers[name] = commands.add_parser(name, help=summary, description=description)
+        parsers[name] = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
         parsers[name].set_defaults(function=function)
         for option in options_of(name):
             parsers[name].add_argument(option.flag, **option.keywords)
+    parsers["init"].add_argument(
+        "folder", nargs="?", type=Path, default=Path(), metavar="DIR", help="Default: the current folder"
+    )
     parsers["report"].add_argument("session", metavar="RUN_DIR", help="A session folder, such as runs/latest")
     parsers["show"].add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="A .safetensors file of a run"
@@ -56,12 +71,35 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def init(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Write an example of a project of one's own.
+
+    Writes a test file that runs the packaged experiment and adds a gate, a pytest.ini that loads the plugin,
+    and loss options. Nothing is overwritten.
+    """
+    folder: Path = arguments.folder
+    if existing := [str(folder / name) for name in EXAMPLE if (folder / name).exists()]:
+        raise ValueError(f"{printable(', '.join(existing))} is there already; name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in EXAMPLE.items():
+        atomic_write(folder / name, text.encode())
+    place = "" if folder == Path() else f"cd {shlex.quote(printable(str(folder)))} && "
+    print(f"Wrote {', '.join(EXAMPLE)}. Next: {place}pytest --html=report.html")
+    return 0
+
+
 def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Train one loss option with one seed.
 
     Makes a session folder of its own: checkpoints, their pictures, metrics and a verdict. With --resume,
     trains what is left of a session.
     """
+    with Interruptions() as interruptions:
+        interruptions.open()
+        return _train(arguments, command, interruptions)
+
+
+def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions: Interruptions) -> int:
     load_engine()
     given: dict[str, str | None] = {option.key: getattr(arguments, option.key, None) for option in OPTIONS}
     run_dir = Path(arguments.run_dir)
@@ -73,6 +111,8 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         one = {"loss_options": arguments.option, "seeds": str(int(arguments.seed) + 1)}
         experiment = Experiment.prepare(parse_experiment({**given, **one}), run_dir, command)
     experiment.open_session()
+    resuming = f"{called_as()} train"
+    interruptions.last_words = lambda: experiment.how_to_resume(resuming, interrupted=True)
     session, config = experiment.session, experiment.config
     runs = [run for run in experiment.runs if (session.path / run.name).exists()] or [
         session.run_config(option, config.seeds - 1) for option in config.options
@@ -84,8 +124,9 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             experiment.obtain((run.option, run.seed))
     except KeyboardInterrupt:
         interrupted = True
+    interruptions.prepare_closing()
     experiment.close_session(interrupted=interrupted)
-    print(*experiment.summary(command="python -m bvae train"), sep="\n")
+    print(*experiment.summary(resuming), sep="\n")
     return 2 if interrupted else 0
 
 
@@ -123,7 +164,7 @@ def options(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = (train, report, show, options)
+COMMANDS = (init, train, report, show, options)
 """Each with its name and, in its docstring, its help."""
 
 
@@ -136,6 +177,9 @@ def main(command: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"ERROR: {error}", file=sys.stderr)
         return 4
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
-import signal
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -36,7 +35,7 @@ from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
 from bvae.report import report_head, show_differences, show_gate
 from bvae.report.html import show_run
-from bvae.report.text import describe_setting, differences_to_text, explain_gate, to_markdown, to_text_table
+from bvae.report.text import explain_own_gates, to_markdown, to_terminal
 from bvae.session.folder import (
     Session,
     SessionHeldError,
@@ -83,6 +82,7 @@ class Experiment:
         selected: the runs that this invocation collected and did not deselect.
         baseline: what the session is compared with, None for nothing.
         complaint: why the session could not be closed, empty where it could.
+        own_gates: whether each gate passed that a project added to the packaged one, by name.
     """
 
     def __init__(self, config: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
@@ -94,6 +94,7 @@ class Experiment:
         self._lock: BaseFileLock | None = None  # held until the session is closed or this process ends
         self._display: ProgressDisplay | None = None
         self._closed = self._interrupted = False
+        self.own_gates: dict[str, bool] = {}
         self._gate_ran = True
 
     @classmethod
@@ -231,8 +232,9 @@ class Experiment:
         return result
 
     def compare(self) -> Comparison:
-        """Obtain all selected runs, compare them, and write the comparison."""
-        return self._write_comparison(self._scheduler.obtain_all())
+        """Obtain all selected runs, compare them, and write the comparison, unless another gate did."""
+        found = read_comparison(self.session)
+        return found if found is not None else self._write_comparison(self._scheduler.obtain_all())
 
     def _write_comparison(
         self, options: Iterable[tuple[str, OptionOutcomes]], *, in_haste: bool = False
@@ -275,7 +277,6 @@ class Experiment:
         self._closed, self._interrupted = True, interrupted
         if self._display is not None:
             self._display.stop()
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what remains takes a second
         if interrupted:
             self.session.stop()
         try:
@@ -287,35 +288,39 @@ class Experiment:
             self.complaint = f"The session could not be closed: {printable(str(error))}"
         if self._lock is not None:
             self._lock.release()
-        # GitHub shows the Markdown in this file on the page of the workflow's run.
-        step_summary = os.environ.get("GITHUB_STEP_SUMMARY")
-        if step_summary and (comparison := read_comparison(self.session)) is not None:
+        try:
+            self._write_step_summary()
+        except OSError as error:
+            reason = printable(f"GITHUB_STEP_SUMMARY could not be written: {error}")
+            warnings.warn(reason, EvidenceWarning, stacklevel=2)
+
+    def _write_step_summary(self) -> None:
+        """Add the comparison to the file of Markdown that GitHub shows on the page of a workflow's run."""
+        step_summary, comparison = os.environ.get("GITHUB_STEP_SUMMARY"), read_comparison(self.session)
+        if step_summary and comparison is not None:
+            text = to_markdown(comparison, compare_with(self.baseline, comparison), pictures=False)
             with Path(step_summary).open("a", encoding="utf-8") as file:
-                differences = compare_with(self.baseline, comparison)
-                file.write(to_markdown(comparison, differences, pictures=False))
+                file.write("\n\n".join(filter(None, [explain_own_gates(self.own_gates), text])))
 
     def summary(self, command: str = "pytest experiments/") -> list[str]:
         """Return the lines that end the terminal output; none if nothing was run."""
         comparison = read_comparison(self.session) if self._session is not None else None
-        resume = self._how_to_resume(comparison, command)
+        resume = self.how_to_resume(command, comparison, interrupted=self._interrupted)
         if comparison is None:
             return resume
-        lines = [describe_setting(comparison), "", *to_text_table(comparison), ""]
-        if not self._gate_ran:
-            lines += ["The gate was not run; this is a comparison of what was found.", ""]
-        lines += [*explain_gate(comparison).splitlines(), comparison.recommendation]
-        if differences := differences_to_text(compare_with(self.baseline, comparison)):
-            lines += ["", *differences]
-        lines.append(f"Session: {printable(str(self.session.path))}")
-        return [*lines, *resume]
+        differences = compare_with(self.baseline, comparison)
+        lines = to_terminal(comparison, differences, self.own_gates, gate_ran=self._gate_ran)
+        return [*lines, f"Session: {printable(str(self.session.path))}", *resume]
 
-    def _how_to_resume(self, comparison: Comparison | None, command: str) -> list[str]:
+    def how_to_resume(
+        self, command: str, comparison: Comparison | None = None, *, interrupted: bool
+    ) -> list[str]:
         """Return lines on what is missing in the session and how to complete it; none if nothing is."""
         runs = [run for option in comparison.options.values() for run in option.runs] if comparison else []
-        unfinished = self._interrupted or any(run.verdict == "incomplete" for run in runs)
+        unfinished = interrupted or any(run.verdict == "incomplete" for run in runs)
         lines = [self.complaint] if self.complaint else []
         if (unfinished or lines) and self.session.path.exists():
-            reason = "Interrupted. " if self._interrupted else ""
+            reason = "Interrupted. " if interrupted else ""
             lines.append(f"{reason}Resume with: {command} --resume={printable(str(self.session.path))}")
         return lines
 
@@ -324,4 +329,4 @@ class Experiment:
         if self._session is None or not self.session.path.exists():
             return []
         comparison = read_comparison(self.session)
-        return [report_head(self.session, comparison, gate_ran=self._gate_ran)]
+        return [report_head(self.session, comparison, self.own_gates, gate_ran=self._gate_ran)]

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable
 from html import escape
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
 import pytest
@@ -22,10 +24,12 @@ from bvae.config import ExperimentConfig
 from bvae.experiment import Experiment, SetupError, load_engine
 from bvae.options import options_of, parse_experiment
 from bvae.session.folder import RunCrashError, Session
-from bvae.storage import StorageError
+from bvae.storage import StorageError, printable
 
 EXPERIMENT = pytest.StashKey[Experiment]()
 GATE = "gate"
+PACKAGED_GATE = "test_stable_option_exists"
+"""The test that judges the comparison itself; other tests with the marker are gates of a project's own."""
 SESSION_KEY = "bvae_session"
 
 
@@ -33,12 +37,20 @@ def register_hooks(config: pytest.Config) -> None:
     """Prepare or join the experiment, and register its hooks. Raises UsageError."""
     if is_worker(config) or not config.getoption("numprocesses", None):
         load_engine()
+    # Configured last, so that it wins: what is wrong with a piece of evidence is told, and fails no test.
+    config.addinivalue_line("filterwarnings", "default::bvae.EvidenceWarning")
+    interruptions = Interruptions()
+    config.add_cleanup(interruptions.close)
     try:
-        experiment = joined_experiment(config) if is_worker(config) else requested_experiment(config)
+        if is_worker(config):
+            experiment = joined_experiment(config)
+        else:
+            interruptions.open()
+            experiment = requested_experiment(config)
     except SetupError as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[EXPERIMENT] = experiment
-    config.pluginmanager.register(ExperimentHooks(config, experiment), "bvae-experiment")
+    config.pluginmanager.register(ExperimentHooks(config, experiment, interruptions), "bvae-experiment")
 
 
 def joined_experiment(config: pytest.Config) -> Experiment:
@@ -55,7 +67,6 @@ def joined_experiment(config: pytest.Config) -> Experiment:
 
 def requested_experiment(config: pytest.Config) -> Experiment:
     """Return the validated experiment of this command line, new or resumed. Raises SetupError."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, and so resumable
     given, command = given_values(config), config.invocation_params.args
     run_dir, baseline = Path(config.getoption("run_dir")), given["baseline"]
     if config.getoption("fail_on_regression") and baseline is None:
@@ -68,6 +79,25 @@ def requested_experiment(config: pytest.Config) -> Experiment:
 def is_worker(config: pytest.Config) -> bool:
     """Return whether this process is a worker of pytest-xdist."""
     return hasattr(config, "workerinput")
+
+
+def joins_session(config: pytest.Config) -> bool:
+    """Return whether the controller of this worker handed a session to it."""
+    return SESSION_KEY in cast(Any, config).workerinput
+
+
+def resuming_command(config: pytest.Config) -> str:
+    """Return the command that collects the same tests, to which `--resume` is added."""
+    given = config.invocation_params.args
+    collecting = [
+        word
+        for before, word in zip(("", *given), given, strict=False)
+        if word in ("-c", "--pyargs", "--rootdir", *config.args)
+        or before in ("-c", "--rootdir")
+        or word.startswith(("--rootdir=", "--config-file="))
+    ]
+    plugin = ["-p", "bvae.plugin"] if "bvae.plugin" in given else []
+    return printable(shlex.join(["pytest", *plugin, *collecting]))
 
 
 def asked_experiment(config: pytest.Config) -> ExperimentConfig:
@@ -88,8 +118,8 @@ def given_values(config: pytest.Config) -> dict[str, str | None]:
 class ExperimentHooks:
     """Hooks of a process of a session in which experiments are run: the controller, or one of its workers."""
 
-    def __init__(self, config: pytest.Config, experiment: Experiment) -> None:
-        self.config, self.experiment = config, experiment
+    def __init__(self, config: pytest.Config, experiment: Experiment, interruptions: Interruptions) -> None:
+        self.config, self.experiment, self.interruptions = config, experiment, interruptions
         self.is_controller = not is_worker(config)
 
     @pytest.hookimpl(tryfirst=True)
@@ -99,12 +129,15 @@ class ExperimentHooks:
                 self.experiment.open_session()
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
-            repeat_dropped_interruptions()
+            self.interruptions.last_words = self._how_to_resume
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         session = self.experiment.session
         node.workerinput[SESSION_KEY] = str(session.path), session.invocation
+
+    def _how_to_resume(self) -> list[str]:
+        return self.experiment.how_to_resume(resuming_command(self.config), interrupted=True)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         calls = (getattr(item, "callspec", None) for item in session.items)
@@ -119,7 +152,8 @@ class ExperimentHooks:
 
     def _show_progress(self, ids: list[str]) -> None:
         """Show the progress of the runs among these node ids: on a terminal one line, kept up to date."""
-        if self.config.get_verbosity() != 0:
+        has_terminal = self.config.pluginmanager.has_plugin("terminalreporter")
+        if not has_terminal or self.config.get_verbosity() != 0:
             return
         terminal = self.config.get_terminal_writer()
         capture = self.config.pluginmanager.get_plugin("capturemanager")
@@ -141,30 +175,51 @@ class ExperimentHooks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
-        self, call: pytest.CallInfo[None]
+        self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         """Show only the message of an error that is not in the code, which says what to do."""
         report = yield
+        is_gate = item.get_closest_marker(GATE) is not None
+        cast(Any, report).is_own_gate = is_gate and item.name != PACKAGED_GATE
         if call.excinfo is not None and isinstance(call.excinfo.value, StorageError | RunCrashError):
             report.longrepr = call.excinfo.getrepr(style="value", chain=False)
         return report
 
-    @pytest.hookimpl(tryfirst=True, wrapper=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note whether a gate of the project's own passed; one that is expected to fail does not count."""
+        gates, name = self.experiment.own_gates, report.nodeid.partition("::")[2]
+        was_judged = report.failed or (report.passed and report.when == "call")
+        if was_judged and getattr(report, "is_own_gate", False):
+            gates[name] = report.passed and gates.get(name, True)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
+        """Let `--maxfail` end a session as without workers: pytest-xdist calls it an interruption."""
+        try:
+            return (yield)
+        except KeyboardInterrupt:
+            if not session.shouldfail:
+                raise
+            raise session.Failed(session.shouldfail) from None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         if self.is_controller:
-            self.experiment.close_session(interrupted=exitstatus == pytest.ExitCode.INTERRUPTED)
+            interrupted = exitstatus == pytest.ExitCode.INTERRUPTED
+            self.interruptions.prepare_closing()
+            self.experiment.close_session(interrupted=interrupted)
             if self.experiment.complaint and session.exitstatus == pytest.ExitCode.OK:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        yield
 
     def pytest_unconfigure(self) -> None:
         if self.is_controller and self.experiment.is_open:
             # Interrupted while workers were starting: pytest finishes no session then.
             self.experiment.close_session(interrupted=True)
-            print(*self.experiment.summary(), sep="\n", file=sys.stderr)
+            print(*self.experiment.summary(resuming_command(self.config)), sep="\n", file=sys.stderr)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if lines := self.experiment.summary():
+        if lines := self.experiment.summary(resuming_command(self.config)):
             terminalreporter.section("loss options")
             for line in lines:
                 terminalreporter.line(line)
@@ -195,21 +250,60 @@ def run_name(node_id: str) -> str:
     return node_id.rpartition("[")[2].rstrip("]")
 
 
-def repeat_dropped_interruptions() -> None:
-    """Raise again a KeyboardInterrupt that Python dropped.
+class Interruptions(contextlib.ExitStack):
+    """Answers Ctrl-C and SIGTERM: the first raises KeyboardInterrupt, the second ends the process at once.
 
-    Python only reports what is raised in `__del__` or in the callback of a weak reference, also on Ctrl-C.
+    Closed, it leaves the handlers as they were. In a thread, where Python refuses handlers, it sets none.
+
+    Attributes:
+        last_words: returns the lines to print before the process ends at once.
     """
-    report = sys.unraisablehook
 
-    def repeat(dropped: sys.UnraisableHookArgs) -> None:
-        if not issubclass(dropped.exc_type, KeyboardInterrupt) or not hasattr(signal, "setitimer"):
-            report(dropped)
+    last_words: Callable[[], Iterable[str]] = tuple
+    _numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def open(self) -> None:
+        """Take over the signals, those aside that the process ignores."""
+        if threading.current_thread() is not threading.main_thread():
             return
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        self._stderr = os.dup(2)  # where pytest captures output, it replaces the descriptor 2
+        self.callback(os.close, self._stderr)
+        self._report = sys.unraisablehook
+        self.callback(setattr, sys, "unraisablehook", self._report)
+        sys.unraisablehook = self._repeat
+        for number in self._numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handle(number, self._interrupt)
 
-    sys.unraisablehook = repeat
+    def _handle(self, number: int, handler: Any) -> None:
+        self.callback(signal.signal, number, signal.signal(number, handler) or signal.SIG_DFL)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        for each in self._numbers:
+            if signal.getsignal(each) == self._interrupt:
+                self._handle(each, self._end)
+        raise KeyboardInterrupt
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        os.write(self._stderr, "".join(f"\n{line}" for line in [*self.last_words(), ""]).encode())
+        os._exit(pytest.ExitCode.INTERRUPTED)
+
+    def prepare_closing(self) -> None:
+        """Ignore SIGTERM from now on, unless there was one, as what remains takes a second."""
+        if signal.getsignal(signal.SIGTERM) == self._interrupt:
+            self._handle(signal.SIGTERM, signal.SIG_IGN)
+
+    def _repeat(self, dropped: sys.UnraisableHookArgs) -> None:
+        """Raise again a KeyboardInterrupt that Python dropped.
+
+        Python only reports what is raised in `__del__` or in the callback of a weak reference.
+        """
+        if not issubclass(dropped.exc_type, KeyboardInterrupt) or not hasattr(signal, "setitimer"):
+            self._report(dropped)
+            return
+        self._handle(signal.SIGALRM, signal.default_int_handler)
+        self.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
 
 
 def follow_controller(session: Session) -> None:

@@ -1,19 +1,46 @@
-"""The pytest plugin: options, collection and fixtures; where experiments are run, `bvae.hooks` too.
+"""The pytest plugin, loaded by `-p bvae.plugin`: options, collection and fixtures.
 
-The controller validates everything and makes the session folder before any worker starts; workers are given
-the folder and train the runs that they are dealt. Neither imports PyTorch before it trains.
+Where tests use its fixtures, and only there, it registers `bvae.hooks` too. The controller validates
+everything and makes the session folder before any worker starts; workers are given the folder and train the
+runs that they are dealt. Neither imports PyTorch before it trains.
 """
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
 from bvae.experiment import Experiment
-from bvae.hooks import EXPERIMENT, GATE, asked_experiment, register_hooks
+from bvae.hooks import EXPERIMENT, GATE, asked_experiment, is_worker, joins_session, register_hooks
 from bvae.judging.baseline import Baseline
 from bvae.options import options_of, separated_path
+
+pytest.register_assert_rewrite("bvae.experiments")
+
+FIXTURES = frozenset({"loss_run", "laboratory", "loss_baseline"})
+PACKAGED = "bvae.experiments"
+LISTINGS = (
+    "help",
+    "version",
+    "collectonly",
+    "showfixtures",
+    "show_fixtures_per_test",
+    "markers",
+    "setupplan",
+)
+"""Options of pytest that run no test."""
+PARTNERS = {
+    "xdist": ("pytest-xdist", ("-n", "--numprocesses", "--dist", "--maxschedchunk")),
+    "html": ("pytest-html", ("--html", "--self-contained-html")),
+}
+"""Plugins that are not required, each with its package and with options that it alone takes."""
+USES = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -23,9 +50,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(args: list[str]) -> None:
-    if complaint := separated_path(args):
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
+    if complaint := separated_path(args) or missing_partner(early_config, args):
         raise pytest.UsageError(complaint)
+
+
+def missing_partner(config: pytest.Config, arguments: list[str]) -> str | None:
+    """Return a complaint about the first option whose plugin is not active."""
+    for plugin, (package, flags) in PARTNERS.items():
+        for argument in arguments if not config.pluginmanager.has_plugin(plugin) else ():
+            if argument.partition("=")[0] in flags or ("-n" in flags and argument.startswith("-n")):
+                return (
+                    f"{argument} needs {package}, which is not active; install it, or drop the option, "
+                    "also from addopts: -o addopts='-p bvae.plugin'"
+                )
+    return None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -46,7 +85,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "loss_run" in metafunc.fixturenames:
+    if "loss_run" in metafunc.fixturenames and uses_experiments(metafunc.config):
         experiment = asked_experiment(metafunc.config)
         runs = [(option, seed) for option in experiment.options for seed in range(experiment.seeds)]
         ids = [f"{option.name}-seed{seed}" for option, seed in runs]
@@ -55,6 +94,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not uses_experiments(config):
+        return
     items.sort(key=lambda item: item.get_closest_marker(GATE) is not None)
     experiment = config.stash.get(EXPERIMENT, None)
     if (experiment.baseline if experiment else config.getoption("baseline")) is None:
@@ -69,8 +110,18 @@ def laboratory(pytestconfig: pytest.Config) -> Experiment:
     """The experiment of this session: trains, judges and shows its runs."""
     found = pytestconfig.stash.get(EXPERIMENT, None)
     if found is None:
-        pytest.fail("no experiment here: run `pytest experiments/` in the folder of pytest.ini", False)
+        pytest.fail(
+            f"no experiment was prepared: expected a test file that uses {', '.join(sorted(FIXTURES))} "
+            f"or imports {PACKAGED}; write one of them into this file itself",
+            pytrace=False,
+        )
     return found
+
+
+@pytest.fixture
+def loss_run(laboratory: Experiment) -> None:
+    """An option and a seed; a test that asks for it is run for each of the experiment."""
+    pytest.fail("loss_run is a parameter of tests; expected no other fixture to ask for it", pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -79,13 +130,105 @@ def loss_baseline(laboratory: Experiment) -> Baseline | None:
     return laboratory.baseline
 
 
+@pytest.fixture
+def attach_html(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
+    """Adds sections of HTML to the test's row in the report; without pytest-html it does nothing."""
+    html = request.config.pluginmanager.get_plugin("html")
+    extras: list[object] = request.getfixturevalue("extras") if html else []
+
+    def attach(sections: list[str]) -> None:
+        extras.extend(html.extras.html(section) for section in sections if html)
+
+    return attach
+
+
 def runs_experiments(config: pytest.Config) -> bool:
-    """Return whether tests of `experiments/` are to be run, and not only listed."""
-    option = config.option
-    if any(getattr(option, name, False) for name in ("help", "version", "collectonly", "showfixtures")):
-        return False
-    experiments = config.rootpath / "experiments"
-    paths = [(config.invocation_params.dir / arg.split("::")[0]).resolve() for arg in config.args]
-    return experiments.is_dir() and any(
-        path == experiments or experiments in path.parents or path in experiments.parents for path in paths
-    )
+    """Return whether tests of an experiment are to be run, and not only listed."""
+    return not any(getattr(config.option, name, False) for name in LISTINGS) and uses_experiments(config)
+
+
+def uses_experiments(config: pytest.Config) -> bool:
+    """Return whether tests that pytest is to collect use fixtures of this plugin or `bvae.experiments`.
+
+    Their sources are read, since the session must be there before workers collect.
+    """
+    if is_worker(config):
+        return joins_session(config)
+    if USES not in config.stash:
+        sources = [path.read_bytes() for path in collected_files(config)]
+        used, defined = set[str](), set[str]()
+        for source in sources:
+            found = names_in(source)
+            used, defined = used | found[0], defined | found[1]
+        config.stash[USES] = bool(used - defined)
+    return config.stash[USES]
+
+
+def collected_files(config: pytest.Config) -> Iterator[Path]:
+    """Yield the test files, and each `conftest.py`, that the arguments of pytest stand for."""
+    for argument in config.args:
+        path = _argument_path(config, argument.partition("[")[0].partition("::")[0])
+        above = (folder / "conftest.py" for folder in path.parents if folder.is_relative_to(config.rootpath))
+        yield from filter(Path.is_file, (path, *above))
+        yield from _files_below(config, path)
+
+
+def _argument_path(config: pytest.Config, name: str) -> Path:
+    """Return the path of an argument; with `--pyargs` it may be the name of a module or package."""
+    if config.getoption("pyargs"):
+        try:
+            spec = importlib.util.find_spec(name)
+        except (AttributeError, ImportError, ValueError):
+            spec = None  # no name of a module, so a path
+        if spec is not None and spec.origin is not None:
+            origin = Path(spec.origin)
+            return origin.parent if spec.submodule_search_locations else origin
+    return Path(os.path.abspath(config.invocation_params.dir / name))  # noqa: PTH100 (keeps symbolic links)
+
+
+def _files_below(config: pytest.Config, path: Path) -> Iterator[Path]:
+    """Yield the test files in a folder that pytest does not ignore; symbolic links are followed."""
+    patterns, seen = config.getini("python_files"), set[Path]()
+
+    def is_new(folder: Path) -> bool:
+        real = folder.resolve()
+        known = real in seen
+        seen.add(real)
+        return not known and not ignored(folder)
+
+    def ignored(path: Path) -> bool:
+        return bool(config.hook.pytest_ignore_collect(collection_path=path, config=config))
+
+    for name, folders, files in os.walk(path, followlinks=True):
+        folder = Path(name)
+        folders[:] = [each for each in folders if is_new(folder / each)]
+        for file in (folder / each for each in files if each.endswith(".py")):
+            wanted = (fnmatch(str(file) if os.sep in each else file.name, each) for each in patterns)
+            if (file.name == "conftest.py" or any(wanted)) and not ignored(file):
+                yield file
+
+
+def names_in(source: bytes) -> tuple[set[str], set[str]]:
+    """Return the names of ours that a test file uses, and the functions that it defines itself."""
+    used, defined = set[str](), set[str]()
+    if not any(name.encode() in source for name in (*FIXTURES, "bvae")):
+        return used, defined
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return used, defined  # pytest tells of it
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name=name, args=args) | ast.AsyncFunctionDef(name=name, args=args):
+                taken = {each.arg for each in (*args.posonlyargs, *args.args, *args.kwonlyargs)}
+                used |= taken & FIXTURES
+                defined |= {name} - taken
+            case ast.Call(func=ast.Attribute(attr="usefixtures" | "getfixturevalue"), args=values):
+                named = {each.value for each in values if isinstance(each, ast.Constant)}
+                used |= {name for name in FIXTURES if name in named}
+            case ast.Import(names=aliases):
+                used |= {PACKAGED for each in aliases if f"{each.name}.".startswith(f"{PACKAGED}.")}
+            case ast.ImportFrom(module=str(module), names=aliases):
+                names = (f"{module}.{each.name}." for each in aliases)
+                used |= {PACKAGED for each in names if each.startswith(f"{PACKAGED}.")}
+    return used, defined

@@ -34,6 +34,7 @@ LAYERS = (
     ("bvae.options",),
     ("bvae.engine",),
     ("bvae.experiment",),
+    ("bvae.experiments",),
     ("bvae.hooks",),
     ("bvae.plugin",),
     ("bvae.__main__",),

@@ -7,8 +7,9 @@ import importlib.resources
 import io
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -20,7 +21,15 @@ from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, diff
 from bvae.judging.comparison import Comparison, OptionSummary
 from bvae.judging.explanation import Diagnosis, describe_last_epoch, describe_rules_met, explain_why
 from bvae.records import Evaluation, RunResult
-from bvae.report.text import Cell, describe_setting, explain_gate, table_head, table_rows, words
+from bvae.report.text import (
+    Cell,
+    describe_setting,
+    explain_gate,
+    explain_outcome,
+    table_head,
+    table_rows,
+    words,
+)
 from bvae.session import Session
 from bvae.session.folder import read_history
 from bvae.session_files import FILMSTRIP, checkpoints, picture_of
@@ -63,11 +72,18 @@ class Picture(NamedTuple):
         return cls.of(path.read_bytes(), caption) if path.exists() else cls(caption)
 
 
-def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bool = True) -> str:
+def report_head(
+    session: Session,
+    comparison: Comparison | None,
+    own_gates: Mapping[str, bool] = MappingProxyType({}),
+    *,
+    gate_ran: bool = True,
+) -> str:
     """Return the part above the table of tests, with style and script of the page.
 
     Args:
         comparison: None where no run was begun.
+        own_gates: whether each gate passed that a project added, by name.
         gate_ran: whether the gate's test was run.
     """
     files = importlib.resources.files("bvae.report")
@@ -77,6 +93,7 @@ def report_head(session: Session, comparison: Comparison | None, *, gate_ran: bo
         script=(files / "page.js").read_text("utf-8"),
         comparison=comparison,
         **(_head_context(session, comparison) if comparison is not None else {}),
+        **(_outcome(comparison, own_gates, gate_ran) if comparison is not None else {}),
         gate_ran=gate_ran,
     )
 
@@ -115,10 +132,14 @@ def _render(template: str, **context: Any) -> str:
     return TEMPLATES.get_template(template).render(context)
 
 
+def _outcome(comparison: Comparison, own_gates: Mapping[str, bool], gate_ran: bool) -> dict[str, Any]:
+    passed, sentences = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
+    return {"passed": passed, "outcome": f"{_SIGNS[passed]} {sentences}"}
+
+
 def _head_context(session: Session, comparison: Comparison) -> dict[str, Any]:
     record, folder = session.record, session.path / "comparison"
     return {
-        "outcome": f"{_SIGNS[comparison.gate.passed]} {explain_gate(comparison).splitlines()[0]}",
         "options": _options_table(comparison, [option.name for option in record.config.options]),
         "reconstructions": Picture.of_file(folder / "reconstructions.png", "Newest checkpoint, first seed"),
         "examples": Picture.of_file(folder / "examples.png", "By object IoU, first seed"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from bvae.config import AccuracyBand
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import Comparison, OptionSummary
 from bvae.records import ControlledMetrics, MeanStd
+from bvae.storage import printable
 
 
 class Cell(NamedTuple):
@@ -153,6 +154,30 @@ def explain_gate(comparison: Comparison) -> str:
     return "\n".join([head, *lines])
 
 
+def explain_own_gates(passed: Mapping[str, bool]) -> str:
+    """Return a sentence on the gates that a project added, empty if there are none.
+
+    Args:
+        passed: whether each gate passed, by name.
+    """
+    if not passed:
+        return ""
+    failed = [printable(name) for name, is_passed in passed.items() if not is_passed]
+    outcome = "failed" if failed else "passed"
+    return f"The session's own gates {outcome}: {', '.join(failed or map(printable, passed))}."
+
+
+def explain_outcome(
+    comparison: Comparison, own_gates: Mapping[str, bool], *, gate_ran: bool
+) -> tuple[bool, str]:
+    """Return whether all gates that were run passed, and sentences on them, the decisive one first."""
+    own, packaged = explain_own_gates(own_gates), explain_gate(comparison).splitlines()[0]
+    if own and not gate_ran:
+        return all(own_gates.values()), own
+    sentences = [own, packaged] if not all(own_gates.values()) else [packaged, own]
+    return comparison.gate.passed and all(own_gates.values()), " ".join(filter(None, sentences))
+
+
 def what_was_learned(comparison: Comparison, option: str) -> str:
     """Return a verb phrase on what an option learned that breaks no rule of the verdict.
 
@@ -192,6 +217,22 @@ def describe_setting(comparison: Comparison) -> str:
             "cells right than one that predicts nothing, as the price of predicting objects."
         )
     return " ".join(sentences)
+
+
+def to_terminal(
+    comparison: Comparison,
+    differences: Sequence[Difference],
+    own_gates: Mapping[str, bool],
+    *,
+    gate_ran: bool,
+) -> list[str]:
+    """Return the lines that a terminal shows of a comparison."""
+    _, outcome = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
+    lines = [describe_setting(comparison), "", *to_text_table(comparison), ""]
+    if not gate_ran:
+        lines += ["The gate was not run; this is a comparison of what was found.", ""]
+    lines += [outcome, *explain_gate(comparison).splitlines()[1:], comparison.recommendation]
+    return [*lines, *(["", *table] if (table := differences_to_text(differences)) else [])]
 
 
 def to_text_table(comparison: Comparison) -> list[str]:

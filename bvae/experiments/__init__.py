@@ -1,0 +1,34 @@
+"""The packaged experiment, and the files of a project of one's own that `bvae init` writes."""
+
+EXAMPLE = {
+    "test_losses.py": '''"""The packaged experiment, and a gate of our own."""
+
+import pytest
+from bvae.experiments.test_loss_options import *  # noqa: F403
+
+
+@pytest.mark.gate
+def test_objects_are_found(laboratory):
+    """Some option finds more than half of the objects, whatever its accuracy."""
+    options = laboratory.compare().options
+    recalls = {name: option.object_recall.mean or 0.0 for name, option in options.items()}
+    assert max(recalls.values()) > 0.5, recalls
+''',
+    "pytest.ini": """\
+[pytest]
+# The plugin is loaded by its name. Runs are spread over all cores.
+addopts = -p bvae.plugin -n auto --maxschedchunk=1 --self-contained-html
+""",
+    "options.toml": """\
+# Loss options to compare besides A, B and C: pytest --loss-options-file=options.toml
+# Every key is described in docs/loss-options.md.
+
+[D]
+gamma = 2.0                  # exponent of the focal loss; 0 is the cross-entropy
+class_weights = "power"      # or none, sqrt_inverse, inverse, effective, or ten numbers
+exponent = 0.4               # weights are the counts to the power of -0.4
+candidate = true             # the gate may pass because of it
+role = "milder than B"
+""",
+}
+"""Text of each file, by name."""
