@@ -168,7 +168,7 @@ OPTIONS = (
     CommandLineOption(
         "model",
         "MODULE:FACTORY",
-        "The model: a factory of grid_size and latent_dim, see docs/own-model.md",
+        "The model: a factory of grid_size, latent_dim and classes, see docs/own-model.md",
         commands=("pytest", "train", "report", "show"),
     ),
     CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),
