@@ -151,7 +151,7 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     model, config = engine.load_model(arguments.checkpoint, arguments.model or DEFAULT_MODEL)
     spec = arguments.grids or config.corpus
     padding_value = None if is_built_in(spec) else config.padding_value
-    corpus = load_corpus(spec, config.grid_size, padding_value=padding_value)
+    corpus = load_corpus(spec, config.grid_size, padding_value=padding_value, classes=config.classes)
     title = f"{printable(str(arguments.checkpoint))}: grids of {corpus.name}"
     engine.plot_reconstructions(model, corpus.sample_grids(), path=Path(arguments.output), title=title)
     print(f"Wrote {printable(str(arguments.output))}")

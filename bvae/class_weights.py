@@ -42,9 +42,14 @@ def weights_by_method(
 def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]:
     """Return the class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
 
-    An explicit weight also holds for a class that never occurs. Raises as `weights_by_method` does.
+    An explicit weight also holds for a class that never occurs. Raises as `weights_by_method` does, and for
+    another number of explicit weights than of classes.
     """
     if isinstance(option.class_weights, tuple):
+        if len(option.class_weights) != len(counts):
+            raise ValueError(
+                f"option {option.name} has {len(option.class_weights)} class weights; expected {len(counts)}"
+            )
         return _scaled(np.array(option.class_weights), _checked(counts))
     return weights_by_method(counts, option.class_weights, exponent=option.exponent, beta=option.beta)
 

@@ -15,8 +15,13 @@ from typing import Literal, get_args
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
 
+Classes = int | Literal["auto"]
+
 DEFAULT_CLASSES = 10
 """ARC's colours 0–9; class 0 is the background."""
+
+MIN_CLASSES, MAX_CLASSES = 2, 64
+"""Limits of the number of classes; pictures have that many colours."""
 
 OUTSIDE = 255
 """Value, in uint8 grids, of what lies outside a grid that is smaller than its array."""
@@ -32,7 +37,7 @@ MAX_ROLE = 200
 """Characters of a loss option's role."""
 
 CLASS_WEIGHTS_EXPECTED = (
-    f"one of {', '.join(get_args(ClassWeights))}, or {DEFAULT_CLASSES} positive finite numbers"
+    f"one of {', '.join(get_args(ClassWeights))}, or a positive finite number for each class"
 )
 ROLE_EXPECTED = f"a text of one line, at most {MAX_ROLE} characters"
 
@@ -101,7 +106,9 @@ class LossOption:
         _check(valid_name, "name", f"is {self.name!r}", "a letter, then letters, digits, _ or -, at most 32")
         _check_number("gamma", self.gamma)
         if isinstance(self.class_weights, tuple):
-            _check_explicit_weights(self.class_weights)
+            for label, weight in enumerate(self.class_weights):
+                positive, problem = math.isfinite(weight) and weight > 0, f"has {weight} for class {label}"
+                _check(positive, "class_weights", problem, "a positive finite number")
         else:
             known = self.class_weights in get_args(ClassWeights)
             _check(known, "class_weights", f"is {self.class_weights!r}", CLASS_WEIGHTS_EXPECTED)
@@ -121,12 +128,17 @@ class LossOption:
         return self.weight_method + parameters.get(self.weight_method, "")
 
 
-def _check_explicit_weights(weights: tuple[float, ...]) -> None:
-    enough = len(weights) == DEFAULT_CLASSES
-    _check(enough, "class_weights", f"has {len(weights)} numbers", f"{DEFAULT_CLASSES}, of classes 0 to 9")
-    for label, weight in enumerate(weights):
-        positive, problem = math.isfinite(weight) and weight > 0, f"has {weight} for class {label}"
-        _check(positive, "class_weights", problem, "a positive finite number")
+def _check_classes(classes: Classes, options: tuple[LossOption, ...]) -> None:
+    """Raise ConfigError for a number of classes out of bounds, and for other numbers of explicit weights."""
+    if classes == "auto":
+        return
+    expected = f"a whole number of at least {MIN_CLASSES} and at most {MAX_CLASSES}, or auto"
+    _check(MIN_CLASSES <= classes <= MAX_CLASSES, "classes", f"is {classes}", expected)
+    for option in options:
+        if isinstance(option.class_weights, tuple):
+            problem = f"of option {option.name} has {len(option.class_weights)} numbers"
+            enough = len(option.class_weights) == classes
+            _check(enough, "class_weights", problem, f"{classes}, one for each class")
 
 
 def check_weight_parameters(method: str, exponent: float | None, beta: float | None) -> None:
@@ -239,6 +251,10 @@ class RunConfig:
     grid_size: int
     padding_value: int | None
     training: TrainingConfig
+    classes: int = DEFAULT_CLASSES
+
+    def __post_init__(self) -> None:
+        _check_classes(self.classes, (self.option,))
 
     @property
     def name(self) -> str:
@@ -251,12 +267,13 @@ class ExperimentConfig:
     """A comparison of loss options: every option with every seed, on one corpus.
 
     Attributes:
-        corpus, grid_size, padding_value: see `bvae.corpus.load_corpus`.
+        corpus, grid_size, padding_value, classes: see `bvae.corpus.load_corpus`.
     """
 
     corpus: str = "objects"
     grid_size: int = 16
     padding_value: int | None = None
+    classes: Classes = DEFAULT_CLASSES
     options: tuple[LossOption, ...] = tuple(LOSS_OPTIONS.values())
     seeds: int = 3
     band: AccuracyBand = AccuracyBand()
@@ -268,9 +285,12 @@ class ExperimentConfig:
         _check(bool(names), "options", "is empty", "at least one, such as A,B,C")
         distinct = len({name.casefold() for name in names}) == len(names)  # folders may ignore case
         _check(distinct, "options", f"is {','.join(names)}", "each option once")
+        _check_classes(self.classes, self.options)
 
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
-        """The configuration of one run of this experiment."""
+        """The configuration of one run of this experiment. Raises ValueError while `classes` is "auto"."""
+        if self.classes == "auto":
+            raise ValueError("classes is 'auto'; expected the number of the corpus, see Experiment.prepare")
         return RunConfig(
             option=option,
             seed=seed,
@@ -279,6 +299,7 @@ class ExperimentConfig:
             grid_size=self.grid_size,
             padding_value=self.padding_value,
             training=self.training,
+            classes=self.classes,
         )
 
 

@@ -115,7 +115,7 @@ def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> b
         if model is None:
             continue
         predicted = reconstruct(model, grids)
-        iou = grid_object_iou(grids, predicted)
+        iou = grid_object_iou(grids, predicted, corpus.classes)
         order = np.argsort(iou, kind="stable")[: np.isfinite(iou).sum()]  # grids without objects come last
         places = {"Worst": 0, "Median": len(order) // 2, "Best": -1}
         if len(order):

@@ -110,11 +110,12 @@ class Experiment:
                 if training.device == "cpu"
                 else load_engine().resolve_gpu_precision(training.precision, training.device),
             )
-            config = dataclasses.replace(config, training=training)
-            experiment = cls(config, run_dir, command)
+            experiment = cls(dataclasses.replace(config, training=training), run_dir, command)
             corpus = CorpusRecord.of(experiment.corpus)  # loading is validating, the grid size included
+            config = dataclasses.replace(experiment.config, classes=experiment.corpus.classes)
+            experiment.config = config
             if training.model != DEFAULT_MODEL:
-                load_engine().RunScheduler.check(config, has_outside=corpus.has_outside)
+                load_engine().RunScheduler.check(config, corpus)
             if baseline is not None:
                 experiment.baseline = comparable_baseline(Path(baseline), config, corpus)
         except ValueError as error:
@@ -177,7 +178,9 @@ class Experiment:
     def corpus(self) -> Corpus:
         """The grids, loaded once per process. Raises CorpusError, also if they changed since the start."""
         asked = self.config
-        corpus = load_corpus(asked.corpus, asked.grid_size, padding_value=asked.padding_value)
+        corpus = load_corpus(
+            asked.corpus, asked.grid_size, padding_value=asked.padding_value, classes=asked.classes
+        )
         if self._session is not None and corpus.fingerprint != self._session.record.corpus.fingerprint:
             raise CorpusError(f"{corpus.name} changed while it was in use; start again")
         return corpus

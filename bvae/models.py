@@ -6,12 +6,14 @@ A model is an `nn.Module` with
     decode(latent [B, Z])   -> logits [B, C, H, W] (in evaluation, each of its latent alone)
     forward(grids)          -> logits, posterior mean, log variance (in evaluation, logits of the mean)
 
-made by a factory, named `package.module:factory`, from the keywords `grid_size` and `latent_dim`.
+made by a factory, named `package.module:factory`, from the keywords `grid_size`, `latent_dim` and, if it has
+that parameter, `classes`; without it, there are ten.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -38,7 +40,7 @@ class ModelError(ValueError):
     """A model cannot be used; one sentence that names it."""
 
 
-def build_model(name: str, *, grid_size: int, latent_dim: int) -> GridModel:
+def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DEFAULT_CLASSES) -> GridModel:
     """A new model of the factory `package.module:factory`, found as Python would find it from here.
 
     Raises:
@@ -54,7 +56,15 @@ def build_model(name: str, *, grid_size: int, latent_dim: int) -> GridModel:
         factory: Callable[..., object] = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
         raise ModelError(f"model {name!r} cannot be imported from {here}: {error}") from error
-    model = factory(grid_size=grid_size, latent_dim=latent_dim)
+    keywords = {"grid_size": grid_size, "latent_dim": latent_dim}
+    if _takes_classes(factory):
+        keywords["classes"] = classes
+    elif classes != DEFAULT_CLASSES:
+        raise ModelError(
+            f"model {name!r} is of {DEFAULT_CLASSES} classes and not of {classes}, as its factory does not "
+            f"take classes; expected a factory of grid_size, latent_dim and classes"
+        )
+    model = factory(**keywords)
     lacking = [method for method in ("encode", "decode", "forward") if not hasattr(model, method)]
     if not isinstance(model, nn.Module) or lacking:
         raise ModelError(
@@ -64,7 +74,26 @@ def build_model(name: str, *, grid_size: int, latent_dim: int) -> GridModel:
     return cast(GridModel, model)
 
 
-def check_model(name: str, *, grid_size: int, latent_dim: int, has_outside: bool = False) -> None:
+def _takes_classes(factory: Callable[..., object]) -> bool:
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError:  # of some built-in functions
+        return False
+    keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return any(
+        parameter.kind is parameter.VAR_KEYWORD or (parameter.name == "classes" and parameter.kind in keyword)
+        for parameter in parameters
+    )
+
+
+def check_model(
+    name: str,
+    *,
+    grid_size: int,
+    latent_dim: int,
+    classes: int = DEFAULT_CLASSES,
+    has_outside: bool = False,
+) -> None:
     """Try a model on two grids, with cells outside where the corpus has such.
 
     Raises:
@@ -72,7 +101,7 @@ def check_model(name: str, *, grid_size: int, latent_dim: int, has_outside: bool
     """
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = build_model(name, grid_size=grid_size, latent_dim=latent_dim).eval()
+            model = build_model(name, grid_size=grid_size, latent_dim=latent_dim, classes=classes).eval()
             grids = torch.zeros(2, grid_size, grid_size, dtype=torch.uint8)
             if has_outside:
                 grids[1, :, grid_size // 2 :] = OUTSIDE
@@ -92,9 +121,9 @@ def check_model(name: str, *, grid_size: int, latent_dim: int, has_outside: bool
     expected = {
         "the posterior mean of encode": (mean, (2, latent_dim)),
         "the log variance of encode": (log_variance, (2, latent_dim)),
-        "the logits of decode": (logits, (2, DEFAULT_CLASSES, grid_size, grid_size)),
-        "the logits of decode (of one latent)": (alone, (1, DEFAULT_CLASSES, grid_size, grid_size)),
-        "the first of forward": (forwarded, (2, DEFAULT_CLASSES, grid_size, grid_size)),
+        "the logits of decode": (logits, (2, classes, grid_size, grid_size)),
+        "the logits of decode (of one latent)": (alone, (1, classes, grid_size, grid_size)),
+        "the first of forward": (forwarded, (2, classes, grid_size, grid_size)),
     }
     for what, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
@@ -110,9 +139,16 @@ def initial_model(config: RunConfig) -> GridModel:
     """The untrained model of a run: the same for every loss option with the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return build_model(
-            config.training.model, grid_size=config.grid_size, latent_dim=config.training.latent_dim
-        )
+        return _model_of(config)
+
+
+def _model_of(config: RunConfig) -> GridModel:
+    return build_model(
+        config.training.model,
+        grid_size=config.grid_size,
+        latent_dim=config.training.latent_dim,
+        classes=config.classes,
+    )
 
 
 def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridModel, RunConfig]:
@@ -129,7 +165,7 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
         raise CheckpointError(
             f"{checkpoint} is of the model {config.training.model!r}; expected {model_name!r}"
         )
-    model = build_model(model_name, grid_size=config.grid_size, latent_dim=config.training.latent_dim)
+    model = _model_of(config)
     prefix = "model."
     weights = {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
     check_tensors(checkpoint, weights, model.state_dict())

@@ -16,6 +16,7 @@ from typing import Any, get_type_hints
 from bvae.config import (
     LOSS_OPTIONS,
     AccuracyBand,
+    Classes,
     ConfigError,
     ExperimentConfig,
     LossOption,
@@ -34,9 +35,15 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     int | None: int,
     float: float,
     AccuracyBand: AccuracyBand.parse,
+    Classes: lambda text: text if text == "auto" else int(text),
 }
 """Readers of the types of fields; of other types the text itself is the value."""
-EXPECTED = {int: "a whole number", int | None: "a whole number", float: "a number"}
+EXPECTED = {
+    int: "a whole number",
+    int | None: "a whole number",
+    float: "a number",
+    Classes: "a whole number, or auto",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +133,11 @@ OPTIONS = (
         "What marks cells outside a grid in a file, such as 10 or -1. They count for nothing: no loss, no "
         "metric. Give a negative one as --padding-value=-1",
     ),
+    CommandLineOption(
+        "classes",
+        "N",
+        "Number of classes, 2 to 64; or auto: in a file its largest class and one more, in other corpora 10",
+    ),
     CommandLineOption("epochs", "N", "Epochs to train each run"),
     CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1", commands=PYTEST),
     CommandLineOption(
@@ -156,7 +168,7 @@ OPTIONS = (
     CommandLineOption(
         "model",
         "MODULE:FACTORY",
-        "The model: a factory of grid_size and latent_dim, see docs/own-model.md",
+        "The model: a factory of grid_size, latent_dim and classes, see docs/own-model.md",
         commands=("pytest", "train", "report", "show"),
     ),
     CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),
@@ -254,7 +266,7 @@ def parse_experiment(
         return dataclasses.replace(base, training=dataclasses.replace(base.training, **training), **values)
     except ConfigError as error:
         flags = {option.field: option.flag for option in OPTIONS}
-        raise error.shown_as(flags[error.field]) from None
+        raise error.shown_as(flags.get(error.field, error.field)) from None
     except OptionFileError as error:
         raise ValueError(f"--loss-options-file {error}") from None
 

@@ -89,7 +89,9 @@ class Trainer:
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         example = torch.from_numpy(corpus.train[:2].copy())
         self._train_step = make_step(self.model, self.loss, training, example)
-        self._evaluator = Evaluator(corpus.val, self.loss, precision=training.precision)
+        self._evaluator = Evaluator(
+            corpus.val, self.loss, precision=training.precision, classes=config.classes
+        )
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
         """Train up to step `last`, by default the whole run; stop earlier if a number is not finite.

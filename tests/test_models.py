@@ -36,9 +36,10 @@ def test_the_default_is_our_model() -> None:
 
 
 def test_the_documented_model_is_accepted(module: Path) -> None:
-    check_model("linear_vae:make", grid_size=8, latent_dim=3, has_outside=True)
-    model = build_model("linear_vae:make", grid_size=8, latent_dim=3)
-    assert model.decode(torch.zeros(5, 3)).shape == (5, 10, 8, 8)
+    for classes in (3, 10):
+        check_model("linear_vae:make", grid_size=8, latent_dim=3, classes=classes, has_outside=True)
+        model = build_model("linear_vae:make", grid_size=8, latent_dim=3, classes=classes)
+        assert model.decode(torch.zeros(5, 3)).shape == (5, classes, 8, 8)
 
 
 def test_trying_a_model_draws_no_random_number_of_the_caller() -> None:

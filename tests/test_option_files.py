@@ -20,7 +20,7 @@ from bvae.options import parse_experiment, separated_path
 from bvae.session import SessionRecord
 from bvae.storage import differences, from_json, read_json, to_json
 
-METHODS = f"{', '.join(WEIGHT_METHODS)}, or 10 positive finite numbers"
+METHODS = f"{', '.join(WEIGHT_METHODS)}, or a positive finite number for each class"
 
 
 @pytest.fixture
@@ -150,7 +150,6 @@ MISTAKES = [
     (f"{HEAD}class_weights = 'cubic'", "D", "class_weights", f"is 'cubic'; expected one of {METHODS}"),
     (f"{HEAD}class_weights = 3", "D", "class_weights", f"is 3; expected one of {METHODS}"),
     (f"{HEAD}class_weights = [1, 'x']", "D", "class_weights", f"is [1, 'x']; expected one of {METHODS}"),
-    (f"{HEAD}class_weights = [\n1,\n2]", "D", "class_weights", "has 2 numbers; expected 10"),
     (
         f"{HEAD}class_weights = [1{',1' * 8},0]",
         "D",

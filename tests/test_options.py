@@ -52,6 +52,10 @@ def test_defaults_are_those_of_the_configuration() -> None:
     assert parse_experiment(given) == parse_experiment({}) == ExperimentConfig()
 
 
+def option_of_weights(count: int) -> LossOption:
+    return LossOption(name="D", gamma=1, class_weights=(1.0,) * count, candidate=True)
+
+
 @pytest.mark.parametrize(
     ("make", "field"),
     [
@@ -60,12 +64,15 @@ def test_defaults_are_those_of_the_configuration() -> None:
         (lambda: TrainingConfig(precision="fp16"), "precision"),  # type: ignore[arg-type]
         (lambda: ExperimentConfig(seeds=0), "seeds"),
         (lambda: ExperimentConfig(options=()), "options"),
+        (lambda: ExperimentConfig(classes=1), "classes"),
+        (lambda: ExperimentConfig(classes=65), "classes"),
+        (lambda: ExperimentConfig(options=(option_of_weights(2),), classes=3), "class_weights"),
         (lambda: ExperimentConfig(options=(LOSS_OPTIONS["A"],) * 2), "options"),
         (lambda: AccuracyBand(0.8, 0.7), "band"),
         (lambda: AccuracyBand.parse("0.7"), "band"),
         (lambda: select_options("Z"), "options"),
         (lambda: LossOption(name="D", gamma=-1, class_weights="none", candidate=True), "gamma"),
-        (lambda: LossOption(name="D", gamma=1, class_weights=(1.0,), candidate=True), "class_weights"),
+        (lambda: LossOption(name="D", gamma=1, class_weights=(1.0, 0.0), candidate=True), "class_weights"),
         (lambda: LossOption(name="D", gamma=1, class_weights="power", candidate=True), "exponent"),
         (lambda: LossOption(name="a b", gamma=1, class_weights="none", candidate=True), "name"),
         (lambda: LossOption(name="D", gamma=1, class_weights="none", candidate=True, role="a\n"), "role"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bvae.config import DEFAULT_CLASSES, OUTSIDE
+from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE, Classes
 from bvae.corpus import arc, atomic, objects
 from bvae.corpus.array_files import CorpusError, read_grids
 from bvae.corpus.splits import Grids, LazyGrids, Source, hold_out, named, split
@@ -36,11 +36,11 @@ class Corpus:
     Attributes:
         name, spec: what it is called, and what it was loaded by.
         grid_size: S, the side of the square that every grid is stored in.
-        train, val: uint8 `[N, S, S]` of classes 0–9 (class 0 is the background) and `OUTSIDE`: arrays, or
-            read lazily where they are large.
+        train, val: uint8 `[N, S, S]` of classes from 0, the background, and `OUTSIDE`: arrays, or read lazily
+            where they are large.
         fingerprint: the SHA-256 (hex) of the grid size and, for both splits, the number of grids and the
             SHA-256 of the contents, whatever the name or the path.
-        class_counts: cells of each class in the training split.
+        class_counts: `[C]`, cells of each class in the training split.
         background_rate: fraction of background cells in the validation split.
         has_outside: whether a grid is smaller than the square.
         duplicates: training grids that were removed because they also validate.
@@ -91,7 +91,13 @@ def is_built_in(spec: str) -> bool:
     return spec == "arc" or spec.partition(":")[0] in ("objects", "atomic")
 
 
-def load_corpus(spec: str, grid_size: int = 16, *, padding_value: int | None = None) -> Corpus:
+def load_corpus(
+    spec: str,
+    grid_size: int = 16,
+    *,
+    padding_value: int | None = None,
+    classes: Classes = DEFAULT_CLASSES,
+) -> Corpus:
     """Load a corpus of grids of at most `grid_size` rows and columns.
 
     A training grid that also validates is removed from training; see `Corpus.duplicates`.
@@ -99,28 +105,44 @@ def load_corpus(spec: str, grid_size: int = 16, *, padding_value: int | None = N
     Args:
         spec: "objects" or "objects:N" (N training grids of real ARC objects), "arc" (the public ARC-AGI-2
             grids), "atomic" or "atomic:N" (N procedural grids), or the path of a `.npz` (with `train`,
-            optionally `val`; a `test` is left untouched; or a single array) or `.npy` file of integers 0–9
+            optionally `val`; a `test` is left untouched; or a single array) or `.npy` file of integers
             `[N, H, W]`. Without a validation split of its own, a seeded tenth is held out.
         grid_size: a multiple of 4 from 4 to 64.
-        padding_value: the integer that marks cells outside a grid in a file, not one of 0–9.
+        padding_value: the integer that marks cells outside a grid in a file, not a class.
+        classes: how many there are, 2 to 64; "auto" for the largest of a file and one more, and for the ten
+            of a built-in corpus.
 
     Raises:
         CorpusError: for a corpus that is not there, not readable, or nothing to learn from.
     """
     if grid_size not in GRID_SIZES:
         raise CorpusError(f"grid size {grid_size} is not supported; expected a multiple of 4 from 4 to 64")
-    if padding_value is not None and 0 <= padding_value < DEFAULT_CLASSES:
-        raise CorpusError(
-            f"padding value {padding_value} is a class; expected an integer other than 0–9, such as 10 or -1"
-        )
-    name, sources = _sources(spec, grid_size, padding_value)
+    if is_built_in(spec):
+        classes = DEFAULT_CLASSES if classes == "auto" else classes
+        if classes < DEFAULT_CLASSES:
+            raise CorpusError(
+                f"{printable(spec)} has {DEFAULT_CLASSES} classes and not {classes}; expected --classes "
+                f"{DEFAULT_CLASSES} or more"
+            )
+    _check_padding(padding_value, 0 if classes == "auto" else classes)
+    name, sources = _sources(spec, grid_size, padding_value, MAX_CLASSES if classes == "auto" else classes)
     try:
-        return Corpus(name=name, spec=spec, grid_size=grid_size, **vars(split(sources, grid_size)))
+        found = split(sources, grid_size, classes)
     except CorpusError as error:
         raise CorpusError(f"{printable(spec)}: {error}") from None
+    _check_padding(padding_value, len(found.class_counts))
+    return Corpus(name=name, spec=spec, grid_size=grid_size, **vars(found))
 
 
-def _sources(spec: str, grid_size: int, padding_value: int | None) -> tuple[str, list[Source]]:
+def _check_padding(padding_value: int | None, classes: int) -> None:
+    if padding_value is not None and 0 <= padding_value < classes:
+        raise CorpusError(
+            f"padding value {padding_value} is a class; expected an integer other than 0–{classes - 1}, such "
+            f"as {classes} or -1"
+        )
+
+
+def _sources(spec: str, grid_size: int, padding_value: int | None, classes: int) -> tuple[str, list[Source]]:
     if is_built_in(spec) and padding_value is not None:
         raise CorpusError(
             f"padding value {padding_value} belongs to a file, and {printable(spec)} is built in"
@@ -134,17 +156,17 @@ def _sources(spec: str, grid_size: int, padding_value: int | None) -> tuple[str,
     if kind == "atomic":
         count = _generated_count(spec, grid_size)
         return f"atomic:{count}", hold_out(atomic.generate(count).grids)
-    return printable(Path(spec).name), _file_sources(spec, grid_size, padding_value)
+    return printable(Path(spec).name), _file_sources(spec, grid_size, padding_value, classes)
 
 
-def _file_sources(path: str, grid_size: int, padding_value: int | None) -> list[Source]:
+def _file_sources(path: str, grid_size: int, padding_value: int | None, classes: int) -> list[Source]:
     """Open a `.npy` or `.npz` file."""
     if _is_missing(path):
         built_in = f"objects, arc or atomic; objects:N or atomic:N with N of {COUNTS[0]} or more"
         raise CorpusError(
             f"'{printable(path)}' is neither a built-in corpus ({built_in}) nor an existing file"
         )
-    train, val = read_grids(path, grid_size, padding_value)
+    train, val = read_grids(path, grid_size, padding_value, classes)
     # The members of an .npz have been converted; a .npy is converted when grids are taken.
     marker = OUTSIDE if padding_value is not None and not isinstance(train, np.memmap) else padding_value
     if val is not None:

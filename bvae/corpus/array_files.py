@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from bvae.config import OUTSIDE
+from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE
 from bvae.storage import printable
 
 MAX_GRIDS = 2**25
@@ -95,13 +95,18 @@ def _brief(text: str) -> str:
     return printable(text if len(text) <= 80 else text[:80] + "…")
 
 
-def read_grids(path: str | os.PathLike[str], grid_size: int, padding_value: int | None = None) -> StoredGrids:
+def read_grids(
+    path: str | os.PathLike[str],
+    grid_size: int,
+    padding_value: int | None = None,
+    classes: int = DEFAULT_CLASSES,
+) -> StoredGrids:
     """Read the grids of a `.npy` (a read-only memory map) or `.npz` (uint8 arrays) file.
 
     An `.npz` gives `train` and, if present, `val`, or its only array as `train`; all else in it is left
     untouched. Grids hold integers and have at most `grid_size` rows and columns. The values of an `.npz` are
-    0–9, or `OUTSIDE` where the file has the padding value; those of a `.npy` are not looked at before `walk`
-    does. Raises CorpusError.
+    0 to classes − 1, or `OUTSIDE` where the file has the padding value; those of a `.npy` are not looked at
+    before `walk` does. Raises CorpusError.
     """
     try:
         if not Path(path).is_file():
@@ -111,7 +116,7 @@ def read_grids(path: str | os.PathLike[str], grid_size: int, padding_value: int 
             if start.startswith(npy_format.MAGIC_PREFIX):
                 return StoredGrids(_map_npy(file, _parse_header(start, "array"), grid_size))
             if start.startswith(b"PK"):
-                return _read_npz(file, grid_size, padding_value)
+                return _read_npz(file, grid_size, padding_value, classes)
         raise CorpusError("is not an array file; expected .npy or .npz, as numpy.save or numpy.savez writes")
     except CorpusError as error:
         raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
@@ -119,15 +124,18 @@ def read_grids(path: str | os.PathLike[str], grid_size: int, padding_value: int 
         raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
 
 
-def walk(grids: Integers, rows: int, padding_value: int | None = None) -> Iterator[tuple[slice, Integers]]:
+def walk(
+    grids: Integers, rows: int, padding_value: int | None = None, classes: int = DEFAULT_CLASSES
+) -> Iterator[tuple[slice, Integers]]:
     """Give blocks of so many grids `[N, H, W]`, checked.
 
     Raises:
-        CorpusError: at a value that is neither 0–9 nor the padding value, and for a grid without cells.
+        CorpusError: at a value that is neither a class nor the padding value, and for a grid without cells.
     """
     for start in range(0, len(grids), rows):
         block = grids[start : start + rows]
-        _check_values(block, "array", grids.shape, "C", start * math.prod(grids.shape[1:]), padding_value)
+        first = start * math.prod(grids.shape[1:])
+        _check_values(block, "array", grids.shape, "C", first, padding_value, classes)
         if padding_value is not None:
             is_empty = (block == padding_value).all((1, 2))
             if is_empty.any():
@@ -143,7 +151,9 @@ def _map_npy(file: io.BufferedReader, header: _Header, grid_size: int) -> Intege
     return np.memmap(file, dtype=dtype, mode="r", offset=length, shape=shape, order=order)
 
 
-def _read_npz(file: io.BufferedReader, grid_size: int, padding_value: int | None) -> StoredGrids:
+def _read_npz(
+    file: io.BufferedReader, grid_size: int, padding_value: int | None, classes: int
+) -> StoredGrids:
     """Read the arrays of an open `.npz` file that make a corpus."""
     try:
         with zipfile.ZipFile(file) as archive:
@@ -154,7 +164,7 @@ def _read_npz(file: io.BufferedReader, grid_size: int, padding_value: int | None
                     f"unpacks to more than {limit} MiB; save uint8, or .npy, which has no such limit"
                 )
             return StoredGrids(
-                *(_read_member(archive, member, grid_size, padding_value) for member in members)
+                *(_read_member(archive, member, grid_size, padding_value, classes) for member in members)
             )
     except CorpusError:
         raise
@@ -181,7 +191,11 @@ def _choose_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 
 def _read_member(
-    archive: zipfile.ZipFile, member: zipfile.ZipInfo, grid_size: int, padding_value: int | None
+    archive: zipfile.ZipFile,
+    member: zipfile.ZipInfo,
+    grid_size: int,
+    padding_value: int | None,
+    classes: int,
 ) -> npt.NDArray[np.uint8]:
     """Decompress one array a block at a time, narrowing it to uint8 as it arrives."""
     name = _brief(member.filename.removesuffix(".npy"))
@@ -203,7 +217,7 @@ def _read_member(
             if len(block) % header.dtype.itemsize:
                 break
             values = np.frombuffer(block, header.dtype)
-            _check_values(values, name, header.shape, header.order, len(cells), padding_value)
+            _check_values(values, name, header.shape, header.order, len(cells), padding_value, classes)
             narrow = values.astype(np.uint8)
             if padding_value is not None:
                 narrow[values == padding_value] = OUTSIDE
@@ -238,7 +252,7 @@ def _parse_header(start: bytes, name: str) -> _Header:
         raise CorpusError(f"{name} has a damaged header; expected one as numpy.save writes it") from None
     if not isinstance(descr, str) or not INTEGER_TYPE.fullmatch(descr):
         kind = OTHER_TYPES.get(str(descr).lstrip("<>=|")[:1], f"values of type {_brief(repr(descr))}")
-        raise CorpusError(f"{name} holds {kind}; expected integers 0–9, as from grids.astype('uint8')")
+        raise CorpusError(f"{name} holds {kind}; expected integers, as from grids.astype('uint8')")
     return _Header(np.dtype(descr), shape, "F" if fortran_order else "C", length)
 
 
@@ -265,14 +279,15 @@ def _check_values(
     order: Literal["C", "F"],
     first: int,
     padding_value: int | None,
+    classes: int,
 ) -> None:
-    """Refuse values that are neither 0–9 nor the padding value.
+    """Refuse values that are neither a class nor the padding value.
 
     `first` is the position of `values` in an array walked in this order.
     """
-    if values.max() <= 9 and values.min() >= 0:
+    if values.max() < classes and values.min() >= 0:
         return
-    wrong = (values < 0) | (values > 9)
+    wrong = (values < 0) | (values >= classes)
     if padding_value is not None:
         wrong &= values != padding_value
         if not wrong.any():
@@ -280,10 +295,11 @@ def _check_values(
     position = int(np.argmax(wrong))
     index = ", ".join(str(int(i)) for i in np.unravel_index(first + position, shape, order))
     value = values.flat[position]
+    expected = f"cells are the classes 0–{classes - 1}"
+    if padding_value is not None:
+        expected += f", or {padding_value} outside a grid"
+    if classes <= value < MAX_CLASSES:
+        expected += "; if there are more classes, add --classes auto"
     if padding_value is None:
-        expected = (
-            f"cells are the classes 0–9; if {value} marks what is outside a grid, add --padding-value={value}"
-        )
-    else:
-        expected = f"cells are the classes 0–9, or {padding_value} outside a grid"
+        expected += f"; if {value} marks what is outside a grid, add --padding-value={value}"
     raise CorpusError(f"{name}[{index}] is {value}; {expected}")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bvae.config import DEFAULT_CLASSES, OUTSIDE
+from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE, Classes
 from bvae.corpus.array_files import CorpusError, Integers, walk
 
 PREFETCH_BYTES = 2**16
@@ -131,8 +131,10 @@ def hold_out(stored: Integers, padding_value: int | None = None) -> list[Source]
     return [Source(stored, held_out, padding_value)]
 
 
-def split(sources: Sequence[Source], grid_size: int) -> Splits:
+def split(sources: Sequence[Source], grid_size: int, classes: Classes = DEFAULT_CLASSES) -> Splits:
     """Check, count and fingerprint all grids in one walk, without training grids that also validate.
+
+    Where `classes` is "auto", there are as many as the largest one of either split and one more.
 
     Raises:
         CorpusError: where a grid is not one, and where nothing can be learned from a split.
@@ -149,9 +151,10 @@ def split(sources: Sequence[Source], grid_size: int) -> Splits:
     is_dropped = np.zeros(len(first.grids), np.bool_)
     is_dropped[train.rows[duplicates]] = True
     train = _subset(first, ~first.held_out & ~is_dropped, grid_size)
-    training, validation = _Census("training"), _Census("validation")
+    bound = MAX_CLASSES if classes == "auto" else classes
+    training, validation = _Census("training", bound), _Census("validation", bound)
     for source in sources:
-        for rows, block in walk(source.grids, BLOCK_BYTES // grid_size**2, source.padding_value):
+        for rows, block in walk(source.grids, BLOCK_BYTES // grid_size**2, source.padding_value, bound):
             grids, held_out = pad(block, grid_size, source.padding_value), source.held_out[rows]
             trains = ~held_out & ~is_dropped[rows] if source is first else ~held_out
             training.add(grids[trains])
@@ -159,6 +162,8 @@ def split(sources: Sequence[Source], grid_size: int) -> Splits:
     if not len(train):
         raise CorpusError(f"all {len(duplicates)} training grids also validate; expected some that do not")
     counts, background = training.cells(), validation.cells()
+    if classes == "auto":
+        counts = counts[: np.flatnonzero(counts + background)[-1] + 1]
     in_memory = (len(train) + len(val)) * grid_size**2 <= IN_MEMORY_BYTES
     return Splits(
         train=train[:] if in_memory else train,
@@ -175,13 +180,13 @@ def split(sources: Sequence[Source], grid_size: int) -> Splits:
 class _Census:
     """What is known of a split once all of its grids have passed by, in their order."""
 
-    def __init__(self, role: str) -> None:
+    def __init__(self, role: str, classes: int) -> None:
         self.role, self.grids, self.has_outside = role, 0, False
-        self._cells, self._contents = np.zeros(DEFAULT_CLASSES, np.int64), hashlib.sha256()
+        self._cells, self._contents = np.zeros(classes, np.int64), hashlib.sha256()
 
     def add(self, grids: npt.NDArray[np.uint8]) -> None:
         self._contents.update(grids.data)
-        counts = [np.count_nonzero(grids == label) for label in range(DEFAULT_CLASSES)]
+        counts = [np.count_nonzero(grids == label) for label in range(len(self._cells))]
         self._cells += counts
         self.grids += len(grids)
         self.has_outside = self.has_outside or bool(sum(counts) < grids.size)

@@ -23,8 +23,8 @@ Grids = NDArray[np.uint8]
 MAX_OBJECT_GRIDS = 2_000
 """Maximum number of validation grids used for object metrics and references."""
 
-MAX_REFERENCE_CELLS = 2**23
-"""Maximum number of training cells used for references: 32,768 grids of 16×16."""
+MAX_REFERENCE_CELLS = 10 * 2**23
+"""Maximum number of one-hot training cells for references: 32,768 grids of 16×16 and 10 classes."""
 
 SEED = 0
 
@@ -80,7 +80,7 @@ def references(corpus: Corpus, latent_dim: int) -> dict[str, ControlledMetrics]:
     with the largest product of weight and reconstructed value.
     """
     val = _sample(corpus.val, MAX_OBJECT_GRIDS)
-    train = _sample(corpus.train, MAX_REFERENCE_CELLS // corpus.grid_size**2)
+    train = _sample(corpus.train, MAX_REFERENCE_CELLS // (corpus.classes * corpus.grid_size**2))
     weights = class_weights(corpus.class_counts, "sqrt_inverse")
     known, asked = (_one_hot_cells(grids, corpus.classes) for grids in (train, val))
     whole = np.where(train == OUTSIDE, np.uint8(0), train)  # where a training grid ends, it predicts nothing

@@ -17,8 +17,8 @@ from bvae.config import DEFAULT_CLASSES, OUTSIDE
 Grids = NDArray[np.uint8]
 
 MIN_CELLS = 2
-BLOCK_CELLS = 2**19
-"""Number of cells searched for connected sets at once: 2,048 grids of 16×16, which takes 30 MB."""
+BLOCK_CELLS = 10 * 2**19
+"""Number of one-hot cells searched for connected sets at once: 2,048 grids of 16×16 and 10 classes, 30 MB."""
 HIT = 0.5
 """Minimum share of correct cells of a recalled object, and minimum IoU of a recognised one."""
 
@@ -72,7 +72,7 @@ def connected_sets(grids: Grids, classes: int = DEFAULT_CLASSES) -> ConnectedSet
     """Find the 8-connected sets of cells of one class, in many grids and all classes at once."""
     labels = np.arange(classes, dtype=np.uint8)[:, None, None, None]
     numbers, count = np.zeros(grids.shape, np.int32), 0
-    step = max(1, BLOCK_CELLS // grids[0].size)
+    step = max(1, BLOCK_CELLS // (classes * grids[0].size))
     for start in range(0, len(grids), step):
         block = grids[start : start + step]
         of_class = (block == labels).reshape(-1, *block.shape[1:])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import scipy
 from msgspec import Meta
 
-from bvae.config import OPTION_NAME, ExperimentConfig, TrainingConfig
+from bvae.config import MAX_CLASSES, OPTION_NAME, ExperimentConfig, TrainingConfig
 from bvae.judging.comparison import Comparison, painting_threshold
 from bvae.records import CorpusRecord, MeanStd
 from bvae.storage import differences, from_json, printable
@@ -23,7 +23,6 @@ BASELINE_FILE = "baseline.json"
 
 MAX_BYTES = 16 * 2**20
 MAX_OPTIONS = 64
-MAX_CLASSES = 64
 
 SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps")
 """Training settings that do not change a result."""
@@ -80,9 +79,10 @@ class BaselineOption:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineCorpus:
-    """The identity of the baseline's corpus."""
+    """The identity of the baseline's corpus, and `[C]` counts that tell the number of classes."""
 
     fingerprint: Fingerprint
+    class_counts: Annotated[tuple[int, ...], Meta(max_length=MAX_CLASSES)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,8 +153,8 @@ def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: Corpu
     shared = [option for option in experiment.options if option.name in baseline.options]
     if not shared:
         return [f"it has none of the options {','.join(option.name for option in experiment.options)}"]
-    now = _decisive(corpus.fingerprint, experiment.grid_size, experiment.training)
-    then = _decisive(baseline.corpus.fingerprint, baseline.grid_size, baseline.training)
+    now = _decisive(corpus, experiment.grid_size, experiment.training)
+    then = _decisive(baseline.corpus, baseline.grid_size, baseline.training)
     for new in shared:
         old = baseline.options[new.name]
         now |= _loss(new.name, new.gamma, new.weighting, painting_threshold(corpus.class_counts, new))
@@ -171,10 +171,13 @@ def _loss(
     return {f"gamma of {name}": gamma, f"class weights of {name}": weighting}
 
 
-def _decisive(fingerprint: str, grid_size: int, training: TrainingConfig) -> dict[str, Any]:
+def _decisive(
+    corpus: CorpusRecord | BaselineCorpus, grid_size: int, training: TrainingConfig
+) -> dict[str, Any]:
     settings = dataclasses.asdict(training)
     kept = {name: value for name, value in settings.items() if name not in SAME_RESULT}
-    return {"corpus fingerprint": fingerprint, "grid_size": grid_size} | kept
+    identity = {"corpus fingerprint": corpus.fingerprint, "classes": len(corpus.class_counts)}
+    return identity | {"grid_size": grid_size} | kept
 
 
 DIFFERENCE_HEADINGS = ("option", "metric", "baseline", "now", "difference", "95 % interval", "in words")

@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from bvae.class_weights import weights_of_option
-from bvae.config import ExperimentConfig, LossOption, colour_of
+from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption, colour_of
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import Comparison, OptionSummary
 from bvae.judging.explanation import Diagnosis, describe_last_epoch, describe_rules_met, explain_why
@@ -263,6 +263,8 @@ def code_snippet(experiment: ExperimentConfig, option: LossOption, counts: Seque
     corpus = f"{experiment.corpus!r}, grid_size={experiment.grid_size}"
     if experiment.padding_value is not None:
         corpus += f", padding_value={experiment.padding_value}"
+    if experiment.classes != DEFAULT_CLASSES:
+        corpus += f", classes={experiment.classes}"
     return f"""\
 from bvae.beta_vae import {source}
 from bvae.config import {"LossOption, " if source == "option_weights" else ""}TrainingConfig
@@ -278,6 +280,6 @@ weight = {weight}
 
 
 def reconstruction_loss(logits, target):
-    \"\"\"Nats per cell of logits [B, 10, H, W] and classes [B, H, W]; training.beta · KL is added.\"\"\"
+    \"\"\"Nats per cell of logits [B, {len(counts)}, H, W], to which training.beta · KL is added.\"\"\"
     return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
 """

@@ -16,7 +16,7 @@ from bvae.config import ExperimentConfig, RunConfig
 from bvae.corpus import Corpus
 from bvae.judging.comparison import OptionOutcomes
 from bvae.models import check_model
-from bvae.records import RunResult
+from bvae.records import CorpusRecord, RunResult
 from bvae.session.folder import RunCrashError, Session
 from bvae.session.run import obtain_run
 
@@ -36,11 +36,15 @@ class RunScheduler:
         torch.set_num_threads(1)  # before the first operator
 
     @staticmethod
-    def check(config: ExperimentConfig, *, has_outside: bool) -> None:
-        """Raise ModelError if the model cannot be trained on grids, with cells outside if `has_outside`."""
-        training = config.training
-        size, latent_dim = config.grid_size, training.latent_dim
-        check_model(training.model, grid_size=size, latent_dim=latent_dim, has_outside=has_outside)
+    def check(config: ExperimentConfig, corpus: CorpusRecord) -> None:
+        """Raise ModelError if the model cannot be trained on grids like those of a corpus."""
+        check_model(
+            config.training.model,
+            grid_size=config.grid_size,
+            latent_dim=config.training.latent_dim,
+            classes=len(corpus.class_counts),
+            has_outside=corpus.has_outside,
+        )
 
     def obtain(self, run: RunConfig) -> RunResult:
         """Return the result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""

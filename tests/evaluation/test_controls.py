@@ -214,7 +214,7 @@ def test_references_look_at_a_seeded_sample_of_many_grids(monkeypatch: pytest.Mo
     rng = np.random.default_rng(5)
     train, val = sparse_grids(rng, 60, 8), sparse_grids(rng, 40, 8)
     monkeypatch.setattr(controls, "MAX_OBJECT_GRIDS", 9)
-    monkeypatch.setattr(controls, "MAX_REFERENCE_CELLS", 20 * 64)
+    monkeypatch.setattr(controls, "MAX_REFERENCE_CELLS", 20 * 640)
     found = references(corpus_of(train, val), 3)
     monkeypatch.undo()
     sampled, known = val[sample_rows(40, 9)], train[sample_rows(60, 20)]
