@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import io
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from bvae import __version__
 from bvae.config import DEFAULT_MODEL
@@ -15,7 +17,7 @@ from bvae.corpus import is_built_in, load_corpus
 from bvae.experiment import Experiment, load_engine
 from bvae.experiments import EXAMPLE
 from bvae.hooks import Interruptions
-from bvae.options import OPTIONS, options_document, options_of, parse_experiment
+from bvae.options import OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.storage import atomic_write, printable
 
 DESCRIPTION = """\
@@ -39,9 +41,16 @@ def called_as() -> str:
     return "bvae" if Path(sys.argv[0]).stem == "bvae" else "python -m bvae"
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that ends with status 4 on wrong usage, as pytest does; 2 means interrupted."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(4, f"ERROR: {message}; see {self.prog} --help\n")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         called_as(),
         description=DESCRIPTION,
         epilog=EXAMPLES.format(called_as()),
@@ -59,14 +68,16 @@ def build_parser() -> argparse.ArgumentParser:
         for option in options_of(name):
             parsers[name].add_argument(option.flag, **option.keywords)
     parsers["init"].add_argument(
-        "folder", nargs="?", type=Path, default=Path(), metavar="DIR", help="Default: the current folder"
+        "folder", nargs="?", type=path_text, default=".", metavar="DIR", help="Default: the current folder"
     )
-    parsers["report"].add_argument("session", metavar="RUN_DIR", help="A session folder, such as runs/latest")
-    parsers["show"].add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="A .safetensors file of a run"
+    parsers["report"].add_argument(
+        "session", type=path_text, metavar="RUN_DIR", help="A session folder, such as runs/latest"
     )
     parsers["show"].add_argument(
-        "grids", nargs="?", metavar="GRIDS", help="A corpus to draw from; default: the run's"
+        "checkpoint", type=path_text, metavar="CHECKPOINT", help="A .safetensors file of a run"
+    )
+    parsers["show"].add_argument(
+        "grids", nargs="?", type=path_text, metavar="GRIDS", help="A corpus to draw from; default: the run's"
     )
     return parser
 
@@ -77,7 +88,7 @@ def init(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     Writes a test file that runs the packaged experiment and adds a gate, a pytest.ini that loads the plugin,
     and loss options. Nothing is overwritten.
     """
-    folder: Path = arguments.folder
+    folder = Path(arguments.folder)
     if existing := [str(folder / name) for name in EXAMPLE if (folder / name).exists()]:
         raise ValueError(f"{printable(', '.join(existing))} is there already; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,11 +159,11 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     Draws grids, their reconstructions by the model of a checkpoint, and the wrong cells.
     """
     engine = load_engine()
-    model, config = engine.load_model(arguments.checkpoint, arguments.model or DEFAULT_MODEL)
+    model, config = engine.load_model(Path(arguments.checkpoint), arguments.model or DEFAULT_MODEL)
     spec = arguments.grids or config.corpus
     padding_value = None if is_built_in(spec) else config.padding_value
     corpus = load_corpus(spec, config.grid_size, padding_value=padding_value, classes=config.classes)
-    title = f"{printable(str(arguments.checkpoint))}: grids of {corpus.name}"
+    title = f"{printable(arguments.checkpoint)}: grids of {corpus.name}"
     engine.plot_reconstructions(model, corpus.sample_grids(), path=Path(arguments.output), title=title)
     print(f"Wrote {printable(str(arguments.output))}")
     return 0
@@ -171,6 +182,9 @@ COMMANDS = (init, train, report, show, options)
 def main(command: Sequence[str] | None = None) -> int:
     """Run a command; a mistake ends in one sentence and status 4, as under pytest."""
     command = sys.argv[1:] if command is None else command
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # γ cannot be shown in every encoding
     arguments = build_parser().parse_args(command)
     try:
         return int(arguments.function(arguments, command))

@@ -86,7 +86,7 @@ class Experiment:
     """
 
     def __init__(self, config: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
-        self.config, self.run_dir, self.command = config, run_dir, tuple(command)
+        self.config, self.run_dir, self.command = config, run_dir, tuple(map(printable, command))
         self.selected: list[RunConfig] = []
         self.baseline: Baseline | None = None
         self.complaint = ""

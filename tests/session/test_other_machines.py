@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,50 @@ def test_a_session_unpacked_as_the_folder_latest_is_resumed_and_left_alone(lab: 
     assert "name the folder of the session instead of 'latest'" in done.stdout + done.stderr
     assert not (lab / "runs/latest").is_symlink()
     assert len(sessions(lab)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["options"], 0),
+        (["train", "--option=γ"], 4),
+        (["train", b"--corpus=\xff"], 4),
+        (["train", b"--beta=\xff"], 4),
+        (["train", b"\xff"], 4),
+        (["report", b"\xff"], 4),
+        (["show", "no.safetensors", b"--output=\xff"], 4),
+    ],
+    ids=str,
+)
+def test_no_text_that_a_terminal_cannot_show_ends_in_a_traceback(
+    tmp_path: Path, arguments: list[str | bytes], status: int
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bvae", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        encoding="cp1252",
+        env=os.environ | {"PYTHONIOENCODING": "cp1252"},
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert status == 0 or done.stderr.startswith("ERROR: ")
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("argument", [b"--corpus=\xff", b"--beta=\xff", b"-k\xff"])
+def test_pytest_refuses_text_that_is_not_utf_8_or_runs(lab: Path, argument: bytes) -> None:
+    done = run_pytest("experiments/", *TINY, "-n0", argument)
+    assert done.returncode in (4, 5), done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "INTERNALERROR" not in done.stdout + done.stderr
+
+
+def test_a_session_is_shown_in_full_where_the_terminal_cannot_show_greek(lab: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = run_pytest("experiments/", *TINY, "-n0", "--loss-options", "A", env=environment, encoding="cp1252")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "INTERNALERROR" not in done.stdout
+    assert "Session: " in done.stdout
