@@ -7,15 +7,20 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from evidence_factory import CORPUS, REFERENCES, result
 from lab import ROOT, run_pytest, running, sabotage, wait_for
 
+from bvae.config import LOSS_OPTIONS, ExperimentConfig
+from bvae.judging.comparison import compare
 from bvae.options import options_of
 from bvae.plugin import uses_experiments
+from bvae.report.text import explain_outcome, to_terminal
 
 SMALL = ("--corpus=atomic:200", "--epochs", "1", "--seeds", "1", "--loss-options", "B")
 GUEST = ("-p", "bvae.plugin", *SMALL)
@@ -123,6 +128,14 @@ def test_a_project_that_only_loads_the_plugin_notices_nothing(guest: Path) -> No
     assert not (guest / "runs").exists()
 
 
+def run_alone(path: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run pytest with a folder of packages, without those that are installed as links to their sources."""
+    packages = sysconfig.get_paths()["purelib"]
+    code = f"import sys; sys.path.append({packages!r}); import pytest; sys.exit(pytest.console_main())"
+    command, environment = [sys.executable, "-S", "-c", code, *arguments], {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.slow
 def test_a_wheel_that_is_installed_changes_nothing_where_it_is_not_asked_for(guest: Path) -> None:
     source, built, site = (guest / name for name in ("source", "built", "site"))
@@ -145,43 +158,41 @@ def test_a_wheel_that_is_installed_changes_nothing_where_it_is_not_asked_for(gue
         f"def pytest_configure(config): config.addinivalue_line('markers', 'gate: ours')\n{fixtures}"
     )
     (project / "experiments/test_a.py").write_text(
-        "import pytest\n@pytest.mark.gate\ndef test_a(loss_run, pytestconfig): assert pytestconfig.getoption('beta')\n"
-        "def test_b(loss_baseline): pass\n"
+        "import pytest\n@pytest.mark.gate\ndef test_a(loss_run, pytestconfig):\n"
+        "    assert pytestconfig.getoption('beta')\ndef test_b(loss_baseline): pass\n"
     )
     said = []
     for path in ("", str(site)):
-        command = (
-            *(sys.executable, "-m", "pytest"),
-            *("-v", "--strict-markers", "--beta=1", "-p", "no:cacheprovider"),
-        )
-        done = subprocess.run(
-            command,
-            cwd=project,
-            env={**os.environ, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_alone(path, "-v", "--strict-markers", "--beta=1", "-p", "no:cacheprovider", cwd=project)
         assert done.returncode == 0, done.stdout + done.stderr
         said.append([line for line in done.stdout.splitlines() if " passed in " not in line])
     assert said[0] == said[1]
     assert {path.name for path in project.iterdir()} - {"__pycache__"} == {"conftest.py", "experiments"}
+    asked = run_alone(str(site), *PACKAGED, "--collect-only", "-q", cwd=guest)
+    assert "test_loss_options.py::test_loss_option[B-seed0]" in asked.stdout, asked.stdout + asked.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "without", [("-p", "no:html", "-p", "no:xdist"), ("-p", "no:terminal", "-n1")], ids=" ".join
-)
-def test_the_packaged_experiment_runs_without_a_copy_and_without_other_plugins(
-    guest: Path, without: tuple[str, ...]
-) -> None:
-    done = run_pytest(*PACKAGED, *without)
+def test_the_packaged_experiment_runs_without_a_copy_and_without_a_terminal(guest: Path) -> None:
+    done = run_pytest(*PACKAGED, "-p", "no:terminal", "-n1")
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr == ""
     assert (guest / "runs/latest/comparison/comparison.json").exists()
-    if "no:terminal" not in without:
-        assert "1 failed, 1 deselected, 1 xfailed" in done.stdout
-        assert "The gate failed: no candidate is healthy" in done.stdout
+
+
+@pytest.mark.slow
+def test_it_runs_without_other_plugins_and_any_junit_family_has_its_properties(
+    guest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(guest / "none/summary.md"))
+    junit = ("--junitxml=junit.xml", "-o", "junit_family=xunit2", "-o", "filterwarnings=error")
+    done = run_pytest(*PACKAGED, "-p", "no:html", "-p", "no:xdist", *junit)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "1 failed, 1 deselected, 1 xfailed, 1 warning" in done.stdout
+    assert "The gate failed: no candidate is healthy" in done.stdout
+    assert "EvidenceWarning: GITHUB_STEP_SUMMARY could not be written" in done.stdout
+    properties = {each.get("name") for each in ElementTree.parse(guest / "junit.xml").iter("property")}
+    assert properties >= {"verdict", "object_iou"}
 
 
 @pytest.mark.slow
@@ -213,17 +224,46 @@ def test_what_init_writes_works_and_its_gate_is_told_first(guest: Path) -> None:
     done = run_pytest(*settings, "-n1", "--html=report.html", cwd=guest / "losses")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "2 failed" in done.stdout
-    sentence = (
-        "The session's own gates failed: test_objects_are_found. The gate failed: no candidate is healthy"
-    )
-    assert sentence in done.stdout
+    sentences = "The session's own gates failed: test_objects_are_found. The gate failed: no candidate"
+    assert sentences in done.stdout
     assert "test_objects_are_found" in (guest / "losses/report.html").read_text()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("verdict", "own", "gate_ran", "passed", "said"),
+    [
+        ("healthy", {}, True, True, "The gate passed: "),
+        ("healthy", {"test_a": True, "test_b": True}, True, True, "The gate passed: "),
+        (
+            "healthy",
+            {"test_a": True, "test_b": False},
+            True,
+            False,
+            "The session's own gates failed: test_b. ",
+        ),
+        ("flooding", {"test_a": True}, True, False, "The gate failed: "),
+        ("flooding", {"test_a": True}, False, True, "The session's own gates passed: test_a."),
+        ("healthy", {"test_\x1b": False}, False, False, "The session's own gates failed: test_\\x1b."),
+        ("flooding", {}, False, False, "The gate failed: "),
+    ],
+)
+def test_the_first_sentence_is_on_all_gates_that_were_run(
+    tmp_path: Path, verdict: str, own: dict, gate_ran: bool, passed: bool, said: str
+) -> None:
+    config = ExperimentConfig(seeds=1, options=(LOSS_OPTIONS["B"],))
+    found = compare(CORPUS, config, {"B": {0: result("B", 0, verdict)}}, REFERENCES)
+    outcome = explain_outcome(found, own, gate_ran=gate_ran)
+    assert (outcome[0], outcome[1][: len(said)]) == (passed, said)
+    assert outcome[1] in to_terminal(found, (), own, gate_ran=gate_ran)
+    assert all(name.isprintable() for name in outcome[1])
 
 
 PROCESS = """
 import signal, sys, threading, pytest
+from signal import SIGALRM, SIGINT, SIGTERM
 def handlers():
-    return [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] + [sys.unraisablehook]
+    return [sys.unraisablehook, *map(signal.getsignal, (SIGALRM, SIGINT, SIGTERM))]
 mine = lambda *_: None
 signal.signal(signal.SIGTERM, mine)
 before, statuses = handlers(), []
@@ -253,19 +293,6 @@ def test_a_session_that_stops_at_its_first_failure_has_failed(guest: Path) -> No
     assert done.returncode == 1, done.stdout + done.stderr
     assert "stopping after 1 failures" in done.stdout
     assert "nterrupted" not in done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_any_junit_family_has_the_properties_and_a_summary_that_cannot_be_written_is_a_warning(
-    guest: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(guest / "none/summary.md"))
-    junit = ("--junitxml=junit.xml", "-o", "junit_family=xunit2", "-o", "filterwarnings=error")
-    done = run_pytest(*PACKAGED, *junit, "-n0", "--deselect", "::test_stable_option_exists", "-k", "seed")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "GITHUB_STEP_SUMMARY could not be written" in done.stdout
-    properties = {each.get("name") for each in ElementTree.parse(guest / "junit.xml").iter("property")}
-    assert properties >= {"verdict", "object_iou"}
 
 
 @pytest.mark.slow
