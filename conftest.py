@@ -1,3 +1,3 @@
-"""What all tests of the repository share. Experiments are run by a plugin: see `bvae/plugin.py`."""
+"""What all tests of the repository share. pytest.ini loads the plugin that runs experiments."""
 
 pytest_plugins = ["pytester"]
