@@ -42,7 +42,7 @@ from bvae.storage import to_json
 
 unit, slow = pytest.mark.unit, pytest.mark.slow
 
-FRACTIONS = st.floats(0.0, 1.0)
+FRACTIONS = st.floats(0.0, 1.0).map(lambda share: round(share, 12))  # whose squares do not underflow
 COUNTED = st.integers(0, 1024).map(lambda cells: cells / 1024)
 """Fractions of 1,024 cells: sums and differences of them are exact, so laws hold to the bit."""
 SEEDS = st.lists(COUNTED, min_size=2, max_size=6)
