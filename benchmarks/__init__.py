@@ -1,1 +1,1 @@
-"""How fast bvae is, as ratios to peers measured in the same run."""
+"""Benchmarks: the speed of bvae compared with other trainers, and the measurements in the documentation."""

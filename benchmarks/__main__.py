@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: how fast bvae trains, beside a plain loop, Lightning and Pythae."""
+"""`python -m benchmarks`: how fast bvae trains, compared with a plain loop, Lightning and Pythae."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from bvae.hardware import resolve_precision
 
 DESCRIPTION = """\
 Trains the same model on the same grids with the same loss and batch size under bvae, a plain PyTorch loop,
-Lightning and Pythae, in turn, an epoch at a time: one epoch to warm up, then the ones that count. A contender
-is alone on the machine while it trains; the first third of its epoch is not counted, as what lay idle is slow
-at first. Then the parts of an experiment are timed, and a whole one.
+Lightning and Pythae. The contenders take turns, one epoch at a time, each alone on the machine: one epoch to
+warm up, then the epochs that are counted. The first third of each epoch is not counted, because a process is
+slow after a pause. Then the parts of an experiment are timed, and a whole experiment.
 
-Everything is measured on two cores. All contenders lie in memory at once, which takes about 8 GB.
+Everything is measured on two cores. All contenders are in memory at once, which takes about 8 GB.
 
-Ratios are of neighbouring epochs, so they hold where the speed of the machine drifts."""
+Ratios compare neighbouring epochs, so they remain valid if the speed of the machine drifts."""
 
 PEERS = {"plain loop": peers.train_loop, "Lightning": peers.train_lightning, "Pythae": peers.train_pythae}
 FEWEST_STEPS = 5
 SPREADS = ((1, 1), (1, 2), (2, 1))
-"""Processes × threads: what a peer may choose from on two cores. bvae trains two runs at once, 2×1."""
+"""Processes × threads in which each peer is measured on two cores. bvae trains two runs at once, 2×1."""
 
 
 def make_job(corpus_name: str, option_name: str, epochs: int) -> Job:
-    """The default training of bvae with a loss option, in fp32."""
+    """Return the default training of bvae with a loss option, in fp32."""
     corpus, option, training = load_corpus(corpus_name), LOSS_OPTIONS[option_name], TrainingConfig()
     whole = len(corpus.train) // training.batch_size * training.batch_size
     return Job(
@@ -58,7 +58,7 @@ def make_job(corpus_name: str, option_name: str, epochs: int) -> Job:
 
 
 def measure_training(job: Job, names: list[str]) -> dict[str, list[float]]:
-    """Images a second of every contender in every counted epoch; contenders take turns epoch by epoch."""
+    """Return the images per second of every contender in every counted epoch; contenders take turns."""
     with contextlib.ExitStack() as stack:
         contenders = []
         for tuned in (False, True):
@@ -87,7 +87,7 @@ def measure_training(job: Job, names: list[str]) -> dict[str, list[float]]:
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument(
         "--peers", default=",".join(PEERS), metavar="NAMES", help=f"Default: {','.join(PEERS)}"
     )
-    parser.add_argument("--only", choices=("training", "parts"), help="One half of it alone. Default: both")
+    parser.add_argument("--only", choices=("training", "parts"), help="Measure only this. Default: both")
     parser.add_argument(
         "--output",
         type=Path,
@@ -117,9 +117,9 @@ def main() -> None:
     if arguments.repeats < 1:
         parser.error(f"--repeats is {arguments.repeats}; expected 1 or more")
     if (cores := int(str(machine.describe()["cores"]))) < machine.CORES:
-        parser.error(f"there is {cores} core here; expected {machine.CORES} or more")
+        parser.error(f"this machine has {cores} core; expected {machine.CORES} or more")
 
-    from benchmarks.tables import draw, parts_table, throughput_table  # not in every contender's process
+    from benchmarks.tables import draw, parts_table, throughput_table  # contenders do not need matplotlib
 
     result: dict[str, object] = {"machine": machine.describe()}
     lines: list[str] = []
@@ -133,7 +133,7 @@ def main() -> None:
         job = make_job(arguments.corpus, arguments.option, 1 + arguments.repeats)
         if len(job.grids) < FEWEST_STEPS * job.batch_size:
             parser.error(
-                f"--corpus {arguments.corpus} makes fewer than {FEWEST_STEPS} steps an epoch; take more grids"
+                f"--corpus {arguments.corpus} gives fewer than {FEWEST_STEPS} steps per epoch; use more grids"
             )
         rates = measure_training(job, names)
         result |= {"flops_an_image": flops, "matmul_flops_a_second": limits, "images_a_second": rates}

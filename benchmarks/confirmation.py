@@ -1,4 +1,4 @@
-"""The claims about the default experiment, held against 20 triples of seeds that chose no setting."""
+"""Test the claims about the default experiment on 20 triples of seeds not used to choose the settings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_CLASSES, LEAST_OBJECT_RECALL = 7, 0.40
 
 
 def broken_claims(a: Mapping[int, Outcome], b: Mapping[int, Outcome], least_iou: float) -> list[str]:
-    """What does not hold of one triple: A collapsed, B healthy, and B's objects above every reference."""
+    """Return the claims that a triple breaks: A collapses, B is healthy, B's IoU is above every reference."""
     broken = [f"A-seed{seed} is {run.verdict}" for seed, run in a.items() if run.verdict != "mode_collapse"]
     accuracies = [run.metrics.pixel_accuracy if run.metrics else None for run in b.values()]
     verdict = judge_option(
@@ -39,7 +39,7 @@ def broken_claims(a: Mapping[int, Outcome], b: Mapping[int, Outcome], least_iou:
 
 
 def report(outcomes: Mapping[Point, Outcome], known: Mapping[str, ControlledMetrics]) -> Iterator[str]:
-    """A line for each triple, and how many hold."""
+    """Yield a line per triple, and for how many triples all claims hold."""
     rivals = {name: found.object_iou or 0.0 for name, found in known.items()}
     yield "references, object IoU: " + ", ".join(f"{name} {iou:.3f}" for name, iou in rivals.items())
     held = 0
@@ -62,7 +62,7 @@ def report(outcomes: Mapping[Point, Outcome], known: Mapping[str, ControlledMetr
 
 
 def main() -> None:
-    """Train what is missing and print the report."""
+    """Train the missing runs and print the report."""
     file, processes = parse_arguments("benchmarks.confirmation", __doc__)
     points = [Point(option, seed) for triple in TRIPLES for seed in triple for option in "BA"]
     outcomes = dict(zip(points, sweep(points, file, processes), strict=True))

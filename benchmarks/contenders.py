@@ -1,4 +1,4 @@
-"""Trainers in processes of their own that train one epoch at a time, when they are told to."""
+"""Trainers in separate processes, which train one epoch at a time when the benchmark tells them to."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Job:
     Attributes:
         grids: `[N, 16, 16]`, uint8, N a multiple of the batch size.
         weight: `[C]`, the class weights of the loss option.
-        epochs: of which the first is not counted.
+        epochs: number of epochs; the first is not counted.
         tuned: whether to use bf16, channels_last and, for a peer, the fused Adam.
-        corpus, option: what bvae is asked for, which makes these grids and weights of them itself.
+        corpus, option: names from which bvae computes the same grids and weights itself.
     """
 
     grids: NDArray[np.uint8]
@@ -44,9 +44,9 @@ class Job:
 
 
 class Pace:
-    """Lets a trainer begin an epoch when the benchmark says so, and tells how fast it went.
+    """Starts each epoch of a trainer when the benchmark says so, and reports its speed.
 
-    The first third of the steps is not counted: what lay idle while others trained must get warm again.
+    The first third of the steps is not counted, because a process is slow after a pause.
     """
 
     def __init__(self, wire: Connection) -> None:
@@ -54,17 +54,17 @@ class Pace:
         self._ends: list[float] = []
 
     def epoch_begins(self) -> None:
-        """Say that all is ready, and wait to be told to begin."""
+        """Report that the trainer is ready, and wait for the signal to begin."""
         self._wire.send(None)
         self._wire.recv()
         self._ends = []
 
     def step_ends(self) -> None:
-        """Note the time."""
+        """Record the time at which a step ends."""
         self._ends.append(time.perf_counter())
 
     def epoch_ends(self) -> None:
-        """Tell the steps a second."""
+        """Report the steps per second."""
         counted = self._ends[len(self._ends) // 3 :]
         self._wire.send((len(counted) - 1) / (counted[-1] - counted[0]))
 
@@ -76,8 +76,8 @@ class Contender:
     """A trainer in `processes` processes with `threads` threads each, all training at the same moment.
 
     Args:
-        name: of the trainer and its settings.
-        train: a function of a module, as it is looked up by name in the new process.
+        name: names the trainer and its settings.
+        train: a function at module level, because the new process looks it up by name.
     """
 
     def __init__(self, name: str, train: Train, job: Job, *, processes: int, threads: int) -> None:
@@ -103,13 +103,13 @@ class Contender:
         return self
 
     def epoch(self, *, last: bool) -> float:
-        """Train an epoch in all processes at once; images a second, of all of them together."""
+        """Train an epoch in all processes at once; return their total images per second."""
         for _, wire in self._running:
             wire.send(None)
         steps_a_second: float = sum(wire.recv() for _, wire in self._running)
         if not last:
             for _, wire in self._running:
-                wire.recv()  # ready for the next one, so that nothing runs while another contender does
+                wire.recv()  # wait until it is ready again, so that it does not run beside another contender
         return steps_a_second * self.job.batch_size
 
     def __exit__(
@@ -121,14 +121,14 @@ class Contender:
 
 
 def _begin(train: Train, job: Job, wire: Connection, threads: int) -> None:
-    torch.set_num_threads(threads)  # before the first operator, or threads of several processes spin
-    with Path(os.devnull).open("w") as nowhere:  # trainers print
+    torch.set_num_threads(threads)  # before the first operator; otherwise threads of several processes spin
+    with Path(os.devnull).open("w") as nowhere:  # hide what trainers print
         os.dup2(nowhere.fileno(), 1)
     train(job, Pace(wire))
 
 
 def train_bvae(job: Job, pace: Pace) -> None:
-    """bvae's own Trainer, with the checkpoints and evaluations that come with it, outside the time taken."""
+    """Train with bvae's Trainer; its checkpoints and evaluations are outside the measured time."""
     import tempfile
 
     from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig

@@ -1,4 +1,4 @@
-"""What this machine can do, and what a training step asks of it."""
+"""Properties and matrix speed of this machine, and the operations of a training step."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.peers import PlainVAE
 
 CORES = 2
-"""Contenders train on so many, and matrices are multiplied on so many, whatever the machine has."""
+"""Cores used for training and for matrix products, even if the machine has more."""
 
 MATRIX = 2048
-"""Rows and columns of the matrices that are multiplied: they fit in the caches of no core."""
+"""Rows and columns of the matrices that are multiplied: too large for the caches of a core."""
 
 
 def describe() -> dict[str, object]:
-    """The processor, what it calls its matrix instructions, and PyTorch."""
+    """Return the number of cores, the instruction sets, and the versions of PyTorch and Python."""
     capabilities = torch.cpu.get_capabilities()
     instructions = [
         name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16") if capabilities.get(name)
@@ -35,9 +35,9 @@ def describe() -> dict[str, object]:
 
 
 def flops_of_a_step() -> float:
-    """Floating point operations of the matrix products and convolutions of a training step, an image.
+    """Return the floating-point operations per image of a training step's matrix products and convolutions.
 
-    Counted, forward and backward, on the plain model; an addition and a multiplication are two.
+    They are counted on the plain model, forward and backward; a multiply-add counts as two.
     """
     counter = FlopCounterMode(display=False)
     model = PlainVAE()
@@ -60,6 +60,6 @@ def _multiply(threads: int, dtype: torch.dtype, seconds: float) -> float:
 
 
 def matmul_rate(dtype: torch.dtype, *, seconds: float = 2.0) -> float:
-    """The fastest product of two square matrices on two cores: floating point operations a second."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # whose threads go when it ends
+    """Return the floating-point operations per second of the fastest matrix product on two cores."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # its threads end with the process
         return pool.apply(_multiply, (CORES, dtype, seconds))

@@ -1,4 +1,4 @@
-"""How long the parts of an experiment take, and a whole one."""
+"""Time the parts of an experiment, and whole experiments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 
 def _seconds(act: Callable[[], object], repeats: int) -> list[float]:
-    """Wall seconds of each repeat, after one that is not counted."""
+    """Return the wall time of each repeat in seconds, after one call that is not counted."""
     act()
     taken = []
     for _ in range(repeats):
@@ -33,7 +33,7 @@ def _seconds(act: Callable[[], object], repeats: int) -> list[float]:
 
 
 def measure(repeats: int, say: Say, *, experiments: int = 2) -> dict[str, list[float]]:
-    """Seconds of each part in each repeat, on one thread, and of as many whole default experiments."""
+    """Return the seconds of each part in each repeat on one thread, and of whole default experiments."""
     from bvae.corpus import load_corpus
 
     torch.set_num_threads(1)
@@ -45,7 +45,7 @@ def measure(repeats: int, say: Say, *, experiments: int = 2) -> dict[str, list[f
         measured[f"load the corpus {name}"] = _seconds(functools.partial(load_corpus, name), repeats)
     say("timing imports")
     measured |= _imports(repeats)
-    say(f"timing the default experiment, a minute for each of {experiments}")
+    say(f"timing the default experiment {experiments} times, about a minute each")
     with tempfile.TemporaryDirectory() as folder:
         measured |= _experiments(experiments, Path(folder))
     return measured
@@ -90,7 +90,7 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
 
 
 def _imports(repeats: int) -> dict[str, list[float]]:
-    """Of torch alone, and what bvae adds to it: differences of processes that follow each other."""
+    """Return the import time of torch, and what bvae adds to it, from pairs of consecutive processes."""
 
     def of(statement: str) -> float:
         clock = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
@@ -112,7 +112,7 @@ def _imports(repeats: int) -> dict[str, list[float]]:
 
 
 def _experiments(repeats: int, folder: Path) -> dict[str, list[float]]:
-    """A default experiment with its report, and where its workers' and its controller's time went."""
+    """Time the default experiment with its report, and the parts of it that the stopwatch plugin watches."""
     measured: dict[str, list[float]] = {}
     for number in range(repeats):
         watch = folder / f"watch{number}"
@@ -129,7 +129,7 @@ def _experiments(repeats: int, folder: Path) -> dict[str, list[float]]:
             check=False,
             cwd=ROOT,
         )
-        if done.returncode not in (0, 1):  # a gate that fails is an experiment too
+        if done.returncode not in (0, 1):  # 1: the gate failed, but the experiment is complete
             raise SystemExit(
                 f"the experiment ended with status {done.returncode}:\n{done.stdout}{done.stderr}"
             )

@@ -1,7 +1,7 @@
 """The same model, loss and data under other trainers: a plain PyTorch loop, Lightning and Pythae.
 
-Each is written as its documentation shows it. Where a peer does less than bvae does at each step (no
-clipping, no check for numbers that are not finite, no accuracy), it is left to do less.
+Each is written as its documentation shows. Work that bvae does at each step and a peer does not (clipping,
+checks for values that are not finite, accuracy) is not added to the peer.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CLASSES = 10
 
 
 class PlainVAE(nn.Module):
-    """The model of bvae as one would write it down, for 16×16 grids; `[B, 16, 16]` to logits and posterior.
+    """The model of bvae in plain PyTorch, for 16×16 grids; `[B, 16, 16]` to logits and posterior.
 
-    Its parameters have the names and shapes of bvae's, so one can take the weights of the other.
+    Its parameters have the names and shapes of bvae's model, so that weights can be exchanged.
     """
 
     def __init__(self, latent_dim: int = 32) -> None:
@@ -63,7 +63,7 @@ class PlainVAE(nn.Module):
 
 
 class PlainLoss(nn.Module):
-    """Weighted focal loss and KL divergence, by way of the cross-entropy."""
+    """Weighted focal loss, computed from the cross-entropy, plus KL divergence."""
 
     weight: Tensor
 
@@ -81,7 +81,7 @@ class PlainLoss(nn.Module):
 
 
 def plain_model(job: Job) -> PlainVAE:
-    """A new model, its weights laid channels last where the job asks for it."""
+    """Return a new model, with channels-last weights if the job is tuned."""
     torch.manual_seed(job.seed)
     layout = torch.channels_last if job.tuned else torch.contiguous_format
     model: PlainVAE = PlainVAE(job.latent_dim).to(memory_format=layout)  # type: ignore[call-overload]
@@ -89,17 +89,17 @@ def plain_model(job: Job) -> PlainVAE:
 
 
 def autocast(job: Job) -> contextlib.AbstractContextManager[Any]:
-    """Mixed precision where the job asks for it."""
+    """Return a context of bf16 mixed precision, enabled if the job is tuned."""
     return torch.autocast("cpu", torch.bfloat16, enabled=job.tuned)
 
 
 def adam_settings(job: Job) -> dict[str, Any]:
-    """The fused kernel where the job asks for the best settings."""
+    """Return the settings of Adam: the fused kernel if the job is tuned."""
     return {"fused": True} if job.tuned else {}
 
 
 def train_loop(job: Job, pace: Pace) -> None:
-    """A plain PyTorch loop."""
+    """Train with a plain PyTorch loop."""
     model, loss = plain_model(job), PlainLoss(job)
     optimizer = torch.optim.Adam(model.parameters(), lr=job.learning_rate, **adam_settings(job))
     data = DataLoader(TensorDataset(torch.from_numpy(job.grids)), batch_size=job.batch_size, shuffle=True)
@@ -118,7 +118,7 @@ def train_loop(job: Job, pace: Pace) -> None:
 
 
 def train_lightning(job: Job, pace: Pace) -> None:
-    """Lightning's Trainer, without the logger, checkpoints and progress bar that it would add."""
+    """Train with Lightning's Trainer, without its logger, checkpoints and progress bar."""
     import lightning
 
     class Module(lightning.LightningModule):
@@ -131,7 +131,7 @@ def train_lightning(job: Job, pace: Pace) -> None:
             return total
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
-            # Not the fused one, with which Lightning refuses to clip under mixed precision.
+            # Not fused: with the fused Adam, Lightning refuses to clip gradients under mixed precision.
             return torch.optim.Adam(self.model.parameters(), lr=job.learning_rate)
 
         def on_train_epoch_start(self) -> None:
@@ -160,7 +160,7 @@ def train_lightning(job: Job, pace: Pace) -> None:
 
 
 def train_pythae(job: Job, pace: Pace) -> None:
-    """Pythae's BaseTrainer, which has no gradient clipping, and no mixed precision on a CPU: we add that."""
+    """Train with Pythae's BaseTrainer, which does not clip; mixed precision on a CPU is added here."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import BaseAE, BaseAEConfig
     from pythae.models.base.base_utils import ModelOutput
@@ -177,7 +177,7 @@ def train_pythae(job: Job, pace: Pace) -> None:
                 return ModelOutput(loss=self.loss(*self.model(inputs["data"]), inputs["data"]))
 
         def save(self, dir_path: str) -> None:
-            """Nothing is kept of a benchmark."""
+            """Do nothing: a benchmark keeps no model."""
 
     class Signal(TrainingCallback):
         def on_epoch_begin(self, training_config: Any, **_: Any) -> None:

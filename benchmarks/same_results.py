@@ -1,10 +1,10 @@
-"""Whether two versions of bvae compute the same: weights, numbers and pictures of one small session each.
+"""Check that two versions of bvae compute the same weights, numbers and pictures in a small session.
 
 python -m benchmarks.same_results COMMIT
 
-The commit is checked out beside this tree, and both train the same runs, in bf16 and in fp32. Compared are
-the tensors of every checkpoint, every number of `comparison.json` and `metrics.jsonl` (sentences and times
-aside), and the coloured pixels of the pictures of grids: all but text, lines and background.
+The commit is checked out into a temporary worktree. Both versions train the same runs, in bf16 and in fp32.
+Three things are compared: the tensors of every checkpoint, all numbers in `comparison.json` and
+`metrics.jsonl` except times, and the coloured pixels of the pictures of grids (not text, lines, background).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ROOT = Path(__file__).parents[1]
 SESSION = ("--corpus=objects:1500", "--epochs", "2", "--seeds", "2", "--latent-dim", "16", "-n0")
 TIMES = {"seconds"}
 SATURATED = 60
-"""A pixel whose channels differ by more is coloured."""
+"""A pixel is coloured if its channels differ by more than this."""
 
 
 def run(tree: Path, folder: Path, precision: str) -> Path:
-    """Train a session with the code of a tree; return its folder."""
+    """Train a session with the code of a tree; return the session's folder."""
     command = [sys.executable, "-m", "pytest", str(tree / "experiments"), *SESSION]
     command += [f"--precision={precision}", f"--run-dir={folder}", "-p", "no:cacheprovider", "-q"]
     environment = {**os.environ, "PYTHONPATH": str(tree)}
@@ -42,7 +42,7 @@ def run(tree: Path, folder: Path, precision: str) -> Path:
 
 
 def differences(old: Path, new: Path) -> Iterator[str]:
-    """What differs between two sessions."""
+    """Yield what differs between two sessions."""
     for pattern, found in (("checkpoints/*.safetensors", _tensors), ("checkpoints/*.png", _colours)):
         names = [path.relative_to(old) for path in sorted(old.glob(f"*/{pattern}"))]
         if not names:
@@ -67,14 +67,14 @@ def _tensors(path: Path) -> dict[str, bytes]:
 
 
 def _colours(path: Path) -> bytes:
-    """The coloured pixels of a picture, row by row."""
+    """Return the coloured pixels of a picture, row by row."""
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).reshape(-1, 3).astype(np.int16)
     return bytes(pixels[np.ptp(pixels, axis=1) > SATURATED].tobytes())
 
 
 def _numbers(path: Path) -> dict[str, Any]:
-    """Every number of a file of JSON or of JSON lines, by its place."""
+    """Return every number in a JSON or JSON Lines file, by its path in the document."""
     text = path.read_text()
     documents = (
         [json.loads(line) for line in text.splitlines()] if path.suffix == ".jsonl" else json.loads(text)
@@ -92,9 +92,9 @@ def _flat(value: Any, place: str) -> Iterator[tuple[str, Any]]:
 
 
 def main() -> int:
-    """Compare; 0 where nothing differs."""
+    """Compare the two versions; return 0 if nothing differs."""
     parser = argparse.ArgumentParser("python -m benchmarks.same_results", description=__doc__)
-    parser.add_argument("commit", help="What this tree is compared with")
+    parser.add_argument("commit", help="The commit to compare this tree with")
     commit = parser.parse_args().commit
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "tree"

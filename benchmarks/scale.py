@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scale`: whether time for each grid and memory stay flat as a corpus grows."""
+"""`python -m benchmarks.scale`: whether time per grid and memory stay constant as a corpus grows."""
 
 from __future__ import annotations
 
@@ -22,27 +22,26 @@ from bvae.corpus import COUNTS
 from bvae.corpus.atomic import SIZE, generate
 
 DESCRIPTION = """\
-Trains with the real Trainer on three sizes of procedural grids and on a .npy file that it writes into the
-temporary folder (TMPDIR), each in a process of its own under a limit on private memory. The processes take
-turns of a few dozen steps, one at a time, and are compared within a turn: so the ratios hold where the speed
-of the machine drifts. Ratios are to the smallest corpus.
+Trains on procedural corpora of three sizes and on a .npy file that it writes into the temporary folder
+(TMPDIR), each in a separate process with a limit on private memory. The processes take turns of a few dozen
+steps, and ratios are computed within a turn, so they remain valid if the speed of the machine drifts. Ratios
+are relative to the smallest corpus.
 
-Memory is what the kernel says in /proc/self/status: RssAnon is the process's own, RssFile is shared with the
-page cache, which the kernel takes back when it needs to. The limit is RLIMIT_DATA: beyond it, allocations
-fail."""
+Memory is read from /proc/self/status: RssAnon is private to the process; RssFile is shared with the page
+cache, and the kernel can reclaim it. The limit is RLIMIT_DATA; allocations beyond it fail."""
 
 EXAMPLES = """\
 examples:
-  python -m benchmarks.scale                                      the requirement; about two minutes
-  python -m benchmarks.scale --grids 50000 --file-gigabytes 0.1   the same, small, in a minute"""
+  python -m benchmarks.scale                                      full size; about two minutes
+  python -m benchmarks.scale --grids 50000 --file-gigabytes 0.1   small size; about one minute"""
 
 ALLOWED_RATIO = 1.10
 ALLOWED_GROWTH = 600
-"""Megabytes above the base, with the largest procedural corpus."""
+"""Allowed megabytes above the base with the largest procedural corpus."""
 
 
 def write_grids(path: Path, megabytes: float) -> int:
-    """Stream about so many megabytes of procedural grids to a `.npy` file; how many grids they are."""
+    """Write about `megabytes` of procedural grids to a `.npy` file; return the number of grids."""
     pool = generate(20_000).grids
     count = max(20, round(megabytes * MEGABYTE / SIZE**2))
     rng = np.random.default_rng(0)
@@ -55,7 +54,7 @@ def write_grids(path: Path, megabytes: float) -> int:
 
 
 def run(specs: list[str], plan: Plan, repeats: int) -> list[Measured]:
-    """Measure each corpus in a process of its own, in turns."""
+    """Measure each corpus in a separate process, in turns."""
     context = multiprocessing.get_context("spawn")
     pipes = []
     for spec in specs:
@@ -71,17 +70,17 @@ def run(specs: list[str], plan: Plan, repeats: int) -> list[Measured]:
     for repeat in range(repeats):
         for spec, pipe in corpora.items():
             training, evaluation = _ask(spec, pipe)
-            say(f"turn {repeat + 1}: {spec}: training {training:.3f}, evaluation {evaluation:.3f} ms a grid")
+            say(f"turn {repeat + 1}: {spec}: training {training:.3f}, evaluation {evaluation:.3f} ms/grid")
     return [_without_warm_up(_ask(spec, pipe, go_on=False)) for spec, pipe in corpora.items()]
 
 
 def _ask(spec: str, pipe: Connection, *, go_on: bool = True) -> Any:
-    """What a process has to say after the next thing it does."""
+    """Let a process take its next step, and return what it sends."""
     try:
         pipe.send(go_on)
         return pipe.recv()
     except (EOFError, ConnectionError):
-        raise SystemExit(f"{spec}: its process ended, for the reason above") from None
+        raise SystemExit(f"{spec}: the process ended; see the error above") from None
 
 
 def _without_warm_up(measured: Measured) -> Measured:
@@ -89,14 +88,14 @@ def _without_warm_up(measured: Measured) -> Measured:
 
 
 def ratios(times: list[float], reference: list[float]) -> list[float]:
-    """Times as multiples of those of the same turns of another corpus."""
+    """Return times as multiples of the times of another corpus in the same turns."""
     return [time / other for time, other in zip(times, reference, strict=True)]
 
 
 def table(names: list[str], found: list[Measured]) -> list[str]:
-    """The measurements in Markdown: medians over turns, with the lower and upper quartile."""
+    """Return the measurements as a Markdown table: medians over turns, with lower and upper quartile."""
     lines = [
-        "| corpus | grids | loading, s | training, ms a grid | ratio | evaluation, ms a grid | ratio "
+        "| corpus | grids | loading, s | training, ms per grid | ratio | evaluation, ms per grid | ratio "
         "| RssAnon, MB: base | + loading | + training | RssFile, MB |",
         "| --- " * 11 + "|",
     ]
@@ -118,17 +117,17 @@ def table(names: list[str], found: list[Measured]) -> list[str]:
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def conclusions(found: list[Measured], limit: int) -> list[str]:
-    """What is required, what was measured, and whether it is met."""
+    """Return a line per requirement: what was measured, what is allowed, and whether it is met."""
     *sizes, file = found
     slowest = max(statistics.median(ratios(each.training, sizes[0].training)) for each in sizes)
     growth = sizes[-1].peak() - sizes[-1].memory["base"]
     claims = [
-        (f"time a grid at {sizes[-1].grids:,} grids or fewer", f"×{slowest:.2f}", slowest <= ALLOWED_RATIO),
+        (f"time per grid with up to {sizes[-1].grids:,} grids", f"×{slowest:.2f}", slowest <= ALLOWED_RATIO),
         (f"memory above the base at {sizes[-1].grids:,} grids", f"{growth:.0f} MB", growth <= ALLOWED_GROWTH),
         (
             f"private memory with {file.grids:,} grids of a file",
@@ -144,7 +143,7 @@ def conclusions(found: list[Measured], limit: int) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
-    """The command line. Exits with a sentence where it cannot be carried out here."""
+    """Parse the command line. Exits with a message if the benchmark cannot run with these arguments."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.scale",
         description=DESCRIPTION,
@@ -156,9 +155,9 @@ def parse() -> argparse.Namespace:
     )
     for flag, default, text in (
         ("--grids", 500_000, "The largest procedural corpus; the others have N/10 and N/100."),
-        ("--steps", 30, "Training steps of a turn."),
-        ("--repeats", 15, "Turns that count."),
-        ("--limit-megabytes", 1000, "Of private memory of each process."),
+        ("--steps", 30, "Training steps per turn."),
+        ("--repeats", 15, "Turns that are counted."),
+        ("--limit-megabytes", 1000, "Limit on the private memory of each process."),
     ):
         parser.add_argument(flag, type=int, default=default, metavar="N", help=f"{text} Default: {default}")
     output = Path("runs/scale.json")
@@ -173,10 +172,10 @@ def parse() -> argparse.Namespace:
     folder = tempfile.gettempdir()
     free = shutil.disk_usage(folder).free / 10**9
     if not 0 < arguments.file_gigabytes < free:
-        expected = f"above 0 and below the {free:.1f} GB free in {folder} (another folder: set TMPDIR)"
+        expected = f"above 0 and below the {free:.1f} GB free in {folder} (set TMPDIR to use another folder)"
         parser.error(f"--file-gigabytes is {arguments.file_gigabytes:g}; expected {expected}")
     if not STATUS.exists():
-        parser.error(f"memory is read from {STATUS}, which only Linux has; run this on Linux")
+        parser.error(f"memory is read from {STATUS}, which does not exist here; run this on Linux")
     return arguments
 
 

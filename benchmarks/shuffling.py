@@ -22,35 +22,35 @@ from bvae.trainer import Trainer
 from bvae.training import schedule
 
 DESCRIPTION = """\
-Trains a loss option on procedural grids that are sorted by their background share, the worst order for a
-shuffle that moves blocks first, with three shuffles and the same seeds:
+Trains a loss option with three shuffles and the same seeds. The procedural grids are sorted by background
+share, which is the worst order for a shuffle of blocks:
 
-  full     any order is equally likely, as for every corpus of up to 256 MiB;
-  blocks   the shuffle of larger files, scaled down to a handful of windows of up to 1024 blocks;
-  coarse   the same windows of 64 larger blocks, to show what the other two would differ by.
+  full     a full permutation, as for every corpus of up to 256 MiB;
+  blocks   the shuffle of larger files, scaled down to a few windows of up to 1024 blocks;
+  coarse   the same windows of 64 larger blocks, to show the effect of a poor shuffle.
 
-Accuracy and IoU should agree within the spread of the seeds. It takes about a quarter of an hour."""
+Accuracy and IoU should agree within the spread of the seeds. Takes about a quarter of an hour."""
 
 WINDOWS = 3
 BLOCKS = schedule.WINDOW_CELLS // schedule.BLOCK_CELLS
-"""Of a window."""
+"""Blocks in a window."""
 
 
 def write_sorted(path: Path, count: int) -> None:
-    """Save `count` procedural grids, the emptiest last."""
+    """Save `count` procedural grids, sorted by increasing background."""
     grids = generate(count).grids
     np.save(path, grids[np.argsort((grids == 0).sum((1, 2)), kind="stable")])
 
 
 def shuffles(n: int) -> dict[str, tuple[int, int]]:
-    """Rows of a block and of a window of each shuffle of n grids."""
+    """Return, for each shuffle of n grids, the grids per block and per window."""
     block = max(1, n // WINDOWS // BLOCKS)
     window = block * BLOCKS
     return {"full": (1, n), "blocks": (block, window), "coarse": (16 * block, window)}
 
 
 def train(corpus: Corpus, option: str, seed: int, epochs: int, rows: tuple[int, int]) -> dict[str, float]:
-    """Validation accuracy and foreground IoU after the last epoch."""
+    """Return validation accuracy and foreground IoU after the last epoch."""
     training = TrainingConfig(epochs=epochs, precision=resolve_precision("auto"))
     experiment = ExperimentConfig(corpus=corpus.spec, training=training)
     config = experiment.run(LOSS_OPTIONS[option], seed, corpus.fingerprint)
@@ -86,7 +86,7 @@ def main() -> None:
         for name, rows in shuffles(len(corpus.train)).items():
             results[name].append(train(corpus, arguments.option, seed, arguments.epochs, rows))
             print(f"[{time.strftime('%H:%M:%S')}] seed {seed}, {name}: {results[name][-1]}", file=sys.stderr)
-    print(f"| shuffle | rows of a block, of a window | accuracy, mean of {arguments.seeds} [range] | IoU |")
+    print(f"| shuffle | grids per block, per window | accuracy, mean of {arguments.seeds} [range] | IoU |")
     print("| --- | --- | --- | --- |")
     for name, (block, window) in shuffles(len(corpus.train)).items():
         measured = ([run[metric] for run in results[name]] for metric in ("pixel_accuracy", "foreground_iou"))

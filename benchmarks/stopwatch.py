@@ -1,6 +1,6 @@
-"""A pytest plugin that adds up the seconds an experiment spends on anything but training.
+"""A pytest plugin that sums the seconds an experiment spends outside training.
 
-Each process writes its sums to a file of its own in `$BVAE_STOPWATCH`.
+Each process writes its sums to a separate file in the folder `$BVAE_STOPWATCH`.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def pytest_sessionstart() -> None:
         for place in places:
             module, _, path = place.partition(":")
             if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists():
-                raise ModuleNotFoundError(f"the stopwatch watches {place}, and there is no module {module}")
-            # The controller of workers does without PyTorch: imported here, its second would be counted.
+                raise ModuleNotFoundError(f"the stopwatch watches {place}, but there is no module {module}")
+            # Only watch loaded modules: importing PyTorch here would add a second to the controller.
             if (found := sys.modules.get(module)) is not None:
                 *owners, attribute = path.split(".")
                 owner = functools.reduce(getattr, owners, found)

@@ -1,4 +1,4 @@
-"""Many runs at many settings, outside pytest. Outcomes go to a file, and no run is trained twice."""
+"""Train many runs at many settings, without pytest. A file stores the outcomes; no run is trained twice."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Point:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run ended with."""
+    """The result of a run."""
 
     point: Point
     training: TrainingConfig
@@ -76,7 +76,7 @@ def train(point: Point) -> Outcome:
 
 
 def sweep(points: Sequence[Point], file: Path, processes: int) -> list[Outcome]:
-    """Train the points that a file of outcomes lacks, adding each to it; return those of all points."""
+    """Train the points missing from a file of outcomes, append to it, and return all outcomes asked for."""
     known = {outcome.point: outcome for outcome in read(file)}
     missing = [point for point in dict.fromkeys(points) if point not in known]
     context = multiprocessing.get_context("spawn")
@@ -90,13 +90,13 @@ def sweep(points: Sequence[Point], file: Path, processes: int) -> list[Outcome]:
 
 
 def read(file: Path) -> Iterator[Outcome]:
-    """The outcomes in a file."""
+    """Yield the outcomes in a file."""
     if file.exists():
         yield from (from_json(line, Outcome) for line in file.read_text().splitlines())
 
 
 def describe(outcome: Outcome) -> str:
-    """One line on a run."""
+    """Return one line about a run."""
     point, found = outcome.point, outcome.metrics
     changes = " ".join(f"{name}={value}" for name, value in point.changes)
     head = f"{point.corpus} {point.option}-seed{point.seed} {changes}: {outcome.verdict}"
@@ -108,19 +108,19 @@ def describe(outcome: Outcome) -> str:
 
 
 def parse_arguments(program: str, description: str | None) -> tuple[Path, int]:
-    """Read the command line of a sweep: its file of outcomes, and how many processes train."""
+    """Read the command line of a sweep: the file of outcomes and the number of processes."""
     name = program.rpartition(".")[2]
     parser = argparse.ArgumentParser(f"python -m {program}", description=description)
     default = Path(f"runs/{name}.jsonl")
     parser.add_argument("--file", type=Path, default=default, help=f"File of outcomes. Default: {default}")
-    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="Default: as many as cores")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="Default: one per core")
     arguments = parser.parse_args()
     arguments.file.parent.mkdir(parents=True, exist_ok=True)
     return arguments.file, arguments.processes
 
 
 def foreground_ratio(metrics: Evaluation | None) -> float | None:
-    """Predicted foreground over true foreground."""
+    """Return predicted foreground / true foreground."""
     if metrics is None or metrics.predicted_foreground_rate is None or not metrics.foreground_rate:
         return None
     return metrics.predicted_foreground_rate / metrics.foreground_rate

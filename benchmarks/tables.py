@@ -1,4 +1,4 @@
-"""The figures of a benchmark as text and as a picture."""
+"""The results of a benchmark as text and as a chart."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 OURS = "bvae"
-COLORS = {True: "#0072B2", False: "#999999"}  # told apart without colour by their place and labels too
+COLORS = {True: "#0072B2", False: "#999999"}  # position and label distinguish them without colour
 
 
 def _row(label: str, cells: Sequence[str]) -> str:
@@ -17,7 +17,7 @@ def _row(label: str, cells: Sequence[str]) -> str:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Median, lowest and highest of the ratios of epochs that were trained one after the other."""
+    """Return median, lowest and highest ratio of epochs that were trained one after the other."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return statistics.median(ratios), ratios[0], ratios[-1]
 
@@ -25,17 +25,17 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float,
 def throughput_table(
     rates: Mapping[str, Sequence[float]], default: str, flops: float, limits: Mapping[str, float]
 ) -> list[str]:
-    """Lines: every contender's speed, how many times as fast bvae is, and the share of the machine used.
+    """Return lines with every contender's speed, the speedup of bvae, and the share of the machine's speed.
 
     A contender's label begins with its name and precision; `default` is the precision bvae chooses here.
     """
     ours = next(label for label in rates if label.startswith(f"{OURS} {default}"))
     lines = [
-        f"A training step takes {flops / 1e6:.1f} MFLOP an image; matrix products here reach "
+        f"A training step takes {flops / 1e6:.1f} MFLOP per image; matrix products here reach "
         + ", ".join(f"{limit / 1e9:,.0f} GFLOP/s in {name}" for name, limit in limits.items())
     ]
     for precision, heading in (
-        ("fp32", "peers as they come"),
+        ("fp32", "peers with their defaults"),
         ("bf16", "peers in bf16, channels_last, fused Adam"),
     ):
         labels = [label for label in rates if f" {precision}, " in label and label != ours]
@@ -51,7 +51,7 @@ def throughput_table(
                 "" if label == ours else f"{ratio:.2f}× ({lowest:.2f}–{highest:.2f})",
             )
             lines.append(_row(label, cells))
-        # A process with its best number of threads is how a peer is run; two at once is more than it offers.
+        # A peer itself trains in one process; running two of them at once is not one of its features.
         theirs = [label for label in labels if not label.startswith(OURS)]
         for choice, kind in (([x for x in theirs if "1×" in x], "in one process"), (theirs, "in any way")):
             fastest = max(choice, key=lambda label: statistics.median(rates[label]))
@@ -61,7 +61,7 @@ def throughput_table(
 
 
 def parts_table(seconds: Mapping[str, Sequence[float]]) -> list[str]:
-    """Lines: the median time of each part with its spread."""
+    """Return lines with the median time and range of each part."""
     lines = ["", _row("part", ("median", "lowest to highest"))]
     for name, times in seconds.items():
         scale, unit = (1, "s") if statistics.median(times) >= 1 else (1000, "ms")
@@ -71,7 +71,7 @@ def parts_table(seconds: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 def draw(rates: Mapping[str, Sequence[float]], path: Path) -> None:
-    """A bar for each contender, as long as its median speed, with its spread."""
+    """Draw a bar per contender: its median speed, with a line from lowest to highest."""
     figure = Figure(figsize=(9, 0.5 + 0.32 * len(rates)), dpi=100, layout="constrained")
     axes = figure.subplots()
     for row, (label, own) in enumerate(rates.items()):
@@ -81,7 +81,7 @@ def draw(rates: Mapping[str, Sequence[float]], path: Path) -> None:
         axes.annotate(f" {middle:,.0f}", (max(own), row), va="center", fontsize=9)
     axes.set_yticks(range(len(rates)), rates)
     axes.invert_yaxis()
-    axes.set_xlabel("training images a second on two cores (line: lowest to highest of the repeats)")
+    axes.set_xlabel("training images per second on two cores (line: lowest to highest of the repeats)")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

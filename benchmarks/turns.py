@@ -1,4 +1,4 @@
-"""A training run in a process of its own, held after each turn, with its times and its memory."""
+"""A training run in a separate process that pauses after each turn, with its times and memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What one process found: seconds, milliseconds a grid of each turn, and memory in megabytes."""
+    """Measurements of one process: seconds, milliseconds per grid in each turn, and memory in megabytes."""
 
     grids: int
     loading_seconds: float
@@ -43,12 +43,12 @@ class Measured(NamedTuple):
     memory: dict[str, float]
 
     def peak(self) -> float:
-        """The most RssAnon there ever was."""
+        """Return the largest RssAnon."""
         return max(self.memory["loading_peak"], self.memory["training_peak"])
 
 
 class Memory(threading.Thread):
-    """Samples RssAnon in the background; `peak` is the largest since it was last set to 0, in megabytes."""
+    """Samples RssAnon in the background; `peak` is its maximum in megabytes since `peak` was set to 0."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -60,7 +60,7 @@ class Memory(threading.Thread):
             time.sleep(0.02)
 
     def sample(self) -> dict[str, float]:
-        """RssAnon and RssFile now."""
+        """Return the current RssAnon and RssFile in megabytes."""
         fields = (line.split() for line in STATUS.read_text().splitlines() if line.startswith("Rss"))
         now = {field[0].rstrip(":"): int(field[1]) * 1024 / MEGABYTE for field in fields}
         self.peak = max(self.peak, now["RssAnon"])
@@ -68,11 +68,11 @@ class Memory(threading.Thread):
 
 
 class _EnoughError(Exception):
-    """Training has been watched for long enough."""
+    """Ends training when all turns are done."""
 
 
 class Turns:
-    """Listens to a Trainer and holds it after each turn until the parent process asks for another."""
+    """Listens to a Trainer and pauses it after each turn until the parent process asks for another."""
 
     def __init__(self, parent: Connection, plan: Plan) -> None:
         self._parent, self._plan = parent, plan
@@ -81,7 +81,7 @@ class Turns:
         self.evaluation: list[float] = []
 
     def fit(self, trainer: Trainer) -> None:
-        """Train until the parent process has seen enough."""
+        """Train until the parent process ends the measurement."""
         self._trainer = trainer
         self._begin()
         try:
@@ -100,7 +100,7 @@ class Turns:
         now = time.perf_counter()
         if isinstance(event, Stepped) and self._since is not None:
             self._intervals.append((now - self._since) * 1000 / event.images)
-        self._since = now  # Evaluating and saving end with an event too, so they are no part of a step.
+        self._since = now  # Evaluating and saving also end with an event, so a step does not include them.
         if len(self._intervals) == self._plan.steps:
             self._end()
 
@@ -119,13 +119,13 @@ class Turns:
 
 
 def measure(spec: str, plan: Plan, parent: Connection) -> None:
-    """Load a corpus and train on it in turns, each when told to, and tell the parent process what it took."""
-    with contextlib.suppress(EOFError):  # The parent process has ended, which it has given a reason for.
+    """Load a corpus, train on it in turns when asked to, and send the measurements to the parent process."""
+    with contextlib.suppress(EOFError):  # The parent process has ended and has reported why.
         _measure(spec, plan, parent)
 
 
 def _measure(spec: str, plan: Plan, parent: Connection) -> None:
-    import resource  # which not every system has
+    import resource  # not available on every system
 
     torch.set_num_threads(1)
     limit = plan.limit_megabytes * MEGABYTE
@@ -133,7 +133,7 @@ def _measure(spec: str, plan: Plan, parent: Connection) -> None:
     memory = Memory()
     seen = {"base": memory.sample()["RssAnon"]}
     memory.start()
-    parent.recv()  # Whatever was imported, only one process is at work from here on.
+    parent.recv()  # Imports may overlap with other processes; from here on only one process works at a time.
     started = time.perf_counter()
     corpus = load_corpus(spec)
     loading = time.perf_counter() - started

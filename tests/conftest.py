@@ -1,4 +1,4 @@
-"""Laboratories for the tests that start sessions."""
+"""Fixtures for the tests that start sessions."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from filelock import FileLock
 from hypothesis import settings
 from lab import QUICK, SessionHere, Uninterrupted, evidence, furnish, newest, run_pytest
 
-# Timing varies on shared machines; examples that fail are printed with the code that reproduces them. Where a
-# change is judged the examples are always the same, so that its verdict is about the change.
+# No deadline, because timing varies on shared machines. Failing examples are printed with code to reproduce
+# them. In CI the examples are always the same, so that a failure is caused by the change and not by chance.
 settings.register_profile(
     "bvae", deadline=None, max_examples=50, print_blob=True, derandomize="CI" in os.environ
 )
 settings.load_profile("bvae")
 
-# Before the first operator: workers with a thread for each core would spin on each other.
+# Must precede the first operator. With a thread per core, workers would compete for the cores.
 torch.set_num_threads(1)
 
-# Shells start background jobs with Ctrl-C ignored, which their children inherit: these tests press it.
+# Shells start background jobs with SIGINT ignored, and child processes inherit that; the tests send SIGINT.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the experiments beside a tiny corpus, outside any xdist session."""
+    """A folder with a copy of the experiments and a tiny corpus, outside any xdist session."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    # pytester gives each test a home of its own, in which matplotlib would look for fonts anew every time.
+    # pytester gives each test its own home folder, where matplotlib would rebuild its font cache.
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
     return furnish(pytester.path)
 
@@ -46,7 +46,7 @@ def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
 def uninterrupted(
     lab: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Uninterrupted:
-    """The evidence of a session with given settings that nothing happened to, made once for all workers."""
+    """Return the evidence of an uninterrupted session with given settings, created once for all workers."""
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
         shared = shared.parent
@@ -67,17 +67,17 @@ def uninterrupted(
 
 @pytest.fixture(scope="session")
 def matplotlib_kept() -> None:
-    """Imports matplotlib before pytester, which forgets later imports; a second one fails."""
+    """Import matplotlib before pytester, which removes later imports; importing it a second time fails."""
     import bvae.visualization.checkpoint_pictures  # noqa: F401
 
 
 @pytest.fixture
 def session_here(matplotlib_kept: None, lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
-    """Runs a session in this process, where faults can be patched in: its exit status and output."""
+    """Run a session in this process, so that faults can be patched in; returns exit status and output."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    # Started as `pytest`, the session outside knows bvae by its installed metadata and the one inside by
-    # those beside the sources, which ask to rewrite assertions of what has been imported by then.
+    # The outer session finds bvae by its installed metadata, the inner one by the metadata next to the
+    # sources, and then asks to rewrite assertions in modules that are already imported.
     settings = ("-n0", "-W", "ignore:Module already imported so cannot be rewritten; bvae")
 
     def start(*arguments: str) -> tuple[int, str]:

@@ -1,4 +1,4 @@
-"""Made-up evidence: records and results that say exactly what a test wants said."""
+"""Constructed evidence: records and results with exactly the values that a test needs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ HEALTHY: dict[str, Any] = BLIND | {
 
 
 def controlled(*, shuffled: Changes | None = None, **changes: Any) -> ControlledMetrics:
-    """Metrics of a control or reference that sees no object, except for `changes`; `shuffled` has its own."""
+    """Metrics of a control or reference that sees no objects, with `changes`, and its own control."""
     control = ReconstructionMetrics(**BLIND | {**(shuffled or {})})
     return ControlledMetrics(**BLIND | {"classes_learned": 0} | changes, shuffled=control)
 
@@ -74,10 +74,10 @@ def controlled(*, shuffled: Changes | None = None, **changes: Any) -> Controlled
 def evaluation(
     *, shuffled: Changes | None = None, extent: Changes | None = None, **changes: Any
 ) -> Evaluation:
-    """A model that learned the objects and is accurate within the band, except for `changes`.
+    """Evaluation of a model that learned the objects and is accurate within the band, except for `changes`.
 
     Args:
-        shuffled, extent: changes of the metrics of these controls.
+        shuffled, extent: changes to the metrics of these controls.
     """
     rest: dict[str, Any] = {
         "classes_learned": 9,
@@ -102,16 +102,17 @@ REFERENCES = {
     "nearest training grid, weighted": controlled(object_iou=0.12, objects_recognised=0.09),
     "PCA": controlled(object_iou=0.11, objects_recognised=0.20),
 }
-"""What stands beside the options; a healthy evaluation recognises more objects than the nearest grids."""
+"""References of a comparison; a healthy evaluation recognises more objects than the nearest grids."""
 
 
 def history(
     *losses: float, last: Evaluation | None = None, before: Evaluation | None = None, steps: int = 300
 ) -> list[EpochRecord]:
-    """An epoch record for each training loss, of so many steps each.
+    """Return an epoch record per training loss.
 
     Args:
-        last, before: the evaluation of the last epoch, and of those before it where that differs.
+        last, before: the evaluation of the last epoch, and of the epochs before it if it differs.
+        steps: the steps per epoch.
     """
     last = last or evaluation()
     return [
@@ -128,7 +129,7 @@ def history(
 
 
 def result(option: str, seed: int, verdict: str = "healthy", **changes: Any) -> RunResult:
-    """A complete run with a verdict, its metrics good except for `changes`."""
+    """Return the result of a complete run with a verdict, and good metrics except for `changes`."""
     return RunResult(
         option=option,
         seed=seed,

@@ -1,7 +1,6 @@
-"""Load mutated .npy and .npz files, some with a padding value: each is a corpus or a CorpusError, quickly and
-in little memory.
+"""Load mutated .npy and .npz files, some with a padding value: each must give a corpus or a CorpusError.
 
-Exits with 1, and keeps the file, as soon as another exception escapes, a case takes more than 2 s, or the
+Exits with 1, and keeps the file, as soon as another exception is raised, a case takes more than 2 s, or the
 memory of the process has grown by more than 500 MB.
 """
 
@@ -65,7 +64,7 @@ METHODS = (
 SIDES = (0, 1, 2, 4, 5, 8, 15, 16, 17, 30, -1, 2**31, 2**62, 2**63, 2**64, 10**300)
 NUMBERS = (0, 1, 2, 8, 9, 12, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 PADDING_VALUES = (None, None, None, 10, -1, 255, 2**64)
-# Where the fields of a zip archive's headers lie after these signatures.
+# Offsets of the fields of a zip archive's headers after these signatures.
 SIGNATURES = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")
 HEADER_TEXTS = (
     "{'descr': %r, 'fortran_order': %s, 'shape': %s, }",
@@ -80,7 +79,7 @@ HEADER_TEXTS = (
 
 
 def grids(rng: random.Random) -> np.ndarray:
-    """Draw a small array of grids, seldom with a value other than 0–9, which may be the padding value."""
+    """Draw a small array of grids, rarely with a value other than 0–9, which may be the padding value."""
     shape = [rng.randint(1, 30), rng.choice((1, 2, 4, 8, 16)), rng.choice((1, 3, 8, 16))]
     values = np.random.default_rng(rng.getrandbits(32)).integers(0, rng.choice((2, 10, 10, 10, 11)), shape)
     values[values == 10] = rng.choice((10, -1, 255))
@@ -89,7 +88,7 @@ def grids(rng: random.Random) -> np.ndarray:
 
 
 def npy(rng: random.Random) -> bytes:
-    """Write an array as a .npy file, seldom with an edited header."""
+    """Write an array as a .npy file, rarely with an edited header."""
     file = io.BytesIO()
     array = grids(rng)
     np.lib.format.write_array(file, array, rng.choice(((1, 0), (2, 0), (3, 0))))
@@ -97,7 +96,7 @@ def npy(rng: random.Random) -> bytes:
 
 
 def with_header(rng: random.Random, array: np.ndarray) -> bytes:
-    """Write an array under a header that tells something else."""
+    """Write an array with a header that does not match it."""
     shape = list(array.shape)
     if rng.random() < 0.5:
         shape[rng.randrange(3)] = rng.choice(SIDES)
@@ -153,7 +152,7 @@ def shift(rng: random.Random, content: bytes) -> bytes:
 
 
 def edit_number(rng: random.Random, content: bytes) -> bytes:
-    """Overwrite a field, usually of a header, by a number that a size may not be."""
+    """Overwrite a field, usually in a header, with a number that is an invalid size."""
     width, code = rng.choice(((2, "<H"), (4, "<I"), (8, "<Q")))
     first = place(rng, content)
     number = rng.choice(NUMBERS) % (1 << 8 * width)
@@ -186,7 +185,7 @@ def mutated_file(rng: random.Random) -> bytes:
 
 
 def is_accepted(path: Path, padding_value: int | None) -> bool:
-    """Load a file; whatever is accepted must be a corpus, and a refusal one printable line."""
+    """Load a file. A file that is accepted must be a valid corpus; a refusal must be one printable line."""
     try:
         corpus = load_corpus(str(path), padding_value=padding_value)
     except CorpusError as error:
@@ -200,7 +199,7 @@ def is_accepted(path: Path, padding_value: int | None) -> bool:
             raise AssertionError(f"not grids: {grids.dtype} {grids.shape}")
         is_cell = grids < CLASSES
         if not (is_cell | (grids == OUTSIDE)).all() or not is_cell.any((1, 2)).all():
-            raise AssertionError(f"not grids of classes, or of no cell: {np.unique(grids)}")
+            raise AssertionError(f"not classes, or a grid without cells: {np.unique(grids)}")
     train, val = ({grid.tobytes() for grid in split[:]} for split in (corpus.train, corpus.val))
     if train & val:
         raise AssertionError(f"{len(train & val)} training grids also validate")
@@ -212,7 +211,7 @@ def peak_bytes() -> int:
 
 
 def limit_claims() -> None:
-    """Let an allocation of more than the limit fail, even where its memory would never be touched."""
+    """Make an allocation above the limit fail, even if its memory would never be used."""
     status = Path("/proc/self/status").read_text()
     used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
     resource.setrlimit(resource.RLIMIT_DATA, (used + MAX_GROWTH, -1))
@@ -223,7 +222,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=10_000, help="files to load (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutations (default: %(default)s)")
     parser.add_argument(
-        "--max-seconds", type=float, default=3600, help="stop after so long (default: %(default)s)"
+        "--max-seconds", type=float, default=3600, help="stop after this time (default: %(default)s)"
     )
     arguments = parser.parse_args()
     started = reported = time.monotonic()

@@ -1,4 +1,4 @@
-"""Sessions in child processes, on a tiny corpus: how tests start them, and what they read from them."""
+"""Sessions in child processes on a tiny corpus: functions that start them and read their files."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ SessionHere = Callable[..., tuple[int, str]]
 Uninterrupted = Callable[..., dict[str, str]]
 
 QUICK = ("-p", "no:hypothesispytest")
-"""Spares a session the second that this plugin takes to load, which has nothing to do with ours."""
+"""Saves the second that loading this plugin takes; bvae does not use it."""
 
 
 def furnish(folder: Path) -> Path:
-    """Put a copy of the experiments beside a tiny corpus, with the faults that `sabotage` asks for."""
+    """Copy the experiments into a folder, and add a tiny corpus; return the folder."""
     (folder / "experiments").mkdir()
     shutil.copy(ROOT / "experiments/test_loss_options.py", folder / "experiments")
     shutil.copy(ROOT / "pytest.ini", folder)
@@ -48,9 +48,9 @@ def furnish(folder: Path) -> Path:
 
 
 def squares() -> dict[str, np.ndarray]:
-    """Splits of grids with two of four squares, each in one of three colours: quickly learned, if seen.
+    """Return splits of grids with two squares in four places and three colours, which are quickly learned.
 
-    A single cell, which is no object, tells apart grids that would otherwise train and validate.
+    A single cell, which is not an object, makes grids distinct that would otherwise be in both splits.
     """
     rng = np.random.default_rng(3)
     corners = np.array([(0, 0), (0, 5), (5, 0), (5, 5)])
@@ -68,7 +68,7 @@ def run_pytest(*arguments: str, timeout: float = 120, **more: Any) -> subprocess
 
 
 def sabotage(lab: Path, **faults: Any) -> None:
-    """Decide on the faults in the next sessions of a laboratory, none by default; see `sabotage.py`."""
+    """Set the faults in the next sessions of a lab folder, none by default; see `sabotage.py`."""
     shutil.copy(TESTS / "sabotage.py", lab / "conftest.py")
     (lab / "sabotage.json").write_text(json.dumps(faults))
 
@@ -77,7 +77,7 @@ def sabotage(lab: Path, **faults: Any) -> None:
 def running(
     lab: Path, *arguments: str, output: str = "output.txt", **more: Any
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A session in a process group of its own, of which nothing is left afterwards but what it wrote."""
+    """Run a session in a separate process group, which is killed on exit."""
     command = [sys.executable, "-m", "pytest", "experiments/", *QUICK, *arguments]
     with (lab / output).open("wb") as file:
         process = subprocess.Popen(
@@ -112,9 +112,9 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """What no interruption may change: the hash of every file of a session but `session.json`.
+    """Return what no interruption may change: the hash of every file of a session except `session.json`.
 
-    Wall times are left out, and with them the checksums of checkpoints, which are over the times too.
+    Wall times are left out, and so are the checksums of checkpoints, which include the times.
     """
     return {
         str(path.relative_to(session)): hashlib.sha256(_timeless(path)).hexdigest()
@@ -141,5 +141,5 @@ def _without_seconds(text: bytes) -> bytes:
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, f"not true after {seconds:g} s"
         time.sleep(0.02)

@@ -1,6 +1,6 @@
-"""Faults in the sessions that a test starts: copied beside them as conftest.py, so every process has them.
+"""Faults in the sessions that a test starts. The file is copied next to them as conftest.py.
 
-`sabotage.json` beside it says which: {"kill": ["result.json", "half"], "slow": 0.1, …}.
+`sabotage.json` in the same folder selects the faults: {"kill": ["result.json", "half"], "slow": 0.1, …}.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ FAULTS = json.loads(Path(__file__).with_name("sabotage.json").read_text())
 
 
 def die() -> None:
-    """End the whole process group, controller and workers, as when a machine is switched off."""
+    """Kill the whole process group, controller and workers, as if the machine were switched off."""
     os.killpg(0, signal.SIGKILL)
 
 
 def kill_while_writing(name: str, moment: str) -> None:
-    """Die when a file whose path ends in `name` is half written, or right before or after its renaming."""
+    """Die when a file whose path ends in `name` is half written, or right before or after it is renamed."""
     fsync, mkstemp, replace = os.fsync, tempfile.mkstemp, Path.replace
     unfinished: dict[int, str] = {}
 
@@ -50,7 +50,7 @@ def kill_while_writing(name: str, moment: str) -> None:
 
 
 class Deaf:
-    """Takes a second to be deleted, while Python drops every exception, a KeyboardInterrupt too."""
+    """Takes a second to be deleted, during which Python drops all exceptions, including KeyboardInterrupt."""
 
     def __del__(self) -> None:
         Path("deaf").touch()
@@ -58,7 +58,7 @@ class Deaf:
 
 
 def disturb_steps(slow: float, deaf: list, kill: list) -> None:
-    """Make steps slow; be deaf or die in one. A step is [run, number from 1]."""
+    """Slow down all steps; ignore exceptions or die in one. A step is [run, number from 1]."""
     from bvae.trainer import Trainer
 
     step = Trainer._step

@@ -50,7 +50,7 @@ def test_peers_train_with_the_same_loss_as_bvae(grids: torch.Tensor, option: str
 
 
 def run(module: str, *settings: str) -> str:
-    """What a benchmark prints."""
+    """Run a benchmark; return what it prints."""
     command = [sys.executable, "-m", module, *settings]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
@@ -58,7 +58,7 @@ def run(module: str, *settings: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuned", [False, True], ids=["as it comes", "tuned"])
+@pytest.mark.parametrize("tuned", [False, True], ids=["default", "tuned"])
 @pytest.mark.parametrize("name", [name for name in PEERS if name != "plain loop"])
 def test_every_peer_trains_epoch_by_epoch(name: str, tuned: bool) -> None:
     if importlib.util.find_spec(name.lower()) is None:
@@ -70,7 +70,7 @@ def test_every_peer_trains_epoch_by_epoch(name: str, tuned: bool) -> None:
 
 
 @pytest.mark.slow
-def test_the_benchmark_says_how_many_times_as_fast_bvae_is(
+def test_the_benchmark_reports_the_speedup_of_bvae(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = ("--only=training", "--peers=plain loop", "--repeats=1", "--corpus=atomic:500")
@@ -95,7 +95,7 @@ def test_every_part_of_a_run_is_timed() -> None:
 
 
 @pytest.mark.slow
-def test_the_stopwatch_finds_what_an_experiment_spends_on_anything_but_training(lab: Path) -> None:
+def test_the_stopwatch_measures_the_time_outside_training(lab: Path) -> None:
     settings = ("experiments/", *TINY, "-n1", "-p", "benchmarks.stopwatch", f"--html={lab / 'report.html'}")
     done = run_pytest(*settings, env={**os.environ, "BVAE_STOPWATCH": str(lab), "PYTHONPATH": str(ROOT)})
     assert done.returncode in (0, 1), done.stdout + done.stderr
@@ -106,13 +106,13 @@ def test_the_stopwatch_finds_what_an_experiment_spends_on_anything_but_training(
 
 @pytest.mark.unit
 @pytest.mark.parametrize("place", [place for places in WATCHED.values() for place in places])
-def test_everything_that_the_stopwatch_watches_is_there(place: str) -> None:
+def test_every_function_that_the_stopwatch_watches_exists(place: str) -> None:
     module, _, path = place.partition(":")
     assert callable(operator.attrgetter(path)(importlib.import_module(module)))
 
 
 @pytest.mark.unit
-def test_the_stopwatch_imports_nothing_whose_time_would_be_taken_for_the_experiments() -> None:
+def test_the_stopwatch_imports_neither_pytorch_nor_matplotlib() -> None:
     code = "import sys; from benchmarks.stopwatch import *; pytest_sessionstart(); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "benchmarks.stopwatch" in done.stdout.split()
@@ -120,7 +120,7 @@ def test_the_stopwatch_imports_nothing_whose_time_would_be_taken_for_the_experim
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_shuffles_compares_three(tmp_path: Path) -> None:
+def test_the_shuffling_benchmark_compares_three_shuffles(tmp_path: Path) -> None:
     output = tmp_path / "shuffling.json"
     run("benchmarks.shuffling", "--grids=3500", "--epochs=1", "--seeds=1", f"--output={output}")
     found = json.loads(output.read_text())

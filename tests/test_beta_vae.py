@@ -24,7 +24,7 @@ betas = st.floats(0.0, 1.0, exclude_max=True) | st.integers(0, 53).map(lambda bi
 relative = methods.map(lambda method: {"method": method}) | st.floats(0, 50).map(
     lambda exponent: {"method": "power", "exponent": exponent}
 )
-"""Ways to weigh that know ratios of counts alone."""
+"""Methods whose weights depend only on the ratios of the counts."""
 weighings = relative | betas.map(lambda beta: {"method": "effective", "beta": beta})
 positive_counts = st.lists(st.integers(1, 10**9), min_size=2, max_size=12)
 counts = st.lists(st.integers(0, 10**9), min_size=1, max_size=12).filter(any)
@@ -39,7 +39,7 @@ def test_123_to_1_stays_123_to_1_or_becomes_11_to_1() -> None:
 
 
 @given(positive_counts)
-def test_the_ratio_of_sqrt_inverse_is_the_root_of_that_of_inverse(n: list[int]) -> None:
+def test_the_ratio_of_sqrt_inverse_is_the_square_root_of_the_ratio_of_inverse(n: list[int]) -> None:
     inverse, root = (class_weights(n, method).double() for method in ("inverse", "sqrt_inverse"))
     torch.testing.assert_close(root / root[0], (inverse / inverse[0]).sqrt(), **close)
 
@@ -96,7 +96,7 @@ def test_weights_are_positive_and_finite(n: list[int], how: dict[str, Any]) -> N
 
 
 @given(counts)
-def test_powers_one_and_a_half_are_inverse_and_sqrt_inverse(n: list[int]) -> None:
+def test_powers_1_and_one_half_are_inverse_and_sqrt_inverse(n: list[int]) -> None:
     assert torch.equal(class_weights(n, "power", exponent=1.0), class_weights(n, "inverse"))
     assert torch.equal(class_weights(n, "power", exponent=0.5), class_weights(n, "sqrt_inverse"))
     assert torch.equal(class_weights(n, "power", exponent=0.0), class_weights(n, "none"))
@@ -105,7 +105,7 @@ def test_powers_one_and_a_half_are_inverse_and_sqrt_inverse(n: list[int]) -> Non
 @given(counts)
 def test_effective_is_none_at_zero_and_inverse_towards_one(n: list[int]) -> None:
     assert torch.equal(class_weights(n, "effective", beta=0.0), class_weights(n, "none"))
-    # 1 − βⁿ = n·(1 − β) but for a relative error of n·(1 − β)/2 ≤ 10⁹·2⁻⁵⁴.
+    # 1 − βⁿ = n·(1 − β) up to a relative error of n·(1 − β)/2 ≤ 10⁹·2⁻⁵⁴.
     nearly_one = math.nextafter(1.0, 0.0)
     torch.testing.assert_close(
         class_weights(n, "effective", beta=nearly_one), class_weights(n, "inverse"), **close
@@ -180,9 +180,7 @@ def test_an_option_weighs_as_its_method_does(n: list[int], how: dict[str, Any]) 
     ],
     ids=str,
 )
-def test_a_parameter_that_a_method_lacks_or_does_not_know_is_refused(
-    how: dict[str, Any], complaint: str
-) -> None:
+def test_a_missing_or_unknown_parameter_of_a_method_is_refused(how: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=re.escape(complaint)):
         class_weights([1, 2], **how)
 
@@ -190,12 +188,12 @@ def test_a_parameter_that_a_method_lacks_or_does_not_know_is_refused(
 @pytest.mark.parametrize(
     "bad", [[-1, 2], [0, 0], [], [math.nan, 1], [math.inf, 1], [[1, 2], [3, 4]], 5], ids=str
 )
-def test_counts_that_cannot_be_weighed_are_refused(bad: object) -> None:
+def test_invalid_counts_are_refused(bad: object) -> None:
     with pytest.raises(ValueError, match="expected one finite number >= 0 for each class, at least one > 0"):
         class_weights(bad, "inverse")  # type: ignore[arg-type]
 
 
-def test_an_unknown_method_is_refused_with_those_allowed() -> None:
+def test_an_unknown_method_is_refused_with_the_allowed_ones() -> None:
     with pytest.raises(ValueError, match="'cubic'; expected one of none, inverse, sqrt_inverse"):
         class_weights([1, 2], "cubic")
 
@@ -229,7 +227,7 @@ kinds = st.sampled_from([torch.uint8, torch.int16, torch.int64])
 
 
 def cut_grids(seed: int, shape: tuple[int, ...], classes: int = 10) -> torch.Tensor:
-    """Random grids with cells outside here and there."""
+    """Random grids with some cells outside."""
     generator = torch.Generator().manual_seed(seed)
     grids = torch.randint(0, classes, shape, generator=generator)
     return grids.masked_fill(torch.rand(shape, generator=generator) < 0.3, OUTSIDE)
@@ -250,7 +248,7 @@ def test_one_hot_is_zero_outside_and_the_usual_encoding_inside(
 
 
 @given(st.integers(-1000, 1000), st.integers(1, 12))
-def test_one_hot_refuses_what_is_neither_a_class_nor_outside(value: int, classes: int) -> None:
+def test_one_hot_refuses_values_that_are_neither_a_class_nor_outside(value: int, classes: int) -> None:
     grids = torch.tensor([[[0, value], [OUTSIDE, 0]]])
     if 0 <= value < classes or value == OUTSIDE:
         assert one_hot(grids, classes).shape == (1, classes, 2, 2)
@@ -268,7 +266,7 @@ def test_the_encoder_sees_zeros_outside(seed: int, size: int, kind: torch.dtype)
         assert torch.equal(found, other)
 
 
-def test_the_encoding_is_no_part_of_what_is_stored_of_a_model() -> None:
+def test_the_one_hot_encoding_is_not_stored_with_a_model() -> None:
     assert all(name.startswith(("encoder.", "decoder.")) for name in BetaVAE(grid_size=4).state_dict())
 
 

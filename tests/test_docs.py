@@ -18,24 +18,24 @@ pytestmark = pytest.mark.slow
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST_RUN = ("--corpus=atomic:60", "--epochs", "1", "--batch-size", "16", "--run-dir=runs")
 SMALLEST = (*SMALLEST_RUN, "--seeds", "1")
-"""Comes after what a document says, so that it wins."""
+"""Appended to the documented arguments, so that these values win."""
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
-    """The fenced blocks of a language in all documents, each with the document's name."""
+    """Return the fenced code blocks of a language in all documents, with the names of the documents."""
     fence = re.compile(rf"^```{language}\n(.*?)^```", re.DOTALL | re.MULTILINE)
     return [(path.name, block) for path in DOCUMENTS for block in fence.findall(path.read_text())]
 
 
 def lines(language: str, start: str) -> list[str]:
-    """The lines of such blocks that begin so, without comments, each once."""
+    """Return the distinct lines of these blocks that begin with `start`, without comments."""
     found = [line for _, block in blocks(language) for line in block.splitlines()]
     return list(dict.fromkeys(line.partition("  #")[0].strip() for line in found if line.startswith(start)))
 
 
 @pytest.fixture
 def trained(lab: Path, session_here: SessionHere) -> Path:
-    """A folder as it is after the first command of the README, with what documents suppose to be there."""
+    """A folder as it is after the first command of the README, with the files that documents assume."""
     documented = (ROOT / "docs/own-model.md").read_text()
     source = re.search(r"```python\n(.*?)```", documented, re.DOTALL)
     assert source is not None
@@ -50,7 +50,7 @@ def trained(lab: Path, session_here: SessionHere) -> Path:
     return lab
 
 
-def test_documents_have_only_blocks_that_are_tested() -> None:
+def test_documents_have_only_code_blocks_that_are_tested() -> None:
     for path in DOCUMENTS:
         languages = re.findall(r"^```(\w*)\n", path.read_text(), re.MULTILINE)
         assert set(languages) - {""} <= {"bash", "python", "toml", "yaml", "json"}, path
@@ -59,7 +59,7 @@ def test_documents_have_only_blocks_that_are_tested() -> None:
             assert line.startswith(("pip install", "pytest ", "python -m ", "#")), line
 
 
-def test_documented_benchmarks_are_those_that_other_tests_run_small() -> None:
+def test_documented_benchmarks_are_run_at_a_small_size_by_other_tests() -> None:
     tests = "".join((ROOT / f"tests/test_{name}.py").read_text() for name in ("benchmarks", "scale"))
     documented = lines("bash", "python -m benchmarks")
     assert len(documented) == 3
@@ -68,7 +68,7 @@ def test_documented_benchmarks_are_those_that_other_tests_run_small() -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_commands_that_train_do_so(session_here: SessionHere) -> None:
+def test_documented_training_commands_train(session_here: SessionHere) -> None:
     for command in lines("bash", "pytest experiments/"):
         arguments = shlex.split(command)[2:]
         smallest = () if "--resume" in command else SMALLEST

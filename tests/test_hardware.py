@@ -16,7 +16,7 @@ CAPABILITIES = torch.cpu.get_capabilities()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processors are described by Linux")
-def test_precision_is_what_the_processor_multiplies_in() -> None:
+def test_automatic_precision_is_bf16_if_the_processor_has_it() -> None:
     has_bf16 = CAPABILITIES.get("avx512_bf16") or CAPABILITIES.get("amx_bf16")
     assert resolve_precision("auto") == ("bf16" if has_bf16 else "fp32")
 
@@ -46,7 +46,7 @@ def test_bf16_is_chosen_by_the_flags_of_a_processor(
 ) -> None:
     monkeypatch.setattr(Path, "read_text", lambda _: f"processor : 0\n{flags}\n\nprocessor : 1\n{flags}\n")
     assert resolve_precision("auto") == precision
-    assert describe_hardware()["processor"]  # also where the system does not name it
+    assert describe_hardware()["processor"]  # not empty even if the system does not name the processor
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,4 +1,4 @@
-"""The house: which modules may import which, how large they are, and where PyTorch is loaded."""
+"""The structure of the code: which modules may import which, their sizes, and where PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def layer_of(module: str) -> int:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The modules of bvae that a module imports, also inside functions; those for type checkers aside."""
+    """Yield the modules of bvae that a module imports, also inside functions, except for type checking."""
     tree = ast.parse(path.read_text())
     for_types = {
         inner
@@ -89,12 +89,12 @@ def imports(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_a_module_imports_only_its_own_layer_and_those_before_it(path: Path) -> None:
+def test_a_module_imports_only_its_own_layer_and_the_layers_above(path: Path) -> None:
     here = layer_of(name_of(path))
     assert [name for name in imports(path) if layer_of(name) > here] == []
 
 
-def test_one_function_imports_and_it_is_the_door_to_pytorch_and_matplotlib() -> None:
+def test_only_load_engine_imports_inside_a_function() -> None:
     importing = [
         f"{name_of(path)}.{function.name}"
         for path in SOURCES
@@ -115,7 +115,7 @@ def test_a_module_has_at_most_350_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350
 
 
-def test_what_a_mistake_in_the_settings_waits_for_loads_no_pytorch_and_no_matplotlib() -> None:
+def test_checking_the_settings_loads_neither_pytorch_nor_matplotlib() -> None:
     code = f"import sys, {', '.join(WITHOUT_TORCH)}; print({{'torch', 'matplotlib'}} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "set()"
@@ -124,8 +124,8 @@ def test_what_a_mistake_in_the_settings_waits_for_loads_no_pytorch_and_no_matplo
 @pytest.mark.parametrize(
     "document", [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))], ids=str
 )
-def test_files_that_documents_name_are_there(document: Path) -> None:
+def test_files_that_documents_name_exist(document: Path) -> None:
     if document.name == "CHANGELOG.md":
-        pytest.skip("it speaks of the past")
+        pytest.skip("it also names files of earlier versions")
     named = set(re.findall(r"(?:bvae|tests|benchmarks|docs)/[\w/-]+\.(?:py|md)", document.read_text()))
     assert {name for name in named if not (ROOT / name).exists()} == set()

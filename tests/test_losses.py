@@ -33,7 +33,7 @@ def draw(seed: int, scale: float, *, dtype: torch.dtype = torch.float32) -> tupl
 
 
 def cut(target: torch.Tensor, seed: int) -> torch.Tensor:
-    """The target with cells outside here and there, but at least one cell in each grid."""
+    """The target with some cells outside, but at least one cell inside each grid."""
     generator = torch.Generator().manual_seed(seed)
     share = (0.2, 0.8)[seed % 2]
     outside = torch.rand(target.shape, generator=generator) < share
@@ -48,7 +48,7 @@ def posteriors(logits: torch.Tensor, seed: int, latent_dim: int = 3) -> list[tor
 
 
 def reference(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, gamma: float) -> float:
-    """The definition, cell by cell but outside, in NumPy's float64, with 1 − p summed from other classes."""
+    """The definition in NumPy's float64, per cell inside, with 1 − p as the sum over the other classes."""
     z = logits.double().numpy()
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
@@ -88,7 +88,7 @@ def test_focal_loss_in_float32_agrees_with_its_definition_in_float64(
 
 
 @given(seeds, gammas, st.booleans())
-def test_the_gradient_of_the_focal_loss_is_that_of_finite_differences(
+def test_the_gradient_of_the_focal_loss_agrees_with_finite_differences(
     seed: int, gamma: float, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, 2.0, dtype=torch.float64)
@@ -103,7 +103,7 @@ anything = st.floats(width=32) | st.sampled_from([math.nan, math.inf, -math.inf,
 
 
 @given(seeds, gammas, anything, anything, st.booleans())
-def test_the_logits_outside_change_no_number(
+def test_logits_outside_change_no_loss_or_gradient(
     seed: int, gamma: float, one: float, other: float, weighted: bool
 ) -> None:
     logits, target, weight = draw(seed, 2.0)
@@ -128,7 +128,7 @@ def test_the_logits_outside_change_no_number(
 
 
 @given(seeds, scales, gammas)
-def test_without_cells_outside_the_bits_are_those_of_means_over_all(
+def test_without_cells_outside_means_are_bit_identical_to_means_over_all_cells(
     seed: int, scale: float, gamma: float
 ) -> None:
     logits, target, weight = draw(seed, scale)
@@ -161,7 +161,7 @@ def test_the_loss_of_a_grid_is_the_mean_over_its_own_cells(seed: int, gamma: flo
 
 @settings(max_examples=20)
 @given(seeds, gammas)
-def test_the_mean_of_a_batch_is_over_all_of_its_cells(seed: int, gamma: float) -> None:
+def test_the_loss_of_a_batch_is_the_mean_over_all_of_its_cells(seed: int, gamma: float) -> None:
     logits, target, weight = draw(seed, 2.0)
     target, posterior = cut(target, seed), posteriors(logits, seed)
     loss = BetaVAELoss(gamma=gamma, weight=weight, beta=0.5)
@@ -176,7 +176,7 @@ def test_the_mean_of_a_batch_is_over_all_of_its_cells(seed: int, gamma: float) -
 
 @settings(max_examples=20)
 @given(seeds, gammas)
-def test_targets_in_bytes_are_those_in_whole_numbers(seed: int, gamma: float) -> None:
+def test_uint8_targets_give_the_same_loss_as_int64_targets(seed: int, gamma: float) -> None:
     logits, target, weight = draw(seed, 2.0)
     target, posterior = cut(target, seed), posteriors(logits, seed)
     loss = BetaVAELoss(gamma=gamma, weight=weight, beta=0.5)
@@ -215,9 +215,7 @@ def test_the_gradient_has_no_pole_where_the_target_is_certain(sure: float) -> No
 
 
 @given(seeds, gammas)
-def test_focal_loss_of_bfloat16_logits_is_that_of_the_same_numbers_in_float32(
-    seed: int, gamma: float
-) -> None:
+def test_focal_loss_of_bfloat16_logits_is_computed_in_float32(seed: int, gamma: float) -> None:
     logits, target, weight = draw(seed, 5.0)
     low = logits.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
@@ -283,7 +281,7 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl_for_each_grid() -> None:
 
 
 @given(seeds, scales, gammas, st.floats(0.0, 10.0), st.booleans(), st.booleans())
-def test_the_gradient_written_out_is_that_of_the_loss_of_a_batch(
+def test_the_handwritten_gradient_is_that_of_autograd(
     seed: int, scale: float, gamma: float, beta: float, weighted: bool, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, scale, dtype=torch.float64)
@@ -311,7 +309,7 @@ def test_a_posterior_of_another_shape_is_refused(shapes: tuple[tuple[int, ...], 
         loss.with_gradient(torch.zeros(2, 4, 3, 3), *map(torch.zeros, shapes), torch.zeros(2, 3, 3))
 
 
-def test_the_gradient_of_narrow_numbers_is_that_of_the_same_numbers_in_float32() -> None:
+def test_the_gradient_of_bfloat16_values_is_computed_in_float32() -> None:
     logits, target, weight = draw(7, 5.0)
     narrow = [
         tensor.bfloat16() for tensor in (logits, torch.randn(len(logits), 2), torch.randn(len(logits), 2))
@@ -324,7 +322,7 @@ def test_the_gradient_of_narrow_numbers_is_that_of_the_same_numbers_in_float32()
 
 
 @given(seeds, scales, st.sampled_from([torch.contiguous_format, torch.channels_last]), st.booleans())
-def test_a_cell_is_right_where_its_class_leads_alone(
+def test_a_cell_is_right_if_the_logit_of_its_class_is_the_only_largest(
     seed: int, scale: float, layout: torch.memory_format, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, scale)
@@ -338,7 +336,7 @@ def test_a_cell_is_right_where_its_class_leads_alone(
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 
-def test_a_weight_that_asks_for_a_gradient_is_refused() -> None:
+def test_a_weight_that_requires_a_gradient_is_refused() -> None:
     weight = torch.ones(3, requires_grad=True)
     with pytest.raises(ValueError, match=r"pass weight\.detach\(\)"):
         focal_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), gamma=1.0, weight=weight)

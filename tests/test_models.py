@@ -20,7 +20,7 @@ DOCUMENT = Path(__file__).parents[1] / "docs/own-model.md"
 
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The documented example, as a module in the current folder."""
+    """Write the documented example as a module into the current folder."""
     source = re.search(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert source is not None
     (tmp_path / "linear_vae.py").write_text(source.group(1))
@@ -30,7 +30,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_default_is_our_model() -> None:
+def test_the_default_is_the_built_in_model() -> None:
     assert isinstance(build_model(DEFAULT_MODEL, grid_size=8, latent_dim=2), BetaVAE)
     check_model(DEFAULT_MODEL, grid_size=8, latent_dim=2)
 
@@ -42,7 +42,7 @@ def test_the_documented_model_is_accepted(module: Path) -> None:
         assert model.decode(torch.zeros(5, 3)).shape == (5, classes, 8, 8)
 
 
-def test_trying_a_model_draws_no_random_number_of_the_caller() -> None:
+def test_checking_a_model_leaves_the_random_state_unchanged() -> None:
     state = torch.get_rng_state()
     check_model(DEFAULT_MODEL, grid_size=8, latent_dim=2)
     assert torch.equal(state, torch.get_rng_state())
@@ -63,7 +63,7 @@ def test_trying_a_model_draws_no_random_number_of_the_caller() -> None:
         ("wrong:Mixing", "decode makes something else of a latent where another is beside it"),
     ],
 )
-def test_what_is_no_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:
+def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:
     (module / "wrong.py").write_text(
         "import linear_vae\n"
         "def dictionary(grid_size, latent_dim): return {}\n"
@@ -92,13 +92,11 @@ ENCODINGS = (
     "class Careful(Plain):\n"
     "    def cells(self, grids): return one_hot(grids)\n"
 )
-"""Two models whose encodings of cells are alike but for those outside."""
+"""Two models whose encodings differ only in cells outside."""
 
 
 @pytest.mark.parametrize("has_outside", [False, True])
-def test_a_model_is_tried_with_cells_outside_where_the_corpus_has_such(
-    module: Path, has_outside: bool
-) -> None:
+def test_a_model_is_checked_with_cells_outside_if_the_corpus_has_any(module: Path, has_outside: bool) -> None:
     (module / "cell_encodings.py").write_text(ENCODINGS)
     sys.modules.pop("cell_encodings", None)
     for name in (DEFAULT_MODEL, "cell_encodings:Careful"):

@@ -37,7 +37,7 @@ def names(experiment: ExperimentConfig) -> list[str]:
 
 
 @pytest.mark.unit
-def test_the_documented_example_says_what_the_documentation_says(documented: str) -> None:
+def test_the_documented_example_gives_the_documented_options(documented: str) -> None:
     explicit = (0.3, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 2.0, 2.0)
     assert list(read_options(documented).values()) == [
         LossOption(
@@ -75,7 +75,7 @@ def test_names_select_from_the_built_in_options_and_the_file(documented: str) ->
 
 
 @pytest.mark.unit
-def test_a_recorded_experiment_goes_on_without_its_file(documented: str) -> None:
+def test_a_recorded_experiment_resumes_without_its_options_file(documented: str) -> None:
     asked = {"loss_options_file": documented, "loss_options": "A,B,D,hand-made"}
     begun = parse_experiment(asked)
     recorded = from_json(to_json(begun), ExperimentConfig)
@@ -86,7 +86,7 @@ def test_a_recorded_experiment_goes_on_without_its_file(documented: str) -> None
 
 
 @pytest.mark.unit
-def test_a_file_that_changed_since_is_a_difference_from_the_record(documented: str) -> None:
+def test_a_changed_options_file_differs_from_the_record(documented: str) -> None:
     asked = {"loss_options_file": documented}
     begun = parse_experiment(asked)
     Path(documented).write_text(Path(documented).read_text().replace("0.9999", "0.99"))
@@ -94,7 +94,7 @@ def test_a_file_that_changed_since_is_a_difference_from_the_record(documented: s
 
 
 @pytest.mark.unit
-def test_options_recorded_before_weights_had_parameters_are_read() -> None:
+def test_options_recorded_by_versions_without_weight_parameters_are_read() -> None:
     data = (
         '{"name": "B", "gamma": 2.0, "class_weights": "sqrt_inverse", "candidate": true, "role": "proposed"}'
     )
@@ -120,7 +120,7 @@ options = st.builds(
 
 
 def toml(option: LossOption) -> str:
-    """An option as a table; a JSON value is also one of TOML."""
+    """Return an option as a TOML table; its JSON values are also valid TOML."""
     values = {key: value for key, value in dataclasses.asdict(option).items() if value is not None}
     name = values.pop("name")
     assignments = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
@@ -239,7 +239,7 @@ def complaint(path: Path) -> str:
 @pytest.mark.parametrize(
     ("text", "table", "key", "expected"), MISTAKES, ids=[f"{key} {mistake}" for *_, key, mistake in MISTAKES]
 )
-def test_a_mistake_is_reported_with_its_table_and_key_and_what_is_allowed(
+def test_a_mistake_is_reported_with_its_table_its_key_and_the_expected_value(
     tmp_path: Path, text: str, table: str, key: str, expected: str, newline: str
 ) -> None:
     path = tmp_path / "bad.toml"
@@ -252,7 +252,7 @@ def test_a_mistake_is_reported_with_its_table_and_key_and_what_is_allowed(
 
 
 @pytest.mark.unit
-def test_what_is_no_file_of_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     missing, large, latin, pipe = (tmp_path / name for name in ("missing", "large", "latin", "pipe"))
     large.write_bytes(b"#" * (MAX_BYTES + 1))
     latin.write_bytes("[D]\nrole = 'für'".encode("latin-1"))
@@ -265,7 +265,7 @@ def test_what_is_no_file_of_text_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
-def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "marked.toml"
     path.write_text(f"[D]\ngamma = 1\n{VALID}", "utf-8-sig")
     assert read_options(str(path)).keys() == {"D"}
@@ -273,7 +273,7 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 @given(st.text() | st.lists(st.sampled_from("[]{}=\"'#\n\\.,D1 a\r")).map("".join))
-def test_any_text_is_options_or_one_mistake(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_any_text_gives_options_or_one_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(OptionFileError) as caught:
@@ -282,7 +282,7 @@ def test_any_text_is_options_or_one_mistake(tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.unit
-def test_the_file_must_be_one_piece_with_its_option() -> None:
+def test_the_file_must_be_given_with_an_equals_sign() -> None:
     corrected = separated_path(["experiments/", "--loss-options-file", "losses.toml"])
     assert corrected is not None
     assert "--loss-options-file=losses.toml" in corrected
@@ -290,7 +290,7 @@ def test_the_file_must_be_one_piece_with_its_option() -> None:
 
 
 @pytest.mark.slow
-def test_options_of_a_file_are_trained_compared_and_resumed_without_it(
+def test_options_from_a_file_are_trained_and_compared_and_resumed_without_the_file(
     lab: Path, session_here: SessionHere, documented: str
 ) -> None:
     brief = (*TINY, "--epochs", "1", "--loss-options", "B,D,hand-made")

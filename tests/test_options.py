@@ -1,4 +1,4 @@
-"""The options of the command line: declared once, taken by pytest and `python -m bvae`, and documented."""
+"""The command-line options: declared once, accepted by pytest and `python -m bvae`, and documented."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bvae.options import OPTIONS, CommandLineOption, options_document, options_o
 pytestmark = pytest.mark.unit
 
 
-def test_the_documentation_lists_the_options_as_they_are() -> None:
+def test_the_documentation_lists_the_current_options() -> None:
     assert (ROOT / "docs/options.md").read_text() == options_document()
 
 
@@ -79,14 +79,14 @@ def option_of_weights(count: int) -> LossOption:
         (lambda: LossOption(name="D", gamma=1, class_weights="none", candidate=True, role="a\n"), "role"),
     ],
 )
-def test_an_error_carries_the_field_that_is_wrong(make, field: str) -> None:
+def test_an_error_names_the_field_that_is_wrong(make, field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field} .*; expected ") as caught:
         make()
     assert caught.value.field == field
     assert str(caught.value.shown_as("--this")).startswith(f"--this {caught.value.problem}; expected ")
 
 
-def test_each_option_sets_a_field_of_its_own() -> None:
+def test_each_option_sets_its_own_field() -> None:
     fields = {option.field for option in OPTIONS if option.field}
     assert fields <= {*TrainingConfig.__dataclass_fields__, *ExperimentConfig.__dataclass_fields__}
     assert len(fields) == len([option for option in OPTIONS if option.field])

@@ -1,4 +1,4 @@
-"""Laws of corpora that are larger than memory, and that their benchmark runs."""
+"""Properties of corpora that are larger than memory, and a small run of their benchmark."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bvae.trainer import Trainer
 from bvae.training import schedule
 from bvae.training.schedule import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
 
-# Blocks of 2 and windows of 2048 grids.
+# Blocks of 2 grids and windows of 2048 grids.
 CELLS = 2**17
 BLOCK, WINDOW = BLOCK_CELLS // CELLS, WINDOW_CELLS // CELLS
 
@@ -43,7 +43,7 @@ def test_a_corpus_that_fits_a_window_is_visited_in_any_order(seed: int, epoch: i
 
 @pytest.mark.unit
 @given(seed=seeds, epoch=epochs, n=st.integers(1, 6 * WINDOW))
-def test_an_epoch_visits_every_grid_once_and_in_the_same_order_again(seed: int, epoch: int, n: int) -> None:
+def test_an_epoch_visits_every_grid_once_in_a_reproducible_order(seed: int, epoch: int, n: int) -> None:
     order = epoch_order(seed, epoch, n, cells=CELLS)
     np.testing.assert_array_equal(np.sort(order), np.arange(n))
     np.testing.assert_array_equal(epoch_order(seed, epoch, n, cells=CELLS), order)
@@ -57,17 +57,17 @@ def test_an_epoch_reads_a_large_corpus_a_window_of_whole_blocks_at_a_time(
     order = epoch_order(seed, epoch, n, cells=CELLS)
     readings = [len(np.unique(part // BLOCK)) for part in np.array_split(order, math.ceil(n / WINDOW))]
     assert max(readings) <= WINDOW // BLOCK + 2
-    # A block is read again only where a border of two windows cuts it.
+    # A block is read twice only if it is divided between two windows.
     assert sum(readings) <= math.ceil(n / BLOCK) + len(readings) - 1
 
 
 @pytest.mark.unit
 @given(seed=seeds, epoch=epochs)
-def test_a_window_of_a_large_corpus_is_drawn_from_all_over_it(seed: int, epoch: int) -> None:
+def test_a_window_of_a_large_corpus_is_drawn_from_all_parts_of_it(seed: int, epoch: int) -> None:
     n = 16 * WINDOW
     order = epoch_order(seed, epoch, n, cells=CELLS)
     for window in order.reshape(16, WINDOW):
-        # 1024 blocks over 8 parts: 128 of each, with a standard deviation below 11.
+        # 1024 blocks from 8 parts: 128 from each on average, with a standard deviation below 11.
         parts = np.unique(window // BLOCK) * 8 // (n // BLOCK)
         assert np.bincount(parts, minlength=8).min() > 64
         for batch in window.reshape(-1, 64):
@@ -89,7 +89,7 @@ def trained(corpus: Corpus, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("padding_value", [None, 10])
-def test_a_memory_map_trains_to_the_same_bits_as_the_same_grids_in_memory(
+def test_training_on_a_memory_map_is_bit_identical_to_training_on_grids_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, padding_value: int | None
 ) -> None:
     path, grids = tmp_path / "grids.npy", load_corpus("atomic:100").train[:]
@@ -106,7 +106,7 @@ def test_a_memory_map_trains_to_the_same_bits_as_the_same_grids_in_memory(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_is_taken_up_inside_an_epoch_that_is_shuffled_by_blocks(
+def test_a_run_resumes_inside_an_epoch_that_is_shuffled_by_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
     monkeypatch.setattr(schedule, "BLOCK_CELLS", 4 * 256)
@@ -121,7 +121,7 @@ def test_a_run_is_taken_up_inside_an_epoch_that_is_shuffled_by_blocks(
 
 
 def resident(mapped: np.memmap, path: Path) -> npt.NDArray[np.bool_]:
-    """Which pages of a mapped file are in memory, as Linux tells it."""
+    """Ask Linux which pages of a mapped file are in memory."""
     size, libc = path.stat().st_size, ctypes.CDLL(None, use_errno=True)
     pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
     first = ctypes.c_void_p(mapped.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE)
@@ -133,7 +133,7 @@ def resident(mapped: np.memmap, path: Path) -> npt.NDArray[np.bool_]:
 
 @pytest.mark.unit
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages are in memory")
-def test_of_a_file_is_read_what_is_about_to_be_taken_and_nothing_around_it(tmp_path: Path) -> None:
+def test_prefetching_reads_only_the_pages_of_the_requested_grids(tmp_path: Path) -> None:
     path, part = tmp_path / "grids.npy", splits.PREFETCH_BYTES // mmap.PAGESIZE
     np.save(path, np.zeros((2**16, 16, 16), np.uint8))
     stored = np.load(path, mmap_mode="r")
@@ -143,7 +143,7 @@ def test_of_a_file_is_read_what_is_about_to_be_taken_and_nothing_around_it(tmp_p
     if resident(stored, path).any():
         pytest.skip("this file system keeps files in memory")
     wanted = np.zeros(len(resident(stored, path)), np.bool_)
-    # There are 16 grids a page, and the last ends in the page after it, as the first begins behind a header.
+    # A page holds 16 grids; because of the header, the last grid of a page ends in the next page.
     wanted[2**11 : 2**11 + part] = wanted[2**12 - part :] = True
     odd = np.arange(1, 2**16, 2, np.uint32)
     LazyGrids(stored, odd, 16).prefetch(np.array([2**14, 2**15 - 1]))
@@ -154,8 +154,8 @@ def test_of_a_file_is_read_what_is_about_to_be_taken_and_nothing_around_it(tmp_p
     np.testing.assert_array_equal(resident(stored, path), wanted)
 
 
-@pytest.mark.parametrize("begin", [0, 3], ids=["from the start", "taken up inside a window"])
-def test_a_window_is_read_before_its_first_grid_is_taken(
+@pytest.mark.parametrize("begin", [0, 3], ids=["from the start", "resumed inside a window"])
+def test_a_window_is_read_before_its_first_grid_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: int
 ) -> None:
     monkeypatch.setattr(schedule, "BLOCK_CELLS", 4 * 256)
@@ -180,7 +180,7 @@ def test_a_window_is_read_before_its_first_grid_is_taken(
     np.testing.assert_array_equal(np.concatenate(read), order[16 * begin :])
 
 
-def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_prefetches_the_grids_it_uses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "WINDOW_CELLS", 10 * 256)
     monkeypatch.setattr(splits, "IN_MEMORY_BYTES", 0)
     np.save(tmp_path / "grids.npy", load_corpus("atomic:160").train[:])
@@ -195,7 +195,7 @@ def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(LazyGrids, "prefetch", lambda _, rows: read.append(rows))
     monkeypatch.setattr(LazyGrids, "__getitem__", take_what_was_read)
     evaluate(trainer.model, corpus.val, trainer.loss)
-    sample, *windows = read  # the grids of the object metrics, and then all
+    sample, *windows = read  # first the grids of the object metrics, then all grids
     n = len(corpus.val)
     np.testing.assert_array_equal(sample, range(n))
     assert windows == [slice(0, n // 2), slice(n // 2, n)]
@@ -206,7 +206,7 @@ def test_an_evaluation_reads_ahead_what_it_takes(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc, which only Linux has")
-def test_the_benchmark_of_scale_measures_four_corpora(tmp_path: Path) -> None:
+def test_the_scale_benchmark_measures_four_corpora(tmp_path: Path) -> None:
     output = tmp_path / "scale.json"
     small = ("--grids", "4000", "--file-gigabytes", "0.004", "--steps", "1", "--repeats", "1")
     done = subprocess.run(
@@ -220,7 +220,7 @@ def test_the_benchmark_of_scale_measures_four_corpora(tmp_path: Path) -> None:
     found = json.loads(output.read_text())["corpora"]
     *sizes, of_file = (each["grids"] for each in found.values())
     assert sizes == [40, 400, 4000 - load_corpus("atomic:4000").duplicates]
-    assert 10_000 < of_file < 15_625  # as some of its grids are there several times
+    assert 10_000 < of_file < 15_625  # fewer than were written, because duplicates are removed
     for each in found.values():
         assert len(each["training"]) == len(each["evaluation"]) == 1
         assert 0 < each["memory"]["base"] <= each["memory"]["training_peak"] < 1000

@@ -14,7 +14,7 @@ from bvae.storage import StorageError, atomic_write, differences, from_json, to_
 pytestmark = pytest.mark.unit
 
 
-def test_further_names_are_of_the_same_file_whatever_they_were_of_before(tmp_path: Path) -> None:
+def test_further_names_are_links_to_the_new_file(tmp_path: Path) -> None:
     first, *others = paths = [tmp_path / name for name in ("epoch", "best", "last")]
     atomic_write(others[0], b"from before")
     for data in (b"old", b"new", b"new"):
@@ -24,14 +24,14 @@ def test_further_names_are_of_the_same_file_whatever_they_were_of_before(tmp_pat
         assert sorted(tmp_path.iterdir()) == sorted(paths)
 
 
-def test_a_file_that_is_written_again_leaves_its_other_name_alone(tmp_path: Path) -> None:
+def test_rewriting_a_file_does_not_change_its_other_name(tmp_path: Path) -> None:
     epoch, best = tmp_path / "epoch", tmp_path / "best"
     atomic_write(epoch, b"one", best)
     atomic_write(epoch, b"two")
     assert (epoch.read_bytes(), best.read_bytes()) == (b"two", b"one")
 
 
-def test_without_hard_links_the_others_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_hard_links_further_names_are_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -43,7 +43,7 @@ def test_without_hard_links_the_others_are_copies(tmp_path: Path, monkeypatch: p
     assert sorted(tmp_path.iterdir()) == [best, epoch]
 
 
-def test_a_further_name_that_cannot_be_made_is_complained_of(tmp_path: Path) -> None:
+def test_a_further_name_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     best = tmp_path / "best"
     best.mkdir()
     with pytest.raises(StorageError, match=f"{best} could not be written"):

@@ -1,10 +1,9 @@
-"""Models whose truth is known by construction: what they predict is made from the grids themselves.
+"""Constructed models, for which it is known whether they learned: they predict from the grids themselves.
 
-A kind makes predictions of one flavour, and says whether a person who looks at them would say that the model
-learned the objects: colours and places at least. Where that is a matter of taste, the kind is left out:
-object bounding boxes in the right colours, dots or eroded cores in the objects' places, 4×4 blocks, half of
-the grids or of the objects exact, all objects shifted by one to three cells, PCA of hundreds of components,
-one object a grid on `atomic` (where that is 40 % of them).
+Each kind of model states whether a person who sees its predictions would say that it learned the objects, at
+least their colours and places. Debatable kinds are left out: bounding boxes of objects in the right colours,
+dots or eroded cores in place of objects, 4×4 blocks, half of the grids or objects exact, all objects shifted
+by one to three cells, PCA with hundreds of components, one object per grid on `atomic` (40 % of its objects).
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ class Habitat:
 
     @cached_property
     def main(self) -> Grids:
-        """Each grid filled with its most frequent class: what is left where no object is."""
+        """Each grid filled with its most frequent class, the grid's background."""
         filled = np.broadcast_to(class_counts(self.grids).argmax(1)[:, None, None], self.grids.shape)
         return filled.astype(np.uint8)
 
     @cached_property
     def owner(self) -> NDArray[np.int64]:
-        """The number of the object that a cell belongs to, from 1; 0 elsewhere."""
+        """The number of the object that each cell belongs to, from 1; 0 for cells of no object."""
         objects = find_objects(self.grids)
         numbers = np.zeros(len(objects.sets.cells), np.int64)
         numbers[objects.number] = np.arange(1, len(objects.number) + 1)
@@ -63,14 +62,14 @@ class Habitat:
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
-        """Cells of each object, by its number; of no object 0."""
+        """Number of cells of each object, by object number; 0 for number 0."""
         sizes = np.bincount(self.owner.ravel())
         sizes[0] = 0
         return sizes
 
     @cached_property
     def object_class(self) -> Grids:
-        """Each grid filled with the most frequent class among the cells that are not of its main class."""
+        """Each grid filled with the most frequent class among its cells of other classes than `main`."""
         counts = class_counts(self.grids)
         counts[np.arange(len(counts)), counts.argmax(1)] = 0
         filled = np.broadcast_to(counts.argmax(1)[:, None, None], self.grids.shape)
@@ -78,7 +77,7 @@ class Habitat:
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
-        """Cells that are not of their grid's main class."""
+        """Cells of other classes than `main`."""
         return (self.grids != self.main) & (self.grids != OUTSIDE)
 
     @cached_property
@@ -88,12 +87,12 @@ class Habitat:
         return [int(label) for label in np.argsort(-counts) if label]
 
     def keep(self, chosen: NDArray[np.bool_]) -> Grids:
-        """The objects by number `[M + 1]` that are chosen, on grids of their main class."""
+        """Return grids of `main` with only the chosen objects, `[M + 1]` by object number."""
         return np.where(chosen[self.owner] & (self.owner > 0), self.grids, self.main)
 
 
 class Constructed(GridModel):
-    """A model that predicts what it was given, and whose latent is the grid's place in the list."""
+    """A model with given predictions, whose latent is the index of the grid."""
 
     def __init__(self, grids: Grids, predicted: Grids) -> None:
         super().__init__()
@@ -115,11 +114,11 @@ class Kind:
     """One kind of model.
 
     Attributes:
-        learned: the truth.
-        predict: makes the predictions of a habitat at a strength, with a generator of its own.
-        strengths: one model each, at most five.
-        habitats: where the truth is certain.
-        last: whether it was written after the thresholds were fixed.
+        learned: whether these models learned the objects.
+        predict: returns the predictions for a habitat at a strength, drawing from a given generator.
+        strengths: one model per strength, at most five.
+        habitats: corpora on which `learned` is certain.
+        last: whether the kind was written after the thresholds were fixed.
     """
 
     name: str
@@ -150,7 +149,7 @@ def kind(
 
 
 def inhabitants(habitat: Habitat) -> Iterator[tuple[Kind, float, Grids]]:
-    """Every model of a habitat: its kind, its strength, and what it predicts."""
+    """Yield every model of a habitat: its kind, its strength and its predictions."""
     for number, each in enumerate(KINDS):
         if habitat.name in each.habitats:
             for strength in each.strengths:
@@ -159,7 +158,7 @@ def inhabitants(habitat: Habitat) -> Iterator[tuple[Kind, float, Grids]]:
 
 
 class Judged(NamedTuple):
-    """A model, what was measured of it, and the verdict."""
+    """A model, its evaluation and its verdict."""
 
     habitat: str
     kind: Kind
@@ -169,12 +168,12 @@ class Judged(NamedTuple):
 
     @property
     def is_right(self) -> bool:
-        """Whether the verdict is the truth."""
+        """Whether the verdict is right about what the model learned."""
         return self.verdict.learned == self.kind.learned
 
 
 def judged_models() -> Iterator[Judged]:
-    """Judge every model by the real evaluation and verdict."""
+    """Judge every model with bvae's evaluation and verdict."""
     for name, spec in CORPORA.items():
         corpus = load_corpus(spec)
         habitat = Habitat(name, corpus.val[:500], corpus.train[:3000])
@@ -186,7 +185,7 @@ def judged_models() -> Iterator[Judged]:
 
 
 def print_census() -> None:
-    """Print how many models of each kind are judged rightly, and how far the rules are from them."""
+    """Print how many models of each kind are judged correctly, and the margins of the rules."""
     models = list(judged_models())
     for each in KINDS:
         mine = [model for model in models if model.kind is each]
@@ -200,7 +199,7 @@ def print_census() -> None:
 
 
 def print_margins(rule: Rule, models: list[Judged]) -> None:
-    """Print which models are nearest to a rule's bound, on the side that keeps it and on the other."""
+    """Print the models nearest to a rule's bound: one that learned, and one that only this rule catches."""
 
     def distance(model: Judged) -> float:
         value = rule.measure(model.evaluation)
@@ -216,13 +215,13 @@ def print_margins(rule: Rule, models: list[Judged]) -> None:
         for model in models
         if not model.kind.learned and [r for r in RULES if r.is_broken(model.evaluation)] == [rule]
     ]
-    print(f"{rule.verdict}: {rule.quantity} {rule.requirement}; alone in catching {len(caught)} models")
+    print(f"{rule.verdict}: {rule.quantity} {rule.requirement}; only this rule catches {len(caught)} models")
     print(f"  nearest that learned: {text(min(kept, key=distance))}")
     if caught:
-        print(f"  nearest that no other rule catches: {text(max(caught, key=distance))}")
+        print(f"  nearest that only this rule catches: {text(max(caught, key=distance))}")
 
 
-# What sees nothing.
+# Models that see nothing.
 
 
 @kind("one class everywhere", 0, 5)
@@ -281,11 +280,11 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return np.where(found == OUTSIDE, 0, found).astype(np.uint8)
 
 
-# What sees where the objects begin and end.
+# Models that see only the extent of the objects.
 
 
 def boxes(here: Habitat, grow: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """The bounding box of all objects of each grid, its four sides moved outwards by `[N, 4]` cells."""
+    """Return the bounding box of all objects in each grid, with sides moved outwards by `[N, 4]` cells."""
     found = np.zeros(here.grids.shape, np.bool_)
     for grid, mask, (up, down, left, right) in zip(found, here.mask, grow, strict=True):
         if mask.any():
@@ -332,14 +331,14 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 
 def permuted_cells(here: Habitat, where: NDArray[np.bool_], rng: np.random.Generator) -> Grids:
-    """Grids whose cells are shuffled among those of a mask."""
+    """Return the grids with the cells inside a mask shuffled."""
     found = here.grids.copy()
     for grid, mask in zip(found, where & (here.grids != OUTSIDE), strict=True):
         grid[mask] = rng.permutation(grid[mask])
     return found
 
 
-# What sees only some of the classes, or gives wrong ones.
+# Models that see only some of the classes, or predict wrong ones.
 
 
 @kind("the most frequent classes, the rest erased", 1, 2, 3, 4)
@@ -389,7 +388,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return np.where(here.mask, table[here.grids], here.main).astype(np.uint8)
 
 
-# What sees only some of the objects.
+# Models that see only some of the objects.
 
 
 @kind("only fills of 40 or more cells", 40, 20)
@@ -421,7 +420,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return np.where(here.mask & is_left, here.grids, here.main)
 
 
-# What floods.
+# Models that flood.
 
 
 @kind("objects in a flood", 4.5, 5, 6, 8, 10, habitats=(OBJECTS, ATOMIC))
@@ -455,7 +454,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return found
 
 
-# What puts things in the wrong place.
+# Models that put objects in the wrong place.
 
 
 @kind("shifted far", 5, 7)
@@ -489,7 +488,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return np.where(found == OUTSIDE, 0, found).astype(np.uint8)
 
 
-# What learned the objects.
+# Models that learned the objects.
 
 
 @kind("exact", learned=True)
@@ -504,7 +503,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 
 def dilated(here: Habitat, neighbours: NDArray[np.bool_]) -> Grids:
-    """Each object grown by one cell over what is of the main class."""
+    """Return the grids with each object grown by one cell into cells of `main`."""
     found = here.grids.copy()
     for label in range(CLASSES):
         of_class = (here.grids == label) & here.mask
@@ -566,7 +565,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return np.where(rng.random(here.grids.shape) < strength, noise, grown)
 
 
-# Written after the thresholds were fixed.
+# Kinds that were written after the thresholds were fixed.
 
 
 @kind("the cells of each grid shuffled", 0, 1, last=True)
