@@ -17,6 +17,7 @@ from evidence_factory import CORPUS, REFERENCES, result
 from lab import ROOT, run_pytest, running, sabotage, wait_for
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig
+from bvae.hooks import resuming_command
 from bvae.judging.comparison import compare
 from bvae.options import options_of
 from bvae.plugin import uses_experiments
@@ -100,6 +101,24 @@ def test_an_experiment_is_found_through_symbolic_links_also_circular_ones(pytest
     tests = pytester.mkdir("tests")
     (tests / "linked").symlink_to(away)
     assert uses_experiments(pytester.parseconfig("-p", "bvae.plugin", "tests"))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (("tests", "-v", "--corpus=arc"), "tests"),
+        (("-p", "bvae.plugin", "--pyargs", "bvae.experiments"), "-p bvae.plugin --pyargs bvae.experiments"),
+        (("-c", "other.ini", "--rootdir=.", "my tests"), "-c other.ini --rootdir=. 'my tests'"),
+        (("--rootdir", ".", "test_a.py::test_it[A]"), "--rootdir . 'test_a.py::test_it[A]'"),
+    ],
+)
+def test_the_command_that_resumes_collects_the_same_tests(
+    pytester: pytest.Pytester, given: tuple[str, ...], kept: str
+) -> None:
+    pytester.makefile(".ini", other="[pytest]\naddopts = -p bvae.plugin\n")
+    pytester.makefile(".ini", pytest="[pytest]\naddopts = -p bvae.plugin\n")
+    assert resuming_command(pytester.parseconfig(*given)) == f"pytest {kept}"
 
 
 @pytest.fixture
