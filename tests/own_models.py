@@ -111,6 +111,16 @@ class WritesInputs(Plain):
         return super().decode(latent.mul_(0.5))
 
 
+class CopiesInputs(WritesInputs):
+    """Computes the same, and writes into copies."""
+
+    def encode(self, grids: Tensor) -> Any:
+        return super().encode(grids.clone())
+
+    def decode(self, latent: Tensor) -> Any:
+        return super().decode(latent.clone())
+
+
 class NormalizesBatches(Plain):
     """Keeps running statistics, one of them an integer."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_models import REFUSED, SUPPORTED, Dropout
+from own_models import REFUSED, SUPPORTED, CopiesInputs, Dropout, WritesInputs
 from torch import Tensor, nn
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
@@ -94,6 +94,13 @@ def test_what_could_not_be_resumed_is_refused_in_one_sentence(model: type[nn.Mod
     with pytest.raises(ModelError, match=complaint) as caught:
         check_model(f"own_models:{model.__name__}", grid_size=8, latent_dim=3)
     assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_writes_into_its_inputs_learns_and_is_measured_as_one_that_copies_them(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    writing, copying = (bits(trainer_of(model, corpus, tmp_path)) for model in (WritesInputs, CopiesInputs))
+    assert writing == copying
 
 
 def states() -> list[Tensor | str]:
