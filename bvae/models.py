@@ -14,30 +14,56 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from bvae import EvidenceWarning
 from bvae.beta_vae import GridModel
 from bvae.config import DEFAULT_CLASSES, DEFAULT_MODEL, OUTSIDE, RunConfig
+from bvae.evaluation.measure import evaluating, seeded
+from bvae.losses import BetaVAELoss
 from bvae.records import Progress
 from bvae.session_files import checkpoints
-from bvae.training.checkpoint import CheckpointError, check_tensors, load_checkpoint
+from bvae.storage import printable
+from bvae.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    check_tensors,
+    encode_checkpoint,
+    load_checkpoint,
+)
+from bvae.training.step import AutogradStep, reproducible, restore_tensors, training_state
+
+CPU = torch.device("cpu")
 
 ROUNDING = 1e-3
 """By so much of the largest logit may logits differ where grids are decoded in other batches."""
 
+RETURNED = {
+    "encode": "a tuple of two tensors: posterior mean and log variance",
+    "decode": "a tensor: the logits",
+    "forward": "a tuple of three tensors: logits, posterior mean and log variance",
+}
+"""What the methods of a model return."""
+
 
 class ModelError(ValueError):
     """A model cannot be used; one sentence that names it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DEFAULT_CLASSES) -> GridModel:
@@ -94,21 +120,31 @@ def check_model(
     classes: int = DEFAULT_CLASSES,
     has_outside: bool = False,
 ) -> None:
-    """Try a model on two grids, with cells outside where the corpus has such.
+    """Try a model on two grids, with cells outside where the corpus has such, and train it for two steps.
 
     Raises:
         ModelError: that says which method did what instead.
     """
+
+    build = partial(build_model, name, grid_size=grid_size, latent_dim=latent_dim, classes=classes)
+
+    def tried(method: Callable[[Tensor], object], argument: Tensor) -> object:
+        with evaluating(model):
+            return method(argument.clone())
+
     try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            model = build_model(name, grid_size=grid_size, latent_dim=latent_dim, classes=classes).eval()
+        with seeded(0, CPU), torch.no_grad():
+            model = build()
+            _check_tensors_of(name, model)
             grids = torch.zeros(2, grid_size, grid_size, dtype=torch.uint8)
             if has_outside:
                 grids[1, :, grid_size // 2 :] = OUTSIDE
-            mean, log_variance = model.encode(grids)
+            mean, log_variance = _returned(name, "encode", tried(model.encode, grids), count=2)
             latent = mean.clone()
             latent[-1] += 1
-            logits, alone, forwarded = model.decode(latent), model.decode(latent[:1]), model(grids)[0]
+            (logits,) = _returned(name, "decode", tried(model.decode, latent))
+            (alone,) = _returned(name, "decode", tried(model.decode, latent[:1]))
+            forwarded = _returned(name, "forward", tried(model, grids), count=3)[0]
     except ModelError:
         raise
     except Exception as error:  # the factory and the methods are somebody else's code
@@ -133,22 +169,110 @@ def check_model(
             f"model {name!r}: decode makes something else of a latent where another is beside it; expected "
             "each decoded alone in evaluation, since the shuffled control counts on it"
         )
+    _check_resumption(name, build, grids)
+
+
+def _returned(name: str, method: str, found: object, count: int = 1) -> Sequence[Tensor]:
+    """Return the tensors that a method returned. Raises ModelError where it returned something else."""
+    tensors: Any = found if count > 1 else (found,)
+    is_sequence = isinstance(tensors, tuple | list) and len(tensors) == count
+    if is_sequence and all(isinstance(tensor, Tensor) for tensor in tensors):
+        return tuple(tensors)
+    size = f" of {len(found)}" if isinstance(found, tuple | list) else ""
+    raise ModelError(
+        f"model {name!r}: {method} returns a {type(found).__name__}{size}; expected {RETURNED[method]}"
+    )
+
+
+def _check_tensors_of(name: str, model: GridModel) -> None:
+    """Raise ModelError where a checkpoint could not hold the whole state of a model."""
+    for part, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise ModelError(
+                f"model {name!r}: {part or 'the model'} has extra state (get_extra_state), which a "
+                "checkpoint does not hold; expected its state in buffers, see register_buffer"
+            )
+    for key, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"model {name!r}: {key} is lazy, so its size is unknown before the first grid; expected a "
+                "module with its sizes given, such as Linear instead of LazyLinear"
+            )
+        if any(size > 1 and not stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise ModelError(
+                f"model {name!r}: {key} is an expanded tensor, whose elements share memory, so a checkpoint "
+                "cannot be read into it; expected a copy, see Tensor.clone"
+            )
+
+
+def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) -> None:
+    """Train a model for two steps with an evaluation between them, and repeat the second from a checkpoint.
+
+    Raises:
+        ModelError: where training fails, an evaluation changes the model, or the steps end with other bits.
+    """
+    loss = BetaVAELoss(gamma=2.0, weight=None, beta=1e-3)
+
+    def begin() -> tuple[GridModel, AutogradStep]:
+        with seeded(0, CPU):
+            model = build()
+        return model, AutogradStep(model, loss, max_norm=1.0, bf16=False)
+
+    def advance(model: GridModel, updates: AutogradStep, seed: int) -> dict[str, Tensor]:
+        model.train()
+        with seeded(seed, CPU):
+            updates.forward_backward(grids, torch.Generator().manual_seed(seed))
+        updates.step(1e-3)
+        return stored(model, updates)
+
+    def stored(model: GridModel, updates: AutogradStep) -> dict[str, Tensor]:
+        return safetensors.torch.load(encode_checkpoint(Checkpoint(training_state(model, updates), None)))
+
+    try:
+        with reproducible(CPU):
+            trained = begin()
+            saved = advance(*trained, 1)
+            with evaluating(trained[0]), torch.inference_mode():
+                trained[0](grids.clone())
+            evaluated, straight = stored(*trained), advance(*trained, 2)
+            resumed = begin()
+            own = training_state(*resumed)
+            check_tensors(Path("the checkpoint after a step"), saved, own)
+            restore_tensors(own, saved)
+            repeated = advance(*resumed, 2)
+    except Exception as error:  # the methods are somebody else's code
+        raise ModelError(
+            f"model {name!r} failed in two steps of training with a checkpoint between them: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if changed := _differing(saved, evaluated):
+        raise ModelError(f"model {name!r} changes {changed} in evaluation mode; expected only training to")
+    if changed := _differing(straight, repeated):
+        raise ModelError(
+            f"model {name!r} trains to another {changed} when it continues from a checkpoint; expected "
+            "all that training changes in parameters and buffers, and random numbers from the global "
+            "generators of torch, numpy and random"
+        )
+
+
+def _differing(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str | None:
+    """Return the first name under which the bits of two states differ."""
+    for key, tensor in some.items():
+        if not torch.equal(*(t.flatten().view(torch.uint8) for t in (tensor, others[key]))):
+            return key.removeprefix("model.")
+    return None
 
 
 def initial_model(config: RunConfig) -> GridModel:
     """The untrained model of a run: the same for every loss option with the same seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return _model_of(config)
-
-
-def _model_of(config: RunConfig) -> GridModel:
-    return build_model(
-        config.training.model,
-        grid_size=config.grid_size,
-        latent_dim=config.training.latent_dim,
-        classes=config.classes,
-    )
+    training = config.training
+    with seeded(config.seed, torch.device(training.device)):
+        return build_model(
+            training.model,
+            grid_size=config.grid_size,
+            latent_dim=training.latent_dim,
+            classes=config.classes,
+        )
 
 
 def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridModel, RunConfig]:
@@ -165,7 +289,7 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
         raise CheckpointError(
             f"{checkpoint} is of the model {config.training.model!r}; expected {model_name!r}"
         )
-    model = _model_of(config)
+    model = initial_model(config)  # what a checkpoint does not hold is made from the seed again
     prefix = "model."
     weights = {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
     check_tensors(checkpoint, weights, model.state_dict())
@@ -174,9 +298,10 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
 
 
 def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What a model in evaluation mode makes of grids `[B, H, W]`, decoded from the posterior mean."""
-    target = torch.from_numpy(grids).to(next(model.parameters()).device)
-    with torch.inference_mode():
+    """What a model makes of grids `[B, H, W]` in evaluation mode, decoded from the posterior mean."""
+    device = next(model.parameters()).device
+    target = torch.tensor(grids, device=device)  # a copy, which the model may write into
+    with evaluating(model), torch.inference_mode():
         predicted: NDArray[np.uint8] = model(target)[0].argmax(1).byte().cpu().numpy()
     return predicted
 

@@ -1,7 +1,8 @@
 """The training loop: train, evaluate, save checkpoints, and announce each of these to listeners.
 
-All random numbers come from the run's seed, and the generator's state is part of the checkpoint. So a run
-that is interrupted and restored ends with the same bits.
+All random numbers come from the run's seed. The state of the generator that posterior samples are drawn with
+is part of the checkpoint; the global generators, which a model may draw from, are seeded at each step from
+the run's seed and the step. So a run that is interrupted and restored ends with the same bits.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bvae.beta_vae import option_weights
 from bvae.config import RunConfig
 from bvae.corpus import Corpus, LazyGrids
 from bvae.evaluation import Evaluator
+from bvae.evaluation.measure import seed_generators, seeded
 from bvae.losses import BetaVAELoss
 from bvae.models import initial_model
 from bvae.records import (
@@ -42,8 +44,14 @@ from bvae.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from bvae.training.schedule import epoch_order, learning_rate, window_edges
-from bvae.training.step import keep_freed_memory, make_step, reproducible
+from bvae.training.schedule import epoch_order, learning_rate, step_seed, window_edges
+from bvae.training.step import (
+    keep_freed_memory,
+    make_step,
+    reproducible,
+    restore_tensors,
+    training_state,
+)
 
 
 class Trainer:
@@ -103,7 +111,7 @@ class Trainer:
         """
         keep_freed_memory()
         last = self.steps if last is None else last
-        with reproducible(self._device):
+        with reproducible(self._device), seeded(self.config.seed, self._device):
             while self.divergence is None and self.progress.step < last:
                 try:
                     self._train_epoch(last)
@@ -117,7 +125,9 @@ class Trainer:
         """Write a checkpoint to each path, without announcing it. Raises StorageError."""
         self._train_step.sync_model()
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
-        save_checkpoint(Checkpoint(self._tensors(), self.progress), path, *others)
+        save_checkpoint(
+            Checkpoint(training_state(self.model, self._train_step), self.progress), path, *others
+        )
 
     @property
     def epoch(self) -> int:
@@ -136,12 +146,12 @@ class Trainer:
         checkpoint = load_checkpoint(path, Progress)
         if checkpoint.state.config != self.config:
             raise CheckpointError(f"{path} is of another run: its configuration differs")
-        own = self._tensors()
+        own = training_state(self.model, self._train_step)
         check_tensors(path, checkpoint.tensors, own)
         noise = self._check_progress(path, checkpoint.state)
-        with torch.no_grad():  # nothing fails from here on, so a refused checkpoint leaves no trace
-            for name, tensor in own.items():
-                tensor.copy_(checkpoint.tensors[name])
+        restore_tensors(
+            own, checkpoint.tensors
+        )  # from here on nothing fails: what is refused leaves no trace
         self.progress = checkpoint.state
         self._noise.set_state(noise)
         if self.epoch:
@@ -180,6 +190,7 @@ class Trainer:
         Returns None, and leaves the weights as they are, where a number is not finite.
         """
         target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
+        seed_generators(step_seed(self.config.seed, self.progress.step), self._device)
         means, norm = self._train_step.forward_backward(target, self._noise)
         numbers = {
             "loss": means.total.item(),
@@ -253,11 +264,6 @@ class Trainer:
     def _announce(self, event: Event) -> None:
         for listener in self.listeners:
             listener(event)
-
-    def _tensors(self) -> dict[str, Tensor]:
-        """Return model and optimizer state by name. Writing to these tensors restores a checkpoint."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        return tensors | {f"optimizer.{name}": tensor for name, tensor in self._train_step.tensors().items()}
 
     def _check_progress(self, path: Path, progress: Progress) -> Tensor:
         """Return the generator's state. Raises CheckpointError if the checkpoint contradicts itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import random
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,8 +123,9 @@ class Evaluator:
         with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             for rows in _blocks(len(part), batch_size):
                 target = torch.from_numpy(part[rows]).to(device)
-                mean, log_variance = model.encode(target)
-                logits = model.decode(mean)
+                # Copies, since a model may write into what it is given.
+                mean, log_variance = model.encode(target.clone())
+                logits = model.decode(mean.clone())
                 terms.add(logits, mean, log_variance, target)
                 predicted[rows] = logits.argmax(1).byte().cpu().numpy()
         return predicted
@@ -167,15 +169,53 @@ class _LossSums:
 
 @contextlib.contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Set a module to evaluation mode; restore the mode of each submodule afterwards."""
-    modes = [(part, part.training) for part in model.modules()] if isinstance(model, nn.Module) else []
+    """Set a module to evaluation mode; restore the mode of each submodule afterwards.
+
+    What a model draws from the global generators meanwhile is always the same, and shifts nobody's numbers.
+    """
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
+    modes = [(part, part.training) for part in module.modules()]
     try:
         for part, _ in modes:
             part.training = False
-        yield
+        with seeded(0, device):
+            yield
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators as `seed_generators` does; restore their states afterwards."""
+    generators = _torch_generators(device)
+    states = [generator.get_state() for generator in generators]
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    try:
+        seed_generators(seed, device)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed the global generators that models draw from: PyTorch's of CPU and device, NumPy's and Python's."""
+    for generator in _torch_generators(device):  # torch.manual_seed takes forty times as long
+        generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _torch_generators(device: torch.device) -> list[torch.Generator]:
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return [torch.default_generator]
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
 
 
 def _windows(n: int, size: int) -> Iterator[slice]:

@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from bvae.storage import atomic_write, from_json, printable, to_json
@@ -56,7 +57,11 @@ def encode_checkpoint(checkpoint: Checkpoint[State]) -> bytes:
     # One metadata key only: with more, the format leaves their order open.
     state = json.loads(to_json(checkpoint.state))
     metadata = json.dumps({"checksum": _NO_CHECKSUM, "state": state}, separators=(",", ":"))
-    tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+    # Copies, since tensors that share memory, such as tied weights, are stored under each of their names.
+    tensors = {
+        name: tensor.detach().clone(memory_format=torch.contiguous_format)
+        for name, tensor in checkpoint.tensors.items()
+    }
     data = safetensors.torch.save(tensors, metadata={_KEY: metadata})
     checksum = hashlib.sha256(data).hexdigest().encode()
     return data.replace(_NO_CHECKSUM.encode(), checksum, 1)

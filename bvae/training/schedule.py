@@ -1,4 +1,4 @@
-"""The order of the training grids in each epoch, and the learning rate at each step."""
+"""The order of the training grids in each epoch, and the seed and the learning rate of each step."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ def window_edges(n: int, *, cells: int) -> list[int]:
     windows = math.ceil(n / (WINDOW_CELLS // cells))
     size, larger = divmod(n, windows)
     return [window * size + min(window, larger) for window in range(windows + 1)]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed, of 32 bits, of what the model draws from global generators in a step of a run."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
 def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
 import torch.utils.deterministic
-from torch import Tensor
+from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, GridModel, sample_posterior
 from bvae.config import TrainingConfig
@@ -86,6 +86,19 @@ class TrainStep(Protocol):
         """Return the optimizer state by name. Writing to these tensors changes the state."""
 
 
+def training_state(model: nn.Module, step: TrainStep) -> dict[str, Tensor]:
+    """Return model and optimizer state by name, for a checkpoint; up to date after `step.sync_model`."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    return tensors | {f"optimizer.{name}": tensor for name, tensor in step.tensors().items()}
+
+
+@torch.no_grad()
+def restore_tensors(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    """Write saved tensors into the state of the same names, and so into model and optimizer."""
+    for name, tensor in state.items():
+        tensor.copy_(saved[name])
+
+
 class AutogradStep:
     """A step of any model on any device, with gradients computed by autograd.
 
@@ -106,7 +119,7 @@ class AutogradStep:
         for parameter in self._parameters.values():
             parameter.grad = None
         with torch.autocast(target.device.type, torch.bfloat16, enabled=self._bf16):
-            mean, log_variance = self._model.encode(target)
+            mean, log_variance = self._model.encode(target.clone())  # which the model may write into
             logits = self._model.decode(sample_posterior(mean, log_variance, noise))
         outputs = (logits, mean, log_variance)
         terms, gradients = self._loss.with_gradient(*outputs, target)

@@ -52,7 +52,8 @@ def plot_reconstructions(
 ) -> Figure:
     """Draw grids, their reconstructions and the wrong cells, with the accuracy, object IoU and loss of each.
 
-    The model's mode is evaluation meanwhile and its own again afterwards. No random number is drawn.
+    The model's mode is evaluation meanwhile and its own again afterwards, and so is the state of the
+    random generators.
 
     Args:
         model: gets int64 `[B, H, W]` on its device and returns logits `[B, C, H, W]` for C classes, at most
@@ -66,7 +67,7 @@ def plot_reconstructions(
     originals = _classes("grids", grids)
     target = torch.from_numpy(originals).to(_device(model, grids))
     with evaluating(model), torch.inference_mode():
-        output = model(target)
+        output = model(target.clone())  # which the model may write into
         logits = _logits(output, target)
         losses = loss(output, target) if loss else _cross_entropy(logits, target)
         predicted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()

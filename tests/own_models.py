@@ -1,0 +1,296 @@
+"""Models of people's own, one for each way in which models keep state, draw numbers or differ from ours.
+
+Each class is a factory, named `own_models:Tied`.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bvae.beta_vae import one_hot
+
+
+class Plain(nn.Module):
+    """Two linear layers on each side of the latent."""
+
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__()
+        self.shape, cells = (10, grid_size, grid_size), 10 * grid_size * grid_size
+        self.inward, self.to_posterior = nn.Linear(cells, 12), nn.Linear(12, 2 * latent_dim)
+        self.outward, self.to_logits = nn.Linear(latent_dim, 12), nn.Linear(12, cells)
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        return self.inward(one_hot(grids).flatten(1)).relu()
+
+    def encode(self, grids: Tensor) -> Any:
+        return self.to_posterior(self.hidden(grids)).chunk(2, dim=1)
+
+    def decode(self, latent: Tensor) -> Any:
+        return self.to_logits(self.outward(latent).relu()).unflatten(1, self.shape)
+
+    def forward(self, grids: Tensor) -> Any:
+        mean, log_variance = self.encode(grids)
+        return self.decode(mean), mean, log_variance
+
+
+class TiedWeights(Plain):
+    """A layer of the decoder reads the same memory as one of the encoder, transposed."""
+
+    def decode(self, latent: Tensor) -> Any:
+        hidden = F.linear(latent, self.to_posterior.weight[: latent.shape[1]].t()).relu()
+        return F.linear(hidden, self.inward.weight.t()).unflatten(1, self.shape)
+
+
+class TiedParameter(Plain):
+    """One parameter under two names."""
+
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.to_logits.bias = nn.Parameter(torch.zeros(self.to_logits.out_features))
+        self.shift = self.to_logits.bias
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        return self.inward(one_hot(grids).flatten(1) + self.shift).relu()
+
+
+class SharedModule(Plain):
+    """One module, with buffers, in two places."""
+
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.norm = nn.BatchNorm1d(12)
+        self.also = nn.Sequential(self.norm)
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        return self.also(self.norm(super().hidden(grids)))
+
+
+class ParametersOfOneTensor(Plain):
+    """Two parameters that are views of one tensor."""
+
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        both = torch.randn(24)
+        self.inward.bias, self.outward.bias = nn.Parameter(both[:12]), nn.Parameter(both[6:18])
+
+
+class ViewOfParameter(Plain):
+    """A buffer that is a part of a parameter, and moves with it."""
+
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.register_buffer("part", self.inward.weight.detach()[:, :12].t())
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        return super().hidden(grids) @ self.part
+
+
+class Lists(Plain):
+    """Lists where others return tuples."""
+
+    def encode(self, grids: Tensor) -> Any:
+        return [*super().encode(grids)]
+
+    def forward(self, grids: Tensor) -> Any:
+        return [*super().forward(grids)]
+
+
+class WritesInputs(Plain):
+    """Writes into the grids and latents that it is given."""
+
+    def encode(self, grids: Tensor) -> Any:
+        return super().encode(grids.add_(3).remainder_(10))
+
+    def decode(self, latent: Tensor) -> Any:
+        return super().decode(latent.mul_(0.5))
+
+
+class CopiesInputs(WritesInputs):
+    """Computes the same, and writes into copies."""
+
+    def encode(self, grids: Tensor) -> Any:
+        return super().encode(grids.clone())
+
+    def decode(self, latent: Tensor) -> Any:
+        return super().decode(latent.clone())
+
+
+class NormalizesBatches(Plain):
+    """Keeps running statistics, one of them an integer."""
+
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.norm = nn.BatchNorm1d(12)
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        return self.norm(super().hidden(grids))
+
+
+class Unregistered(Plain):
+    """Has random tensors that no checkpoint holds: a plain attribute and a buffer that is not persistent."""
+
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.mixing = torch.randn(12, 12)
+        self.register_buffer("shift", torch.rand(12), persistent=False)
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        return super().hidden(grids) @ self.mixing + self.shift
+
+
+class Dropout(Plain):
+    def hidden(self, grids: Tensor) -> Tensor:
+        return F.dropout(super().hidden(grids), 0.3, self.training)
+
+
+class DrawsWithTorch(Plain):
+    """Draws in training and in evaluation."""
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        return super().hidden(grids) + torch.rand(12)
+
+
+class DrawsWithNumPy(Plain):
+    def hidden(self, grids: Tensor) -> Tensor:
+        return super().hidden(grids) * float(np.random.rand())
+
+
+class DrawsWithPython(Plain):
+    def hidden(self, grids: Tensor) -> Tensor:
+        return super().hidden(grids) * random.random()
+
+
+class StartsWithNumPy(Plain):
+    """Draws its first weights with NumPy and Python."""
+
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        with torch.no_grad():
+            self.inward.bias.copy_(torch.from_numpy(np.random.normal(0, 0.1, 12)))
+            self.outward.bias.fill_(random.random())
+
+
+SUPPORTED = (
+    *(Plain, TiedWeights, TiedParameter, SharedModule, ParametersOfOneTensor, ViewOfParameter, Lists),
+    *(WritesInputs, NormalizesBatches, Unregistered, Dropout, DrawsWithTorch, DrawsWithNumPy),
+    *(DrawsWithPython, StartsWithNumPy),
+)
+
+
+class ExpandedBuffer(Plain):
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.register_buffer("shift", torch.ones(1).expand(12))
+
+
+class ExtraState(Plain):
+    def get_extra_state(self) -> Any:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"steps": 3}
+
+
+class Lazy(Plain):
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.inward = nn.LazyLinear(12)
+
+
+class EncodesDictionary(Plain):
+    def encode(self, grids: Tensor) -> Any:
+        return dict(zip(("mean", "log_variance"), super().encode(grids), strict=True))
+
+
+class EncodesThree(Plain):
+    def encode(self, grids: Tensor) -> Any:
+        return (*super().encode(grids), torch.zeros(1))
+
+
+class DecodesList(Plain):
+    def decode(self, latent: Tensor) -> Any:
+        return [super().decode(latent)]
+
+
+class DecodesDictionary(Plain):
+    def decode(self, latent: Tensor) -> Any:
+        return {"logits": super().decode(latent)}
+
+
+class ForwardsDictionary(Plain):
+    def forward(self, grids: Tensor) -> Any:
+        return dict(enumerate(super().forward(grids)))
+
+
+class ForwardsLogits(Plain):
+    def forward(self, grids: Tensor) -> Any:
+        return super().forward(grids)[0]
+
+
+class OwnGenerator(Plain):
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        return super().hidden(grids) + torch.rand(12, generator=self.generator)
+
+
+class Counts(Plain):
+    """Keeps its number of steps in an attribute."""
+
+    steps = 0
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        self.steps += self.training
+        return super().hidden(grids) / self.steps if self.training else super().hidden(grids)
+
+
+class CountsEvaluations(Plain):
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, grids: Tensor) -> Any:
+        self.seen += 1
+        return super().forward(grids)
+
+
+class Grows(Plain):
+    """Makes a layer when it is first trained."""
+
+    def hidden(self, grids: Tensor) -> Tensor:
+        if self.training and not hasattr(self, "late"):
+            self.late = nn.Linear(12, 12)
+        return super().hidden(grids)
+
+
+class Frozen(Plain):
+    def __init__(self, grid_size: int, latent_dim: int) -> None:
+        super().__init__(grid_size, latent_dim)
+        self.requires_grad_(False)
+
+
+REFUSED = {
+    ExpandedBuffer: "shift is an expanded tensor, whose elements share memory.*Tensor.clone",
+    ExtraState: r"the model has extra state \(get_extra_state\).*expected its state in buffers",
+    Lazy: r"inward\.weight is lazy.*expected a module with its sizes given",
+    EncodesDictionary: "encode returns a dict; expected a tuple of two tensors",
+    EncodesThree: "encode returns a tuple of 3; expected a tuple of two tensors",
+    DecodesList: "decode returns a list of 1; expected a tensor",
+    DecodesDictionary: "decode returns a dict; expected a tensor",
+    ForwardsDictionary: "forward returns a dict; expected a tuple of three tensors",
+    ForwardsLogits: "forward returns a Tensor; expected a tuple of three tensors",
+    OwnGenerator: "trains to another .* when it continues from a checkpoint.*the global generators",
+    Counts: "trains to another .* when it continues from a checkpoint.*in parameters and buffers",
+    CountsEvaluations: "changes seen in evaluation mode; expected only training to",
+    Grows: r"failed in two steps of training.*'model\.late\.bias'.* in excess",
+    Frozen: "failed in two steps of training.*depends on a parameter that is trained",
+}
+"""Models that are refused, each with a part of the sentence."""
