@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -32,23 +33,30 @@ def focal_loss(
     is `w·σ(m)^γ·softplus(m)`: no difference of nearly equal numbers where p_y is close to 1, and a finite
     gradient for every γ ≥ 0, also γ < 1, where the gradient of (1 − p)^γ itself has a pole.
 
+    Logits that are not finite give what `torch.nn.functional.cross_entropy` gives: −inf is a probability of
+    0; a cell with NaN or +inf has the loss NaN. So has the mean over no cells; its gradient is 0.
+
     Args:
-        logits: `[B, C, H, W]`, C ≥ 2, any floating type; computed in float32 at least, under autocast too.
-        target: `[B, H, W]`, class indices, or OUTSIDE.
-        gamma: focusing exponent, γ ≥ 0; 0 is the cross-entropy.
+        logits: `[B, C, H, W]`, 2 ≤ C ≤ 255, any floating type; computed in float32 at least, under autocast
+            too.
+        target: `[B, H, W]`, class indices of any integer type, or OUTSIDE.
+        gamma: focusing exponent, finite, γ ≥ 0; 0 is the cross-entropy.
         weight: `[C]` class weights, or None for none.
         reduction: "mean" over all cells of the batch, or "none" for `[B, H, W]`, 0 outside.
 
     Raises:
-        ValueError: for shapes that do not fit, a negative γ, an unknown reduction, or a weight that asks for
-            a gradient.
+        ValueError: for what is no tensor, types and shapes that do not fit, a target that is no class, a γ
+            that is negative or not finite, an unknown reduction, or a weight that asks for a gradient.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5.
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction is {reduction!r}; expected 'mean' or 'none'")
     loss, _ = _focal_loss(logits, target, gamma, weight)
-    return loss.sum() / cell_count(target) if reduction == "mean" else loss
+    if reduction == "none":
+        return loss
+    cells = cell_count(target)
+    return (loss.sum() / cells.clamp(min=1)).where(cells > 0, torch.nan)
 
 
 def cell_count(target: Tensor) -> Tensor:
@@ -68,18 +76,37 @@ def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | N
 
 def _checked(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
     """Return the logits in float32 or wider. Raises ValueError as `focal_loss` does."""
-    if logits.ndim != 4 or target.shape != (logits.shape[0], *logits.shape[2:]) or logits.shape[1] < 2:
+    for name, given in (("logits", logits), ("target", target), ("weight", weight)):
+        if not isinstance(given, Tensor) and (name, given) != ("weight", None):
+            raise ValueError(f"{name} is a {type(given).__name__}; expected a tensor")
+    if not logits.is_floating_point() or target.is_floating_point() or target.is_complex():
+        raise ValueError(
+            f"logits are {logits.dtype} and target {target.dtype}; expected a floating type, and class "
+            "indices of an integer type (probabilities are no target)"
+        )
+    classes = logits.shape[1] if logits.ndim == 4 else 0
+    if target.shape != (logits.shape[0], *logits.shape[2:]) or not 2 <= classes <= OUTSIDE:
         raise ValueError(
             f"logits are {list(logits.shape)} and target {list(target.shape)}; "
-            "expected [B, C, H, W] with C >= 2, and [B, H, W]"
+            f"expected [B, C, H, W] with C from 2 to {OUTSIDE}, and [B, H, W]"
         )
-    if not gamma >= 0:
-        raise ValueError(f"gamma is {gamma}; expected a number of at least 0")
+    if not 0 <= gamma < math.inf:
+        raise ValueError(f"gamma is {gamma}; expected a finite number of at least 0")
     if weight is not None and weight.shape != logits.shape[1:2]:
-        raise ValueError(f"weight is {list(weight.shape)}; expected one for each class: [{logits.shape[1]}]")
+        raise ValueError(f"weight is {list(weight.shape)}; expected one for each class: [{classes}]")
     if weight is not None and weight.requires_grad:
         raise ValueError("weight asks for a gradient, which this loss does not have; pass weight.detach()")
     return _wide(logits)
+
+
+def _check_classes(index: Tensor, classes: int) -> None:
+    """Raise ValueError unless all indices are classes."""
+    for found in map(int, index.aminmax()) if index.numel() else ():
+        if not 0 <= found < classes:
+            raise ValueError(
+                f"target holds {found}; expected classes from 0 to {classes - 1}, or {OUTSIDE} for "
+                "cells that do not count"
+            )
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -102,24 +129,38 @@ def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) 
     With s = σ(m) and l = softplus(m), d(s^γ·l)/dm = s^γ·(γ·(1 − s)·l + s), the slope `[B, 1, H, W]`; and
     dm/dz, the direction `[B, C, H, W]`, is the softmax of the other classes, with −1 for the target. The
     gradient is their product. Outside a grid, loss, slope and hit are 0 and the logits are not used.
+
+    Raises ValueError for a target that is neither a class nor OUTSIDE.
     """
     outside = (target == OUTSIDE).unsqueeze(1)
     # Class-major memory, since softmax, amax and scatter run over classes.
     logits = logits.contiguous().masked_fill(outside, 0.0)
     index = target.unsqueeze(1).long().masked_fill(outside, 0)
+    _check_classes(index, logits.shape[1])
     others = logits.scatter(1, index, -torch.inf)
     share = others.softmax(1)
     own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
-    # logsumexp of the other logits, from the largest softmax: at least 1/C, so its logarithm is accurate.
-    margin = largest - share.amax(1, keepdim=True).log() - own
+    margin = _margin(own, largest, share)
+    if not margin.sum().isfinite():
+        # The softmax of other classes that are all impossible is 0/0. A logit of +inf has no probability.
+        share = share.masked_fill(largest.isneginf(), 1.0)
+        own = own.masked_fill(own.isposinf(), torch.nan)
+        margin = _margin(own, largest, share)
     miss, nats = margin.sigmoid(), F.softplus(margin, threshold=SOFTPLUS_IS_LINEAR)
     focus = miss**gamma
     if weight is not None:
         focus = focus * weight.to(logits).take(index)
     focus = focus.masked_fill(outside, 0.0)
-    slope = focus * (gamma * (1 - miss) * nats + miss)
+    # Clamped, since 1 − s is 0 where l is infinite.
+    slope = focus * (gamma * (1 - miss) * nats.clamp(max=torch.finfo(nats.dtype).max) + miss)
     hit = ((own > largest) & ~outside).squeeze(1)
     return _Focal((focus * nats).squeeze(1), hit, share.scatter_(1, index, -1.0), slope)
+
+
+def _margin(own: Tensor, largest: Tensor, share: Tensor) -> Tensor:
+    """Return logsumexp of the other logits, from the largest and their softmax, minus the target's logit."""
+    # The largest softmax is at least 1/C, so its logarithm is accurate.
+    return largest - share.amax(1, keepdim=True).log() - own
 
 
 class _FocalLoss(torch.autograd.Function):
@@ -218,7 +259,7 @@ class BetaVAELoss:
         )
         by_kl = self.beta / len(mean)
         return terms, Gradient(
-            found.direction * (found.slope / cells),
+            found.direction * (found.slope / cells.clamp(min=1)),
             mean * by_kl,
             torch.expm1(log_variance) * (0.5 * by_kl),
         )

@@ -99,6 +99,98 @@ def test_the_gradient_of_the_focal_loss_agrees_with_finite_differences(
     )
 
 
+rare = st.sampled_from([-math.inf, -math.inf, math.nan, math.inf, 3e38, -3e38])
+
+
+@given(
+    seed=seeds,
+    scale=scales,
+    gamma=gammas,
+    places=st.lists(st.tuples(*[st.integers(0, 5)] * 4, rare), max_size=12),
+    masked=st.booleans(),
+    weighted=st.booleans(),
+)
+def test_logits_that_are_not_finite_give_the_loss_and_gradient_of_the_cross_entropy(
+    seed: int, scale: float, gamma: float, places: list[tuple], masked: bool, weighted: bool
+) -> None:
+    logits, target, weight = draw(seed, scale, dtype=torch.float64)
+    target = cut(target, seed)
+    if masked:  # all classes but the target's and a few others are impossible
+        others = torch.arange(logits.shape[1]).reshape(1, -1, 1, 1) != target.unsqueeze(1)
+        chance = torch.rand(others.shape, generator=torch.Generator().manual_seed(seed))
+        logits[others & (chance < 0.8)] = -math.inf
+    for *place, value in places:
+        logits[tuple(index % size for index, size in zip(place, logits.shape, strict=True))] = value
+    weight = weight if weighted else None
+
+    def defined(z: torch.Tensor) -> torch.Tensor:
+        nats = F.cross_entropy(z, target, weight, ignore_index=OUTSIDE, reduction="none")
+        if gamma == 0:
+            return nats
+        label = target.where(target != OUTSIDE, 0).unsqueeze(1)
+        rest = 1 - z.softmax(1).gather(1, label).squeeze(1)
+        return (nats * rest**gamma).where(target != OUTSIDE, 0.0)
+
+    def ours(z: torch.Tensor) -> torch.Tensor:
+        return focal_loss(z, target, gamma=gamma, weight=weight, reduction="none")
+
+    inputs = [logits.clone().requires_grad_() for _ in range(2)]
+    found, expected = (of(z) for of, z in zip((ours, defined), inputs, strict=True))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9, equal_nan=True)
+    by_ours, by_definition = (
+        torch.autograd.grad(x.sum(), z)[0] for x, z in zip((found, expected), inputs, strict=True)
+    )
+    inside = (target != OUTSIDE).unsqueeze(1).expand_as(by_ours)
+    assert not by_ours[~inside].any()
+    # With focus, autograd makes NaN of the product at p = 0 and p = 1, where the limit is finite.
+    known = inside & ~by_definition.isnan() if gamma else inside
+    torch.testing.assert_close(by_ours[known], by_definition[known], rtol=1e-5, atol=1e-7, equal_nan=True)
+    finite = found.isfinite().unsqueeze(1).expand_as(by_ours)
+    assert by_ours[finite].isfinite().all()
+
+
+@given(seeds, gammas, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_an_impossible_target_is_an_infinite_loss_with_the_gradient_of_the_cross_entropy(
+    seed: int, gamma: float, dtype: torch.dtype
+) -> None:
+    logits, target, weight = draw(seed, 1.0)
+    logits = logits.scatter(1, target.unsqueeze(1), -math.inf).to(dtype).requires_grad_()
+    loss = focal_loss(logits, target, gamma=gamma, weight=weight)
+    assert loss == math.inf
+    expected = F.cross_entropy(logits.float(), target, weight, reduction="none").sum() / target.numel()
+    by_ours, by_cross_entropy = (torch.autograd.grad(x, logits)[0] for x in (loss, expected))
+    torch.testing.assert_close(by_ours, by_cross_entropy)
+
+
+@given(seeds, gammas)
+def test_a_class_that_is_impossible_everywhere_changes_nothing(seed: int, gamma: float) -> None:
+    logits, target, weight = draw(seed, 2.0)
+    wider = torch.cat([logits, torch.full_like(logits[:, :1], -math.inf)], 1).requires_grad_()
+    logits.requires_grad_()
+    losses = [
+        focal_loss(logits, target, gamma=gamma, weight=weight),
+        focal_loss(wider, target, gamma=gamma, weight=torch.cat([weight, torch.ones(1)])),
+    ]
+    torch.testing.assert_close(*losses)
+    (narrow,), (wide,) = (torch.autograd.grad(x, z) for x, z in zip(losses, (logits, wider), strict=True))
+    torch.testing.assert_close(wide[:, :-1], narrow)
+    assert not wide[:, -1].any()
+
+
+@pytest.mark.parametrize(
+    "shape", [(0, 3, 2, 2), (2, 3, 0, 2), (2, 3, 2, 2)], ids=["no grid", "no row", "outside"]
+)
+def test_the_mean_over_no_cells_is_that_of_the_cross_entropy(shape: tuple[int, ...]) -> None:
+    logits = torch.zeros(shape, requires_grad=True)
+    target = torch.full((shape[0], *shape[2:]), OUTSIDE)
+    found = focal_loss(logits, target, gamma=2.0)
+    expected = F.cross_entropy(logits, target, ignore_index=OUTSIDE)
+    assert found.isnan()
+    assert expected.isnan()
+    assert torch.equal(*(torch.autograd.grad(loss, logits)[0] for loss in (found, expected)))
+    assert focal_loss(logits, target, gamma=2.0, reduction="none").shape == target.shape
+
+
 anything = st.floats(width=32) | st.sampled_from([math.nan, math.inf, -math.inf, 3e38])
 
 
@@ -237,9 +329,24 @@ def test_the_mean_is_over_cells_and_not_over_weights() -> None:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"gamma": -1.0}, "gamma is -1.0; expected a number of at least 0"),
-        ({"gamma": math.nan}, "gamma is nan"),
-        ({"logits": torch.zeros(2, 1, 3, 3)}, "C >= 2"),
+        ({"gamma": -1.0}, "gamma is -1.0; expected a finite number of at least 0"),
+        ({"gamma": math.nan}, "gamma is nan; expected a finite number"),
+        ({"gamma": math.inf}, "gamma is inf; expected a finite number"),
+        ({"gamma": -math.inf}, "gamma is -inf; expected a finite number"),
+        ({"logits": torch.zeros(2, 1, 3, 3)}, "C from 2 to 255"),
+        ({"logits": torch.zeros(2, 256, 3, 3)}, "C from 2 to 255"),
+        ({"logits": torch.zeros(4, 3, 3)}, r"expected \[B, C, H, W\]"),
+        ({"logits": torch.zeros(2, 4, 3, 3).long()}, "logits are torch.int64.*expected a floating type"),
+        ({"logits": np.zeros((2, 4, 3, 3))}, "logits is a ndarray; expected a tensor"),
+        ({"target": torch.full((2, 4, 3, 3), 0.25)}, "probabilities are no target"),
+        ({"target": torch.zeros(2, 3, 3)}, "target torch.float32.*expected .*class indices"),
+        ({"target": np.zeros((2, 3, 3), int)}, "target is a ndarray; expected a tensor"),
+        ({"target": torch.full((2, 3, 3), 4)}, "target holds 4; expected classes from 0 to 3, or 255"),
+        ({"target": torch.full((2, 3, 3), -100)}, "target holds -100; expected classes from 0 to 3, or 255"),
+        ({"target": torch.full((2, 3, 3), 254).byte()}, "target holds 254; expected classes from 0 to 3"),
+        ({"weight": [1.0, 2.0, 3.0, 4.0]}, "weight is a list; expected a tensor"),
+        ({"weight": torch.ones(1, 4)}, r"weight is \[1, 4\]; expected one for each class: \[4\]"),
+        ({"weight": torch.tensor(1.0)}, r"weight is \[\]; expected one for each class: \[4\]"),
         ({"logits": torch.zeros(2, 4, 3, 2)}, r"expected \[B, C, H, W\]"),
         ({"weight": torch.ones(3)}, r"weight is \[3\]; expected one for each class: \[4\]"),
         ({"reduction": "sum"}, "reduction is 'sum'; expected 'mean' or 'none'"),
@@ -306,7 +413,7 @@ def test_the_handwritten_gradient_is_that_of_autograd(
 def test_a_posterior_of_another_shape_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     loss = BetaVAELoss(gamma=1.0, weight=None, beta=1.0)
     with pytest.raises(ValueError, match=r"expected \[2, Z\] of both"):
-        loss.with_gradient(torch.zeros(2, 4, 3, 3), *map(torch.zeros, shapes), torch.zeros(2, 3, 3))
+        loss.with_gradient(torch.zeros(2, 4, 3, 3), *map(torch.zeros, shapes), torch.zeros(2, 3, 3).byte())
 
 
 def test_the_gradient_of_bfloat16_values_is_computed_in_float32() -> None:
@@ -339,4 +446,4 @@ def test_a_cell_is_right_if_the_logit_of_its_class_is_the_only_largest(
 def test_a_weight_that_requires_a_gradient_is_refused() -> None:
     weight = torch.ones(3, requires_grad=True)
     with pytest.raises(ValueError, match=r"pass weight\.detach\(\)"):
-        focal_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2), gamma=1.0, weight=weight)
+        focal_loss(torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2).byte(), gamma=1.0, weight=weight)
