@@ -1,4 +1,4 @@
-"""A run that one worker begins and another finishes is the run of one worker."""
+"""A run that one worker begins and another finishes has the same results as with one worker."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(corpus: Corpus, request: pytest.FixtureRequest) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def whole(run: RunConfig, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was trained at once: nine steps."""
+    """The folder of a run whose nine steps were trained without interruption."""
     folder = tmp_path_factory.mktemp("whole")
     Trainer(run, corpus, folder).fit()
     return folder
@@ -66,7 +66,7 @@ def test_a_run_can_be_trained_to_any_step_and_by_another_trainer_from_there(
 
 
 def worker(folder: Path, workers: int = 1, **settings: str) -> Experiment:
-    """The experiment of a new session in one of so many workers."""
+    """Return the experiment of a new session, in one of `workers` workers."""
     config = parse_experiment(SETTINGS | settings | {"corpus": str(folder / "corpus.npz")})
     controller = Experiment.prepare(config, folder / "runs", [])
     controller.open_session()
@@ -74,14 +74,14 @@ def worker(folder: Path, workers: int = 1, **settings: str) -> Experiment:
 
 
 def beside(experiment: Experiment, workers: int) -> Experiment:
-    """A worker of the same session, which has not obtained a run yet."""
+    """Return a worker of the same session that has not obtained a run yet."""
     joined = Experiment.join(experiment.session.path, experiment.session.invocation, workers)
     joined.select([(run.option, run.seed) for run in reversed(joined.runs)])
     return joined
 
 
 def finished(experiment: Experiment) -> dict[str, str]:
-    """What all runs leave."""
+    """Return the files of all runs."""
     for run in experiment.selected:
         experiment.obtain((run.option, run.seed))
     assert not list(experiment.session.path.glob(f"*/{HALF}"))
@@ -104,7 +104,9 @@ def obtain(experiment: Experiment, place: int) -> None:
     ],
     ids=str,
 )
-def test_a_session_is_the_same_whether_a_run_was_begun_ahead(folder: Path, settings: dict[str, str]) -> None:
+def test_a_session_is_the_same_whether_or_not_a_run_was_begun_ahead(
+    folder: Path, settings: dict[str, str]
+) -> None:
     second = worker(folder, 2, **settings)
     obtain(second, 1)
     assert (second.session.path / "C-seed0/config.json").exists()
@@ -126,7 +128,7 @@ def test_a_session_is_the_same_whether_a_run_was_begun_ahead(folder: Path, setti
         (10, set()),
     ],
 )
-def test_workers_that_would_rest_in_the_last_turn_begin_a_run_of_it_each(
+def test_each_worker_that_would_be_idle_in_the_last_turn_begins_one_of_its_runs(
     folder: Path, workers: int, begun: set[str]
 ) -> None:
     session = worker(folder, workers, seeds="3", epochs="1")
@@ -143,7 +145,7 @@ def test_a_worker_begins_a_run_ahead_only_before_its_first(folder: Path) -> None
     assert not (one.session.path / "C-seed0").exists()
 
 
-def test_a_damaged_half_costs_what_was_trained_since_the_last_checkpoint(folder: Path) -> None:
+def test_a_damaged_half_checkpoint_loses_only_the_steps_since_the_last_checkpoint(folder: Path) -> None:
     second = worker(folder, 2)
     obtain(second, 1)
     half = second.session.path / "C-seed0" / HALF
@@ -153,7 +155,7 @@ def test_a_damaged_half_costs_what_was_trained_since_the_last_checkpoint(folder:
     assert found == finished(worker(folder))
 
 
-def test_a_picture_that_is_drawn_in_the_second_half_after_all_is_not_called_missing(folder: Path) -> None:
+def test_a_picture_drawn_in_the_second_half_is_not_reported_as_missing(folder: Path) -> None:
     second = worker(folder, 2, checkpoint_every_steps="2", checkpoint_every="3")
     obtain(second, 1)
     run = second.session.path / "C-seed0"
@@ -183,7 +185,7 @@ def without_ink(*_: object, **__: object) -> None:
     raise RuntimeError("no ink")
 
 
-def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
+def test_a_picture_that_fails_leaves_no_picture_of_an_older_checkpoint(
     run: RunConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures, saved = checkpoint_pictures.CheckpointPictures(run, corpus), tmp_path / "best.safetensors"
@@ -197,7 +199,7 @@ def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
 
 
 @given(st.integers(1, 30), st.integers(1, 12))
-def test_workers_are_dealt_a_test_each_in_turn(tests: int, workers: int) -> None:
+def test_tests_are_assigned_to_workers_in_turn(tests: int, workers: int) -> None:
     class Item:
         def __init__(self, number: int) -> None:
             self.number = number
