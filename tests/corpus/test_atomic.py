@@ -1,4 +1,4 @@
-"""Laws of the procedural grids."""
+"""Properties of the procedural grids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def many() -> AtomicGrids:
 
 
 def objects(made: AtomicGrids, kind: str, grids: int) -> list[npt.NDArray[np.bool_]]:
-    """The masks of all objects of a kind in the first grids, each cropped to its bounding box."""
+    """Return the masks of all objects of a kind in the first grids, cropped to their bounding boxes."""
     masks = []
     for grid, slot in zip(*np.nonzero(made.kind[:grids] == KINDS.index(kind)), strict=True):
         mask = made.owner[grid] == slot + 1
@@ -31,7 +31,7 @@ def objects(made: AtomicGrids, kind: str, grids: int) -> list[npt.NDArray[np.boo
 
 
 def is_connected(mask: npt.NDArray[np.bool_]) -> bool:
-    """Whether every cell is reached from the first over horizontal and vertical neighbours."""
+    """Return whether all cells are connected by horizontal and vertical neighbours."""
     cells = {(int(row), int(column)) for row, column in np.argwhere(mask)}
     border = [cells.pop()]
     while border:
@@ -61,7 +61,7 @@ def test_every_object_has_2_to_15_cells(many: AtomicGrids) -> None:
     assert (present.min(), present.max()) == (2, 15)
 
 
-def test_objects_are_of_one_colour_and_all_else_is_background(many: AtomicGrids) -> None:
+def test_objects_have_one_colour_and_all_other_cells_are_background(many: AtomicGrids) -> None:
     np.testing.assert_array_equal(many.grids > 0, many.owner > 0)
     for slot in range(4):
         own = many.owner == slot + 1
@@ -80,12 +80,12 @@ def test_colours_are_uniform_over_objects(many: AtomicGrids) -> None:
     np.testing.assert_allclose(counts / counts.mean(), 1, atol=0.05)
 
 
-def test_two_of_five_objects_are_blobs_and_one_of_five_each_other_kind(many: AtomicGrids) -> None:
+def test_40_percent_of_objects_are_blobs_and_20_percent_each_other_kind(many: AtomicGrids) -> None:
     shares = np.bincount(many.kind[many.kind >= 0]) / (many.kind >= 0).sum()
     np.testing.assert_allclose(shares, [0.4, 0.2, 0.2, 0.2], atol=0.01)
 
 
-# An object that another had overlapped would have lost cells, and with them its shape.
+# An object that overlaps another would lose cells and would not have its shape.
 def test_blobs_are_connected(many: AtomicGrids) -> None:
     assert all(is_connected(mask) for mask in objects(many, "blob", 1000))
 
@@ -116,7 +116,7 @@ def test_another_seed_gives_other_grids() -> None:
     assert (generate(100, seed=0).grids != generate(100, seed=1).grids).any()
 
 
-def test_one_core_makes_10000_grids_a_second() -> None:
+def test_one_core_generates_10000_grids_per_second() -> None:
     started = time.process_time()
     generate(5_000)
     assert time.process_time() - started < 0.5

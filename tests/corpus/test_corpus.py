@@ -1,4 +1,4 @@
-"""Laws of corpora, whatever they come from."""
+"""Properties of corpora from all sources."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ suffixes = st.sampled_from(["npy", "npz"])
 
 
 def learnable(grids: Array) -> Array:
-    """Let every grid have two classes, and the first five differ: more than are held out for validation."""
+    """Give every grid two classes, and make the first five distinct: more than are held out."""
     grids[:, 0, :2] = 0, 1
     grids[:5, 0, 1] = np.arange(1, 6)[: len(grids)]
     return grids
@@ -77,7 +77,7 @@ def contents(*splits: Grids) -> Counter[bytes]:
 
 
 def assert_split(corpus: Corpus, grids: npt.NDArray[np.uint8]) -> None:
-    """Every grid validates, trains, or is removed from training as it validates too."""
+    """Assert that every grid is in one split, and that duplicates were only removed from training."""
     validating = contents(corpus.val)
     others = contents(grids) - validating
     assert validating <= contents(grids)
@@ -99,7 +99,7 @@ def arc() -> Corpus:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Writes grids to a file, the same for all examples of hypothesis, and says where."""
+    """Return a function that writes grids to a file and returns its path, the same for all examples."""
     folder = tmp_path_factory.mktemp("written")
 
     def write(grids: Array, suffix: str = "npy") -> str:
@@ -136,7 +136,7 @@ def test_arc_grids_of_many_sizes_are_cells_in_the_top_left_and_nothing_outside(a
         assert (np.diff(columns.astype(int)) <= 0).all()
 
 
-def test_no_arc_grid_is_twice_in_the_corpus(arc: Corpus) -> None:
+def test_every_arc_grid_occurs_once_in_the_corpus(arc: Corpus) -> None:
     assert max(contents(arc.train, arc.val).values()) == 1
     assert (arc.duplicates, arc.duplicates_sampled) == (15, False)
 
@@ -161,7 +161,7 @@ def test_arc_validates_on_the_tasks_whose_hash_is_0_mod_10(arc: Corpus) -> None:
     assert set(contents(arc.train)) == others - held_out
 
 
-def test_a_larger_grid_size_takes_every_arc_grid_within_three_seconds() -> None:
+def test_a_larger_grid_size_loads_all_arc_grids_within_three_seconds() -> None:
     started = time.process_time()
     large = load_corpus("arc", 32)
     assert time.process_time() - started < 3
@@ -172,7 +172,7 @@ def test_a_larger_grid_size_takes_every_arc_grid_within_three_seconds() -> None:
 # Generated grids
 
 
-def test_atomic_has_20000_grids_of_which_a_tenth_validates_and_a_few_more_are_removed() -> None:
+def test_atomic_has_20000_grids_minus_duplicates_and_a_tenth_is_held_out() -> None:
     corpus = load_corpus("atomic")
     assert (corpus.name, corpus.val.shape) == ("atomic:20000", (2000, 16, 16))
     assert not corpus.has_outside
@@ -195,13 +195,13 @@ def test_atomic_is_deterministic_and_a_larger_grid_size_pads_it(count: int, grid
 @pytest.mark.parametrize(
     "count", ["", "19", "0", "-5", "1e3", "1_000", "20.0", "٣٠", "many", "1000001", "9" * 5000]
 )
-def test_generated_grids_name_the_limits_of_their_number(kind: str, count: str) -> None:
+def test_a_wrong_number_of_generated_grids_is_refused_with_the_limits(kind: str, count: str) -> None:
     with pytest.raises(CorpusError, match=f"expected {kind}:N with N from 20 to 1000000"):
         load_corpus(f"{kind}:{count}")
 
 
 @pytest.mark.parametrize("spec", ["objects", "objects:100", "atomic", "atomic:100"])
-def test_generated_grids_do_not_fit_a_smaller_grid_size(spec: str) -> None:
+def test_a_grid_size_below_that_of_generated_grids_is_refused(spec: str) -> None:
     with pytest.raises(CorpusError, match=f"{spec}: grids of 16×16 do not fit the grid size 12"):
         load_corpus(spec, 12)
 
@@ -211,7 +211,7 @@ def test_generated_grids_do_not_fit_a_smaller_grid_size(spec: str) -> None:
 
 @few
 @given(grids=grid_arrays, order=orders, suffix=suffixes)
-def test_holding_out_splits_any_saved_array_and_loses_only_training_grids_that_also_validate(
+def test_holding_out_splits_any_saved_array_and_removes_only_duplicates(
     written: Callable[..., str], grids: Array, order: Callable[[Array], Array], suffix: str
 ) -> None:
     path = written(order(grids), suffix)
@@ -223,7 +223,7 @@ def test_holding_out_splits_any_saved_array_and_loses_only_training_grids_that_a
 
 @few
 @given(train=grid_arrays, val=grid_arrays, data=st.data())
-def test_named_splits_are_kept_but_for_training_grids_that_also_validate(
+def test_named_splits_are_kept_except_for_duplicates(
     tmp_path_factory: pytest.TempPathFactory, train: Array, val: Array, data: st.DataObject
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "splits.npz")
@@ -239,7 +239,7 @@ def test_named_splits_are_kept_but_for_training_grids_that_also_validate(
     assert (corpus.duplicates, corpus.duplicates_sampled) == (len(train) - len(kept), False)
 
 
-def test_of_a_large_mapped_file_a_sample_is_searched_for_training_grids_that_also_validate(
+def test_in_a_large_mapped_file_a_sample_is_searched_for_duplicates(
     written: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grids = random_grids(300).repeat(3, axis=0)
@@ -266,7 +266,7 @@ def test_holding_out_is_spread_over_the_file(path: str) -> None:
 
 @few
 @given(grids=outside_arrays, marker=st.sampled_from(MARKERS), order=orders, suffix=suffixes)
-def test_a_corpus_is_the_same_whatever_marks_the_outside_and_whatever_the_file_leaves_to_the_square(
+def test_a_corpus_does_not_depend_on_the_padding_value_or_on_the_array_size_in_the_file(
     written: Callable[..., str],
     grids: npt.NDArray[np.uint8],
     marker: tuple[str, int],
@@ -282,14 +282,14 @@ def test_a_corpus_is_the_same_whatever_marks_the_outside_and_whatever_the_file_l
 
 @few
 @given(grids=grid_arrays, value=st.sampled_from([10, -1, 255, 300, -(2**63), 2**64]), suffix=suffixes)
-def test_a_padding_value_that_a_file_does_not_have_changes_nothing(
+def test_a_padding_value_that_does_not_occur_changes_nothing(
     written: Callable[..., str], grids: Array, value: int, suffix: str
 ) -> None:
     path = written(grids, suffix)
     assert load_corpus(path, 8, padding_value=value).fingerprint == load_corpus(path, 8).fingerprint
 
 
-def test_cells_outside_are_in_no_grid_that_fills_the_square(path: str) -> None:
+def test_a_grid_that_fills_the_square_has_no_cells_outside(path: str) -> None:
     train, val = random_grids(30), random_grids(3, seed=1)
     np.savez(path, train=train, val=val)
     assert not load_corpus(path, 8).has_outside
@@ -317,7 +317,7 @@ def test_a_padding_value_for_a_built_in_corpus_is_refused_in_one_line(spec: str)
 
 @pytest.mark.parametrize("value", [10, -1, 127])
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_a_value_that_may_mark_the_outside_is_refused_with_the_option_to_add(
+def test_a_value_that_may_be_padding_is_refused_with_the_option_to_add(
     written: Callable[..., str], suffix: str, value: int
 ) -> None:
     grids = random_grids(30).astype(np.int8)
@@ -340,12 +340,12 @@ def test_a_grid_that_is_all_padding_is_refused_and_named(
         load_corpus(written(grids, suffix), 8, padding_value=value)
 
 
-# What is known about a corpus
+# Statistics of a corpus
 
 
 @few
 @given(grids=outside_arrays)
-def test_counts_are_of_the_training_cells_and_the_background_of_the_validation_cells(
+def test_class_counts_are_of_training_cells_and_the_background_rate_is_of_validation_cells(
     written: Callable[..., str], grids: npt.NDArray[np.uint8]
 ) -> None:
     corpus = load_corpus(written(grids), 8, padding_value=OUTSIDE)
@@ -366,7 +366,7 @@ def test_unknown_class_weights_are_refused(arc: Corpus) -> None:
 
 @few
 @given(grids=outside_arrays, dtype=st.sampled_from(["u1", ">i4", "<i8"]))
-def test_the_fingerprint_depends_on_the_contents_alone(
+def test_the_fingerprint_depends_only_on_the_contents(
     tmp_path_factory: pytest.TempPathFactory, grids: npt.NDArray[np.uint8], dtype: str
 ) -> None:
     folder = tmp_path_factory.mktemp("fingerprints")
@@ -384,7 +384,7 @@ def test_the_fingerprint_depends_on_the_contents_alone(
 
 @few
 @given(data=st.data(), grids=outside_arrays)
-def test_the_fingerprint_tells_any_other_contents_apart(
+def test_different_contents_have_different_fingerprints(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, grids: npt.NDArray[np.uint8]
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "changed.npz")
@@ -406,7 +406,7 @@ def test_the_fingerprint_tells_any_other_contents_apart(
 
 
 def beside(grids: Array, label: int) -> Array:
-    """Append two columns, so that every grid has two classes, and none the same as with another label."""
+    """Append two columns, so that every grid has two classes and differs from grids with another label."""
     return np.concatenate([grids, np.broadcast_to([3, label], (*grids.shape[:2], 2))], axis=2)
 
 
@@ -437,7 +437,7 @@ def test_without_duplicates_and_cells_outside_the_fingerprint_is_that_of_earlier
     assert load_corpus("atomic:100").fingerprint.startswith("517faa70bbdec68b")
 
 
-def test_the_fingerprint_knows_where_a_split_ends(path: str) -> None:
+def test_the_fingerprint_depends_on_where_a_split_ends(path: str) -> None:
     grids = random_grids(20)
     prints = set()
     for border in (5, 10):
@@ -451,7 +451,7 @@ def test_the_fingerprint_knows_where_a_split_ends(path: str) -> None:
 
 @few
 @given(distinct=st.integers(1, 20), copies=st.integers(1, 5), count=st.integers(1, 12))
-def test_the_showcase_is_distinct_training_grids_and_all_of_them_where_they_are_few(
+def test_sample_grids_are_distinct_training_grids_and_all_of_them_if_there_are_few(
     tmp_path_factory: pytest.TempPathFactory, distinct: int, copies: int, count: int
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "sample_grids.npz")
@@ -463,7 +463,7 @@ def test_the_showcase_is_distinct_training_grids_and_all_of_them_where_they_are_
     assert set(contents(shown)) <= set(contents(grids))
 
 
-def test_the_showcase_is_the_same_for_the_same_contents_and_another_for_others(tmp_path: Path) -> None:
+def test_sample_grids_depend_only_on_the_contents(tmp_path: Path) -> None:
     grids = random_grids(100)
     for name, train in (("a", grids), ("b", grids), ("c", grids[:99])):
         np.savez(tmp_path / f"{name}.npz", train=train, val=random_grids(2, seed=1))
@@ -477,7 +477,7 @@ def test_the_showcase_is_the_same_for_the_same_contents_and_another_for_others(t
 
 @pytest.fixture(scope="module")
 def lazy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, npt.NDArray[np.uint8]]:
-    """A small file that would be large once padded."""
+    """Write a small file whose padded grids would be large."""
     path = tmp_path_factory.mktemp("lazy") / "grids.npy"
     grids = random_grids(20_000, size=3).astype(">i2")
     grids[::3, 1, 2] = -1
@@ -525,7 +525,7 @@ def test_a_position_past_the_end_of_a_large_split_is_an_index_error(
         lazy[0].train[len(lazy[0].train)]
 
 
-def test_a_large_file_is_read_once_beside_a_sample_to_check_count_and_fingerprint_it(
+def test_a_large_file_is_read_once_apart_from_a_sample_for_duplicates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "once.npy"
@@ -555,7 +555,7 @@ def test_a_large_file_is_read_once_beside_a_sample_to_check_count_and_fingerprin
 
 @few
 @given(grids=outside_arrays, marker=st.sampled_from(MARKERS), suffix=suffixes)
-def test_a_corpus_is_the_same_in_memory_and_on_access(
+def test_a_corpus_is_the_same_in_memory_and_memory_mapped(
     written: Callable[..., str], grids: npt.NDArray[np.uint8], marker: tuple[str, int], suffix: str
 ) -> None:
     dtype, value = marker
@@ -567,7 +567,7 @@ def test_a_corpus_is_the_same_in_memory_and_on_access(
         np.testing.assert_array_equal(found[:] if isinstance(found, LazyGrids) else found, known)
 
 
-def test_a_large_file_takes_memory_for_an_index_only(tmp_path: Path) -> None:
+def test_a_large_file_uses_memory_only_for_an_index(tmp_path: Path) -> None:
     path = tmp_path / "large.npy"
     grids = np.lib.format.open_memmap(path, "w+", np.uint8, (2**19, 16, 16))
     grids[:, 0, :6] = np.arange(2**19)[:, None] // 10 ** np.arange(6) % 10
@@ -584,7 +584,7 @@ def test_a_large_file_takes_memory_for_an_index_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("grid_size", [0, -4, 2, 18, 68, 2**70])
-def test_a_grid_size_the_model_cannot_take_is_refused(grid_size: int) -> None:
+def test_a_grid_size_that_the_model_does_not_support_is_refused(grid_size: int) -> None:
     with pytest.raises(CorpusError, match="a multiple of 4 from 4 to 64"):
         load_corpus("arc", grid_size)
 
@@ -592,7 +592,7 @@ def test_a_grid_size_the_model_cannot_take_is_refused(grid_size: int) -> None:
 @pytest.mark.parametrize(
     "spec", ["", "ARC", "atomics", "no/such/file.npz", "a\nb\x1b[31m.npz", "nul\x00", "\ud800", "x" * 5000]
 )
-def test_what_is_neither_built_in_nor_a_file_is_refused_in_one_line(spec: str) -> None:
+def test_a_name_that_is_neither_built_in_nor_a_file_is_refused_in_one_line(spec: str) -> None:
     with pytest.raises(
         CorpusError, match=r"neither a built-in corpus \(objects, arc or atomic; .* nor an existing file|long"
     ) as caught:
@@ -621,7 +621,7 @@ def test_what_is_neither_built_in_nor_a_file_is_refused_in_one_line(spec: str) -
         ({"a": random_grids(30), "b": random_grids(30)}, r"\(a, b\) but none named train"),
     ],
 )
-def test_a_file_that_nothing_can_be_learned_from_is_refused_by_name(
+def test_a_file_from_which_nothing_can_be_learned_is_refused_by_name(
     path: str, arrays: dict[str, Array], named: str
 ) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -630,7 +630,7 @@ def test_a_file_that_nothing_can_be_learned_from_is_refused_by_name(
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_wrong_values_are_named_before_grids_are_compared(written: Callable[..., str]) -> None:
+def test_wrong_values_are_reported_before_duplicates_are_searched(written: Callable[..., str]) -> None:
     with pytest.raises(CorpusError, match=r"array\[0, 0, 0\] is 10;"):
         load_corpus(written(np.full((30, 8, 8), 10)), 8)
 

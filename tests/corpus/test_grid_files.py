@@ -1,4 +1,4 @@
-"""Laws of reading `.npy` and `.npz` files that nobody vouches for."""
+"""Reading `.npy` and `.npz` files from untrusted sources."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def npz_bytes(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> 
 
 
 def npz_claiming(info: dict[str, int], content: bytes) -> bytes:
-    """An archive whose directory describes its only member, stored as it is, by other values."""
+    """Return an archive whose directory has other values for its only member, which is not compressed."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("train.npy", content)
@@ -95,7 +95,7 @@ def read_and_walk(path: Path, padding_value: int | None = None) -> StoredGrids:
 
 
 def refusal(path: Path, content: bytes | None = None, padding_value: int | None = None) -> str:
-    """Why a file is refused."""
+    """Return the message with which a file is refused."""
     if content is not None:
         path.write_bytes(content)
     with two_seconds_and_few_bytes(), pytest.raises(CorpusError) as caught:
@@ -106,7 +106,7 @@ def refusal(path: Path, content: bytes | None = None, padding_value: int | None 
 
 
 @given(array=grid_arrays, order=orders, version=st.sampled_from([(1, 0), (2, 0), (3, 0)]))
-def test_any_integer_array_in_a_npy_file_loads_to_itself(
+def test_any_integer_array_in_a_npy_file_loads_unchanged(
     tmp_path_factory: pytest.TempPathFactory,
     array: npt.NDArray[Any],
     order: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
@@ -120,7 +120,7 @@ def test_any_integer_array_in_a_npy_file_loads_to_itself(
 
 
 @given(train=grid_arrays, val=grid_arrays, order=orders, compressed=st.booleans())
-def test_any_integer_arrays_in_a_npz_file_load_to_themselves_as_uint8(
+def test_any_integer_arrays_in_a_npz_file_load_unchanged_as_uint8(
     tmp_path_factory: pytest.TempPathFactory,
     train: npt.NDArray[Any],
     val: npt.NDArray[Any],
@@ -190,7 +190,7 @@ def test_a_value_that_is_neither_a_class_nor_the_padding_value_is_named_with_its
         read_and_walk(path.with_suffix(".npy"), padding_value)
 
 
-def test_the_first_of_several_wrong_values_is_named_however_far_it_is(tmp_path: Path) -> None:
+def test_the_first_of_several_wrong_values_is_named_wherever_it_is(tmp_path: Path) -> None:
     array = np.zeros((10_000, 16, 16), np.uint8)
     array[9_000, 2, 3] = array[9_500, 0, 0] = 10
     npy = npy_bytes(array)
@@ -200,7 +200,7 @@ def test_the_first_of_several_wrong_values_is_named_however_far_it_is(tmp_path: 
             assert f"{name}[9000, 2, 3] is 10" in refusal(path, content, padding_value)
 
 
-def test_the_first_of_several_grids_that_are_all_padding_is_named_however_far_it_is(tmp_path: Path) -> None:
+def test_the_first_of_several_grids_that_are_all_padding_is_named_wherever_it_is(tmp_path: Path) -> None:
     array = np.zeros((10_000, 16, 16), np.uint8)
     array[[9_000, 9_500]] = 10
     npy = npy_bytes(array)
@@ -217,7 +217,7 @@ def test_a_npy_file_is_mapped_and_not_read_into_memory(tmp_path: Path) -> None:
     assert not grids.flags.writeable
 
 
-def test_other_members_of_an_archive_are_left_untouched(tmp_path: Path) -> None:
+def test_other_members_of_an_archive_are_not_read(tmp_path: Path) -> None:
     members = {"train.npy": npy_bytes(SMALL), "test.npy": b"damaged", "../../val.npy": npy_bytes(SMALL)}
     (tmp_path / "grids.npz").write_bytes(npz_bytes(members))
     grids = read_grids(tmp_path / "grids.npz", 16)
@@ -232,7 +232,7 @@ def test_a_single_array_may_have_any_name(tmp_path: Path) -> None:
 
 
 class Trap:
-    """An object that makes a folder when it is unpickled."""
+    """An object that creates a folder when it is unpickled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -259,7 +259,7 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
         ("'<c8'", "complex"),
         ("'<i3'", "'<i3'"),
         ("'<M8[s]'", "M8"),
-        # numpy.dtype ends the process with a division by zero for this name, however it is written.
+        # For this type name, numpy.dtype ends the process with a division by zero.
         ("'<m8[s/0]'", "m8"),
         (r"'<\x6d8[s/0]'", "m8"),
         ("[('a', '<m8[s/0]')]", "m8"),
@@ -322,7 +322,7 @@ def test_a_damaged_header_is_refused(tmp_path: Path, text: str) -> None:
         ((3, 3, 2), "promises 18 bytes of grids, but the file holds 24"),
     ],
 )
-def test_a_claim_that_is_no_corpus_or_not_kept_is_refused(
+def test_a_header_with_a_wrong_shape_or_size_is_refused(
     tmp_path: Path, shape: tuple[int, ...], named: str
 ) -> None:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n"
@@ -334,7 +334,7 @@ def test_a_claim_that_is_no_corpus_or_not_kept_is_refused(
         assert named in refusal(path, claiming)
 
 
-def test_a_header_cannot_claim_its_own_length(tmp_path: Path) -> None:
+def test_the_length_that_a_header_claims_is_limited(tmp_path: Path) -> None:
     path = tmp_path / "long.npy"
     path.write_bytes(b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1))
     os.truncate(path, 2**33)
@@ -369,7 +369,7 @@ NPY = npy_bytes(SMALL)
         (npz_claiming({"extract_version": 99}, NPY), "zip file version"),
     ],
 )
-def test_a_hostile_archive_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
+def test_a_malicious_archive_is_refused(tmp_path: Path, content: bytes, named: str) -> None:
     assert named in refusal(tmp_path / "hostile.npz", content)
 
 
@@ -382,20 +382,20 @@ def test_an_archive_with_two_members_of_one_name_is_refused(tmp_path: Path) -> N
 
 
 def deflated_zeros(mebibytes: int) -> bytes:
-    """Zeros as a raw deflate stream, a kilobyte for each mebibyte of them."""
+    """Return zeros as a raw deflate stream, about one kilobyte per mebibyte."""
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     mebibyte = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
     return mebibyte * mebibytes + packer.flush(zlib.Z_FINISH)
 
 
-def test_an_honest_bomb_is_refused(tmp_path: Path) -> None:
+def test_a_decompression_bomb_with_its_true_size_is_refused(tmp_path: Path) -> None:
     bomb = {"compress_type": zipfile.ZIP_DEFLATED, "file_size": 10 * 2**30}
     assert "unpacks to more than 256 MiB" in refusal(
         tmp_path / "bomb.npz", npz_claiming(bomb, deflated_zeros(10 * 2**10))
     )
 
 
-def test_a_bomb_that_lies_about_its_size_takes_no_memory(tmp_path: Path) -> None:
+def test_a_decompression_bomb_with_a_false_size_uses_no_memory(tmp_path: Path) -> None:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
     start = packer.compress(NPY) + packer.flush(zlib.Z_FULL_FLUSH)
     lie = {"compress_type": zipfile.ZIP_DEFLATED, "file_size": len(NPY)}
@@ -403,14 +403,14 @@ def test_a_bomb_that_lies_about_its_size_takes_no_memory(tmp_path: Path) -> None
     assert "more bytes packed than unpacked" in refusal(tmp_path / "liar.npz", content)
 
 
-def test_memory_grows_with_the_data_and_not_with_the_claim(tmp_path: Path) -> None:
+def test_memory_grows_with_the_data_and_not_with_the_claimed_size(tmp_path: Path) -> None:
     claim = f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({2**19}, 16, 16), }}\n"
     header = npy_with_header(claim)
     content = npz_claiming({"file_size": len(header) + 2**27}, header + SMALL.tobytes())
     assert "is cut short" in refusal(tmp_path / "claim.npz", content)
 
 
-def test_a_directory_of_an_archive_cannot_take_gigabytes(tmp_path: Path) -> None:
+def test_the_directory_of_an_archive_cannot_use_gigabytes(tmp_path: Path) -> None:
     path = tmp_path / "directory.npz"
     size = 2**32 - 2
     with path.open("wb") as file:
@@ -421,23 +421,23 @@ def test_a_directory_of_an_archive_cannot_take_gigabytes(tmp_path: Path) -> None
     assert "directory is too large" in refusal(path)
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "missing", Path("/dev/zero")):
         assert "not a regular file" in refusal(path)
 
 
-def test_a_file_that_cannot_be_read_says_why(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported_with_the_cause(tmp_path: Path) -> None:
     assert "too long" in refusal(tmp_path / ("x" * 300))
 
 
-def test_names_cannot_restyle_the_message(tmp_path: Path) -> None:
+def test_names_are_escaped_in_messages(tmp_path: Path) -> None:
     message = refusal(tmp_path / "a\n\x1b[31m\u202eb.npy", b"")
     assert r"/a\n\x1b[31m\u202eb.npy: is not an array file" in message
 
 
 @given(text=st.text(st.characters(exclude_categories=())))
-def test_printable_text_is_one_line_and_printing_it_again_changes_nothing(text: str) -> None:
+def test_escaped_text_is_one_line_and_escaping_it_again_changes_nothing(text: str) -> None:
     shown = printable(text)
     assert shown.isprintable()
     assert printable(shown) == shown

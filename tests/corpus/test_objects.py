@@ -1,4 +1,4 @@
-"""Laws of the grids of real ARC objects, and of the pools that these are drawn from."""
+"""Properties of the grids of real ARC objects and of the pools that the objects are drawn from."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def members_of(pool: Pool) -> set[Object]:
 
 
 def connected_sets(cells: npt.NDArray[np.int64]) -> Iterator[Object]:
-    """Walk from cell to neighbouring cell of the same colour other than 0, in plain Python."""
+    """Find the sets of neighbouring cells of the same colour other than 0, in plain Python."""
     left = {(row, column): int(cells[row, column]) for row, column in np.argwhere(cells).tolist()}
     while left:
         first, colour = left.popitem()
@@ -82,7 +82,7 @@ def connected_sets(cells: npt.NDArray[np.int64]) -> Iterator[Object]:
 
 
 def objects_of(task: TaskGrid) -> set[Object]:
-    """The objects of a grid whose most frequent colour is 0."""
+    """Return the objects of a grid whose most frequent colour is 0."""
     counts = Counter(task.cells.ravel().tolist())
     if max(counts.values()) > counts[0]:
         return set()
@@ -94,7 +94,7 @@ def objects_of(task: TaskGrid) -> set[Object]:
 
 
 def placed(made: ObjectGrids) -> list[list[Object]]:
-    """The objects of each grid, told apart by `owner`."""
+    """Return the objects of each grid, separated by `owner`."""
     found = []
     for grid, owner in zip(made.grids, made.owner, strict=True):
         by_owner: dict[int, list[tuple[int, int]]] = {}
@@ -109,7 +109,7 @@ def placed(made: ObjectGrids) -> list[list[Object]]:
 
 
 @unit
-def test_4622_objects_train_and_814_validate_each_of_them_once(
+def test_4622_distinct_objects_are_for_training_and_814_for_validation(
     pools: tuple[Pool, Pool], members: tuple[set[Object], set[Object]]
 ) -> None:
     assert [len(pool.colour) for pool in pools] == [4622, 814]
@@ -117,7 +117,7 @@ def test_4622_objects_train_and_814_validate_each_of_them_once(
 
 
 @unit
-def test_objects_are_the_connected_sets_of_the_tasks_and_those_of_a_held_out_task_never_train(
+def test_objects_are_the_connected_sets_of_the_tasks_and_held_out_tasks_have_only_validation_objects(
     tasks: list[TaskGrid], members: tuple[set[Object], set[Object]]
 ) -> None:
     found: tuple[set[Object], set[Object]] = (set(), set())
@@ -128,7 +128,7 @@ def test_objects_are_the_connected_sets_of_the_tasks_and_those_of_a_held_out_tas
 
 
 @unit
-def test_a_grid_that_is_mostly_of_another_colour_than_0_gives_no_objects() -> None:
+def test_a_grid_with_another_background_colour_than_0_gives_no_objects() -> None:
     cells = np.zeros((4, 5), np.int64)
     cells[:2, 1:] = 7
     cells[3, :2] = 5
@@ -144,7 +144,7 @@ def test_a_grid_that_is_mostly_of_another_colour_than_0_gives_no_objects() -> No
 @unit
 @few
 @given(seed=seeds, validates=st.booleans())
-def test_every_object_of_a_grid_is_of_its_pool(
+def test_every_object_of_a_grid_comes_from_its_pool(
     pools: tuple[Pool, Pool], members: tuple[set[Object], set[Object]], seed: int, validates: bool
 ) -> None:
     made = generate(pools[validates], 20, seed)
@@ -153,7 +153,7 @@ def test_every_object_of_a_grid_is_of_its_pool(
 
 
 @unit
-def test_objects_have_a_free_cell_between_each_other_also_diagonally(many: ObjectGrids) -> None:
+def test_objects_are_separated_by_a_free_cell_also_diagonally(many: ObjectGrids) -> None:
     owner = np.pad(many.owner, [(0, 0), (1, 1), (1, 1)]).astype(int)
     for step in ((0, 1), (1, 0), (1, 1), (1, -1)):
         near = np.roll(owner, step, axis=(1, 2))
@@ -161,7 +161,7 @@ def test_objects_have_a_free_cell_between_each_other_also_diagonally(many: Objec
 
 
 @unit
-def test_a_grid_has_at_most_7_objects_and_one_of_a_hundred_fewer_than_2(many: ObjectGrids) -> None:
+def test_a_grid_has_at_most_7_objects_and_one_percent_have_fewer_than_2(many: ObjectGrids) -> None:
     assert many.owner.max() == 7
     counts = sum((many.owner == number).any((1, 2)).astype(int) for number in range(1, 8))
     assert (counts.min(), counts.max()) == (1, 7)
@@ -169,7 +169,7 @@ def test_a_grid_has_at_most_7_objects_and_one_of_a_hundred_fewer_than_2(many: Ob
 
 
 @unit
-def test_objects_are_drawn_uniformly_from_the_pool_and_put_anywhere(pools: tuple[Pool, Pool]) -> None:
+def test_objects_are_drawn_uniformly_from_the_pool_and_placed_uniformly(pools: tuple[Pool, Pool]) -> None:
     dominoes = np.zeros((3, 10, 10), np.bool_)
     dominoes[:, 0, :2] = True
     made = generate(Pool(dominoes, np.array([1, 2, 3], np.uint8)), 9000, 0)
@@ -185,7 +185,7 @@ def test_objects_are_drawn_uniformly_from_the_pool_and_put_anywhere(pools: tuple
 @unit
 @few
 @given(seed=seeds, validates=st.booleans())
-def test_the_object_metrics_find_each_object_as_one_connected_set_and_nothing_else(
+def test_the_object_metrics_find_exactly_the_placed_objects(
     pools: tuple[Pool, Pool], seed: int, validates: bool
 ) -> None:
     grids, owner = generate(pools[validates], 50, seed)
@@ -230,7 +230,7 @@ def test_another_seed_gives_other_grids(pools: tuple[Pool, Pool]) -> None:
         ("objects:50000", 50_000),
     ],
 )
-def test_background_and_imbalance_are_those_of_the_corpus_whatever_its_size(spec: str, count: int) -> None:
+def test_background_and_imbalance_do_not_depend_on_the_size_of_the_corpus(spec: str, count: int) -> None:
     corpus = load_corpus(spec)
     assert corpus.name == f"objects:{count}"
     assert (corpus.train.shape, corpus.val.shape) == ((count, 16, 16), (count // 10, 16, 16))
@@ -243,7 +243,7 @@ def test_background_and_imbalance_are_those_of_the_corpus_whatever_its_size(spec
 @unit
 @pytest.mark.usefixtures("tasks_read_once")
 @pytest.mark.parametrize("count", [20, 119])
-def test_a_tenth_as_many_grids_validate_and_a_larger_grid_size_leaves_the_rest_outside(count: int) -> None:
+def test_the_validation_split_is_a_tenth_and_a_larger_grid_size_adds_cells_outside(count: int) -> None:
     corpus, wide = load_corpus(f"objects:{count}"), load_corpus(f"objects:{count}", 24)
     assert (len(corpus.train), len(corpus.val)) == (count, count // 10)
     assert wide.has_outside
@@ -260,7 +260,7 @@ def test_each_split_is_generated_from_its_pool(members: tuple[set[Object], set[O
         assert {each for grid in split for each in connected_sets(grid.astype(np.int64))} <= pool
 
 
-def test_the_fingerprint_is_the_same_again_and_in_another_process() -> None:
+def test_the_fingerprint_is_reproducible_in_the_same_and_in_another_process() -> None:
     code = "from bvae.corpus import load_corpus; print(load_corpus('objects:5000').fingerprint)"
     done = subprocess.run(
         [sys.executable, "-c", code],

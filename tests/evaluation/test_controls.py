@@ -1,4 +1,4 @@
-"""Controls and references are what brute force says, and repeatable."""
+"""Controls and references agree with brute force, and are reproducible."""
 
 from __future__ import annotations
 
@@ -57,14 +57,16 @@ def scored(val: Grids, predicted: Grids) -> ControlledMetrics:
 
 
 @given(st.integers(2, 200), st.integers(0, 100))
-def test_every_grid_is_decoded_from_another_grid_in_the_control(n: int, seed: int) -> None:
+def test_the_shuffled_control_decodes_every_grid_from_another_grid(n: int, seed: int) -> None:
     other = derangement(n, seed)
     assert sorted(other) == list(range(n))
     assert (other != np.arange(n)).all()
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_a_sample_of_rows_is_seeded_ascending_and_all_where_they_are_few(count: int, at_most: int) -> None:
+def test_a_sample_of_rows_is_seeded_and_ascending_and_has_all_rows_if_there_are_few(
+    count: int, at_most: int
+) -> None:
     rows = sample_rows(count, at_most)
     assert len(rows) == min(count, at_most)
     assert rows.tolist() == sorted(set(rows.tolist()))
@@ -73,7 +75,7 @@ def test_a_sample_of_rows_is_seeded_ascending_and_all_where_they_are_few(count: 
 
 
 def slow_extent(grid: Grids) -> Grids:
-    """The bounding box, cell by cell, of what is not of the most frequent class."""
+    """Compute `extent` cell by cell."""
     counts = Counter(grid[grid != OUTSIDE].tolist())
     main, *others = sorted(counts, key=lambda label: (-counts[label], label))
     predicted = np.full_like(grid, main)
@@ -85,7 +87,7 @@ def slow_extent(grid: Grids) -> Grids:
 
 
 @given(seeds, st.booleans(), st.integers(1, 4))
-def test_extent_fills_the_box_of_what_is_not_of_the_most_frequent_class(
+def test_extent_fills_the_bounding_box_of_the_cells_of_other_classes(
     seed: int, outside: bool, classes: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -96,11 +98,11 @@ def test_extent_fills_the_box_of_what_is_not_of_the_most_frequent_class(
         grids[holes] = OUTSIDE
     found = extent(grids)
     assert found.dtype == np.uint8
-    # Outside too, where a grid that it is shuffled to has cells.
+    # Also outside, because a shuffled grid may have cells there.
     assert found.tolist() == [slow_extent(grid).tolist() for grid in grids]
 
 
-def test_extent_by_hand() -> None:
+def test_extent_of_a_small_example() -> None:
     grids = np.array([[[0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 4, 0], [0, 3, 0, 0]], [[7] * 4] * 4], np.uint8)
     assert extent(grids).tolist() == [[[0, 0, 0, 0], [0, 3, 3, 0], [0, 3, 3, 0], [0, 3, 3, 0]], [[7] * 4] * 4]
 
@@ -122,20 +124,20 @@ def test_background_only_scores_the_background_rate(outside: bool) -> None:
 
 
 def similarity(train: Grids, val: Grids, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The weight of the cells that each validation grid has in common with each training grid."""
+    """Return the weight of the cells that each validation grid shares with each training grid."""
     return np.array(
         [[weight[mine[(mine == other) & (mine != OUTSIDE)]].sum() for other in train] for mine in val]
     )
 
 
 def leads(similar: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Where one training grid leads by more than what rounding can turn round."""
+    """Return where the lead of one training grid exceeds rounding errors."""
     best, second = np.sort(similar, axis=1)[:, :-3:-1].T
     return best - second > 1e-3
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_the_nearest_training_grid_is_that_of_brute_force(outside: bool) -> None:
+def test_the_nearest_training_grid_agrees_with_brute_force(outside: bool) -> None:
     rng = np.random.default_rng(1)
     train, val = (sparse_grids(rng, count, 8, outside=outside) for count in (25, 60))
     weight = class_weights([int((train == c).sum()) for c in range(10)], "sqrt_inverse").double().numpy()
@@ -149,7 +151,7 @@ def test_the_nearest_training_grid_is_that_of_brute_force(outside: bool) -> None
     assert found[NAMES[2]] == scored(val[clear], whole[weighted.argmax(1)[clear]])
 
 
-def test_a_grid_that_is_among_those_of_training_is_its_own_nearest() -> None:
+def test_a_validation_grid_in_the_training_split_is_its_own_nearest_grid() -> None:
     train = sparse_grids(np.random.default_rng(2), 20, 8)
     found = references(corpus_of(train, train[:7]), 4)
     assert found[NAMES[1]].pixel_accuracy == found[NAMES[2]].pixel_accuracy == 1.0
@@ -168,7 +170,7 @@ def test_as_many_components_as_dimensions_reconstruct_exactly(outside: bool) -> 
 
 @settings(max_examples=5)
 @given(seeds, st.integers(2, 6))
-def test_as_many_components_as_there_are_different_grids_are_enough(seed: int, count: int) -> None:
+def test_as_many_components_as_different_grids_reconstruct_exactly(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     different = sparse_grids(rng, count, 4, outside=True)
     train = different[rng.integers(0, count, 40)]
@@ -186,7 +188,7 @@ def test_components_predict_the_class_with_the_largest_product_of_weight_and_val
     weight = class_weights([int((train == c).sum()) for c in range(10)], "sqrt_inverse").double().numpy()
     known, asked = (one_hot_cells(grids).reshape(len(grids), -1) for grids in (train, val))
     center = known.mean(0)
-    axes = np.linalg.svd(known - center, full_matrices=False)[2][:5]  # all that six grids can have
+    axes = np.linalg.svd(known - center, full_matrices=False)[2][:5]  # the most that six grids can have
     values = ((asked - center) @ axes.T @ axes + center).reshape(len(val), 16, 10)
     second, best = np.sort(values * weight, axis=2)[..., -2:].transpose(2, 0, 1)
     clear = (best - second > 1e-4).all(1)
@@ -198,7 +200,7 @@ def test_components_predict_the_class_with_the_largest_product_of_weight_and_val
     )
 
 
-def test_references_are_repeatable_and_draw_no_random_number_of_the_caller() -> None:
+def test_references_are_reproducible_and_leave_the_random_state_unchanged() -> None:
     rng = np.random.default_rng(4)
     corpus = corpus_of(sparse_grids(rng, 50, 8), sparse_grids(rng, 10, 8))
     torch.manual_seed(1)
@@ -210,7 +212,7 @@ def test_references_are_repeatable_and_draw_no_random_number_of_the_caller() -> 
     assert references(corpus, 3) == found
 
 
-def test_references_look_at_a_seeded_sample_of_many_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_references_use_a_seeded_sample_of_many_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     train, val = sparse_grids(rng, 60, 8), sparse_grids(rng, 40, 8)
     monkeypatch.setattr(controls, "MAX_OBJECT_GRIDS", 9)

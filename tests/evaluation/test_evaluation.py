@@ -41,7 +41,7 @@ def measured(target: np.ndarray, predicted: np.ndarray) -> ReconstructionMetrics
 
 
 def mixed_grids(n: int, side: int, seed: int = 0, *, outside: bool = True) -> np.ndarray:
-    """Random grids `[n, side, side]` of a few classes, each of a size of its own where `outside`."""
+    """Return random grids `[n, side, side]` of a few classes, with different sizes if `outside`."""
     rng = np.random.default_rng(seed)
     grids = rng.choice(10, (n, side, side), p=[0.5, *[0.5 / 9] * 9]).astype(np.uint8)
     for grid, (height, width) in zip(grids, rng.integers(1, side + 1, (n, 2)), strict=True):
@@ -55,7 +55,7 @@ def mean(values: np.ndarray) -> Any:
 
 
 @given(grids, reconstructions)
-def test_metrics_are_those_of_their_definitions(target: np.ndarray, predicted: np.ndarray) -> None:
+def test_metrics_agree_with_their_definitions(target: np.ndarray, predicted: np.ndarray) -> None:
     metrics = measured(target, predicted)
     inside = target != OUTSIDE
     right = (target == predicted)[inside]
@@ -74,7 +74,7 @@ def test_metrics_are_those_of_their_definitions(target: np.ndarray, predicted: n
 
 
 @given(grids, reconstructions, reconstructions)
-def test_what_is_predicted_outside_changes_no_metric(
+def test_predictions_outside_change_no_metric(
     target: np.ndarray, predicted: np.ndarray, other: np.ndarray
 ) -> None:
     objects, changed = find_objects(target), np.where(target == OUTSIDE, other, predicted)
@@ -96,7 +96,7 @@ def test_a_perfect_reconstruction_is_perfect(target: np.ndarray) -> None:
     assert metrics.pixel_accuracy == metrics.perfect_rate == metrics.balanced_accuracy == 1.0
 
 
-def test_metrics_of_what_is_not_there_are_undefined() -> None:
+def test_metrics_without_anything_to_count_are_undefined() -> None:
     empty = measured(np.zeros((2, 3, 3), np.uint8), np.ones((2, 3, 3), np.uint8))
     assert empty.foreground_recall is None
     assert empty.class_recall == (0.0, *[None] * 9)
@@ -107,15 +107,15 @@ def test_metrics_of_what_is_not_there_are_undefined() -> None:
 
 
 @pytest.mark.parametrize(("size", "present"), [(1000, 1), (1001, 0)])
-def test_a_class_is_present_from_a_thousandth_of_the_cells_on(size: int, present: int) -> None:
-    target = np.full((1, 1, 2 * size), OUTSIDE, np.uint8)  # of which half are cells
+def test_a_class_is_present_with_at_least_a_thousandth_of_the_cells(size: int, present: int) -> None:
+    target = np.full((1, 1, 2 * size), OUTSIDE, np.uint8)  # half of the positions are cells
     target[..., ::2] = 0
     target[0, 0, 0] = 3
     assert measured(target, np.zeros_like(target)).classes_present == present
 
 
 @given(grids, reconstructions, reconstructions)
-def test_the_learned_classes_are_those_that_gain_a_fifth_over_the_control(
+def test_learned_classes_exceed_the_control_by_at_least_a_fifth(
     target: np.ndarray, predicted: np.ndarray, shuffled: np.ndarray
 ) -> None:
     found = score_with_control(find_objects(target), predicted, shuffled)
@@ -135,7 +135,7 @@ def test_metrics_do_not_depend_on_batches(cut: int, predicted: np.ndarray, targe
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_evaluation_agrees_with_the_model_grid_by_grid_and_leaves_no_trace(outside: bool) -> None:
+def test_evaluation_agrees_with_the_model_grid_by_grid_and_does_not_change_it(outside: bool) -> None:
     torch.manual_seed(3)
     model, loss = BetaVAE(latent_dim=3), BetaVAELoss(gamma=2.0, weight=torch.linspace(0.5, 2, 10), beta=0.5)
     corpus = torch.from_numpy(mixed_grids(7, 16, outside=outside))
@@ -162,12 +162,12 @@ def test_evaluation_agrees_with_the_model_grid_by_grid_and_leaves_no_trace(outsi
 
 
 class Copy(GridModel):
-    """Knows each grid by its latent and is sure of it, but for grids whose first cell is of class 9.
+    """Copies each grid with certainty, except for grids whose first cell is of class 9.
 
     Args:
-        side: of the grids.
-        shift: by how many columns reconstructions are beside the grids.
-        outside: the logits of cells outside, which are 0 for all but the first class.
+        side: height and width of the grids.
+        shift: number of columns by which reconstructions are shifted.
+        outside: the logits outside a grid, which are 0 except for the first class.
     """
 
     def __init__(self, side: int = 3, *, shift: int = 0, outside: float = 0.0) -> None:
@@ -191,7 +191,7 @@ loss = BetaVAELoss(gamma=2.0, weight=None, beta=0.0)
 
 
 @pytest.mark.parametrize(("window", "edges"), [(7, (0, 7)), (4, (0, 3, 7))])
-def test_the_control_is_what_the_latents_of_others_decode_to(
+def test_the_control_is_decoded_from_the_latents_of_other_grids(
     window: int, edges: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(measure, "WINDOW_CELLS", window * 36)
@@ -207,12 +207,12 @@ def test_the_control_is_what_the_latents_of_others_decode_to(
 
 
 @pytest.mark.parametrize("outside", [-200.0, 3.0, torch.inf, -torch.inf, torch.nan])
-def test_the_logits_outside_change_no_number_of_an_evaluation(outside: float) -> None:
+def test_logits_outside_do_not_change_an_evaluation(outside: float) -> None:
     corpus, plain, changed = mixed_grids(6, 5, outside=False), Copy(5), Copy(5, outside=outside)
     corpus[:, 3:], corpus[:, 0, 4] = OUTSIDE, OUTSIDE
     corpus[2, 0, 0] = 9
     assert evaluate(changed, corpus, loss, batch_size=4) == evaluate(plain, corpus, loss, batch_size=4)
-    # Where grids differ in size, the control predicts cells from what is outside another grid.
+    # If grids differ in size, the control predicts some cells from positions outside another grid.
     corpus[1, 2] = OUTSIDE
     expected, found = (vars(evaluate(model, corpus, loss)) for model in (plain, changed))
     for name in expected.keys() - {"shuffled", "classes_learned"}:
@@ -255,10 +255,10 @@ def test_an_evaluator_measures_one_model_after_the_other() -> None:
         assert evaluator.measure(Copy(5, shift=shift)) == evaluate(Copy(5, shift=shift), corpus, loss)
 
 
-def test_the_share_of_the_gradient_is_that_of_the_first_grids() -> None:
+def test_the_gradient_share_is_measured_on_the_first_grids() -> None:
     corpus = np.ones((6, 3, 3), np.uint8)
     corpus[:, 2] = OUTSIDE
-    corpus[3:, 0, 0] = 9  # of which the model is not sure, and so has a gradient
+    corpus[3:, 0, 0] = 9  # the model is uncertain about these, so they have a gradient
     assert evaluate(Copy(), corpus, loss, batch_size=3).foreground_gradient_share is None
     assert evaluate(Copy(), corpus[::-1].copy(), loss, batch_size=3).foreground_gradient_share == 1.0
 
@@ -270,7 +270,7 @@ def test_spread_over_seeds_is_mean_and_sample_deviation(values: list[float]) -> 
     assert spread.sd == pytest.approx(np.std(values, ddof=1))
 
 
-def test_spread_is_undefined_where_it_cannot_be_said() -> None:
+def test_spread_is_undefined_for_one_seed_or_an_undefined_value() -> None:
     assert MeanStd.of([0.5]) == MeanStd(0.5, None)
     assert MeanStd.of([0.5, None]) == MeanStd.of([None]) == MeanStd.of([]) == MeanStd(None, None)
 
@@ -293,11 +293,11 @@ def test_class_weights_move_the_gradient_from_background_to_foreground(outside: 
 
 
 class Endless:
-    """As many grids of 4×4 cells as are asked for, made when they are.
+    """Any number of grids of 4×4 cells, generated on access.
 
     Attributes:
-        most: the most grids that were asked for at once.
-        tensors, others: the most bytes that were held meanwhile, the latter of Python and NumPy.
+        most: the maximum number of grids accessed at once.
+        tensors, others: the maximum memory in bytes, of PyTorch, and of Python and NumPy.
     """
 
     def __init__(self, n: int) -> None:
@@ -316,7 +316,7 @@ class Endless:
         self.others = max(self.others, tracemalloc.get_traced_memory()[1])
         tensors = sum(held.nbytes for held in gc.get_objects() if type(held) is Tensor)
         self.tensors = max(self.tensors, tensors)
-        tracemalloc.reset_peak()  # which the list of all objects has raised
+        tracemalloc.reset_peak()  # the list of all objects raised the peak
 
 
 def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +324,7 @@ def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.M
     monkeypatch.setattr(measure, "WINDOW_CELLS", window * 16)
     monkeypatch.setattr(measure, "MAX_OBJECT_GRIDS", 64)
     model, loss = BetaVAE(grid_size=4, latent_dim=1), BetaVAELoss(gamma=1.0, weight=None, beta=1.0)
-    evaluate(model, Endless(window), loss)  # what is made once, as by an import
+    evaluate(model, Endless(window), loss)  # allocate what is allocated only once, such as by imports
     few, many = Endless(2 * window), Endless(10 * window)
     for grids in (few, many):
         tracemalloc.start()
@@ -332,5 +332,5 @@ def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.M
         grids.look()
         tracemalloc.stop()
         assert grids.most == window
-    assert many.others < few.others + 4 * window * 16  # and not by what is predicted in eight windows
+    assert many.others < few.others + 4 * window * 16  # less than the predictions of eight windows
     assert many.tensors < 1.2 * few.tensors

@@ -1,4 +1,4 @@
-"""The metrics of objects are those of a slow reference, which floods one grid after the other."""
+"""Object metrics agree with a slow reference, which flood-fills one grid after the other."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ CellSet = frozenset[tuple[int, int]]
 
 
 def cells_of(grid: Grid) -> dict[tuple[int, int], int]:
-    """The class of each cell, by its place."""
+    """Return the class of each cell by its position."""
     return {place: int(label) for place, label in np.ndenumerate(grid) if label != OUTSIDE}
 
 
 def most_frequent(labels: Iterable[int]) -> int | None:
-    """The most frequent class, of two the smaller; None of none."""
+    """Return the most frequent class, the smallest if several are; None if there are no cells."""
     return min(((-count, label) for label, count in Counter(labels).items()), default=(0, None))[1]
 
 
 def flood(grid: Grid) -> list[tuple[int, CellSet]]:
-    """The 8-connected sets of cells of one class, each with its class."""
+    """Return the 8-connected sets of cells of one class, with their classes."""
     left, found = cells_of(grid), []
     while left:
         start, label = left.popitem()
@@ -69,7 +69,7 @@ def recall(grids: Grid, predicted: Grid, label: int) -> float | None:
 
 
 def reference(grids: Grid, predicted: Grid, shuffled: Grid) -> dict[str, object]:
-    """Metrics of objects and classes, from their definitions."""
+    """Compute the metrics of objects and classes by their definitions."""
     recalled, minor, ious = [], [], []
     for grid, other in zip(grids, predicted, strict=True):
         objects, found = objects_of(grid), flood(np.where(grid == OUTSIDE, OUTSIDE, other))
@@ -105,7 +105,7 @@ def assert_as_the_reference(grids: Grid, predicted: Grid, shuffled: Grid) -> Non
 
 
 def random_grids(rng: np.random.Generator, *, outside: bool) -> Grid:
-    """A few small grids of a few classes, with cells outside here and there, but not everywhere."""
+    """Return a few small grids of a few classes, with some cells outside, but not all."""
     shape = tuple(rng.integers(1, 7, 3))
     grids = rng.choice(rng.permutation(10)[: rng.integers(1, 5)], shape).astype(np.uint8)
     if outside:
@@ -116,7 +116,7 @@ def random_grids(rng: np.random.Generator, *, outside: bool) -> Grid:
 
 
 def disturbed(rng: np.random.Generator, grids: Grid) -> Grid:
-    """Reconstructions as a model makes them: noisy, shifted, in other colours, with anything outside."""
+    """Return imperfect reconstructions: noisy, shifted, in other colours, with any values outside."""
     predicted = np.where(grids == OUTSIDE, rng.integers(0, 10, grids.shape), grids)
     predicted = np.roll(predicted, rng.integers(-1, 2, 2), axis=(1, 2))
     if rng.random() < 0.5:
@@ -131,14 +131,14 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 @given(seeds, st.booleans())
-def test_of_random_grids_the_metrics_are_those_of_the_reference(seed: int, outside: bool) -> None:
+def test_metrics_of_random_grids_agree_with_the_reference(seed: int, outside: bool) -> None:
     rng = np.random.default_rng(seed)
     grids = random_grids(rng, outside=outside)
     assert_as_the_reference(grids, disturbed(rng, grids), disturbed(rng, grids))
 
 
 def real_objects(rng: np.random.Generator, count: int) -> Grid:
-    """Grids as the generator composes them, of objects of random shapes."""
+    """Return grids composed by the generator from objects of random shapes."""
     shape = np.zeros((30, 10, 10), np.bool_)
     for number, (height, width) in enumerate(rng.integers(1, 6, (30, 2))):
         shape[number, :height, : width + 1] = True
@@ -148,7 +148,7 @@ def real_objects(rng: np.random.Generator, count: int) -> Grid:
 
 @settings(max_examples=5)
 @given(seeds, st.booleans())
-def test_of_generated_grids_the_metrics_are_those_of_the_reference(seed: int, outside: bool) -> None:
+def test_metrics_of_generated_grids_agree_with_the_reference(seed: int, outside: bool) -> None:
     rng = np.random.default_rng(seed)
     grids = real_objects(rng, 4)
     if outside:
@@ -156,7 +156,7 @@ def test_of_generated_grids_the_metrics_are_those_of_the_reference(seed: int, ou
     assert_as_the_reference(grids, disturbed(rng, grids), disturbed(rng, grids)[::-1])
 
 
-def test_the_objects_found_are_those_that_were_composed() -> None:
+def test_the_placed_objects_are_found() -> None:
     square, bar = np.zeros((2, 10, 10), np.bool_)
     square[:3, :3], bar[0, :4] = True, True
     made = generate(Pool(np.stack([square, bar]), np.array([2, 7], np.uint8)), 20, seed=0)
@@ -189,7 +189,7 @@ def test_sets_are_8_connected_and_of_one_class_within_a_grid(seed: int) -> None:
 @given(seeds, st.booleans())
 def test_exact_reconstructions_score_1_and_all_background_scores_0(seed: int, outside: bool) -> None:
     grids = random_grids(np.random.default_rng(seed), outside=outside)
-    for grid in grids:  # of which class 0 becomes the most frequent one
+    for grid in grids:  # class 0 becomes the most frequent class
         main = most_frequent(cells_of(grid).values())
         grid[:] = np.where(grid == main, 0, np.where(grid == 0, main, grid))
     exact, nothing = scores(grids, grids), scores(grids, np.zeros_like(grids))
@@ -198,7 +198,7 @@ def test_exact_reconstructions_score_1_and_all_background_scores_0(seed: int, ou
 
 
 def drawn(*rows: str) -> Grid:
-    """A grid `[1, H, W]` from its rows; a dot is class 0, a space is outside."""
+    """Return a grid `[1, H, W]` from its rows; a dot is class 0, a space is outside."""
     values = {".": 0, " ": OUTSIDE}
     return np.array([[[values.get(c, ord(c) - ord("0")) for c in row] for row in rows]], np.uint8)
 
@@ -207,7 +207,7 @@ def scores(grids: Grid, predicted: Grid) -> list[float | None]:
     return list(score_objects(find_objects(grids), predicted))
 
 
-def test_a_grid_of_two_objects_by_hand() -> None:
+def test_metrics_of_a_small_grid_with_two_objects() -> None:
     grid = drawn(
         "33..5",
         "33.5.",
@@ -218,7 +218,7 @@ def test_a_grid_of_two_objects_by_hand() -> None:
         ".4.5.",
         "....2",
     )
-    # Of the square two of four cells are right, and of the diagonal one of two; a right cell alone is a set.
+    # Two of the square's four cells are right, and one of the diagonal's two; a single right cell is a set.
     objects = find_objects(grid)
     assert len(objects.number) == 2
     assert objects.is_minor.tolist() == [False, True]
@@ -228,7 +228,7 @@ def test_a_grid_of_two_objects_by_hand() -> None:
     assert grid_object_iou(grid, half).tolist() == [0.5]
 
 
-def test_the_best_set_of_the_same_class_counts_and_not_all_of_them() -> None:
+def test_object_iou_uses_only_the_best_set_of_the_same_class() -> None:
     grid = drawn("4444......")
     parts = drawn("44.4......")
     flooded = drawn("4444444444")
@@ -237,7 +237,7 @@ def test_the_best_set_of_the_same_class_counts_and_not_all_of_them() -> None:
     assert scores(grid, drawn(".....4444.")) == [0.0, None, 0.0, 0.0]
 
 
-def test_outside_a_grid_sets_end() -> None:
+def test_sets_do_not_extend_across_cells_outside() -> None:
     grid = drawn(
         ".66  ",
         "...  ",
@@ -248,11 +248,11 @@ def test_outside_a_grid_sets_end() -> None:
         "...66",
         ".1111",
     )
-    # Of the row of 1s the middle is outside, so the single cell beyond it belongs to no object.
+    # The middle of the row of 1s is outside, so the single cell after it belongs to no object.
     assert scores(grid, predicted) == [1.0, 1.0, 1.0, 1.0]
 
 
-def test_orange_is_no_object_in_a_grid_that_is_mostly_orange() -> None:
+def test_in_a_grid_that_is_mostly_orange_orange_cells_are_no_object() -> None:
     grid = drawn(
         "7777",
         "7..7",
@@ -262,11 +262,11 @@ def test_orange_is_no_object_in_a_grid_that_is_mostly_orange() -> None:
     assert scores(grid, np.zeros_like(grid)) == [1.0, None, pytest.approx(2 / 12), 0.0]
 
 
-def test_of_equally_frequent_classes_the_smaller_is_taken() -> None:
+def test_of_equally_frequent_classes_the_smaller_counts_as_most_frequent() -> None:
     halves = drawn("2211")
     assert scores(halves, drawn("1111")) == [0.0, None, 0.0, 0.0]
     assert scores(halves, drawn("2222")) == [1.0, None, 0.5, 1.0]
-    # Of objects: 5 is the major class and 8 the minor one.
+    # Among the objects, 5 is the major class and 8 the minor one.
     objects = drawn("88.55......")
     assert scores(objects, drawn("88.........")) == [0.5, 1.0, 0.5, 0.5]
     assert scores(objects, drawn("...55......")) == [0.5, 0.0, 0.5, 0.5]

@@ -1,4 +1,4 @@
-"""Comparison with an earlier session: the laws of its intervals, and what it refuses to be compared with."""
+"""Comparison with an earlier session: properties of the intervals, and baselines that are refused."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ unit, slow = pytest.mark.unit, pytest.mark.slow
 
 FRACTIONS = st.floats(0.0, 1.0).map(lambda share: round(share, 12))  # whose squares do not underflow
 COUNTED = st.integers(0, 1024).map(lambda cells: cells / 1024)
-"""Fractions of 1,024 cells: sums and differences of them are exact, so laws hold to the bit."""
+"""Fractions of 1,024 cells: their sums and differences are exact, so results can be compared exactly."""
 SEEDS = st.lists(COUNTED, min_size=2, max_size=6)
 OPPOSITE = {"better": "worse", "worse": "better"}
 
@@ -57,9 +57,9 @@ def judged(baseline: list, now: list) -> str:
 
 
 @unit
-@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy warns of a side without variance, and is right
+@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy rightly warns about a side without variance
 @given(SEEDS, SEEDS)
-def test_the_interval_is_that_of_welch(baseline: list[float], now: list[float]) -> None:
+def test_the_interval_agrees_with_scipy(baseline: list[float], now: list[float]) -> None:
     from scipy import stats
 
     assume(len(set(baseline)) > 1 or len(set(now)) > 1)
@@ -69,7 +69,7 @@ def test_the_interval_is_that_of_welch(baseline: list[float], now: list[float]) 
 
 @unit
 @given(SEEDS, SEEDS)
-def test_swapping_baseline_and_now_negates(baseline: list[float], now: list[float]) -> None:
+def test_swapping_baseline_and_now_negates_the_interval(baseline: list[float], now: list[float]) -> None:
     low, high = welch_interval(baseline, now)
     assert welch_interval(now, baseline) == (-high, -low)
     word = judged(baseline, now)
@@ -96,7 +96,7 @@ def test_the_order_of_the_seeds_does_not_matter(baseline: list[float], now: list
 @unit
 @given(st.lists(FRACTIONS, min_size=2, max_size=6), st.lists(FRACTIONS, min_size=2, max_size=6))
 @example([0.1, 0.1], [0.1, 0.1, 0.1])
-def test_the_words_follow_the_sign_of_the_interval_which_holds_the_difference(
+def test_the_interval_contains_the_difference_and_its_sign_gives_the_words(
     baseline: list[float], now: list[float]
 ) -> None:
     found = difference("B", "foreground_iou", baseline, now)
@@ -109,7 +109,7 @@ def test_the_words_follow_the_sign_of_the_interval_which_holds_the_difference(
 
 @unit
 @given(st.lists(FRACTIONS, min_size=2, max_size=6))
-def test_the_same_numbers_make_no_difference(values: list[float]) -> None:
+def test_the_same_numbers_give_no_difference(values: list[float]) -> None:
     found = difference("B", "foreground_iou", values, values[::-1])
     assert found.mean == 0.0
     assert found.judgement == "no difference beyond noise"
@@ -126,7 +126,7 @@ def test_without_variance_any_shift_is_a_difference(old: float, new: float, befo
 
 @unit
 @given(SEEDS, st.sampled_from([[], [0.5], [None, None], [0.5, None, 0.4]]))
-def test_it_cannot_tell_from_too_few_seeds_or_undefined_numbers_and_never_fails(
+def test_too_few_seeds_or_undefined_numbers_give_cannot_tell(
     values: list[float], unknown: list[float | None]
 ) -> None:
     for baseline, now in ((values, unknown), (unknown, values)):
@@ -140,7 +140,7 @@ def test_it_cannot_tell_from_too_few_seeds_or_undefined_numbers_and_never_fails(
 
 
 def compared(experiment: ExperimentConfig | None = None, **ious: tuple[float, ...]) -> Comparison:
-    """A comparison of options that differ in the foreground IoU of their seeds."""
+    """Return a comparison of options with the given foreground IoUs of their seeds."""
     runs = {
         name: {seed: result(name, seed, foreground_iou=value) for seed, value in enumerate(values)}
         for name, values in ious.items()
@@ -149,7 +149,7 @@ def compared(experiment: ExperimentConfig | None = None, **ious: tuple[float, ..
 
 
 def stored(path: Path, comparison: Comparison, change: Callable[[dict], object] = lambda data: None) -> Path:
-    """A comparison as a file, after a change to its JSON."""
+    """Write a comparison to a file, after a change to its JSON."""
     data = json.loads(to_json(comparison))
     change(data)
     path.write_text(json.dumps(data))
@@ -157,7 +157,7 @@ def stored(path: Path, comparison: Comparison, change: Callable[[dict], object] 
 
 
 @unit
-def test_a_comparison_is_its_own_baseline_wherever_the_path_leads(tmp_path: Path) -> None:
+def test_a_comparison_is_its_own_baseline_for_every_kind_of_path(tmp_path: Path) -> None:
     comparison = compared(A=(0.1, 0.2), B=(0.4, 0.5, 0.6))
     folder = tmp_path / "session/comparison"
     folder.mkdir(parents=True)
@@ -176,7 +176,7 @@ def test_a_comparison_is_its_own_baseline_wherever_the_path_leads(tmp_path: Path
 
 
 @unit
-def test_a_regression_is_told_with_option_metric_and_numbers_wherever_it_is_shown(tmp_path: Path) -> None:
+def test_a_regression_is_shown_with_option_metric_and_numbers_everywhere(tmp_path: Path) -> None:
     before = compared(B=(0.60, 0.61, 0.62), C=(0.3, 0.3))
     now = compared(A=(0.1, 0.1), B=(0.40, 0.41, 0.42))
     differences = compare_with(read_baseline(stored(tmp_path / "baseline.json", before)), now)
@@ -195,7 +195,7 @@ def test_a_regression_is_told_with_option_metric_and_numbers_wherever_it_is_show
     assert "baseline" not in to_markdown(now)
 
 
-# ---- what is refused
+# ---- refusals
 
 OTHERS: dict[str, Any] = {
     "epochs": 6,
@@ -215,7 +215,7 @@ OTHERS: dict[str, Any] = {
 
 @unit
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainingConfig)])
-def test_other_training_is_not_comparable_unless_it_leaves_results_as_they_are(
+def test_a_different_training_setting_is_not_comparable_if_it_can_change_results(
     tmp_path: Path, field: str
 ) -> None:
     other = ExperimentConfig(training=TrainingConfig(**{field: OTHERS[field]}))
@@ -244,7 +244,7 @@ def test_every_differing_field_is_listed(tmp_path: Path) -> None:
 
 
 @unit
-def test_given_class_weights_are_compared_by_their_ratios(tmp_path: Path) -> None:
+def test_explicit_class_weights_are_compared_by_their_ratios(tmp_path: Path) -> None:
     def experiment(*weights: float) -> ExperimentConfig:
         option = LossOption(name="G", gamma=1.0, class_weights=weights, candidate=True)
         return ExperimentConfig(options=(option,))
@@ -312,25 +312,25 @@ def test_a_damaged_comparison_is_refused_in_one_sentence(tmp_path: Path, name: s
 
 @unit
 @pytest.mark.parametrize("schema", [1, 3])
-def test_a_comparison_of_another_version_is_refused_by_its_schema_whatever_else_is_in_it(
+def test_a_comparison_with_another_schema_is_refused_whatever_else_it_contains(
     tmp_path: Path, schema: int
 ) -> None:
     def change(data: dict) -> None:
         data.update(schema=schema)
-        del data["options"]["B"]["runs"][0]["metrics"]["object_iou"]  # which the first version did not have
+        del data["options"]["B"]["runs"][0]["metrics"]["object_iou"]  # not present in the first version
 
     said = refused(stored(tmp_path / "baseline.json", compared(B=(0.4, 0.5)), change))
     assert said.endswith(f"written by another version of bvae (schema {schema}, expected 2); run it again")
 
 
 @unit
-def test_metrics_of_cells_and_of_objects_are_compared() -> None:
+def test_cell_and_object_metrics_are_compared() -> None:
     assert METRICS.keys() - COMPARED == {"minor_object_recall"}
 
 
 @unit
 @pytest.mark.parametrize("metric", COMPARED)
-def test_every_metric_that_is_compared_is_that_of_the_runs(tmp_path: Path, metric: str) -> None:
+def test_every_compared_metric_is_that_of_the_runs(tmp_path: Path, metric: str) -> None:
     def perfect(data: dict) -> None:
         for run in data["options"]["B"]["runs"]:
             run["metrics"][metric] = 1.0
@@ -344,7 +344,7 @@ def test_every_metric_that_is_compared_is_that_of_the_runs(tmp_path: Path, metri
 
 
 @unit
-def test_what_is_no_comparison_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_a_path_without_a_comparison_is_refused_in_one_sentence(tmp_path: Path) -> None:
     assert "no comparison is there" in refused(tmp_path / "missing.json")
     assert "no comparison is there" in refused(tmp_path)
     assert "no comparison is there" in refused(Path("/dev/zero"))
@@ -363,7 +363,7 @@ def test_what_is_no_comparison_is_refused_in_one_sentence(tmp_path: Path) -> Non
 
 @unit
 @given(st.binary(max_size=60), st.integers(0, 4000), st.integers(0, 60))
-def test_bytes_written_over_a_comparison_never_end_in_another_error(
+def test_overwritten_bytes_in_a_comparison_give_no_other_error(
     tmp_path_factory: pytest.TempPathFactory, bytes_: bytes, start: int, cut: int
 ) -> None:
     data = to_json(compared(B=(0.4, 0.5)))
@@ -378,7 +378,7 @@ def test_bytes_written_over_a_comparison_never_end_in_another_error(
 
 
 @unit
-def test_a_path_apart_from_its_option_is_refused(tmp_path: Path) -> None:
+def test_a_path_after_a_space_is_refused(tmp_path: Path) -> None:
     assert "--baseline=runs/latest" in separated_path(["--baseline", "runs/latest"])
     assert separated_path([f"--baseline={tmp_path}", "experiments/"]) is None
 
@@ -390,7 +390,7 @@ WITHOUT_GATE = ("-k", "B-seed or regression")
 
 
 def made_up(lab: Path, **changes: Any) -> str:
-    """A baseline for sessions of `ONE_OPTION` in which every metric of B is perfect with every seed."""
+    """Return a baseline for sessions of `ONE_OPTION` in which all metrics of B are perfect with all seeds."""
     training = TrainingConfig(epochs=2, batch_size=16, precision="fp32", **changes)
     experiment = ExperimentConfig(grid_size=8, training=training)
     corpus = load_corpus(str(lab / "corpus.npz"), 8)
@@ -402,7 +402,7 @@ def made_up(lab: Path, **changes: Any) -> str:
 
 
 @slow
-def test_a_regression_fails_a_session_on_request_and_there_is_none_against_itself(lab: Path) -> None:
+def test_a_regression_fails_a_session_on_request_and_a_session_has_none_against_itself(lab: Path) -> None:
     better, strict, resume = made_up(lab), "--fail-on-regression", "--resume=runs/latest"
     finding = run_pytest("experiments/", *ONE_OPTION, *WITHOUT_GATE, better, "-n1", "--html=report.html")
     assert finding.returncode == 0, finding.stdout + finding.stderr

@@ -1,4 +1,4 @@
-"""The gate must not be fooled, and the best is recommended: made-up results, each wrong in one way."""
+"""The gate and the recommendation, on constructed results that are each wrong in one way."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_the_gate_passes_when_c_alone_is_healthy() -> None:
 
 
 @pytest.mark.parametrize("verdict", FAILURES)
-def test_the_gate_fails_on_a_failed_seed_though_the_accuracy_is_in_the_band(verdict: str) -> None:
+def test_the_gate_fails_on_a_failed_seed_even_if_the_accuracy_is_in_the_band(verdict: str) -> None:
     comparison = compared(seeds("B", "healthy", verdict, "healthy"))
     assert not comparison.gate.passed
     assert comparison.options["B"].verdict == verdict
     assert "The gate failed: no candidate is healthy" in explain_gate(comparison)
 
 
-def test_the_gate_fails_when_only_the_baseline_passes() -> None:
+def test_the_gate_fails_when_only_the_known_bad_baseline_is_healthy() -> None:
     comparison = compared(seeds("A", "healthy") | seeds("B", "partial_collapse"))
     assert comparison.options["A"].healthy
     assert not comparison.gate.passed
@@ -105,7 +105,7 @@ def test_a_position_prior_in_the_band_does_not_pass() -> None:
 
 @st.composite
 def found_runs(draw: st.DrawFn) -> dict[str, dict[int, Any]]:
-    """One to three seeds of each option: failures here and there, any accuracy and object IoU."""
+    """One to three seeds of each option: some failures, any accuracy and object IoU."""
     return {
         option: {
             seed: result(
@@ -122,7 +122,7 @@ def found_runs(draw: st.DrawFn) -> dict[str, dict[int, Any]]:
 
 
 @given(found_runs())
-def test_the_gate_asks_for_a_healthy_candidate_and_the_recommendation_for_the_best_that_learned(
+def test_the_gate_needs_a_healthy_candidate_and_the_recommendation_is_the_best_that_learned(
     outcomes: dict,
 ) -> None:
     comparison = compared(outcomes)
@@ -139,7 +139,7 @@ def test_the_gate_asks_for_a_healthy_candidate_and_the_recommendation_for_the_be
 
 
 @given(found_runs())
-def test_a_recommendation_says_what_opens_the_gate_where_that_is_another_option(outcomes: dict) -> None:
+def test_a_recommendation_names_the_option_that_passes_the_gate_if_it_is_another_one(outcomes: dict) -> None:
     comparison = compared(outcomes)
     said, recommended, gate = comparison.recommendation, comparison.recommended, comparison.gate
     assert said.endswith(".")
@@ -154,7 +154,7 @@ def test_a_recommendation_says_what_opens_the_gate_where_that_is_another_option(
     assert ("so the gate stays closed" in said) == (outside and not gate.passed)
 
 
-def test_the_candidate_with_the_highest_object_iou_is_recommended_whatever_else_is_higher() -> None:
+def test_the_candidate_with_the_highest_object_iou_is_recommended_whatever_its_other_metrics() -> None:
     comparison = compared(
         seeds("A", "healthy", object_iou=0.9)
         | seeds("B", "healthy", "healthy", object_iou=0.2, foreground_iou=0.9, foreground_recall=0.9)
@@ -166,7 +166,7 @@ def test_the_candidate_with_the_highest_object_iou_is_recommended_whatever_else_
 
 
 @pytest.mark.parametrize(("accuracy", "side"), [(0.853, "above"), (0.6, "below")])
-def test_the_band_opens_the_gate_and_does_not_choose(accuracy: float, side: str) -> None:
+def test_the_band_decides_the_gate_but_not_the_recommendation(accuracy: float, side: str) -> None:
     best = seeds("B", "healthy", object_iou=0.26, pixel_accuracy=accuracy)
     both = compared(best | seeds("C", "healthy", object_iou=0.14))
     assert both.recommended == "B"
@@ -181,7 +181,7 @@ def test_the_band_opens_the_gate_and_does_not_choose(accuracy: float, side: str)
     assert alone.recommendation.endswith("the band 0.7:0.8; so the gate stays closed.")
 
 
-def test_where_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_is_named() -> None:
+def test_if_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_is_named() -> None:
     mild, grave = seeds("C", "partial_collapse", object_iou=0.1), seeds("B", "mode_collapse", object_iou=0.2)
     comparison = compared(seeds("A", "healthy") | grave | mild)
     assert comparison.recommended is None
@@ -192,7 +192,7 @@ def test_where_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_
         assert f"nearest miss is {nearest} (partial collapse)" in alike.recommendation
 
 
-# ---- what the gate says that was learned
+# ---- what the gate says was learned
 
 
 @given(*[st.none() | st.floats(0.0, 1.0)] * 3)
@@ -217,7 +217,7 @@ def test_shapes_count_as_learned_only_above_the_nearest_training_grids(
         assert "learned the objects" not in comparison.recommendation
 
 
-def test_without_references_nothing_is_said_of_shapes() -> None:
+def test_without_references_shapes_are_not_judged() -> None:
     head = explain_gate(compared(seeds("B", "healthy"), references={}))
     assert "learned colours and places of objects; whether also their shapes was not measured" in head
     assert "learned the objects" not in head
@@ -262,7 +262,7 @@ OTHERS = (1000, 9000, *[500] * 8)
         ),
     ],
 )
-def test_what_is_unusual_about_a_corpus_is_said_and_nothing_else(changes: dict, remarks: list[str]) -> None:
+def test_only_unusual_properties_of_a_corpus_are_remarked_on(changes: dict, remarks: list[str]) -> None:
     corpus = dataclasses.replace(CORPUS, **changes)
     found = corpus.remarks()
     assert len(found) == len(remarks)
@@ -280,7 +280,7 @@ def test_a_band_below_the_background_rate_is_remarked_on(hi: float, lo: float, r
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=10, max_size=10), st.integers(1, 10**5))
-def test_beta_is_also_given_in_the_usual_units_of_a_sum_over_cells(counts: list[int], grids: int) -> None:
+def test_beta_is_also_given_for_a_loss_that_is_a_sum_over_cells(counts: list[int], grids: int) -> None:
     corpus = dataclasses.replace(CORPUS, class_counts=tuple(counts), train=grids)
     said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus))
     found = re.search(r"β = (\S+) for a loss per cell, (\S+) in the usual units", said)
@@ -335,7 +335,7 @@ def test_comparison_json_has_the_documented_schema_and_no_nan() -> None:
     assert from_json(to_json(comparison), Comparison) == comparison
 
 
-def test_the_documented_metrics_of_an_option_stand_beside_their_shuffled_control() -> None:
+def test_the_documented_metrics_of_an_option_have_their_shuffled_control() -> None:
     documented = {
         *("pixel_accuracy", "foreground_iou", "foreground_recall", "object_recall", "minor_object_recall"),
         *("object_iou", "objects_recognised"),
@@ -407,7 +407,7 @@ def test_the_tables_survive_undefined_numbers() -> None:
     assert "| PCA | reference | undefined (0.030) | " in document
 
 
-def test_seeds_that_learned_different_numbers_of_classes_are_told_as_a_range() -> None:
+def test_different_numbers_of_learned_classes_are_shown_as_a_range() -> None:
     runs = {seed: result("B", seed, classes_learned=learned) for seed, learned in enumerate((7, 9, 8))}
     (row,) = (row for row in table_rows(compared({"B": runs})) if row[0].text == "B")
     assert "7 to 9 of 9" in {cell.text for cell in row}

@@ -29,7 +29,7 @@ def judged(*losses: float, **changes: Any) -> str:
     return judge_run(history(*losses or falling, last=evaluation(**changes)), None, BAND).name
 
 
-def test_verdicts_are_ordered_from_the_worst_on_and_explained() -> None:
+def test_verdicts_are_ordered_worst_first_and_explained() -> None:
     assert list(SEVERITY) == [*FAILURES, "below_band", "above_band", "healthy"]
     assert list(MEANINGS) == list(SEVERITY)
     assert [name for name in SEVERITY if not Verdict(name, "").learned] == list(FAILURES)
@@ -44,25 +44,25 @@ def test_a_collapsed_model_is_not_saved_by_an_accuracy_in_the_band() -> None:
     assert judged(**changes, predicted_foreground_rate=0.0) == "mode_collapse"
 
 
-def test_a_decoder_that_does_not_look_is_not_saved_by_an_accuracy_in_the_band() -> None:
+def test_a_decoder_that_ignores_the_latent_is_not_saved_by_an_accuracy_in_the_band() -> None:
     prior = {"foreground_recall": 0.35, "foreground_iou": 0.45, "pixel_accuracy": 0.76}
     assert judged(shuffled=prior, foreground_recall=0.40, foreground_iou=0.5) == "posterior_collapse"
 
 
-def test_the_extent_of_the_objects_in_one_class_is_not_learned_objects() -> None:
-    """A model that was called healthy before objects were counted: size and main colour of each grid."""
+def test_predicting_the_extent_in_one_class_is_a_partial_collapse() -> None:
+    """Version 0.5.0 called such a model healthy: it predicts only size and main colour of each grid."""
     changes = {"object_iou": 0.11, "object_recall": 0.45, "minor_object_recall": 0.0, "classes_learned": 6}
     assert judged(**changes, extent={"object_iou": 0.11}) == "partial_collapse"
 
 
-def test_a_loss_that_rebounds_is_unstable_however_good_the_model() -> None:
+def test_a_loss_that_rebounds_is_unstable_even_if_the_model_is_good() -> None:
     assert judged(3.0, 2.0, 2.11, 1.5) == "unstable"
     assert judged(3.0, 2.0, 2.09, 1.5) == "healthy"
 
 
 def test_a_loss_that_does_not_fall_is_unstable() -> None:
     assert judged(1.0, 1.0) == "unstable"
-    assert judged(1.0) == "healthy"  # one epoch cannot say
+    assert judged(1.0) == "healthy"  # one epoch is not enough to tell
 
 
 def test_divergence_comes_before_everything() -> None:
@@ -93,9 +93,9 @@ class Bound(NamedTuple):
     """A rule of the documentation.
 
     Attributes:
-        bound: the least value of a model that learned, or the greatest where `is_limit`.
-        at: the metrics of a model that has a value, beside the controls of `NOTHING`.
-        fields: what the value is made of.
+        bound: the least value of a model that learned, or the greatest if `is_limit`.
+        at: returns the metrics of a model with a given value, with the controls of `NOTHING`.
+        fields: the metrics that the value is computed from.
         most: the greatest value that breaks no other rule.
     """
 
@@ -147,7 +147,7 @@ NOTHING: dict[str, Any] = {
     "shuffled": dict.fromkeys((*GAINS, "object_iou", "minor_object_recall"), 0.0),
     "extent": {"object_iou": 0.0},
 }
-"""Controls that score nothing, so that a gain is the metric itself, without rounding."""
+"""Controls that score 0, so that a gain equals the metric, without rounding."""
 
 of_each_bound = pytest.mark.parametrize(
     "place", range(len(BOUNDS)), ids=[f"{bound.verdict}-{bound.fields[0]}" for bound in BOUNDS]
@@ -155,7 +155,7 @@ of_each_bound = pytest.mark.parametrize(
 
 
 def values(bound: Bound) -> st.SearchStrategy[float]:
-    """Values with which no other rule is broken, the nearest to the bound among them."""
+    """Values that break no other rule, including the nearest to the bound."""
     if "classes_present" in bound.fields:
         return st.integers(0, 8).map(lambda learned: learned / 8)
     least = 0.25 if bound.verdict == "flooding" else 0.0
@@ -171,7 +171,7 @@ def test_the_rules_are_those_of_the_documentation() -> None:
 
 @of_each_bound
 @given(data=st.data())
-def test_just_inside_its_bound_a_number_gives_no_verdict_and_just_outside_that_of_its_rule(
+def test_a_number_just_inside_its_bound_breaks_no_rule_and_just_outside_only_its_own(
     place: int, data: st.DataObject
 ) -> None:
     bound, rule = BOUNDS[place], RULES[place]
@@ -222,15 +222,13 @@ def test_without_its_controls_a_gain_is_undefined(field: str) -> None:
 
 
 @given(fractions, fractions)
-def test_only_where_neither_recall_nor_iou_is_lost_the_decoder_does_not_look(
-    recall: float, iou: float
-) -> None:
+def test_a_posterior_collapse_gains_little_in_recall_and_in_iou(recall: float, iou: float) -> None:
     found = judged(**NOTHING | {"foreground_recall": recall, "foreground_iou": iou})
     assert (found == "posterior_collapse") == (recall < 0.10 and iou < 0.10)
 
 
 @given(fractions, fractions)
-def test_what_is_lost_under_the_shuffled_control_counts_and_not_the_recall_itself(
+def test_the_gain_over_the_shuffled_control_counts_and_not_the_recall_itself(
     recall: float, shuffled: float
 ) -> None:
     control = {"foreground_recall": shuffled, "foreground_iou": 0.5}
@@ -239,7 +237,7 @@ def test_what_is_lost_under_the_shuffled_control_counts_and_not_the_recall_itsel
 
 
 @given(fractions, st.none() | fractions, st.none() | fractions)
-def test_object_iou_is_held_against_the_larger_of_its_controls(
+def test_object_iou_is_compared_with_the_larger_of_its_controls(
     iou: float, shuffled: float | None, extent: float | None
 ) -> None:
     found = judged(object_iou=iou, shuffled={"object_iou": shuffled}, extent={"object_iou": extent})
@@ -248,20 +246,20 @@ def test_object_iou_is_held_against_the_larger_of_its_controls(
 
 
 @given(fractions, fractions)
-def test_minor_objects_are_held_against_the_shuffled_control(recall: float, shuffled: float) -> None:
+def test_minor_objects_are_compared_with_the_shuffled_control(recall: float, shuffled: float) -> None:
     found = judged(minor_object_recall=recall, shuffled={"minor_object_recall": shuffled})
     assert (found == "partial_collapse") == (recall - shuffled < 0.15)
 
 
 @given(st.integers(1, 9), st.data())
-def test_half_of_the_classes_that_are_there_are_to_be_learned(present: int, data: st.DataObject) -> None:
+def test_half_of_the_present_classes_must_be_learned(present: int, data: st.DataObject) -> None:
     learned = data.draw(st.integers(0, present))
     found = judged(classes_present=present, classes_learned=learned)
     assert (found == "partial_collapse") == (2 * learned < present)
 
 
 @given(fractions)
-def test_the_band_decides_over_a_stable_model_that_learned(accuracy: float) -> None:
+def test_the_band_decides_the_verdict_on_a_stable_model_that_learned(accuracy: float) -> None:
     expected = "below_band" if accuracy < 0.7 else "above_band" if accuracy > 0.8 else "healthy"
     assert judged(pixel_accuracy=accuracy) == expected
 
@@ -297,7 +295,7 @@ TOO_SHORT = "; perhaps too little training rather than the loss: "
 
 
 def reason_after(steps: int, before: float | None, recall: float | None, **changes: Any) -> str:
-    """The reason after two epochs with so many steps in all and these foreground recalls."""
+    """Return the reason after two epochs with `steps` steps in total and these foreground recalls."""
     records = history(
         2.0,
         1.0,
@@ -326,12 +324,12 @@ def test_the_bounds_of_too_little_training(steps: int, rise: float, remarked: bo
     assert (TOO_SHORT in reason_after(steps, 0.0, rise, object_recall=0.0)) == remarked
 
 
-def test_a_recall_that_falls_is_no_sign_of_too_little_training() -> None:
+def test_a_falling_recall_is_not_a_sign_of_too_little_training() -> None:
     assert TOO_SHORT not in reason_after(500, 0.6, 0.4, object_recall=0.0)
 
 
 @pytest.mark.parametrize("changes", [{"flooded_rate": 0.7}, {"predicted_foreground_rate": 0.9}, {}])
-def test_neither_a_flood_nor_a_model_that_learned_is_excused_by_little_training(
+def test_flooding_and_learned_models_get_no_remark_on_too_little_training(
     changes: dict[str, Any],
 ) -> None:
     assert TOO_SHORT not in reason_after(2, 0.0, 0.5, **changes)
@@ -343,7 +341,9 @@ judged_runs = st.lists(st.tuples(st.sampled_from(list(SEVERITY)), fractions), mi
 
 
 @given(judged_runs)
-def test_one_failed_seed_fails_the_option_and_the_worst_names_it(runs: list[tuple[str, float]]) -> None:
+def test_one_failed_seed_fails_the_option_and_the_worst_seed_gives_its_verdict(
+    runs: list[tuple[str, float]],
+) -> None:
     verdicts = [Verdict(name, f"reason {seed}") for seed, (name, _) in enumerate(runs)]  # type: ignore[arg-type]
     option = judge_option(verdicts, [accuracy for _, accuracy in runs], BAND)
     failures = [name for name, _ in runs if name in FAILURES]

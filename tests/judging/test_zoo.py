@@ -1,4 +1,4 @@
-"""The real evaluation and verdict on models whose truth is known by construction; see `zoo.py`."""
+"""The evaluation and verdict on constructed models, for which the right verdict is known; see `zoo.py`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from zoo import ARC, KINDS, judged_models
 pytestmark = pytest.mark.slow
 
 MAIN_CLASSES = (
-    "in a whole grid that is mostly orange, orange is no object but counts for its class, so more than half "
-    "of the classes of `arc` are learned with the main colours, and 4 classes of 9 are 45 % of its objects"
+    "in a whole grid that is mostly orange, orange is no object but counts for the recall of its class, so "
+    "the main colours suffice for over half of the classes of `arc`; 4 of 9 classes are 45 % of its objects"
 )
 MISSES = {
     (ARC, "the most frequent classes, the rest erased", 4): MAIN_CLASSES,
     (ARC, "the most frequent classes, the rest given the first", 4): MAIN_CLASSES,
 }
-"""The models that are judged wrongly, each with the reason."""
+"""The models that are judged wrongly, with the reasons."""
 
 
-def test_the_verdict_says_of_constructed_models_what_a_person_sees() -> None:
+def test_the_verdict_on_constructed_models_is_what_a_person_sees() -> None:
     models = list(judged_models())
     of_kind: dict[str, list[bool]] = defaultdict(list)
     for model in models:

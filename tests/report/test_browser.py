@@ -1,4 +1,4 @@
-"""The report as people see it: opened from disk in headless Chromium, by mouse, by keyboard and by axe."""
+"""The report in headless Chromium: opened from disk, used by mouse and keyboard, and checked by axe."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ FLAGS = (
 )
 WIDTHS = (1280, 390)
 OPTIONS = """
-[A]                    # learns nothing but background, whatever the seed
+[A]                    # predicts only background under every seed
 gamma = 2
 class_weights = [1e4, 1, 1, 1, 1, 1, 1, 1, 1, 1]
 candidate = false
-[C]                    # and this learns these objects under every seed that was tried
+[C]                    # learns these objects under every seed that was tried
 gamma = 2
 class_weights = "none"
 """
@@ -43,9 +43,9 @@ class_weights = "none"
 
 @pytest.fixture(scope="module")
 def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report in which a run is healthy, another is not, and the corpus has a hostile name.
+    """A report with a healthy run, an unhealthy run, and a malicious corpus name.
 
-    It is made once for all workers.
+    It is created once for all workers.
     """
     shared = tmp_path_factory.getbasetemp()
     shared = (shared.parent if hasattr(request.config, "workerinput") else shared) / "browser"
@@ -87,7 +87,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture
 def page(chromium: Chrome, report: Path) -> Chrome:
-    """The report as it opens at first, with all that was logged since."""
+    """Open the report anew; return the browser, whose log starts here."""
     chromium.get("about:blank")
     for log in ("browser", "performance"):
         chromium.get_log(log)
@@ -118,7 +118,7 @@ def row(page: Chrome, name: str) -> WebElement:
     return next(body for body in find(page, "#results-table > tbody") if name in body.text)
 
 
-def test_the_report_has_no_error_and_asks_for_nothing_but_itself(page: Chrome, report: Path) -> None:
+def test_the_report_has_no_error_and_makes_no_other_request(page: Chrome, report: Path) -> None:
     expand_all(page)
     errors = [entry for entry in page.get_log("browser") if entry["level"] != "INFO"]
     assert errors == []
@@ -131,7 +131,7 @@ def test_the_report_has_no_error_and_asks_for_nothing_but_itself(page: Chrome, r
     assert {url for url in asked if not url.startswith("data:image/")} == {report.as_uri()}
 
 
-def test_every_picture_decodes_whole_and_says_what_it_shows(page: Chrome) -> None:
+def test_every_picture_decodes_and_has_a_text_alternative(page: Chrome) -> None:
     expand_all(page)
     pictures: list[list[Any]] = page.execute_async_script(
         """const [done] = arguments, all = [...document.images];
@@ -145,7 +145,7 @@ def test_every_picture_decodes_whole_and_says_what_it_shows(page: Chrome) -> Non
         assert len(alternative) > 20
 
 
-def test_a_hostile_name_of_a_corpus_is_text_and_nothing_else(page: Chrome) -> None:
+def test_a_malicious_corpus_name_is_only_text(page: Chrome) -> None:
     expand_all(page)
     assert page.execute_script("return document.boom") is None
     assert HOSTILE in find(page, "main")[0].text
@@ -199,7 +199,7 @@ def test_filters_hide_and_show_rows_by_outcome(page: Chrome) -> None:
 
 
 @pytest.mark.parametrize("how", ["mouse", "keyboard"])
-def test_columns_sort_rows_both_ways_and_say_so(page: Chrome, how: str) -> None:
+def test_columns_sort_rows_both_ways_and_announce_it(page: Chrome, how: str) -> None:
     from selenium.webdriver.common.keys import Keys
 
     def sort() -> list[str]:
@@ -241,7 +241,7 @@ def test_a_picture_opens_to_full_size_and_closes(page: Chrome, how: str) -> None
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_never_scrolls_sideways(page: Chrome, width: int) -> None:
+def test_the_page_never_scrolls_horizontally(page: Chrome, width: int) -> None:
     resize(page, width)
 
     def excess() -> int:

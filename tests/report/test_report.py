@@ -1,4 +1,4 @@
-"""The report: what its words, pictures and code say is what was measured."""
+"""The report: its text, pictures and code agree with the measurements."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ GIVEN = LossOption(name="G", gamma=0.0, class_weights=(1.0, *[2.5] * 9), candida
 
 
 class Reader(HTMLParser):
-    """Collects what a page says, its tags with the names of their attributes, and the attributes' values.
+    """Collects the text of a page, its tags with the names of their attributes, and the attributes' values.
 
-    Style and script are no text of the page.
+    Style and script do not count as text.
     """
 
     def __init__(self, html: str) -> None:
@@ -83,12 +83,12 @@ class Reader(HTMLParser):
 
 
 def said(html: str) -> str:
-    """What a page says, its lines joined."""
+    """Return the text of a page on one line."""
     return re.sub(r"\s+", " ", Reader(html).text)
 
 
 def macro(name: str, *arguments: Any, **more: Any) -> Reader:
-    """What a macro of the templates writes."""
+    """Return the output of a template macro."""
     write = getattr(TEMPLATES.get_template("macros.jinja").module, name)
     return Reader(str(write(*arguments, **more)))
 
@@ -98,7 +98,7 @@ def macro(name: str, *arguments: Any, **more: Any) -> Reader:
 
 @unit
 @given(TEXTS.filter(bool))
-def test_text_in_html_is_read_as_it_was_written(text: str) -> None:
+def test_text_is_unchanged_by_escaping_in_html(text: str) -> None:
     code = macro("code", text, text)
     assert code.tags == macro("code", "plain", "plain").tags
     assert code.text.removesuffix("\n") == text
@@ -113,7 +113,7 @@ def test_text_in_html_is_read_as_it_was_written(text: str) -> None:
 
 @unit
 @given(TEXTS.filter(bool))
-def test_names_and_reasons_change_the_words_of_a_report_and_nothing_else(
+def test_names_and_reasons_change_only_the_text_of_a_report(
     tmp_path_factory: pytest.TempPathFactory, text: str
 ) -> None:
     pages = []
@@ -128,7 +128,7 @@ def test_names_and_reasons_change_the_words_of_a_report_and_nothing_else(
 
 @unit
 @given(TEXTS)
-def test_every_text_of_a_difference_is_shown_as_it_was_written(text: str) -> None:
+def test_every_text_of_a_difference_is_shown_unchanged(text: str) -> None:
     one = difference("B", "object_iou", [0.1, 0.2], [0.3, 0.4])
     plain, hostile = (
         Reader(show_differences([dataclasses.replace(one, option=name)])) for name in ("B", text)
@@ -168,11 +168,11 @@ def test_a_picture_in_the_page_has_every_pixel_of_the_png() -> None:
         assert np.array_equal(np.asarray(embedded.convert("RGB")), np.asarray(file.convert("RGB")))
 
 
-# ---- when a run met the rules
+# ---- the epochs in which a run met the rules
 
 
 def epochs(recalls: list[float | None]) -> list[EpochRecord]:
-    """A history of good epochs with these object recalls, and half of each as object IoU; None undefined."""
+    """Return good epochs with these object recalls, and half of each as object IoU; None is undefined."""
     records = history(*[1.0] * len(recalls))
     return [
         dataclasses.replace(
@@ -185,7 +185,7 @@ def epochs(recalls: list[float | None]) -> list[EpochRecord]:
 
 @unit
 @given(st.lists(st.none() | st.sampled_from([0.0, 0.3, 0.39, 0.4, 0.9]), max_size=8))
-def test_the_epochs_are_named_in_which_the_rules_were_met_and_broken(recalls: list) -> None:
+def test_the_epochs_that_met_and_broke_the_rules_are_named(recalls: list) -> None:
     learned = [recall is None or recall >= 0.4 for recall in recalls]
     first, lost, again = when_rules_met(epochs(recalls))
     assert (first is not None) == any(learned)
@@ -246,7 +246,7 @@ def test_the_trend_compares_the_last_two_epochs() -> None:
 
 
 def head(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> str:
-    """The head of a report on made-up runs."""
+    """Return the head of a report on constructed runs."""
     record = SessionRecord(
         created="2026-01-01T00:00:00+00:00",
         command=("experiments/",),
@@ -262,7 +262,7 @@ def head(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> str:
 
 
 @unit
-def test_style_and_script_are_in_the_page_whether_or_not_a_run_was_begun(tmp_path: Path) -> None:
+def test_style_and_script_are_in_the_page_even_if_no_run_was_begun(tmp_path: Path) -> None:
     session = Session(tmp_path, None, "here")  # type: ignore[arg-type]
     without = report_head(session, None)
     assert "No run was begun" in said(without)
@@ -272,7 +272,7 @@ def test_style_and_script_are_in_the_page_whether_or_not_a_run_was_begun(tmp_pat
 
 
 def rows_of(page: str, label: str) -> list[list[str]]:
-    """The cells of a table, row by row; what stands beside a text follows a bar."""
+    """Return the cells of a table, row by row, as `text|second text`."""
     body = re.search(rf'aria-label="{label}"><table .*?<tbody>(.*?)</tbody>', page, re.DOTALL)
     assert body is not None
     plain = re.sub(r"<span.*?</span>", "", body[1])
@@ -281,7 +281,7 @@ def rows_of(page: str, label: str) -> list[list[str]]:
 
 
 @unit
-def test_the_options_of_a_report_have_a_row_each_and_so_has_every_control_and_reference(
+def test_every_option_control_and_reference_has_a_row_in_the_report(
     tmp_path: Path,
 ) -> None:
     runs = {"A": {0: result("A", 0, "mode_collapse", object_iou=0.0)}, "B": {0: result("B", 0)}}
@@ -299,7 +299,7 @@ def test_the_options_of_a_report_have_a_row_each_and_so_has_every_control_and_re
     ratio=st.sampled_from([0.1, 0.25, 3.5, 4.5]),
     classes=st.integers(0, 9),
 )
-def test_the_table_of_rules_marks_what_is_broken_with_its_number_and_nothing_else(
+def test_the_table_of_rules_marks_only_broken_rules_and_shows_their_numbers(
     tmp_path_factory: pytest.TempPathFactory, recall: float | None, ratio: float, classes: int
 ) -> None:
     changes = {
@@ -325,7 +325,7 @@ def test_the_table_of_rules_marks_what_is_broken_with_its_number_and_nothing_els
     ("recognised", "learned"),
     [(0.12, "the objects: colours, places and shapes"), (0.05, "colours and places of objects, not shapes")],
 )
-def test_the_head_says_what_was_learned_and_what_is_unusual(
+def test_the_head_describes_what_was_learned_and_unusual_properties(
     tmp_path: Path, recognised: float, learned: str
 ) -> None:
     runs = {"B": {0: result("B", 0, objects_recognised=recognised)}}
@@ -333,12 +333,12 @@ def test_the_head_says_what_was_learned_and_what_is_unusual(
     assert f"✔ The gate passed: B trained stably and learned {learned}" in words
     assert "Use option B" in words
     assert "B has 0.040 fewer of its cells right than predicting nothing" in words
-    assert "The band lies below the background rate" not in words  # which is just its upper end
+    assert "The band lies below the background rate" not in words  # it is the band's upper end
     assert "Grids differ in size" in words
     assert "7 training grids that also validate were removed" in words
 
 
-# ---- the why
+# ---- explanations
 
 
 @unit
@@ -359,10 +359,10 @@ def test_a_rarer_class_is_predicted_at_a_lower_likelihood_and_an_absent_one_at_n
 @unit
 @pytest.mark.parametrize("option", LOSS_OPTIONS.values(), ids=lambda option: option.name)
 @pytest.mark.parametrize("factor", [0.8, 1.25])
-def test_the_best_prediction_is_a_class_exactly_above_its_threshold(
+def test_a_class_is_the_best_prediction_exactly_above_its_threshold(
     option: LossOption, factor: float
 ) -> None:
-    """Of a cell that is class 1 with likelihood p and background otherwise, by exhaustive search."""
+    """Find the best prediction for a cell that is class 1 with likelihood p, by exhaustive search."""
     counts = [900, 100, *[50] * 8]
     threshold = painting_threshold(counts, option)[0]
     assert threshold is not None
@@ -388,7 +388,7 @@ def why(*, confusion: np.ndarray | None = None, shares: tuple = ((0.4, 0.6), (0.
 
 @unit
 @given(st.lists(st.integers(0, 1000), min_size=100, max_size=100), st.floats(0, 1))
-def test_every_reason_is_a_sentence_with_numbers_whatever_was_counted(cells: list, share: float) -> None:
+def test_every_explanation_is_a_sentence_with_numbers(cells: list, share: float) -> None:
     reasons = explain_why(why(confusion=np.array(cells).reshape(10, 10), shares=((share,),)))
     for reason in reasons:
         assert re.fullmatch(r"[A-Z].*\.", reason)
@@ -397,7 +397,7 @@ def test_every_reason_is_a_sentence_with_numbers_whatever_was_counted(cells: lis
 
 
 @unit
-def test_the_reasons_say_what_was_counted() -> None:
+def test_the_explanations_agree_with_the_counts() -> None:
     confusion = np.zeros((10, 10), int)
     confusion[0, 0], confusion[0, 5] = 600, 200  # a quarter of the background is predicted as class 5
     confusion[1, 1], confusion[1, 0], confusion[1, 2] = 100, 60, 40
@@ -420,7 +420,9 @@ def test_the_reasons_say_what_was_counted() -> None:
     ],
     ids=["seeds", "no epoch", "undefined shares", "many epochs"],
 )
-def test_the_picture_of_the_reasons_tells_them_in_its_description(reasons: Diagnosis, tmp_path: Path) -> None:
+def test_the_explanations_are_the_text_alternative_of_their_picture(
+    reasons: Diagnosis, tmp_path: Path
+) -> None:
     plot_why(reasons, path=tmp_path / "why.png", title="Why")
     with Image.open(tmp_path / "why.png") as image:
         assert image.info["Description"] == describe_why(reasons)
@@ -433,7 +435,7 @@ def test_the_picture_of_the_reasons_tells_them_in_its_description(reasons: Diagn
 @pytest.mark.parametrize(
     "option", [*LOSS_OPTIONS.values(), POWER, GIVEN], ids=lambda option: str(option.class_weights)[:12]
 )
-def test_the_code_of_a_recommendation_runs_and_gives_that_loss(option: LossOption) -> None:
+def test_the_code_of_a_recommendation_runs_and_gives_the_same_loss(option: LossOption) -> None:
     experiment = ExperimentConfig(corpus="atomic:40", options=(option,))
     counts = load_corpus("atomic:40").class_counts
     names: dict = {}
@@ -460,14 +462,14 @@ def test_every_template_style_and_script_is_declared_as_package_data() -> None:
 
 
 def pieces(report: Path) -> list[str]:
-    """The HTML of every row of a report, as pytest-html keeps it."""
+    """Return the HTML of every row of a report, as pytest-html stores it."""
     blob = re.findall(r'data-jsonblob="([^"]*)"', report.read_text())[0]
     rows = [row for rows in json.loads(unescape(blob))["tests"].values() for row in rows]
     return ["".join(extra["content"] for extra in row["extras"]) for row in rows]
 
 
 @slow
-def test_of_many_checkpoints_twelve_are_shown_and_the_folder_of_the_others_is_named(lab: Path) -> None:
+def test_of_many_checkpoints_twelve_are_shown_and_the_folder_with_all_is_named(lab: Path) -> None:
     run_pytest(
         *("experiments/", *QUICK, *TINY, "-n0", "--html=report.html", "-k", "A-seed0"),
         *("--epochs", "15", "--learning-rate", "1e-5"),
@@ -491,7 +493,7 @@ def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> Non
 
 
 @slow
-def test_a_filmstrip_that_cannot_be_drawn_costs_nothing_else_and_is_reported(lab: Path) -> None:
+def test_a_filmstrip_that_cannot_be_drawn_is_reported_and_affects_nothing_else(lab: Path) -> None:
     (lab / "conftest.py").write_text(
         "import bvae.visualization.checkpoint_pictures\n"
         "def broken(*arguments, **more):\n"

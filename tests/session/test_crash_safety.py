@@ -1,4 +1,4 @@
-"""Sessions that are killed or interrupted at any moment and resumed end as if nothing had happened."""
+"""Sessions that are killed or interrupted and then resumed give the results of uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LATER_FILES = (
 
 
 def go_on(lab: Path, settings: tuple[str, ...], *more: str, **faults: object) -> int:
-    """Resume the newest session, or start the first; the exit status."""
+    """Resume the newest session, or start the first one; return the exit status."""
     sabotage(lab, **faults)
     with running(lab, *next_arguments(lab, settings), *more) as process:
         return process.wait(timeout=120)
@@ -53,7 +53,7 @@ def output(lab: Path) -> str:
 
 
 def complete_runs(lab: Path) -> Stamps:
-    """Inode and time of change of every file of every complete run."""
+    """Return the inode and modification time of every file of every complete run."""
     return {
         str(path): (path.stat().st_ino, path.stat().st_mtime_ns)
         for result in (lab / "runs").glob("latest/*/result.json")
@@ -63,18 +63,18 @@ def complete_runs(lab: Path) -> Stamps:
 
 
 def begun(lab: Path) -> set[tuple[str, str]]:
-    """Runs and the invocations that began them."""
+    """Return the runs and the invocations that began them."""
     return {(path.parent.name, path.read_text()) for path in (lab / "runs").glob("latest/*/.begun")}
 
 
 def left_over(lab: Path) -> list[Path]:
-    """What only a process that is killed leaves behind."""
+    """Return files that only a killed process leaves behind."""
     session = newest(lab)
     return [*session.rglob("*.part"), *session.rglob(".stop-*"), *session.parent.glob(".*.latest-*")]
 
 
 @pytest.mark.parametrize("names", [SESSION_FILES, LATER_FILES], ids=["first files", "last files"])
-def test_killed_while_writing_any_file_a_session_goes_on_to_the_same_bits(
+def test_a_session_killed_while_writing_any_file_resumes_with_identical_results(
     lab: Path, uninterrupted: Uninterrupted, names: tuple[str, ...]
 ) -> None:
     moments = random.Random(0)
@@ -89,7 +89,7 @@ def test_killed_while_writing_any_file_a_session_goes_on_to_the_same_bits(
     assert left_over(lab) == []
 
 
-def test_killed_at_random_moments_with_two_workers_a_session_goes_on_to_the_same_bits(
+def test_a_session_with_two_workers_killed_at_random_moments_resumes_with_identical_results(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     settings, moments = THREE_SEEDS, random.Random(1)
@@ -140,7 +140,7 @@ def is_alive(pid: int) -> bool:
 
 
 def one_error(text: str) -> str:
-    """The only line of an error output, which must be a complaint for people."""
+    """Return the only line of an error output, which must be an error message for users."""
     lines = [line for line in text.splitlines() if line]
     assert len(lines) == 1, text
     assert lines[0].startswith("ERROR: "), text
@@ -148,12 +148,12 @@ def one_error(text: str) -> str:
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
-def test_an_interrupted_session_says_how_to_resume_and_goes_on_to_the_same_bits(
+def test_an_interrupted_session_says_how_to_resume_and_resumes_with_identical_results(
     lab: Path, uninterrupted: Uninterrupted, workers: str
 ) -> None:
     moments = random.Random(2)
     interrupts = [(signal.SIGTERM, os.kill), (signal.SIGINT, os.killpg)]
-    if workers == "-n2":  # whether the signal reaches the workers too makes a difference
+    if workers == "-n2":  # the signal may reach only the controller, or the workers too
         interrupts += [(signal.SIGINT, os.kill), (signal.SIGTERM, os.killpg)]
     for interrupt, send in interrupts:
         before = begun(lab)
@@ -172,7 +172,7 @@ def test_an_interrupted_session_says_how_to_resume_and_goes_on_to_the_same_bits(
     assert left_over(lab) == []
 
 
-def test_an_interruption_that_python_drops_is_repeated(lab: Path) -> None:
+def test_an_interruption_that_python_drops_is_raised_again(lab: Path) -> None:
     sabotage(lab, slow=0.3, deaf=["A-seed0", 2])
     with running(lab, *RESUMABLE, "-n0") as process:
         wait_for((lab / "deaf").exists)
@@ -181,7 +181,7 @@ def test_an_interruption_that_python_drops_is_repeated(lab: Path) -> None:
     assert "Resume with: pytest experiments/ --resume=" in output(lab)
 
 
-def test_two_sessions_started_at_once_are_two_whole_sessions(lab: Path, uninterrupted: Uninterrupted) -> None:
+def test_two_sessions_started_at_once_are_both_complete(lab: Path, uninterrupted: Uninterrupted) -> None:
     with running(lab, *RESUMABLE, "-n0", output="1.txt") as one, running(lab, *RESUMABLE, "-n0") as two:
         assert {one.wait(timeout=120), two.wait(timeout=120)} == {1}, output(lab)
     sessions = [path for path in (lab / "runs").iterdir() if not path.is_symlink()]

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged or forged, and disks that refuse: nothing is believed, run or lost."""
+"""Damaged or forged checkpoints, and disk errors: nothing is executed, and no valid result is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> Path:
-    """A session whose runs are complete; not to be changed."""
+    """A session whose runs are complete. Tests must not change it."""
     given = SETTINGS | {"corpus": str(folder / "corpus.npz")}
     laboratory = Experiment.prepare(parse_experiment(given), folder / "runs", [])
     laboratory.open_session()
@@ -68,11 +68,11 @@ def corpus(folder: Path) -> Corpus:
 
 @pytest.fixture
 def checkpoint(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the last checkpoint of a real run, to be damaged."""
+    """A copy of the last checkpoint of a real run, which tests may damage."""
     return Path(shutil.copy(finished / "A-seed0/checkpoints/epoch_002.safetensors", tmp_path))
 
 
-def test_every_flipped_bit_of_a_real_checkpoint_is_found(checkpoint: Path) -> None:
+def test_every_flipped_bit_of_a_real_checkpoint_is_detected(checkpoint: Path) -> None:
     rng, size = random.Random(0), checkpoint.stat().st_size
     header = int.from_bytes(checkpoint.read_bytes()[:8], "little")
     places = [rng.randrange(size) for _ in range(250)] + [rng.randrange(header) for _ in range(250)]
@@ -89,7 +89,7 @@ def test_every_flipped_bit_of_a_real_checkpoint_is_found(checkpoint: Path) -> No
     assert load_checkpoint(checkpoint, Progress).state.step == 6
 
 
-def test_every_truncation_of_a_real_checkpoint_is_found(checkpoint: Path) -> None:
+def test_every_truncation_of_a_real_checkpoint_is_detected(checkpoint: Path) -> None:
     rng, size = random.Random(1), checkpoint.stat().st_size
     places = sorted(rng.randrange(size) for _ in range(97))
     for place in [size - 1, *reversed(places), 8, 7, 0]:
@@ -100,7 +100,7 @@ def test_every_truncation_of_a_real_checkpoint_is_found(checkpoint: Path) -> Non
 
 
 def parse(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
-    """Header, metadata and tensor bytes of a checkpoint."""
+    """Return header, metadata and tensor bytes of a checkpoint."""
     data = path.read_bytes()
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
@@ -108,7 +108,7 @@ def parse(path: Path) -> tuple[dict[str, Any], dict[str, Any], bytes]:
 
 
 def forge(path: Path, header: dict[str, Any], metadata: str, data: bytes) -> None:
-    """Write a checkpoint whose checksum is right, whatever it says."""
+    """Write a checkpoint with any content and a valid checksum."""
     zeros = '{"checksum":"' + "0" * 64 + '",' + metadata[1:]
     text = json.dumps({"__metadata__": {"bvae": zeros}} | header, separators=(",", ":")).encode()
     whole = len(text).to_bytes(8, "little") + text + data
@@ -118,7 +118,7 @@ def forge(path: Path, header: dict[str, Any], metadata: str, data: bytes) -> Non
 WEIGHT = "model.encoder.0.weight"
 
 
-def test_forging_a_checkpoint_changes_nothing_by_itself(
+def test_rewriting_a_checkpoint_with_a_new_checksum_keeps_its_content(
     checkpoint: Path, run: RunConfig, corpus: Corpus
 ) -> None:
     header, metadata, data = parse(checkpoint)
@@ -129,7 +129,7 @@ def test_forging_a_checkpoint_changes_nothing_by_itself(
     assert trainer.progress.step == 6
 
 
-def test_the_optimizer_has_counted_the_steps_of_its_checkpoint(checkpoint: Path) -> None:
+def test_the_optimizer_of_a_checkpoint_has_the_step_of_the_checkpoint(checkpoint: Path) -> None:
     tensors = load_checkpoint(checkpoint, Progress).tensors
     counts = [tensor.item() for name, tensor in tensors.items() if name.endswith(".step")]
     assert set(counts) == {6}
@@ -160,7 +160,7 @@ ODD += [[0, 2**40], [2**62, 2**62], [0, 2**63], [-1, 4], [[]], "\ud800", "9" * 5
 
 
 def mutate(value: Any, rng: random.Random) -> Any:
-    """The same JSON with one odd value somewhere, one key less, or one more."""
+    """Draw a copy of JSON with one odd value, one key removed, or one key added."""
     if not isinstance(value, dict | list) or not value or rng.random() < 0.15:
         return rng.choice(ODD)
     keys = list(value) if isinstance(value, dict) else range(len(value))
@@ -176,7 +176,7 @@ def mutate(value: Any, rng: random.Random) -> Any:
     return changed
 
 
-def test_a_forged_checkpoint_is_refused_or_harmless_never_another_exception(
+def test_a_forged_checkpoint_is_loaded_or_refused_without_another_exception(
     checkpoint: Path, run: RunConfig, corpus: Corpus
 ) -> None:
     header, metadata, data = parse(checkpoint)
@@ -198,7 +198,7 @@ def test_a_forged_checkpoint_is_refused_or_harmless_never_another_exception(
 
 
 def stretch(path: Path, size: int) -> None:
-    """Make a file larger without taking room on the disk."""
+    """Make a file larger without using space on the disk."""
     with path.open("r+b") as file:
         file.truncate(size)
 
@@ -214,7 +214,7 @@ def stretch(path: Path, size: int) -> None:
     ],
     ids=["5 GB", "4 GB of zeros", "huge header", "hugest header", "a pipe"],
 )
-def test_a_lie_about_sizes_is_refused_quickly_and_with_little_memory(
+def test_false_sizes_are_refused_quickly_and_with_little_memory(
     checkpoint: Path, lie: Callable[[Path], object]
 ) -> None:
     lie(checkpoint)
@@ -226,7 +226,7 @@ def test_a_lie_about_sizes_is_refused_quickly_and_with_little_memory(
 
 
 class Payload:
-    """Unpickling this would make a file."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -270,7 +270,7 @@ CASES = [(damage, "epoch_002.safetensors") for damage in DAMAGES] + [(damage, "*
 
 
 @pytest.mark.parametrize(("damage", "pattern"), CASES, ids=map(" in ".join, CASES))
-def test_a_damaged_checkpoint_is_passed_over_and_training_ends_in_the_same_bits(
+def test_a_damaged_checkpoint_is_skipped_and_training_gives_identical_results(
     finished: Path, tmp_path: Path, damage: str, pattern: str
 ) -> None:
     session = shutil.copytree(finished, tmp_path / "session")
@@ -286,11 +286,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_training_ends_in_the_same_bits(
     assert len(complaints) == len(damaged)
     for path in damaged:
         assert any(f"/{path.name}" in complaint for complaint in complaints)
-    assert evidence(session) == evidence(finished)  # in which there is no file that a payload made
+    assert evidence(session) == evidence(finished)  # includes that no payload created a file
 
 
 def damaged_result(finished: Path, tmp_path: Path, change: Callable[[bytes], bytes], warning: str) -> None:
-    """Resume a session with a result that is no longer what was written; it must become that again."""
+    """Resume a session with a changed result; afterwards the result must be the original one again."""
     session = shutil.copytree(finished, tmp_path / "session")
     result = session / "A-seed0/result.json"
     result.write_bytes(change(result.read_bytes()))
@@ -318,7 +318,7 @@ def test_the_payload_would_have_made_a_file(tmp_path: Path) -> None:
 
 
 class Disk:
-    """A small disk under `runs/`, which can be filled to the brim and made read-only."""
+    """A small disk mounted at `runs/`, which can be filled completely and made read-only."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -332,7 +332,7 @@ class Disk:
         (self.place / "filler").unlink()
 
     def close(self) -> None:
-        """Lay a read-only view over the disk; a real one could not turn read-only while files are open."""
+        """Mount a read-only view over the disk; the disk cannot become read-only while files are open."""
         subprocess.run(["mount", "--bind", self.place, self.place], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", self.place], check=True)
 
@@ -367,7 +367,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("step", [2, 5])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_disk_that_refuses_is_named_and_once_mended_the_session_goes_on_to_the_same_bits(
+def test_a_disk_error_is_reported_and_the_session_later_resumes_with_identical_results(
     lab: Path,
     disk: Disk,
     session_here: SessionHere,
@@ -402,7 +402,7 @@ def test_a_disk_that_refuses_is_named_and_once_mended_the_session_goes_on_to_the
 
 
 @pytest.mark.parametrize("arguments", [RESUMABLE, ("--resume=latest",)], ids=["new", "resumed"])
-def test_a_disk_that_refuses_from_the_start_is_a_usage_error(
+def test_a_disk_error_at_the_start_is_a_usage_error(
     finished: Path, disk: Disk, session_here: SessionHere, arguments: tuple[str, ...]
 ) -> None:
     shutil.copytree(finished, disk.place / "session")
@@ -414,7 +414,7 @@ def test_a_disk_that_refuses_from_the_start_is_a_usage_error(
     disk.open()
 
 
-def test_a_limit_on_the_size_of_files_is_named_and_once_lifted_the_session_goes_on(
+def test_a_file_size_limit_is_reported_and_the_session_resumes_without_it(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     def limit() -> None:

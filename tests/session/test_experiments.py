@@ -1,4 +1,4 @@
-"""The main job as people run it: pytest in a child process, on a tiny corpus."""
+"""The main command as users run it: pytest in a child process, on a tiny corpus."""
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
 
 
 def strictly(text: str) -> Any:
-    """What JSON says, without the NaN that Python would read."""
+    """Parse JSON, and refuse NaN, which Python would accept."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
-def test_every_record_of_a_run_has_all_metrics_and_those_of_the_controls(
+def test_every_record_of_a_run_has_all_metrics_of_the_model_and_its_controls(
     lab: Path, session_here: SessionHere
 ) -> None:
     session_here(*TINY, "--loss-options", "A", "--junitxml=junit.xml")
@@ -100,7 +100,7 @@ def test_every_record_of_a_run_has_all_metrics_and_those_of_the_controls(
     assert properties.keys() >= {"object_iou", "extent_object_iou", "shuffled_class_recall_9"}
 
 
-def test_evidence_is_the_same_in_one_process_and_over_workers(
+def test_results_are_identical_in_one_process_and_with_workers(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     run_pytest("experiments/", *THREE_SEEDS, "-n2")
@@ -135,7 +135,7 @@ def test_what_an_option_predicts_is_explained_before_the_next_is_complete(lab: P
     assert (session / "comparison/why_C.png").exists()
 
 
-def test_the_run_of_the_last_turn_is_begun_by_the_worker_that_would_rest_then(lab: Path) -> None:
+def test_a_worker_that_would_be_idle_at_the_end_begins_the_last_run(lab: Path) -> None:
     sabotage(lab, slow=0.3)
     run = lab / "runs/latest/C-seed0"
     with running(lab, *TINY, "-n2") as process:
@@ -159,7 +159,7 @@ def test_runs_go_in_order_and_the_gate_last(lab: Path, session_here: SessionHere
     [("-n2", "--dist", "worksteal"), ("-n2", "-k", "B-seed or stable")],
     ids=" ".join,
 )
-def test_the_gate_comes_to_an_end_however_runs_are_spread(lab: Path, how: tuple[str, ...]) -> None:
+def test_the_gate_ends_for_any_assignment_of_runs(lab: Path, how: tuple[str, ...]) -> None:
     done = run_pytest("experiments/", *TINY, *how)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "test_stable_option_exists" in done.stdout
@@ -236,7 +236,7 @@ def test_a_crashed_run_is_reported_and_not_trained_again(
     assert (newest(lab) / "C-seed0/result.json").exists()
 
 
-def test_where_no_worker_is_left_the_controller_compares_what_was_found(lab: Path) -> None:
+def test_if_no_worker_is_left_the_controller_compares_the_existing_results(lab: Path) -> None:
     (lab / "conftest.py").write_text(CRASH.format(run="B-seed0", how="os.kill(os.getpid(), signal.SIGKILL)"))
     done = run_pytest("experiments/", *TINY, "-n1", "--max-worker-restart=0")
     assert done.returncode not in (0, 5)
@@ -254,7 +254,7 @@ LEARNING = (
     *("--epochs", "5", "--checkpoint-every", "4", "--learning-rate", "0.003", "--beta", "0.0002"),
     *("--accuracy-band", "0.3:1"),
 )
-"""With these A and C learn the squares with each of five seeds in fp32 and bf16: object IoU 0.9 and more."""
+"""With these settings, A and C learn the squares with five of five seeds in fp32 and bf16: IoU ≥ 0.9."""
 
 
 def test_the_gate_passes_when_c_alone_is_healthy(lab: Path, session_here: SessionHere) -> None:
@@ -274,7 +274,7 @@ def test_the_gate_fails_when_only_a_passes(lab: Path, session_here: SessionHere)
 
 
 def test_a_collapsed_model_in_the_band_fails_the_gate(lab: Path, session_here: SessionHere) -> None:
-    """75 % background and random colours: in a few steps there is nothing to learn but the background."""
+    """75 % background and random colours: a few steps are only enough to learn the background."""
     rng = np.random.default_rng(1)
     noise = rng.integers(1, 10, (560, 8, 8)) * (rng.random((560, 8, 8)) > 0.75)
     corpus = save(lab / "noise.npz", train=noise[:480], val=noise[480:])
@@ -285,8 +285,8 @@ def test_a_collapsed_model_in_the_band_fails_the_gate(lab: Path, session_here: S
     assert status == 1
 
 
-def test_a_position_prior_in_the_band_fails_the_gate(lab: Path, session_here: SessionHere) -> None:
-    """Objects in the same place in every grid: predicted without looking, accurate, and not learned."""
+def test_predicting_only_by_position_in_the_band_fails_the_gate(lab: Path, session_here: SessionHere) -> None:
+    """All grids have objects in the same places: predictions are accurate without seeing the grid."""
     rng = np.random.default_rng(2)
     grids = np.zeros((400, 8, 8), int)
     grids[:, :4] = 3
@@ -303,7 +303,9 @@ def test_a_position_prior_in_the_band_fails_the_gate(lab: Path, session_here: Se
     assert status == 1
 
 
-def test_a_diverged_run_fails_the_gate_and_the_others_go_on(lab: Path, session_here: SessionHere) -> None:
+def test_a_diverged_run_fails_the_gate_and_the_other_runs_continue(
+    lab: Path, session_here: SessionHere
+) -> None:
     status, _ = session_here(*TINY, "--learning-rate", "1e5", "--epochs", "3")
     options = comparison(lab)["options"]
     assert options["B"]["verdict"] == "diverged"
@@ -353,7 +355,7 @@ def test_a_mistake_ends_in_one_sentence_and_exit_code_4(
     assert not (lab / "runs").exists()
 
 
-def test_grids_of_several_sizes_are_trained_on_and_resumed_to_the_same_bits(
+def test_training_on_grids_of_several_sizes_resumes_with_identical_results(
     lab: Path, session_here: SessionHere
 ) -> None:
     with np.load(lab / "corpus.npz") as file:
@@ -386,7 +388,7 @@ def test_grids_of_several_sizes_are_trained_on_and_resumed_to_the_same_bits(
 
 @pytest.fixture
 def hostile(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A corpus with a conftest.py and a pytest.ini beside it that leave a mark when they are used."""
+    """A corpus next to a conftest.py and a pytest.ini that leave a trace if they are used."""
     folder = tmp_path_factory.mktemp("downloads")
     shutil.copy(lab / "corpus.npz", folder)
     (folder / "conftest.py").write_text(f"open({str(folder / 'used')!r}, 'w')\n")
@@ -395,7 +397,7 @@ def hostile(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
     assert not (folder / "used").exists()
 
 
-def test_configuration_beside_a_corpus_is_not_used(lab: Path, hostile: Path) -> None:
+def test_a_pytest_configuration_next_to_a_corpus_is_not_used(lab: Path, hostile: Path) -> None:
     done = run_pytest("experiments/", *TINY, f"--corpus={hostile / 'corpus.npz'}", "-n0")
     assert done.returncode in (0, 1)
     assert f"configfile: {hostile}" not in done.stdout
@@ -404,7 +406,7 @@ def test_configuration_beside_a_corpus_is_not_used(lab: Path, hostile: Path) -> 
 
 @pytest.mark.parametrize("first", [True, False], ids=["before the tests", "after the tests"])
 @pytest.mark.parametrize("option", ["--corpus", "--run-dir"])
-def test_a_path_apart_from_its_option_is_refused_with_the_correction(
+def test_a_path_after_a_space_is_refused_with_the_correct_form(
     lab: Path, hostile: Path, option: str, first: bool
 ) -> None:
     path = str(hostile / "corpus.npz" if option == "--corpus" else hostile)
@@ -414,8 +416,8 @@ def test_a_path_apart_from_its_option_is_refused_with_the_correction(
     assert f"{option}={path}" in done.stderr
 
 
-def test_the_gate_waits_for_a_live_holder_and_then_reads(lab: Path) -> None:
-    """A worker that trains slowly holds the lock; the gate in another worker waits and trains nothing."""
+def test_the_gate_waits_for_the_process_that_trains_a_run(lab: Path) -> None:
+    """While a slow worker holds the lock of a run, the gate in another worker waits and trains nothing."""
     (lab / "conftest.py").write_text(CRASH.format(run="B-seed0", how="import time; time.sleep(0.5)"))
     done = run_pytest("experiments/", *TINY, "-n2", "--maxschedchunk=1")
     assert done.returncode in (0, 1), done.stdout

@@ -1,4 +1,4 @@
-"""A picture that cannot be drawn costs nothing but itself; a number that is not finite ends its run alone."""
+"""Pictures that cannot be drawn affect nothing else; a loss that is not finite only ends its own run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_picture_that_cannot_be_drawn_is_reported_and_changes_nothing_else(
 
 
 def session_of_both(folder: Path, precision: str) -> Path:
-    """The folder of a session with two runs of six steps."""
+    """Return the folder of a session with two runs of six steps."""
     given = {"grid_size": "8", "epochs": "2", "seeds": "1", "batch_size": "16", "precision": precision}
     given |= {"loss_options": "A,B", "checkpoint_every_steps": "2", "corpus": str(folder / "corpus.npz")}
     laboratory = Experiment.prepare(parse_experiment(given), folder / "runs", [])
@@ -56,7 +56,7 @@ def session_of_both(folder: Path, precision: str) -> Path:
 
 
 def make_nan_at(run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make every number of the loss in one step NaN."""
+    """Make all values of the loss NaN in one step."""
     train_step, loss, now = Trainer._step, BetaVAELoss.with_gradient, [("", 0)]
 
     def noted_step(trainer: Trainer, rows: Any) -> Any:
@@ -77,7 +77,7 @@ def make_nan_at(run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_loss_that_becomes_nan_ends_its_run_at_once_and_no_other(
+def test_a_loss_that_becomes_nan_ends_only_its_own_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     folder = furnish(tmp_path)
@@ -104,7 +104,7 @@ def test_a_loss_that_becomes_nan_ends_its_run_at_once_and_no_other(
 
 @pytest.mark.parametrize(("rate", "diverges"), [("1e5", True), ("0.03", False)])
 @pytest.mark.parametrize("option", ["A", "B", "C"])
-def test_only_what_is_not_finite_is_called_diverged(
+def test_only_a_loss_or_norm_that_is_not_finite_is_diverged(
     tmp_path: Path, option: str, rate: str, diverges: bool
 ) -> None:
     corpus = furnish(tmp_path) / "corpus.npz"

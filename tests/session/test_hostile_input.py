@@ -1,4 +1,4 @@
-"""Command lines, names and sessions that cannot be used as given end in one sentence, and do no harm."""
+"""Command lines, names and sessions that cannot be used give one sentence and have no other effect."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture
 def refusal(session_here: SessionHere) -> Refuse:
-    """What pytest says in one line, within this process, when it ends with exit code 4."""
+    """Run pytest in this process; return its one-line error message with exit code 4."""
 
     def refuse(*arguments: str) -> str:
         status, said = session_here(*arguments)
@@ -38,7 +38,7 @@ def refusal(session_here: SessionHere) -> Refuse:
 
 @pytest.fixture
 def begun(lab: Path) -> Path:
-    """A session in which a run is about to begin, and whose process is gone."""
+    """A session in which a run was about to begin when its process ended."""
     given = dict.fromkeys((option.key for option in OPTIONS), None)
     values = {"corpus": "corpus.npz", "grid_size": "8", "epochs": "2", "seeds": "1", "precision": "fp32"}
     experiment = Experiment.prepare(parse_experiment(given | values), lab / "runs", TINY)
@@ -95,7 +95,7 @@ def test_a_damaged_session_is_refused_by_name(begun: Path, refusal: Refuse, cont
 def test_a_session_of_another_version_is_refused_by_its_schema(begun: Path, refusal: Refuse) -> None:
     record = json.loads((begun / "session.json").read_text())
     record["schema"] = 1
-    del record["corpus"]["has_outside"]  # which the first version did not have
+    del record["corpus"]["has_outside"]  # not present in the first version
     (begun / "session.json").write_text(json.dumps(record))
     said = refusal("--resume=latest")
     assert said.endswith(
@@ -105,7 +105,7 @@ def test_a_session_of_another_version_is_refused_by_its_schema(begun: Path, refu
 
 @slow
 @pytest.mark.parametrize("resumed", ["latest", "missing", "corpus.npz", "empty", "", "a\nb\x1b[31m\u202e"])
-def test_what_is_no_session_is_refused(lab: Path, refusal: Refuse, resumed: str) -> None:
+def test_a_folder_that_is_not_a_session_is_refused(lab: Path, refusal: Refuse, resumed: str) -> None:
     (lab / "empty").mkdir()
     assert "is not possible" in refusal(f"--resume={resumed}")
     assert not (lab / "runs").exists()
@@ -135,9 +135,7 @@ def test_what_is_no_session_is_refused(lab: Path, refusal: Refuse, resumed: str)
         *(("precision", text, "one of auto, fp32, bf16") for text in ("", "fp16", "FP32")),
     ],
 )
-def test_a_value_that_makes_no_sense_is_refused_in_one_printable_sentence(
-    key: str, text: str, expected: str
-) -> None:
+def test_an_invalid_value_is_refused_in_one_printable_sentence(key: str, text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=f"^--{key.replace('_', '-')} ") as refused:
         parse_experiment({key: text})
     assert expected in str(refused.value)
@@ -175,7 +173,7 @@ def test_a_value_that_makes_no_sense_is_refused_in_one_printable_sentence(
     ],
     ids=lambda value: ascii(value[-1]) if isinstance(value, list) else "",
 )
-def test_what_cannot_be_run_is_refused_before_training_in_one_printable_line(
+def test_settings_that_cannot_work_are_refused_before_training_in_one_printable_line(
     lab: Path, refusal: Refuse, arguments: list[str], complaint: str
 ) -> None:
     (lab / "verbose.py").write_text("def fails(**_):\n    raise RuntimeError('a\\nb\\x1b[31m')\n")
@@ -190,7 +188,7 @@ HOSTILE = f"{MARKUP} \"'`|$x^2$%s{{}}\n# a\r\x1b[31m\u202e\u2028é日"
 
 
 class Elements(HTMLParser):
-    """The elements of a page with the names of their attributes; of pytest-html's data, those within it."""
+    """Collects the elements of a page, and those inside pytest-html's data, with their attribute names."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -212,7 +210,7 @@ class Elements(HTMLParser):
 
 
 @slow
-def test_names_change_the_words_of_a_report_and_nothing_else(lab: Path, session_here: SessionHere) -> None:
+def test_names_change_only_the_text_of_a_report(lab: Path, session_here: SessionHere) -> None:
     pages, lines = [], []
     for name, folder in (("plain.npz", "plain"), (f"{HOSTILE}.npz", f"{HOSTILE}</script>")):
         shutil.copy(lab / "corpus.npz", lab / name)

@@ -18,7 +18,7 @@ def note(step: int = 50, steps: int = 100) -> Note:
     return Note(step=step, steps=steps, epoch=3, epochs=5, images_per_second=2000.0)
 
 
-def test_a_line_says_what_trains_how_fast_and_how_long_it_takes() -> None:
+def test_the_progress_line_shows_runs_speed_and_time_left() -> None:
     line = describe_progress({"A-seed0": note(), "C-seed0": note()}, 1, 3, 30.0)
     assert line == (
         "1 of 3 runs done; A-seed0 epoch 3/5 (50%), C-seed0 epoch 3/5 (50%), 4,000 images/s, about 15 s left"
@@ -26,14 +26,14 @@ def test_a_line_says_what_trains_how_fast_and_how_long_it_takes() -> None:
 
 
 @given(st.integers(0, 3), st.integers(0, 6), st.floats(0, 1e5), st.integers(0, 100))
-def test_any_state_can_be_said(training: int, finished: int, elapsed: float, step: int) -> None:
+def test_every_state_gives_a_progress_line(training: int, finished: int, elapsed: float, step: int) -> None:
     runs = training + finished + 1
     line = describe_progress({f"A-seed{i}": note(step) for i in range(training)}, finished, runs, elapsed)
     assert line.startswith(f"{finished} of {runs} runs done")
     assert "\n" not in line
 
 
-def test_a_run_leaves_its_last_step_in_its_note(tmp_path: Path) -> None:
+def test_the_note_of_a_run_has_its_last_step(tmp_path: Path) -> None:
     listener = ProgressNote(tmp_path, epochs=2)
     for step in range(1, 21):
         listener(Stepped(step=step, steps=20, epoch=1 + step // 11, images=64))

@@ -37,7 +37,7 @@ CHECKPOINT = Checkpoint(
 
 
 @given(st.integers(0, 2**31), st.floats(allow_nan=False, allow_infinity=False), st.binary(max_size=99))
-def test_what_was_saved_is_loaded_bit_for_bit(step: int, loss: float, noise: bytes) -> None:
+def test_a_checkpoint_is_loaded_bit_for_bit(step: int, loss: float, noise: bytes) -> None:
     tensors = {"a": torch.randn(3, 5), "b": torch.tensor([-0.0, torch.nan])}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "checkpoint.safetensors")
@@ -52,11 +52,11 @@ def test_the_same_checkpoint_gives_the_same_bytes() -> None:
     assert encode_checkpoint(CHECKPOINT) == encode_checkpoint(CHECKPOINT)
 
 
-def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_anywhere_is_detected(tmp_path: Path) -> None:
     data = encode_checkpoint(CHECKPOINT)
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(data)
-    with path.open("r+b", buffering=0) as file:  # a file written anew is flushed to disk
+    with path.open("r+b", buffering=0) as file:  # rewriting the file would flush it to disk each time
         for place, byte in enumerate(data):
             for bit in range(8):
                 os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), place)
@@ -66,7 +66,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     assert load_checkpoint(path, State).state == CHECKPOINT.state
 
 
-def test_truncation_and_extension_anywhere_are_found(tmp_path: Path) -> None:
+def test_truncation_and_extension_anywhere_are_detected(tmp_path: Path) -> None:
     data = encode_checkpoint(CHECKPOINT)
     path = tmp_path / "checkpoint.safetensors"
     for extended in (data + b"\0", data + data):
@@ -79,7 +79,7 @@ def test_truncation_and_extension_anywhere_are_found(tmp_path: Path) -> None:
             load_checkpoint(path, State)
 
 
-def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     (tmp_path / "noise").write_bytes(random.Random(0).randbytes(4096))
     torch.save({"a": torch.zeros(3)}, tmp_path / "archive")
@@ -88,7 +88,7 @@ def test_what_is_no_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
             load_checkpoint(tmp_path / name, State)
 
 
-def test_a_state_of_another_kind_is_refused(tmp_path: Path) -> None:
+def test_a_state_of_another_type_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
     save_checkpoint(Checkpoint({}, {"something": "else"}), path)
     with pytest.raises(CheckpointError, match=r"no checkpoint in it.*step"):

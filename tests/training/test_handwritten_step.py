@@ -1,4 +1,4 @@
-"""The handwritten step trains the model that it is given, or declines it."""
+"""The handwritten step trains a model as autograd does, or refuses it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def model_of(encoder: Iterable[nn.Module], decoder: Iterable[nn.Module]) -> Beta
 
 
 def narrow_model() -> BetaVAE:
-    """Every supported layer, for grids of 4×4."""
+    """Return a model with every supported layer, for grids of 4×4."""
     torch.manual_seed(0)
     return model_of(
         [nn.Conv2d(10, 2, 3, padding=1), nn.ReLU(), Downsample(2, 3), nn.Flatten(), nn.Linear(12, 4)],
@@ -61,7 +61,7 @@ EXAMPLE = random_grids(2, 4, 4)
 
 
 def trained(step: TrainStep, model: nn.Module, target: Tensor) -> dict[str, Tensor]:
-    """Loss, gradient norm, weights and optimizer state after two steps."""
+    """Return loss, gradient norm, weights and optimizer state after two steps."""
     noise, found = torch.Generator().manual_seed(2), {}
     for number in range(2):
         terms, norm = step.forward_backward(target, noise)
@@ -78,7 +78,7 @@ def assert_trained_as_by_autograd(model: BetaVAE, target: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-# Layers that keep the size of maps or vectors, by whether they are supported.
+# Layers that keep the size of maps or vectors: supported ones, and all others.
 
 MAPS: dict[bool, list[Callable[[int, int], nn.Module]]] = {
     True: [
@@ -121,7 +121,7 @@ def channels_of(layer: nn.Module) -> int:
 def map_layers(
     draw: st.DrawFn, supported: st.SearchStrategy[bool], shape: tuple[int, int, int], most: int = 4
 ) -> tuple[list[nn.Module], tuple[int, int, int]]:
-    """Layers of maps `[C, H, W]`, and the shape that they give."""
+    """Draw layers of maps `[C, H, W]`; return them and their output shape."""
     layers: list[nn.Module] = []
     channels, height, width = shape
     for kind in draw(st.lists(st.sampled_from(["keep", "keep", "relu", "down", "up"]), max_size=most)):
@@ -146,7 +146,7 @@ def map_layers(
 def vector_layers(
     draw: st.DrawFn, supported: st.SearchStrategy[bool], size: int, most: int = 3
 ) -> tuple[list[nn.Module], int]:
-    """Layers of vectors `[N]`, and the size that they give."""
+    """Draw layers of vectors `[N]`; return them and their output size."""
     layers: list[nn.Module] = []
     for kind in draw(st.lists(kinds, max_size=most)):
         if kind == "relu":
@@ -160,7 +160,7 @@ def vector_layers(
 
 @st.composite
 def models(draw: st.DrawFn, supported: st.SearchStrategy[bool]) -> tuple[BetaVAE, tuple[int, int]]:
-    """A BetaVAE with layers drawn at random, and the height and width of its grids."""
+    """Draw a BetaVAE with random layers, and the height and width of its grids."""
     torch.manual_seed(draw(st.integers(0, 99)))
     height, width = draw(st.sampled_from([(4, 4), (1, 1), (2, 6), (5, 3), (8, 8), (1, 4)]))
     maps, shape = draw(map_layers(supported, (10, height, width)))
@@ -219,7 +219,7 @@ def test_any_sequence_of_layers_is_trained_as_by_autograd_or_declined(
 
 
 def other_values(value: object) -> Iterator[object]:
-    """Other values of an attribute of a module."""
+    """Return other values of an attribute of a module."""
     match value:
         case bool():
             yield not value
@@ -391,7 +391,7 @@ DECLINED: dict[str, tuple[Callable[[BetaVAE], object], str]] = {
 
 
 @pytest.mark.parametrize("change", DECLINED)
-def test_what_it_does_not_support_goes_to_autograd_and_the_log_says_why(
+def test_unsupported_models_are_trained_by_autograd_and_the_log_says_why(
     change: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     apply, reason = DECLINED[change]
@@ -420,7 +420,7 @@ def capped_decode(model: BetaVAE, latent: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("edited", [clamped_encode, dropping_encode, capped_decode])
-def test_an_edited_encode_or_decode_goes_to_autograd(
+def test_a_model_with_an_edited_encode_or_decode_is_trained_by_autograd(
     edited: Callable[..., object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     name, model = edited.__name__.split("_")[1], new_model()
@@ -433,7 +433,7 @@ def test_an_edited_encode_or_decode_goes_to_autograd(
     assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(0)))
 
 
-def test_an_encode_that_becomes_different_while_it_is_trained_is_refused() -> None:
+def test_an_encode_that_changes_during_training_is_refused() -> None:
     model = new_model()
     step = HandwrittenStep(model, LOSS, max_norm=1.0)
     with pytest.MonkeyPatch.context() as patch:
@@ -442,7 +442,7 @@ def test_an_encode_that_becomes_different_while_it_is_trained_is_refused() -> No
             step.forward_backward(EXAMPLE, torch.Generator())
 
 
-def test_numbers_that_are_not_finite_are_no_reason() -> None:
+def test_a_model_with_values_that_are_not_finite_is_supported() -> None:
     for value in (torch.nan, torch.inf, 3e38):
         model = new_model()
         with torch.no_grad():
@@ -450,7 +450,7 @@ def test_numbers_that_are_not_finite_are_no_reason() -> None:
         assert unsupported(model, EXAMPLE) is None
 
 
-def test_a_hook_of_all_modules_is_seen() -> None:
+def test_a_hook_for_all_modules_is_detected() -> None:
     handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
     try:
         assert unsupported(new_model()) == "hooks are registered for all modules"
@@ -459,7 +459,7 @@ def test_a_hook_of_all_modules_is_seen() -> None:
     assert unsupported(new_model()) is None
 
 
-def test_nothing_is_logged_where_autograd_was_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_is_logged_if_autograd_was_requested(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="bvae"):
         make_step(new_model(), LOSS, TrainingConfig(precision="fp32"), EXAMPLE)
         make_step(new_model(), LOSS, BF16, EXAMPLE)
@@ -473,7 +473,7 @@ def test_a_changed_decoder_is_trained_in_bfloat16_as_on_a_processor_without_it(c
     model, target, gradients = new_model(), random_grids(16, 4, 4), {}
     apply(model)
     with torch.no_grad():
-        model.encoder[-1].bias[3:] = -20  # so little noise that it need not be the same
+        model.encoder[-1].bias[3:] = -20  # noise so small that it need not be the same
     for precision in ("bf16", "fp32"):
         training = TrainingConfig(precision=precision, max_gradient_norm=1e6)
         step = make_step(copy.deepcopy(model), LOSS, training, target)
@@ -485,7 +485,7 @@ def test_a_changed_decoder_is_trained_in_bfloat16_as_on_a_processor_without_it(c
     assert (gradients["bf16"] - gradients["fp32"]).norm() < 0.1 * gradients["fp32"].norm()
 
 
-def test_layers_that_are_changed_after_a_step_are_trained_as_they_are() -> None:
+def test_layers_that_are_changed_after_a_step_are_trained_as_changed() -> None:
     target, noise, states = random_grids(4, 4, 4), torch.Generator(), []
     for kind in (HandwrittenStep, AutogradStep):
         model = new_model().double()

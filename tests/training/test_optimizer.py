@@ -25,7 +25,7 @@ def loss_of(model: nn.Module, step: int) -> torch.Tensor:
 
 
 @given(st.integers(0, 1000), st.floats(1e-3, 10.0), st.lists(st.floats(0.0, 0.1), min_size=1, max_size=5))
-def test_it_moves_parameters_bit_for_bit_as_pytorch_does(
+def test_updates_are_bit_identical_to_those_of_pytorch(
     seed: int, max_norm: float, rates: list[float]
 ) -> None:
     ours, theirs = make(seed), make(seed)
@@ -45,7 +45,7 @@ def test_it_moves_parameters_bit_for_bit_as_pytorch_does(
         assert torch.equal(mine, other)
 
 
-def test_parameters_without_a_gradient_and_frozen_ones_stay() -> None:
+def test_frozen_parameters_and_those_without_a_gradient_do_not_change() -> None:
     model = make(0)
     model.unused = nn.Parameter(torch.ones(2))
     model[0].weight.requires_grad_(False)
@@ -69,7 +69,7 @@ def test_a_parameter_whose_data_are_replaced_is_still_trained() -> None:
     assert not torch.equal(model[0].weight, before)
 
 
-def test_a_new_one_has_a_state_of_zeros_for_every_parameter() -> None:
+def test_a_new_optimizer_has_a_state_of_zeros_for_every_parameter() -> None:
     model = make(0)
     state = adam(model).tensors()
     keys = ("step", "exp_avg", "exp_avg_sq")

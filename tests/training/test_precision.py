@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.skipif(
     resolve_precision("auto") != "bf16",
-    reason="this processor has no bf16, so nobody trains in it here",
+    reason="this processor has no bf16 instructions",
 )
 def test_bf16_and_fp32_agree_on_real_objects(lab: Path) -> None:
     found = {}
@@ -25,5 +25,5 @@ def test_bf16_and_fp32_agree_on_real_objects(lab: Path) -> None:
         (exact,), (rounded,) = wide["runs"], found["bf16"][option]["runs"]
         assert rounded["verdict"] == exact["verdict"]
         for name in ("pixel_accuracy", "object_iou"):
-            # Rounding moves a run as another seed does, a standard deviation of one point at most.
+            # Rounding changes a run like another seed: at most one percentage point of standard deviation.
             assert rounded["metrics"][name] == pytest.approx(exact["metrics"][name], abs=0.02), (option, name)

@@ -27,15 +27,15 @@ def plain(layer: nn.Module, maps: Tensor) -> Tensor:
 
 
 def is_misread(height: int, width: int) -> bool:
-    """Whether PyTorch 2.13 convolves such maps with stride 2 in bfloat16 from memory that is not theirs.
+    """Return whether PyTorch 2.13 reads outside such maps when it convolves them with stride 2 in bfloat16.
 
-    It does on processors with AMX: the result differs from call to call.
+    It does so on processors with AMX; results then differ from call to call.
     """
     return width == 2 and height >= 10
 
 
 @given(st.booleans(), few, few, few, sizes, sizes, st.sampled_from([torch.float32, torch.bfloat16]))
-def test_a_layer_is_the_convolution_of_pytorch_forward_and_backward(
+def test_a_layer_equals_the_convolution_of_pytorch_forward_and_backward(
     up: bool, batch: int, channels: int, out_channels: int, height: int, width: int, dtype: torch.dtype
 ) -> None:
     assume(up or dtype == torch.float32 or not is_misread(height, width))
@@ -66,7 +66,7 @@ def test_a_layer_is_the_convolution_of_pytorch_forward_and_backward(
 
 
 @given(few, few, sizes, sizes, st.sampled_from([3, 4]))
-def test_patches_are_those_of_unfold(batch: int, channels: int, height: int, width: int, size: int) -> None:
+def test_patches_agree_with_unfold(batch: int, channels: int, height: int, width: int, size: int) -> None:
     maps = torch.arange(batch * channels * height * width).reshape(batch, channels, height, width).float()
     unfolded = F.unfold(maps, size, padding=1, stride=2).reshape(batch, channels, size, size, -1)
     found = patches(maps.contiguous(memory_format=torch.channels_last), size)
@@ -74,7 +74,7 @@ def test_patches_are_those_of_unfold(batch: int, channels: int, height: int, wid
 
 
 @given(st.booleans(), st.permutations(range(4)))
-def test_maps_may_lie_in_memory_in_any_order(up: bool, order: list[int]) -> None:
+def test_maps_may_have_any_memory_layout(up: bool, order: list[int]) -> None:
     torch.manual_seed(0)
     layer = layer_of(up, 4, 4)
     maps = torch.randn(4, 4, 4, 4).bfloat16()
@@ -89,7 +89,7 @@ def test_maps_may_lie_in_memory_in_any_order(up: bool, order: list[int]) -> None
 
 
 @pytest.mark.parametrize("up", [False, True])
-def test_under_autocast_maps_of_any_type_come_out_in_bf16(up: bool) -> None:
+def test_under_autocast_the_output_is_bf16_for_any_input_type(up: bool) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for maps in (torch.ones(1, 2, 4, 4), torch.ones(1, 2, 4, 4, dtype=torch.bfloat16)):
             assert layer_of(up, 2, 3)(maps).dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""A step by hand is the step of autograd, and both are in the model once they are stored."""
+"""The handwritten step equals the step of autograd, and both can be stored in the model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def make(grid_size: int, latent_dim: int, seed: int = 0) -> BetaVAE:
 
 
 def grids(batch: int, grid_size: int, seed: int, *, outside: bool = False) -> Tensor:
-    """Random grids, each of a size of its own where `outside`."""
+    """Return random grids, of different sizes if `outside`."""
     shape, generator = (batch, grid_size, grid_size), torch.Generator().manual_seed(seed)
     made = torch.randint(0, 10, shape, generator=generator, dtype=torch.uint8)
     if outside:
@@ -46,7 +46,7 @@ def grids(batch: int, grid_size: int, seed: int, *, outside: bool = False) -> Te
 
 
 def train(updates: TrainStep, target: Tensor, rates: list[float]) -> list[Tensor]:
-    """Terms and norm `[5]` of each step."""
+    """Return terms and norm `[5]` of each step."""
     noise = torch.Generator().manual_seed(0)
     found = []
     for rate in rates:
@@ -57,7 +57,7 @@ def train(updates: TrainStep, target: Tensor, rates: list[float]) -> list[Tensor
     return found
 
 
-def test_a_relu_by_bits_is_that_of_every_number_of_bfloat16() -> None:
+def test_relu_by_bits_is_right_for_every_bfloat16_value() -> None:
     numbers = torch.arange(-(2**15), 2**15).short().view(torch.bfloat16)
     expected, relu = numbers.relu(), ReLU(nn.ReLU(), Place())
     found = relu.forward(numbers.clone())
@@ -79,14 +79,14 @@ options = st.builds(
 @settings(max_examples=20)
 @given(
     loss=options,
-    # With 512 latents, a layer beside the latents is as wide as one beside the maps of 8×8 grids.
+    # With 512 latents, the layer next to the latents is as wide as the layer next to the maps of 8×8 grids.
     size=st.sampled_from([(4, 1), (8, 3), (8, 512), (12, 2), (16, 16)]),
     batch=st.integers(1, 5),
     seed=st.integers(0, 99),
     max_norm=st.sampled_from([1e-3, 1.0, 1e6]),
     outside=st.booleans(),
 )
-def test_in_float64_it_moves_every_weight_as_autograd_does(
+def test_in_float64_every_weight_is_updated_as_by_autograd(
     loss: BetaVAELoss, size: tuple[int, int], batch: int, seed: int, max_norm: float, outside: bool
 ) -> None:
     ours, reference = (make(*size, seed).double() for _ in range(2))
@@ -99,7 +99,7 @@ def test_in_float64_it_moves_every_weight_as_autograd_does(
 
 
 def exact_gradient(model: BetaVAE, loss: BetaVAELoss, target: Tensor) -> dict[str, Any]:
-    """The gradient of the loss by its definition, over cells inside, as autograd finds it in float64."""
+    """Compute the gradient of the loss by its definition over cells inside, by autograd in float64."""
     exact, labels, inside = copy.deepcopy(model).double(), target.long(), target != OUTSIDE
     cells = torch.stack([target == label for label in range(10)], 1).double()
     mean, log_variance = exact.encoder(cells).chunk(2, 1)
@@ -130,7 +130,7 @@ def exact_gradient(model: BetaVAE, loss: BetaVAELoss, target: Tensor) -> dict[st
     by=st.sampled_from([partial(HandwrittenStep), partial(AutogradStep, bf16=False)]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_a_step_is_along_the_gradient_of_the_mean_over_cells_inside(
+def test_a_step_follows_the_gradient_of_the_mean_over_cells_inside(
     loss: BetaVAELoss, size: tuple[int, int], batch: int, seed: int, by: Any, dtype: torch.dtype
 ) -> None:
     model, target = make(*size, seed).to(dtype), grids(batch, size[0], seed, outside=True)
@@ -147,7 +147,7 @@ def test_a_step_is_along_the_gradient_of_the_mean_over_cells_inside(
 
 @pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize(("grid_size", "latent_dim", "batch"), [(16, 16, 64), (4, 1, 1), (8, 3, 5)])
-def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast(
+def test_in_bfloat16_its_gradient_is_as_accurate_as_that_of_autocast(
     grid_size: int, latent_dim: int, batch: int, outside: bool
 ) -> None:
     loss = BetaVAELoss(gamma=2.0, weight=torch.linspace(0.1, 5, 10), beta=0.012)
@@ -159,7 +159,7 @@ def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast(
     }.items():
         model = make(grid_size, latent_dim)
         with torch.no_grad():
-            model.encoder[-1].bias[latent_dim:] = -20  # so little noise that it need not be the same
+            model.encoder[-1].bias[latent_dim:] = -20  # noise so small that it need not be the same
         updates = update(model, loss, max_norm=1e6)
         train(updates, grids(batch, grid_size, 0, outside=outside), [0.0])
         found[name] = updates.tensors()
@@ -172,7 +172,7 @@ def test_in_bfloat16_its_gradient_is_as_near_the_exact_one_as_that_of_autocast(
 
 
 @pytest.mark.parametrize("size", [(4, 1), (8, 512), (16, 16)])
-def test_what_was_there_is_stored_bit_for_bit(size: tuple[int, int]) -> None:
+def test_sync_model_stores_unchanged_state_bit_for_bit(size: tuple[int, int]) -> None:
     model, target, noise = make(*size), grids(1, size[0], 0), torch.Generator()
     updates = HandwrittenStep(model, BetaVAELoss(gamma=1.0, weight=None, beta=1.0), max_norm=1.0)
     tensors = model.state_dict() | updates.tensors()
@@ -187,7 +187,7 @@ def test_what_was_there_is_stored_bit_for_bit(size: tuple[int, int]) -> None:
         assert torch.equal(tensor, before[name]), name
 
 
-def test_training_goes_on_from_what_another_stored() -> None:
+def test_training_continues_from_the_state_stored_by_another_step() -> None:
     loss = BetaVAELoss(gamma=1.0, weight=None, beta=0.1)
     target, rates = grids(8, 8, 1), [1e-3] * 4
     at_once = make(8, 4)
@@ -212,7 +212,7 @@ def test_training_goes_on_from_what_another_stored() -> None:
         assert torch.equal(tensor, at_once.state_dict()[name]), name
 
 
-def test_what_others_do_to_a_stored_model_is_trained_on() -> None:
+def test_changes_to_the_stored_model_are_used_in_training() -> None:
     model, target, noise = make(8, 4), grids(8, 8, 1), torch.Generator()
     updates = HandwrittenStep(model, BetaVAELoss(gamma=1.0, weight=None, beta=0.1), max_norm=1.0)
     updates.forward_backward(target, noise)
@@ -237,7 +237,7 @@ def test_a_parameter_that_is_frozen_later_is_refused_and_not_trained() -> None:
 
 
 class FixedVariance(GridModel):
-    """A model whose posterior has a variance that nothing learns, and only one weight."""
+    """A model with a fixed posterior variance and only one weight."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -267,14 +267,14 @@ def test_a_model_that_learns_nothing_is_refused() -> None:
 
 @pytest.fixture(params=["fp32", "bf16"])
 def new_trainer(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[..., Trainer]:
-    """Makes trainers of the same run, with listeners."""
+    """Return a function that makes trainers of the same run, with listeners."""
     corpus = load_corpus("atomic:100")
     training = TrainingConfig(epochs=1, batch_size=16, precision=request.param)
     run = ExperimentConfig(training=training).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
     return lambda *listeners: Trainer(run, corpus, tmp_path, listeners=listeners)
 
 
-def test_an_interruption_leaves_the_model_where_training_was(
+def test_an_interruption_leaves_the_model_in_its_current_state(
     new_trainer: Callable[..., Trainer], tmp_path: Path
 ) -> None:
     def interrupt(event: Event) -> None:

@@ -1,4 +1,4 @@
-"""Text of pictures: set as it stands, no wider than its place, and never failing."""
+"""Text in pictures: drawn literally, within its width, and without failures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ latin = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, 
 
 
 def inked(text: str, *, width: float = WIDTH, **look: object) -> tuple[int, int, int, int]:
-    """First and last column and row with ink of a text in the middle of a picture, from the middle."""
+    """Return first and last column and row of the ink of a text at the middle of a picture, from there."""
     with house_style():
         figure = pixel_figure(WIDTH, HEIGHT)
         write(figure, WIDTH // 2, HEIGHT // 2, text, width=width, **look)
@@ -42,7 +42,7 @@ def inked(text: str, *, width: float = WIDTH, **look: object) -> tuple[int, int,
 @example("~" * 12, 88, "normal")
 @example("&" * 12, 186, "normal")
 @example("W" * 60, 300, "bold")
-def test_text_that_would_be_wider_is_set_smaller(text: str, width: int, weight: str) -> None:
+def test_text_that_is_too_wide_gets_a_smaller_font(text: str, width: int, weight: str) -> None:
     left, right, _, _ = inked(text, size=30, width=width, fontweight=weight)
     assert right - left <= width + 2
 
@@ -54,7 +54,7 @@ def test_text_is_measured_as_it_is_drawn(weight: str) -> None:
     assert text_width(text, 30, weight) == pytest.approx(right - left, rel=0.03)
 
 
-def test_text_begins_ends_or_is_centred_at_its_place() -> None:
+def test_text_begins_ends_or_is_centred_at_its_position() -> None:
     assert np.allclose(inked("HHH", size=30)[::2], 0, atol=10)
     left, right, top, bottom = inked("HHH", size=30, ha="center", va="center")
     assert abs(left + right) <= 2
@@ -64,7 +64,7 @@ def test_text_begins_ends_or_is_centred_at_its_place() -> None:
 
 @given(st.text(max_size=40))
 @example("لغة e\u0301\n\u0301")
-@example("\u2067abc\x00\U0001f9ea\U0001ee27$\\frac{")  # the last before the dollar is not in the bold face
+@example("\u2067abc\x00\U0001f9ea\U0001ee27$\\frac{")  # the bold face lacks the character before the dollar
 @settings(max_examples=15)
 def test_any_text_is_drawn_without_a_warning(text: str) -> None:
     with warnings.catch_warnings(), house_style():
@@ -74,7 +74,7 @@ def test_any_text_is_drawn_without_a_warning(text: str) -> None:
         save_png(figure, io.BytesIO())
 
 
-def test_what_cannot_be_drawn_is_replaced_and_all_else_is_kept() -> None:
+def test_characters_that_cannot_be_drawn_are_replaced_and_others_are_kept() -> None:
     assert (
         printable("σ² $x$ <b>\x00日\n\té")
         == "σ² $x$ <b>\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n é"
@@ -91,7 +91,7 @@ def test_a_title_that_is_too_long_is_wrapped_and_ends_in_an_ellipsis() -> None:
 
 
 @pytest.mark.parametrize("title", [None, "", " \n\n"])
-def test_without_a_title_its_place_is_saved(title: str | None) -> None:
+def test_without_a_title_no_space_is_reserved_for_it(title: str | None) -> None:
     figure, top = titled_figure(800, 100, title)
     assert not figure.texts
     assert top < titled_figure(800, 100, "headline")[1]

@@ -57,7 +57,7 @@ def record(
 
 @st.composite
 def histories(draw: st.DrawFn) -> Histories:
-    """Up to four options of up to three seeds with up to five epochs, numbers undefined here and there."""
+    """Draw up to four options with up to three seeds and up to five epochs; some numbers are undefined."""
 
     def history() -> list[dict[str, Any]]:
         return [
@@ -78,7 +78,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def lines(figure: Figure, panel: int) -> list[Any]:
-    """The options' lines in a panel, without the background rate."""
+    """Return the lines of the options in a panel, without the background rate."""
     return [line for line in figure.axes[panel].lines if line.get_marker() != "None"]
 
 
@@ -88,7 +88,7 @@ def lines(figure: Figure, panel: int) -> list[Any]:
 @example({"A": [[record(1, 1e308)], [record(1, -1e308)]]}, None)
 @example({"A": [[record(1, 1.2e-38), record(2, 3.4e38)]]}, None)
 @example({"A": [[record(1, 5e-324), record(2, 1.0)]]}, None)
-def test_any_histories_make_a_picture_of_one_width(of: Histories, title: str | None) -> None:
+def test_pictures_of_all_histories_have_the_same_width(of: Histories, title: str | None) -> None:
     png = io.BytesIO()
     figure = plot(of, png, title)
     with Image.open(png) as picture:
@@ -105,7 +105,7 @@ def test_panels_are_named_with_their_units() -> None:
 
 
 @given(st.lists(st.lists(losses, min_size=1, max_size=6), min_size=1, max_size=5))
-def test_the_mean_lies_between_the_lowest_and_the_highest_seed(values: list[list[float | None]]) -> None:
+def test_the_mean_is_between_the_lowest_and_the_highest_seed(values: list[list[float | None]]) -> None:
     drawn = curve([[record(e, loss) for e, loss in enumerate(seed, 1)] for seed in values], ("train", "loss"))
     largest = float(np.finfo(np.float32).max)
     for index, epoch in enumerate(drawn.epochs):
@@ -137,7 +137,7 @@ def test_a_record_without_validation_leaves_a_gap() -> None:
     assert np.isnan(lines(figure, ACCURACY)[0].get_ydata()).tolist() == [False, True]
 
 
-def test_objects_stand_beside_their_controls_a_line_of_each_option_and_one_of_the_extent() -> None:
+def test_object_panels_show_the_shuffled_control_of_each_option_and_the_extent() -> None:
     figure = plot({"A": [[record(1), record(2)]], "B": [[record(1), record(2)], [record(1), record(2)]]})
     for panel in (FOREGROUND, OBJECT_IOU, OBJECT_RECALL):
         controls = [line for line in figure.axes[panel].lines if line.get_marker() == "None"]
@@ -146,7 +146,7 @@ def test_objects_stand_beside_their_controls_a_line_of_each_option_and_one_of_th
         assert [line.get_color() for line in controls[:2]] == colours
 
 
-def test_an_option_keeps_its_colour_where_it_is_drawn_alone() -> None:
+def test_an_option_keeps_its_colour_when_it_is_drawn_alone() -> None:
     both = {"A": [[record(1)]], "B": [[record(1)]]}
     alone = plot({"B": both["B"]}, options=["A", "B"])
     assert lines(alone, ACCURACY)[0].get_color() == lines(plot(both), ACCURACY)[1].get_color()
@@ -164,7 +164,7 @@ def test_epoch_ticks_are_epochs(epochs: int) -> None:
 @pytest.mark.parametrize(
     "values", [[0.5], [None, 0.5, None], [0.5] * 40, [*[0.4] * 12, None, 0.5, None, *[0.4] * 20]]
 )
-def test_a_value_that_stands_alone_has_a_marker(values: list[float | None]) -> None:
+def test_a_value_without_neighbours_has_a_marker(values: list[float | None]) -> None:
     figure = plot({"A": [[record(epoch, loss) for epoch, loss in enumerate(values, 1)]]})
     (line,) = lines(figure, TRAINING)
     padded = [None, *values, None]
@@ -183,7 +183,7 @@ def test_one_epoch_shows_its_seeds_as_a_bar() -> None:
     assert [0.2, 0.6] in bars
 
 
-def test_every_pair_of_options_can_be_told_apart_without_colour() -> None:
+def test_every_pair_of_options_can_be_distinguished_without_colour() -> None:
     figure = plot({name: [[record(1), record(2)]] for name in "ABCDEFGHIJ"})
     looks = [
         (line.get_linestyle(), str(line._dash_pattern), line.get_marker()) for line in lines(figure, ACCURACY)
@@ -205,7 +205,7 @@ def test_background_rate_and_band_are_drawn_and_named() -> None:
     assert {"Option A", "healthy: 70% to 80%", "all background: 81.9%"} <= set(texts(figure))
 
 
-def test_the_legend_stays_within_the_picture_whatever_it_names() -> None:
+def test_the_legend_stays_within_the_picture_for_any_names() -> None:
     figure = plot({f"{number}-{'W' * 60}": [[record(1)], [record(1)]] for number in range(10)})
     for part in (figure.axes[-1].get_legend(), *figure.axes[-1].texts):
         left, bottom, right, top = part.get_window_extent().extents
@@ -250,7 +250,7 @@ def test_percentages_and_reversed_bands_are_refused(wrong: dict[str, Any]) -> No
         plot({}, **wrong)
 
 
-def test_one_input_gives_one_file_under_every_style() -> None:
+def test_the_same_input_gives_the_same_file_under_every_style() -> None:
     def drawn() -> bytes:
         png = io.BytesIO()
         plot(
@@ -266,7 +266,7 @@ def test_one_input_gives_one_file_under_every_style() -> None:
         assert drawn() == expected
 
 
-def test_a_description_tells_where_every_option_ended() -> None:
+def test_a_description_has_the_final_values_of_every_option() -> None:
     of = {
         "A": [[record(1, accuracy=0.7)], [record(1, accuracy=0.8)]],
         "B": [[record(1, accuracy=None)]],

@@ -47,7 +47,7 @@ def random_grids(*shape: int, seed: int = 0) -> Classes:
 
 
 def pixels(png: io.BytesIO) -> NDArray[np.uint8]:
-    """Decode a picture: `[height, width, RGBA]`."""
+    """Return the pixels of a picture, `[height, width, RGBA]`."""
     with Image.open(png) as picture:
         return np.asarray(picture.convert("RGBA"))
 
@@ -61,7 +61,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def draw_each(path: io.BytesIO, title: str) -> None:
-    """Every picture of grids, one after the other, into one stream."""
+    """Draw every kind of picture of grids, one after the other, into one stream."""
     target, predicted = random_grids(3, 6, 5), random_grids(3, 6, 5, seed=1)
     target[1, 4:] = OUTSIDE
     draw_reconstructions(target, predicted, [0.1, 0.2, 0.3], path=path, title=title)
@@ -74,7 +74,7 @@ def draw_each(path: io.BytesIO, title: str) -> None:
 @example((10, 16, 16), 0)
 @example((20, 64, 64), 0)
 @example((1, 4, 64), 0)
-def test_grids_of_any_size_make_a_picture_of_bounded_size(shape: tuple[int, int, int], seed: int) -> None:
+def test_grids_of_any_size_give_a_picture_of_bounded_size(shape: tuple[int, int, int], seed: int) -> None:
     png = io.BytesIO()
     target, predicted = random_grids(*shape, seed=seed), random_grids(*shape, seed=seed + 1)
     figure = draw_reconstructions(target, predicted, [0.5] * shape[0], path=png, title="Option B\nepoch 1")
@@ -87,7 +87,7 @@ def test_grids_of_any_size_make_a_picture_of_bounded_size(shape: tuple[int, int,
 @given(st.text(max_size=300))
 @example("$\\frac{1}{$ <b>bold</b> & \x00 \t日本 \U0001f9ea \u0301\r\n\u2028" + "W" * 500)
 @example("\n" * 50)
-@example("\U0001ee27")  # which the bold face lacks
+@example("\U0001ee27")  # the bold face lacks it
 @settings(max_examples=12)
 def test_no_title_breaks_a_picture(title: str) -> None:
     png = io.BytesIO()
@@ -95,7 +95,7 @@ def test_no_title_breaks_a_picture(title: str) -> None:
     assert max(pixels(png).shape) <= 1800
 
 
-def test_markup_in_a_title_is_written_as_it_stands() -> None:
+def test_markup_in_a_title_is_drawn_literally() -> None:
     figure = plot_comparison(random_grids(3, 6, 5), {}, title="$x^2$ <b>\nσ² & γ")
     assert {"$x^2$ <b>", "σ² & γ"} <= set(texts(figure))
 
@@ -115,7 +115,7 @@ def pixels_of_a_cell(colour: str, *, wrong: bool = False) -> int:
 
 @settings(max_examples=8)
 @given(small | cut, small)
-def test_the_wrong_cells_drawn_are_those_where_the_arrays_differ(target: Classes, predicted: Classes) -> None:
+def test_wrong_cells_are_drawn_where_the_arrays_differ(target: Classes, predicted: Classes) -> None:
     drawn = io.BytesIO()
     draw_reconstructions(target, predicted, [0.0] * 3, path=drawn)
     each = pixels_of_a_cell(SYMBOL_COLOURS[WRONG], wrong=True)
@@ -126,7 +126,7 @@ def test_the_wrong_cells_drawn_are_those_where_the_arrays_differ(target: Classes
 @settings(max_examples=8)
 @given(small | cut)
 def test_every_cell_is_drawn_in_the_colour_of_its_class(target: Classes) -> None:
-    # Black, grey and the text's shades between them are left out.
+    # Black, grey and the shades of text between them are not compared.
     drawn = io.BytesIO()
     plot_comparison(target, {}, path=drawn)
     each = pixels_of_a_cell(ARC_COLOURS[1])
@@ -153,7 +153,7 @@ def centre(*cell: int) -> NDArray[np.float64]:
 
 @settings(max_examples=8)
 @given(st.integers(0, 2), st.integers(0, 5), st.integers(0, 4))
-def test_every_cell_is_drawn_in_its_place(grid: int, row: int, column: int) -> None:
+def test_every_cell_is_drawn_at_its_position(grid: int, row: int, column: int) -> None:
     origin = centre(0, 0, 0)
     down, right, next_grid = (centre(*step) - origin for step in np.eye(3, dtype=int)[[1, 2, 0]].tolist())
     assert down[0] == right[1] > 1
@@ -164,8 +164,8 @@ def test_every_cell_is_drawn_in_its_place(grid: int, row: int, column: int) -> N
     )
 
 
-def test_outside_a_grid_the_paper_stays_white_in_every_row() -> None:
-    # Grids of one class, all wrong: with cells outside or without, the numbers under them are the same.
+def test_positions_outside_a_grid_stay_white_in_every_row() -> None:
+    # All cells have one class and are wrong, so the captions are the same with and without cells outside.
     whole = np.full((3, 6, 5), 1, np.uint8)
     target, predicted = np.where(random_grids(3, 6, 5) < 5, OUTSIDE, whole), whole + 1
 
@@ -194,7 +194,7 @@ def test_places_without_a_grid_stay_empty() -> None:
     assert (pixels(png)[-200:-90, -100:, :3] == 255).all()
 
 
-def test_more_than_ten_grids_go_on_below_with_their_rows_in_the_same_order() -> None:
+def test_more_than_ten_grids_continue_below_in_the_same_order_of_rows() -> None:
     png, grids = io.BytesIO(), np.full((11, 4, 4), 1, np.uint8)
     draw_reconstructions(grids, grids + 1, [0.0] * 11, path=png)
     colours = {name: list(bytes.fromhex(SYMBOL_COLOURS[name][1:])) for name in (1, 2, WRONG)}
@@ -212,7 +212,7 @@ def test_wrong_cells_differ_from_right_ones_without_colour(symbol: int) -> None:
     assert luminance(SYMBOL_COLOURS[symbol]) - luminance(SYMBOL_COLOURS[WRONG]) > 0.5
 
 
-def test_wrong_cells_carry_a_mark() -> None:
+def test_wrong_cells_have_a_mark() -> None:
     background = np.zeros((1, 4, 4), np.uint8)
     wrong, dotted = io.BytesIO(), io.BytesIO()
     draw_reconstructions(background, background + 1, [0.0], path=wrong)
@@ -222,7 +222,7 @@ def test_wrong_cells_carry_a_mark() -> None:
     assert 0 < count_pixels(dotted, ARC_COLOURS[1]) < count_pixels(wrong, ARC_COLOURS[1])
 
 
-def test_one_input_gives_one_file_on_every_thread_and_under_every_style() -> None:
+def test_the_same_input_gives_the_same_file_on_every_thread_and_under_every_style() -> None:
     def drawn(_: int = 0) -> bytes:
         png = io.BytesIO()
         draw_each(png, title="Option B\nσ²")

@@ -46,7 +46,7 @@ def random_grids(*shape: int, seed: int = 0) -> Classes:
 
 
 def cut_grids(*shape: int, seed: int = 0) -> Classes:
-    """Grids `[B, H, W]` of which the first is whole and the others are smaller."""
+    """Return grids `[B, H, W]`: the first fills the square, the others are smaller."""
     grids = random_grids(*shape, seed=seed)
     for number, grid in enumerate(grids):
         grid[shape[1] - number :], grid[:, shape[2] - number :] = OUTSIDE, OUTSIDE
@@ -58,9 +58,9 @@ def texts(figure: Figure) -> list[str]:
 
 
 class OneHotModel(nn.Module):
-    """Reconstructs its input, in evaluation mode only: in training its dropout draws random numbers.
+    """Reconstructs its input in evaluation mode; in training mode its dropout draws random numbers.
 
-    Outside a grid its logits are `outside`, the last class ahead of the others.
+    Outside a grid its logits are `outside`, with the last class as the largest.
     """
 
     def __init__(self, outside: float = 0.0) -> None:
@@ -77,7 +77,7 @@ class OneHotModel(nn.Module):
 
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=5)
-def test_drawing_draws_no_random_number(seed: int) -> None:
+def test_drawing_leaves_the_random_state_unchanged(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
@@ -88,7 +88,7 @@ def test_drawing_draws_no_random_number(seed: int) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_every_part_of_a_model_gets_its_mode_back(training: bool) -> None:
+def test_the_mode_of_every_submodule_is_restored(training: bool) -> None:
     model = OneHotModel()
     model.training = model.dropout.training = training
     before = [part.training for part in model.modules()]
@@ -103,7 +103,7 @@ def test_every_part_of_a_model_gets_its_mode_back(training: bool) -> None:
     assert [part.training for part in model.modules()] == before
 
 
-def test_logits_may_come_alone_in_a_tuple_or_as_an_attribute() -> None:
+def test_logits_may_be_returned_alone_in_a_tuple_or_as_an_attribute() -> None:
     model = OneHotModel()
     forms: list[Callable[[Tensor], Any]] = [
         model.eval(),
@@ -119,7 +119,7 @@ def test_logits_may_come_alone_in_a_tuple_or_as_an_attribute() -> None:
 
 
 @pytest.mark.parametrize("grids", [random_grids(4, 8, 8), cut_grids(4, 8, 8)], ids=["whole", "cut"])
-def test_accuracy_object_iou_and_cross_entropy_are_those_of_the_cells_inside(grids: Classes) -> None:
+def test_accuracy_object_iou_and_cross_entropy_are_measured_on_cells_inside(grids: Classes) -> None:
     torch.manual_seed(0)
     model = BetaVAE(grid_size=8)
     target = torch.from_numpy(grids).long()
@@ -137,7 +137,7 @@ def test_accuracy_object_iou_and_cross_entropy_are_those_of_the_cells_inside(gri
 
 @settings(max_examples=5)
 @given(cut, st.sampled_from([-5.0, 30.0, np.nan, np.inf, -np.inf]))
-def test_the_logits_outside_change_no_number_and_no_pixel(grids: Classes, outside: float) -> None:
+def test_logits_outside_change_no_number_and_no_pixel(grids: Classes, outside: float) -> None:
     pictures, numbers = set(), []
     for model in (OneHotModel(), OneHotModel(outside)):
         png = io.BytesIO()
@@ -147,7 +147,7 @@ def test_the_logits_outside_change_no_number_and_no_pixel(grids: Classes, outsid
     assert len(pictures) == 1
 
 
-def test_under_each_grid_stand_accuracy_object_iou_and_loss() -> None:
+def test_each_grid_is_captioned_with_accuracy_object_iou_and_loss() -> None:
     target, predicted = np.zeros((2, 3, 4), np.uint8), np.zeros((2, 3, 4), np.uint8)
     target[0, 0], predicted[0, 0, :3] = 5, 5
     target[:, 2] = OUTSIDE
@@ -162,7 +162,7 @@ def test_under_each_grid_stand_accuracy_object_iou_and_loss() -> None:
     ]
 
 
-def test_another_loss_is_given_the_output_and_the_grids() -> None:
+def test_a_custom_loss_receives_the_output_and_the_grids() -> None:
     model, grids = BetaVAE(grid_size=8), random_grids(2, 8, 8)
 
     def kl(output: Any, target: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def test_another_loss_is_given_the_output_and_the_grids() -> None:
         (np.array([[[0]], [[OUTSIDE]]]), "grid 1 has no cell; expected grids with cells"),
     ],
 )
-def test_grids_of_another_kind_are_refused_in_one_line(grids: Any, complaint: str) -> None:
+def test_grids_of_another_type_or_shape_are_refused_in_one_line(grids: Any, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint) as refusal:
         plot_reconstructions(OneHotModel(), grids)
     assert "\n" not in str(refusal.value)
@@ -209,7 +209,7 @@ def test_grids_of_another_kind_are_refused_in_one_line(grids: Any, complaint: st
         (lambda _: None, "returned NoneType; expected logits"),
     ],
 )
-def test_logits_of_another_kind_are_refused(model: Callable[[Tensor], Any], complaint: str) -> None:
+def test_logits_of_another_type_or_shape_are_refused(model: Callable[[Tensor], Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         plot_reconstructions(model, np.full((1, 4, 4), 9, np.uint8))
 
@@ -271,7 +271,7 @@ def test_rows_of_a_comparison_are_named_and_show_their_accuracy() -> None:
 
 @settings(max_examples=10)
 @given(st.integers(0, 30))
-def test_a_film_strip_keeps_the_first_and_the_last_checkpoint(count: int) -> None:
+def test_a_filmstrip_keeps_the_first_and_the_last_checkpoint(count: int) -> None:
     checkpoints = [(f"epoch {number}", random_grids(2, 5, 5, seed=number)) for number in range(count)]
     figure = plot_filmstrip(random_grids(2, 5, 5), checkpoints)
     shown = [int(text.removeprefix("epoch ")) for text in texts(figure) if text.startswith("epoch ")]
@@ -296,7 +296,7 @@ def test_a_description_counts_the_wrong_cells(target: Classes, predicted: Classe
 
 @settings(max_examples=20)
 @given(cut, small, small)
-def test_what_is_predicted_outside_changes_no_word(
+def test_predictions_outside_do_not_change_the_description(
     target: Classes, predicted: Classes, other: Classes
 ) -> None:
     changed = np.where(target == OUTSIDE, other, predicted)
