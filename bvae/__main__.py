@@ -86,7 +86,7 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         interrupted = True
     experiment.close_session(interrupted=interrupted)
     print(*experiment.summary(command="python -m bvae train"), sep="\n")
-    return 2 if interrupted else 0
+    return 2 if interrupted else int(bool(experiment.complaint))
 
 
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
@@ -98,7 +98,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
-    return 0
+    return int(bool(experiment.complaint))
 
 
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:

@@ -114,7 +114,7 @@ def hashes(session: Path) -> dict[str, str]:
 def evidence(session: Path) -> dict[str, str]:
     """What no interruption may change: the hash of every file of a session but `session.json`.
 
-    Wall times are left out, and with them the checksums of checkpoints, which are over the times too.
+    Wall times are left out, and with them checksums, digests and seals, which are over the times too.
     """
     return {
         str(path.relative_to(session)): hashlib.sha256(_timeless(path)).hexdigest()
@@ -131,7 +131,7 @@ def _timeless(path: Path) -> bytes:
         end = 8 + int.from_bytes(data[:8], "little")
         header = re.sub(rb'checksum\\":\\"[0-9a-f]{64}', b"", data[8:end]).rstrip(b" ")
         return _without_seconds(header) + data[end:]
-    return _without_seconds(data)
+    return _without_seconds(re.sub(rb'"(digests|seal)": ("[0-9a-f]*"|\{[^}]*\})', b"", data))
 
 
 def _without_seconds(text: bytes) -> bytes:

@@ -59,7 +59,7 @@ def begin_run(session: Session, run: RunConfig, corpus: Corpus) -> None:
     make_folder(directory)
     with contextlib.suppress(Timeout), FileLock(directory / LOCK, timeout=0):
         tried = any(is_marked(directory / mark, session) for mark in (BEGUN, AHEAD))
-        if tried or read_result(directory) is not None:
+        if tried or read_result(directory, run) is not None:
             return
         atomic_write(directory / AHEAD, session.invocation.encode())
         session.point_latest()
