@@ -59,7 +59,7 @@ class Picture(NamedTuple):
     def of(cls, png: bytes, caption: str) -> Picture:
         """Return the picture of a PNG; its text chunk `Description` becomes the text alternative."""
         with Image.open(io.BytesIO(png)) as image:  # reads the header only
-            description = printable(str(image.info.get("Description", caption)))
+            description = str(image.info.get("Description", caption))
             return cls(caption, base64.b64encode(png).decode(), *image.size, description)
 
     @classmethod

@@ -207,7 +207,8 @@ def hold(path: Path) -> FileLock:
 
 def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> list[str]:
     """Return what differs between a session and this process, as far as it can change a result."""
-    now = {name: find_versions()[name] for name in DECISIVE_PACKAGES}
+    versions = find_versions()
+    now = {name: versions[name] for name in DECISIVE_PACKAGES}
     then = {name: session.versions.get(name) for name in DECISIVE_PACKAGES}
     return [
         *differences(config, session.config),
