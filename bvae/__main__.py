@@ -138,7 +138,7 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
     interruptions.prepare_closing()
     experiment.close_session(interrupted=interrupted)
     print(*experiment.summary(resuming), sep="\n")
-    return 2 if interrupted else 0
+    return 2 if interrupted else int(bool(experiment.complaint))
 
 
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
@@ -150,7 +150,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
-    return 0
+    return int(bool(experiment.complaint))
 
 
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:

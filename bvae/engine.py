@@ -6,13 +6,19 @@ once; the controller of pytest-xdist workers does without, or calls it at the en
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
 
+from bvae import EvidenceWarning
+from bvae.beta_vae import GridModel
 from bvae.config import Precision, colour_of
 from bvae.corpus import Corpus
 from bvae.evaluation.controls import references, sample_rows
@@ -24,9 +30,9 @@ from bvae.models import load_model, newest_model, reconstruct
 from bvae.records import RunResult
 from bvae.report.text import to_markdown
 from bvae.session import Session
-from bvae.session.folder import compare_outcomes, comparison_folder, read_history
+from bvae.session.folder import compare_outcomes, comparison_folder, shown_history
 from bvae.session.scheduling import RunScheduler
-from bvae.storage import atomic_write, make_folder, to_json
+from bvae.storage import atomic_write, make_folder, printable, to_json
 from bvae.visualization import plot_reconstructions
 from bvae.visualization.charts import plot_curves
 from bvae.visualization.reconstructions import plot_comparison, plot_examples
@@ -73,7 +79,26 @@ def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
     folder = comparison_folder(session)
     make_folder(folder)
     (summary,) = compare_outcomes(session, {option: outcomes}).options.values()
-    atomic_write(folder / f"why_{option}.png", draw_why(session, option, summary))
+    write_picture(folder / f"why_{option}.png", partial(draw_why, session, option, summary))
+
+
+def write_picture(path: Path, draw: Callable[[], bytes | None]) -> None:
+    """Draw and write a picture; one that fails is named in a warning, and none is left in its place."""
+    if (png := try_to_draw(path.name, draw)) is None:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)  # of an earlier comparison
+        return
+    atomic_write(path, png)
+
+
+def try_to_draw(name: str, draw: Callable[[], bytes | None]) -> bytes | None:
+    """Return the PNG that is drawn; None, with a warning, where drawing fails."""
+    try:
+        return draw()
+    except Exception as error:
+        reason = printable(f"{name} could not be drawn: {type(error).__name__}: {error}")
+        warnings.warn(reason, EvidenceWarning, stacklevel=3)
+        return None
 
 
 def write_comparison(
@@ -94,10 +119,9 @@ def write_comparison(
     differences = compare_with(baseline, comparison)
     folder = comparison_folder(session)
     make_folder(folder)
-    atomic_write(folder / "curves.png", draw_curves(session, comparison))
-    atomic_write(folder / "reconstructions.png", draw_reconstructions(session, corpus, comparison))
-    if (examples := draw_examples(session, corpus, comparison)) is not None:
-        atomic_write(folder / "examples.png", examples)
+    write_picture(folder / "curves.png", partial(draw_curves, session, comparison))
+    write_picture(folder / "reconstructions.png", partial(draw_reconstructions, session, corpus, comparison))
+    write_picture(folder / "examples.png", partial(draw_examples, session, corpus, comparison))
     atomic_write(folder / "comparison.md", to_markdown(comparison, differences).encode())
     atomic_write(folder / "comparison.json", to_json(comparison))
     return comparison
@@ -109,11 +133,8 @@ def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> b
     None where no option has a checkpoint, or no grid an object.
     """
     grids = corpus.val[sample_rows(len(corpus.val), EXAMPLES)]
-    model_name, examples = session.record.config.training.model, {}
-    for name, option in comparison.options.items():
-        model = newest_model(session.path / option.runs[0].path, model_name)
-        if model is None:
-            continue
+    examples = {}
+    for name, model in shown_models(session, comparison).items():
         predicted = reconstruct(model, grids)
         iou = grid_object_iou(grids, predicted, corpus.classes)
         order = np.argsort(iou, kind="stable")[: np.isfinite(iou).sum()]  # grids without objects come last
@@ -134,15 +155,27 @@ def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> b
     return picture.getvalue()
 
 
+def shown_models(session: Session, comparison: Comparison) -> dict[str, GridModel]:
+    """Return the model of the newest checkpoint of each option's first seed, where there is one."""
+    found = {}
+    for option in session.record.config.options:
+        if option.name in comparison.options:
+            run = session.run_config(option, comparison.options[option.name].runs[0].seed)
+            if (model := newest_model(session.path / run.name, run)) is not None:
+                found[option.name] = model
+    return found
+
+
 def option_names(session: Session) -> list[str]:
     """Return all options of a session, in the order that gives each its colour."""
     return [option.name for option in session.record.config.options]
 
 
-def draw_run_curves(session: Session, result: RunResult) -> bytes:
-    """Return a PNG of the curves of one run."""
+def draw_run_curves(session: Session, result: RunResult) -> bytes | None:
+    """Return a PNG of the curves of one run; None, with a warning, where they cannot be drawn."""
     name = f"{result.option}-seed{result.seed}"
-    return _draw_curves(session, {result.option: [name]}, f"Run {name}")
+    curves = partial(_draw_curves, session, {result.option: [name]}, f"Run {name}")
+    return try_to_draw(f"curves of {name}", curves)
 
 
 def draw_curves(session: Session, comparison: Comparison) -> bytes:
@@ -156,7 +189,7 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
     record, picture = session.record, io.BytesIO()
     plot_curves(
         {
-            option: [msgspec.to_builtins(read_history(session.path / name)) for name in names]
+            option: [msgspec.to_builtins(shown_history(session, name)) for name in names]
             for option, names in folders.items()
         },
         background_rate=record.corpus.background_rate,
@@ -170,7 +203,7 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
 
 def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
     """Return a PNG of why an option predicts what it predicts."""
-    histories = [read_history(session.path / run.path) for run in option.runs]
+    histories = [shown_history(session, run.path) for run in option.runs]
     title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
     picture = io.BytesIO()
     colour = colour_of(option_names(session).index(name))
@@ -180,12 +213,9 @@ def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
 
 def draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
     """Return a PNG of the same grids under each option."""
-    grids, model_name = corpus.sample_grids(), session.record.config.training.model
-    predicted = {
-        f"Option {name}": reconstruct(model, grids)
-        for name, option in comparison.options.items()
-        if (model := newest_model(session.path / option.runs[0].path, model_name)) is not None
-    }
+    grids = corpus.sample_grids()
+    models = shown_models(session, comparison)
+    predicted = {f"Option {name}": reconstruct(model, grids) for name, model in models.items()}
     picture = io.BytesIO()
     plot_comparison(
         grids,

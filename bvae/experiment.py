@@ -38,7 +38,6 @@ from bvae.report.html import show_run
 from bvae.report.text import explain_own_gates, to_markdown, to_terminal
 from bvae.session.folder import (
     Session,
-    SessionHeldError,
     changes_since,
     compare_outcomes,
     discard_comparison,
@@ -48,7 +47,7 @@ from bvae.session.folder import (
 )
 from bvae.session.progress import ProgressDisplay
 from bvae.session_files import LATEST
-from bvae.storage import atomic_write, printable, to_json
+from bvae.storage import atomic_write, printable, refuse_foreign_entries, to_json
 
 if TYPE_CHECKING:
     from bvae.session.scheduling import RunScheduler
@@ -130,9 +129,10 @@ class Experiment:
 
         Settings that are not given are those of the session; what differs from it is refused.
         """
-        path = (run_dir / LATEST if resumed == LATEST else Path(resumed)).resolve()
         try:
+            path = (run_dir / LATEST if resumed == LATEST else Path(resumed)).resolve()
             session = Session.open(path, secrets.token_hex(8))
+            refuse_foreign_entries(path)
             if (model := session.record.config.training.model) not in (DEFAULT_MODEL, given.get("model")):
                 # Otherwise a session folder from elsewhere would decide what is imported here.
                 raise ValueError(
@@ -152,7 +152,7 @@ class Experiment:
             discard_comparison(session)
         except SetupError:
             raise
-        except (OSError, ValueError, SessionHeldError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # held, or a loop of links
             raise SetupError(f"--resume {resumed} is not possible: {error}") from error
         experiment._session = session
         return experiment
@@ -287,7 +287,7 @@ class Experiment:
                 self._gate_ran = False
                 self._write_comparison(outcomes.items(), in_haste=interrupted)
             self.session.discard_if_unused()
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self.complaint = f"The session could not be closed: {printable(str(error))}"
         if self._lock is not None:
             self._lock.release()

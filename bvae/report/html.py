@@ -7,6 +7,7 @@ import importlib.resources
 import io
 import shlex
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from bvae import EvidenceWarning
 from bvae.class_weights import weights_of_option
 from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption, colour_of
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
@@ -31,13 +33,16 @@ from bvae.report.text import (
     words,
 )
 from bvae.session import Session
-from bvae.session.folder import read_history
+from bvae.session.folder import shown_history
 from bvae.session_files import FILMSTRIP, checkpoints, picture_of
-from bvae.storage import printable
+from bvae.storage import printable, read_bounded
 from bvae.verdict import MEANINGS, RULES, Rule
 
 MAX_PICTURES = 12
 """Most pictures of checkpoints that are shown per run, besides its filmstrip and curves."""
+
+MAX_PICTURE = 64 * 2**20
+"""Bytes of the largest picture that is shown."""
 
 TEMPLATES = Environment(
     loader=PackageLoader("bvae.report"),
@@ -68,8 +73,25 @@ class Picture(NamedTuple):
 
     @classmethod
     def of_file(cls, path: Path, caption: str) -> Picture:
-        """Return the picture of a PNG file, without data if there is no such file."""
-        return cls.of(path.read_bytes(), caption) if path.exists() else cls(caption)
+        """Return the picture of a PNG file, without data where there is none or it is damaged."""
+        if (png := read_png(path)) is not None:
+            return cls.of(png, caption)
+        return cls(f"{caption} ({path.name} is no sound PNG)" if path.exists() else caption)
+
+
+def read_png(path: Path) -> bytes | None:
+    """Return a PNG file; None where there is none, and with a warning where it is damaged or no PNG."""
+    try:
+        png = read_bounded(path, MAX_PICTURE)
+        with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
+            image.verify()  # the checksum of every chunk
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever the parser raises for content of another format
+        reason = printable(f"{path} is not shown, as it is no sound PNG: {error}")
+        warnings.warn(reason, EvidenceWarning, stacklevel=3)
+        return None
+    return png
 
 
 def report_head(
@@ -98,11 +120,11 @@ def report_head(
     )
 
 
-def show_run(session: Session, result: RunResult, curves: bytes) -> str:
+def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
     """Return the section of a run: verdict, epochs that met the rules, filmstrip, curves and checkpoints.
 
     Args:
-        curves: PNG of the run's curves.
+        curves: PNG of the run's curves, None where they could not be drawn.
     """
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
@@ -110,9 +132,9 @@ def show_run(session: Session, result: RunResult, curves: bytes) -> str:
         "run.jinja",
         name=directory.name,
         result=result,
-        rules_met=describe_rules_met(read_history(directory)),
+        rules_met=describe_rules_met(shown_history(session, directory.name)),
         filmstrip=Picture.of_file(directory / FILMSTRIP, "Filmstrip: the same grids, epoch by epoch"),
-        pictures=[Picture.of(curves, "Curves"), *pictures],
+        pictures=[Picture.of(curves, "Curves") if curves else Picture("Curves"), *pictures],
         remarks=remarks,
     )
 
@@ -207,7 +229,7 @@ def _recommended_code(session: Session, comparison: Comparison) -> str | None:
 
 
 def _why(session: Session, name: str, option: OptionSummary) -> dict[str, Any]:
-    histories = {run.seed: read_history(session.path / run.path) for run in option.runs}
+    histories = {run.seed: shown_history(session, run.path) for run in option.runs}
     return {
         "name": name,
         "option": option,
@@ -222,20 +244,23 @@ def _why(session: Session, name: str, option: OptionSummary) -> dict[str, Any]:
 
 def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
     """Return the pictures of checkpoints to show, oldest first, and remarks on those left out."""
-    drawn = [path for path in reversed(checkpoints(directory)) if picture_of(path).exists()]
+    found = {path: read_png(picture_of(path)) for path in reversed(checkpoints(directory))}
+    drawn = {path: png for path, png in found.items() if png is not None}
     best = [path for path in drawn if path.stem == "best"]
     timed = [path for path in drawn if path.stem != "best"]
-    remarks = []
-    if best:
-        png = picture_of(best[0]).read_bytes()
-        if same := [_moment(path) for path in timed if picture_of(path).read_bytes() == png]:
-            best = []
-            remarks.append(f"The best checkpoint, of least validation loss, is that of {same[-1].lower()}.")
+    remarks = [
+        f"{picture_of(path).name} is not shown: it is no sound PNG."
+        for path in found
+        if path not in drawn and picture_of(path).exists()
+    ]
+    if best and (same := [_moment(path) for path in timed if drawn[path] == drawn[best[0]]]):
+        best = []
+        remarks.append(f"The best checkpoint, of least validation loss, is that of {same[-1].lower()}.")
     if len(timed) > (room := MAX_PICTURES - len(best)):
         folder = printable(str(directory / "checkpoints"))
         remarks.append(f"{room} of {len(timed)} checkpoints are shown; the pictures of all are in {folder}.")
         timed = [timed[round(place * (len(timed) - 1) / (room - 1))] for place in range(room)]
-    return [Picture.of_file(picture_of(path), _moment(path)) for path in [*timed, *best]], remarks
+    return [Picture.of(drawn[path], _moment(path)) for path in [*timed, *best]], remarks
 
 
 def _moment(checkpoint: Path) -> str:

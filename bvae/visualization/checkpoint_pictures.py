@@ -20,6 +20,7 @@ from bvae.records import CheckpointSaved, EpochEnded, Evaluation, Event
 from bvae.session_files import FILMSTRIP, checkpoints, picture_of
 from bvae.storage import atomic_write
 from bvae.trainer import run_loss
+from bvae.training.checkpoint import CheckpointError
 from bvae.training.step import reproducible
 from bvae.visualization.reconstructions import plot_filmstrip, plot_reconstructions, spread
 
@@ -81,7 +82,9 @@ class CheckpointPictures:
             strip = []
             for path in spread(epochs):
                 if path not in self.predicted:  # saved before the run was taken up again
-                    model, _ = load_model(path, self.run.training.model)
+                    model, run = load_model(path, self.run.training.model)
+                    if run != self.run:
+                        raise CheckpointError(f"{path.name} is of another run")
                     with reproducible(torch.device("cpu")):
                         self.predicted[path] = reconstruct(model, self.grids)
                 strip.append((f"Epoch {int(path.stem[6:])}", self.predicted[path]))

@@ -295,13 +295,13 @@ def damaged_result(finished: Path, tmp_path: Path, change: Callable[[bytes], byt
     result = session / "A-seed0/result.json"
     result.write_bytes(change(result.read_bytes()))
     laboratory = Experiment.resume({}, tmp_path, [], str(session))
-    with pytest.warns(EvidenceWarning, match=rf"A-seed0/result\.json.*{warning}; the run is judged anew"):
+    with pytest.warns(EvidenceWarning, match=rf"A-seed0/result\.json.*{warning}; the run is trained again"):
         laboratory.obtain((laboratory.config.options[0], 0))
     assert evidence(session) == evidence(finished)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"schema": 2, "verdict": "fine"}'])
-def test_a_damaged_result_is_judged_anew(finished: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_run_with_a_damaged_result_is_judged_anew(finished: Path, tmp_path: Path, content: bytes) -> None:
     damaged_result(finished, tmp_path, lambda _: content, "")
 
 

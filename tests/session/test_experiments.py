@@ -30,8 +30,10 @@ from lab import (
 )
 
 from bvae import session_files
+from bvae.config import RunConfig
 from bvae.records import ControlledMetrics, Evaluation, ReconstructionMetrics
 from bvae.session.folder import read_result
+from bvae.storage import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +96,7 @@ def test_every_record_of_a_run_has_all_metrics_of_the_model_and_its_controls(
     cases = ElementTree.parse(lab / "junit.xml").iter("testcase")
     (case,) = (case for case in cases if "A-seed0" in case.get("name", ""))
     properties = {each.get("name"): each.get("value") for each in case.iter("property")}
-    result = read_result(run)
+    result = read_result(run, read_json(run / "config.json", RunConfig))
     assert result is not None
     assert properties == {name: str(value) for name, value in result.properties().items()}
     assert properties.keys() >= {"object_iou", "extent_object_iou", "shuffled_class_recall_9"}

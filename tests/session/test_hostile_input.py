@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from lab import TINY, SessionHere
 
 from bvae.experiment import Experiment
 from bvae.options import OPTIONS, parse_experiment
+from bvae.session import SessionRecord
+from bvae.storage import read_json, sealed, to_json
 
 Refuse = Callable[..., str]
 
@@ -76,9 +79,9 @@ def test_a_session_is_not_resumed_on_a_changed_corpus(lab: Path, begun: Path, re
 @slow
 @pytest.mark.parametrize("package", ["torch", "numpy", "bvae"])
 def test_a_session_is_not_resumed_with_another_version(begun: Path, refusal: Refuse, package: str) -> None:
-    record = json.loads((begun / "session.json").read_text())
-    record["versions"][package] = "0.0"
-    (begun / "session.json").write_text(json.dumps(record))
+    record = read_json(begun / "session.json", SessionRecord)
+    other = dataclasses.replace(record, versions={**record.versions, package: "0.0"})
+    (begun / "session.json").write_bytes(to_json(sealed(other)))
     assert f"version of {package} was '0.0'" in refusal("--resume=latest")
 
 
