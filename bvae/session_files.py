@@ -53,7 +53,7 @@ _SESSION_FILES = r"session\.json|baseline\.json|\.lock|\.holder|\.stop-[0-9a-f]+
 _FILES = "|".join(
     (
         _SESSION_FILES,
-        r"\.begun|\.ahead|\.progress|\.half\.safetensors|config\.json|metrics\.jsonl|result\.json",
+        r"\.begun|\.progress|config\.json|metrics\.jsonl|result\.json",
         rf"{_CHECKPOINT}\.safetensors|reconstructions_{_CHECKPOINT}\.png|filmstrip\.png",
         r"why_[A-Za-z0-9_-]+\.png|curves\.png|reconstructions\.png|examples\.png|comparison\.(?:md|json)",
     )

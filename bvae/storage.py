@@ -76,7 +76,9 @@ def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
 
 @functools.cache
 def _has_locks(folder: Path) -> bool:
-    path = folder / f".lock.{secrets.token_hex(4)}.part"
+    path = (
+        folder / f"..lock.{secrets.token_hex(4)}.part"
+    )  # left by a kill, it is removed as other leftovers are
     trial = FileLock(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # filelock warns where it falls back itself
