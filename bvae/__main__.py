@@ -107,6 +107,7 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """
     with Interruptions() as interruptions:
         interruptions.open()
+        interruptions.repeat_dropped()
         return _train(arguments, command, interruptions)
 
 

@@ -130,6 +130,9 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
+            # pytest has hooked unraisable exceptions by now, and unhooks itself when this is closed.
+            self.interruptions.repeat_dropped()
+            self.config.add_cleanup(self.interruptions.close)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
@@ -268,9 +271,6 @@ class Interruptions(contextlib.ExitStack):
             return
         self._stderr = os.dup(2)  # where pytest captures output, it replaces the descriptor 2
         self.callback(os.close, self._stderr)
-        self._report = sys.unraisablehook
-        self.callback(setattr, sys, "unraisablehook", self._report)
-        sys.unraisablehook = self._repeat
         for number in self._numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handle(number, self._interrupt)
@@ -293,11 +293,14 @@ class Interruptions(contextlib.ExitStack):
         if signal.getsignal(signal.SIGTERM) == self._interrupt:
             self._handle(signal.SIGTERM, signal.SIG_IGN)
 
-    def _repeat(self, dropped: sys.UnraisableHookArgs) -> None:
-        """Raise again a KeyboardInterrupt that Python dropped.
+    def repeat_dropped(self) -> None:
+        """Raise again each KeyboardInterrupt that Python drops, as in `__del__`, where it only reports it."""
+        if threading.current_thread() is threading.main_thread():
+            self._report = sys.unraisablehook
+            self.callback(setattr, sys, "unraisablehook", self._report)
+            sys.unraisablehook = self._repeat
 
-        Python only reports what is raised in `__del__` or in the callback of a weak reference.
-        """
+    def _repeat(self, dropped: sys.UnraisableHookArgs) -> None:
         if not issubclass(dropped.exc_type, KeyboardInterrupt) or not hasattr(signal, "setitimer"):
             self._report(dropped)
             return

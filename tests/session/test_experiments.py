@@ -406,13 +406,19 @@ def test_a_pytest_configuration_next_to_a_corpus_is_not_used(lab: Path, hostile:
     assert comparison(lab)["options"].keys() == {"A", "B", "C"}
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before the tests", "after the tests"])
+@pytest.mark.parametrize("place", ["after the tests", "before the tests", "before the tests, configured"])
 @pytest.mark.parametrize("option", ["--corpus", "--run-dir"])
 def test_a_path_after_a_space_is_refused_with_the_correct_form(
-    lab: Path, hostile: Path, option: str, first: bool
+    lab: Path, hostile: Path, option: str, place: str
 ) -> None:
     path = str(hostile / "corpus.npz" if option == "--corpus" else hostile)
-    arguments = [option, path, "experiments/"] if first else ["experiments/", option, path]
+    arguments = ["experiments/", option, path]
+    if place == "before the tests, configured":
+        # pytest takes the configuration there for that of the tests, so only the command line loads bvae.
+        arguments = ["-p", "bvae.plugin", option, path, "experiments/"]
+    elif place == "before the tests":
+        (hostile / "pytest.ini").unlink()
+        arguments = [option, path, "experiments/"]
     done = run_pytest(*arguments)
     assert done.returncode == 4
     assert f"{option}={path}" in done.stderr
