@@ -293,9 +293,9 @@ def test_metrics_of_other_classes_than_the_corpus_are_not_drawn(session: Path) -
     path.write_text("\n".join(map(json.dumps, epochs)))
     (session / "A-seed0/result.json").unlink()
     with pytest.warns(EvidenceWarning, match=r"A-seed0: metrics\.jsonl has other classes than the corpus"):
-        closed(session)
+        experiment = closed(session)
     with pytest.warns(EvidenceWarning, match=r"A-seed0: metrics\.jsonl has other classes than the corpus"):
-        resume(session).report_head()
+        experiment.report_head()
 
 
 @pytest.mark.parametrize("line", [b'{"epoch": 1, "ste', b"\xff\xfe", b"[" * 100_000, b"{}\n"])
