@@ -366,6 +366,16 @@ def test_a_picture_of_a_comparison_that_fails_is_named_and_costs_nothing_else(
     assert "not drawn" in "".join(experiment.report_head())
 
 
+def test_a_picture_that_cannot_be_written_is_named_and_costs_nothing_else(session: Path) -> None:
+    for name in PICTURES.values():
+        (session / "comparison" / name).unlink()
+        (session / "comparison" / name).mkdir()
+    with pytest.warns(EvidenceWarning, match=r"curves\.png could not be drawn: StorageError: .* a directory"):
+        experiment = closed(session)
+    assert read_comparison(experiment.session) is not None
+    assert experiment.complaint == ""
+
+
 def test_where_no_picture_can_be_drawn_there_are_still_comparison_report_and_junit(
     lab: Path, session_here: SessionHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
