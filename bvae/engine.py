@@ -84,11 +84,15 @@ def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
 
 def write_picture(path: Path, draw: Callable[[], bytes | None]) -> None:
     """Draw and write a picture; one that fails is named in a warning, and none is left in its place."""
-    if (png := try_to_draw(path.name, draw)) is None:
-        with contextlib.suppress(OSError):
+
+    def write() -> bytes | None:
+        if (png := draw()) is not None:
+            atomic_write(path, png)
+        return png
+
+    if try_to_draw(path.name, write) is None:
+        with contextlib.suppress(OSError):  # where it could not be written, it can perhaps not be removed
             path.unlink(missing_ok=True)  # of an earlier comparison
-        return
-    atomic_write(path, png)
 
 
 def try_to_draw(name: str, draw: Callable[[], bytes | None]) -> bytes | None:

@@ -293,9 +293,9 @@ def test_metrics_of_other_classes_than_the_corpus_are_not_drawn(session: Path) -
     path.write_text("\n".join(map(json.dumps, epochs)))
     (session / "A-seed0/result.json").unlink()
     with pytest.warns(EvidenceWarning, match=r"A-seed0: metrics\.jsonl has other classes than the corpus"):
-        closed(session)
+        experiment = closed(session)
     with pytest.warns(EvidenceWarning, match=r"A-seed0: metrics\.jsonl has other classes than the corpus"):
-        resume(session).report_head()
+        experiment.report_head()
 
 
 @pytest.mark.parametrize("line", [b'{"epoch": 1, "ste', b"\xff\xfe", b"[" * 100_000, b"{}\n"])
@@ -364,6 +364,16 @@ def test_a_picture_of_a_comparison_that_fails_is_named_and_costs_nothing_else(
     assert not (session / "comparison" / name).exists()  # nor that of an earlier comparison
     assert read_comparison(experiment.session) is not None
     assert "not drawn" in "".join(experiment.report_head())
+
+
+def test_a_picture_that_cannot_be_written_is_named_and_costs_nothing_else(session: Path) -> None:
+    for name in PICTURES.values():
+        (session / "comparison" / name).unlink()
+        (session / "comparison" / name).mkdir()
+    with pytest.warns(EvidenceWarning, match=r"curves\.png could not be drawn: StorageError: .* a directory"):
+        experiment = closed(session)
+    assert read_comparison(experiment.session) is not None
+    assert experiment.complaint == ""
 
 
 def test_where_no_picture_can_be_drawn_there_are_still_comparison_report_and_junit(
