@@ -33,8 +33,27 @@ def describe_hardware() -> dict[str, str | int]:
         "machine": platform.machine(),
         "system": platform.system(),
         "processor": _processor()[0],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "cores": usable_cores(),
     }
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the number of cores that this process may use, by its affinity and the quota of its container.
+
+    A quota of one and a half cores counts as two.
+
+    Args:
+        cgroup: the folder where a container finds its own control group, of version 2 or 1.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = map(int, " ".join((cgroup / name).read_text() for name in names).split())
+        except (OSError, ValueError):  # there is no such file, or it says "max"
+            continue
+        if quota > 0 and period > 0:  # version 1 says -1 where there is no quota
+            cores = min(cores, -(-quota // period))
+    return cores
 
 
 def _processor() -> tuple[str, frozenset[str]]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from bvae.experiment import Experiment
+from bvae.hardware import usable_cores
 from bvae.hooks import EXPERIMENT, GATE, asked_experiment, is_worker, joins_session, register_hooks
 from bvae.judging.baseline import Baseline
 from bvae.options import options_of, separated_path
@@ -78,12 +79,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return the number of cores, but no more than runs; None leaves the number to xdist."""
+    """Return the number of usable cores, but no more than runs; None leaves the number to xdist."""
     if not runs_experiments(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     experiment = asked_experiment(config)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, len(experiment.options) * experiment.seeds)
+    return min(usable_cores(), len(experiment.options) * experiment.seeds)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

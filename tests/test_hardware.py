@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from bvae import plugin
 from bvae.engine import describe_gpu, resolve_gpu_precision
-from bvae.hardware import describe_hardware, resolve_precision
+from bvae.hardware import describe_hardware, resolve_precision, usable_cores
 
 pytestmark = pytest.mark.unit
 
@@ -64,3 +70,64 @@ def test_a_device_that_is_not_there_is_refused_in_one_sentence(device: str) -> N
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_is_named() -> None:
     assert describe_gpu("cuda")["gpu"] == torch.cuda.get_device_name("cuda")
+
+
+def cgroup(folder: Path, files: dict[str, str]) -> Path:
+    """A folder as containers find it at `/sys/fs/cgroup`."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content)
+    return folder
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+
+
+def version_1(quota: object, period: object) -> dict[str, str]:
+    return {"cpu/cpu.cfs_quota_us": f"{quota}\n", "cpu/cpu.cfs_period_us": f"{period}\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "150000 100000\n"}, 2),
+        ({"cpu.max": "5000 100000\n"}, 1),
+        ({"cpu.max": "6400000 100000\n"}, 8),
+        (version_1(-1, 100000), 8),
+        (version_1(300000, 100000), 3),
+        (version_1(25000, 50000), 1),
+        ({"cpu.max": "max 100000\n", **version_1(300000, 100000)}, 3),
+        ({"cpu/cpu.cfs_quota_us": "300000\n"}, 8),
+        (version_1(300000, 0), 8),
+    ],
+)
+def test_the_quota_of_a_container_bounds_the_cores(
+    eight_cores: None, tmp_path: Path, files: dict[str, str], cores: int
+) -> None:
+    assert usable_cores(cgroup(tmp_path, files)) == cores
+
+
+@given(*[st.text(max_size=30) | st.integers().map(str) | st.just("9" * 4000)] * 3)
+def test_whatever_a_control_group_says_there_is_a_core_and_none_is_invented(
+    pair: str, quota: str, period: str
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        files = {"cpu.max": f"{pair} {period}", **version_1(quota, period)}
+        cores = usable_cores(cgroup(Path(folder), files))
+    assert 1 <= cores <= usable_cores(Path(folder))
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(2, 2), (8, 6)])
+def test_as_many_workers_are_started_as_there_are_usable_cores_but_no_more_than_runs(
+    monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config, cores: int, workers: int
+) -> None:
+    monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    monkeypatch.setattr(plugin, "runs_experiments", lambda _: True)
+    monkeypatch.setattr(plugin, "asked_experiment", lambda _: SimpleNamespace(options="ABC", seeds=2))
+    monkeypatch.setattr(plugin, "usable_cores", lambda: cores)
+    assert plugin.pytest_xdist_auto_num_workers(pytestconfig) == workers
