@@ -1,4 +1,4 @@
-"""The main job: train each loss option with each seed, look, judge, and gate.
+"""The main experiment: train each loss option with each seed, show and judge the results, and apply the gate.
 
 pytest experiments/ --html=report.html
 """
@@ -21,7 +21,7 @@ def test_loss_option(
     extras: list,
     record_property: Callable[[str, object], None],
 ) -> None:
-    """One run of one option. An option that is not healthy is a finding (xfailed), not a broken build."""
+    """Train and judge one run. A run that is not healthy is a finding (xfailed), not a broken build."""
     result = laboratory.obtain(loss_run)
     for name, value in result.properties().items():
         record_property(name, value)
@@ -34,7 +34,7 @@ def test_loss_option(
 
 @pytest.mark.gate
 def test_stable_option_exists(laboratory: Experiment, extras: list) -> None:
-    """The gate: at least one candidate trains stably, learned the objects, and is accurate in the band."""
+    """The gate: at least one candidate is stable, learned the objects, and is accurate within the band."""
     comparison = laboratory.compare()
     extras.extend(map(attach.html, laboratory.show_comparison(comparison)))
     passed, explanation = comparison.gate.passed, explain_gate(comparison)
@@ -45,7 +45,7 @@ def test_stable_option_exists(laboratory: Experiment, extras: list) -> None:
 def test_no_regression(
     loss_baseline: Baseline, laboratory: Experiment, pytestconfig: pytest.Config, extras: list
 ) -> None:
-    """With --baseline: nothing is worse than there by more than the noise of the seeds."""
+    """With --baseline: no metric is worse than in the baseline by more than the noise of the seeds."""
     differences = laboratory.compare_with_baseline()
     extras.extend(map(attach.html, laboratory.show_differences(differences)))
     regressions = explain_regressions(differences)
