@@ -26,7 +26,7 @@ MEGABYTE = 10**6
 
 
 class Plan(NamedTuple):
-    """What each process does."""
+    """Steps per turn, grids evaluated per turn, and memory limit of each process."""
 
     steps: int
     evaluated: int

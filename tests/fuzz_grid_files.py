@@ -202,7 +202,7 @@ def is_accepted(path: Path, padding_value: int | None) -> bool:
             raise AssertionError(f"not classes, or a grid without cells: {np.unique(grids)}")
     train, val = ({grid.tobytes() for grid in split[:]} for split in (corpus.train, corpus.val))
     if train & val:
-        raise AssertionError(f"{len(train & val)} training grids also validate")
+        raise AssertionError(f"{len(train & val)} grids are in both splits")
     return True
 
 

@@ -287,5 +287,5 @@ def test_activations_keep_their_size_through_a_new_layer_and_relu(
     initialize(nn.Sequential(layer, nn.ReLU(), nn.Linear(1, 1)))
     given = torch.randn(shape)
     found = F.relu(layer(given))
-    inner = found[..., 2:-2, 2:-2] if found.ndim == 4 else found  # at the edges zeros are convolved
+    inner = found[..., 2:-2, 2:-2] if found.ndim == 4 else found  # without edges, which include zero padding
     assert inner.square().mean().item() == pytest.approx(given.square().mean().item(), rel=0.1)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 CAPABILITIES = torch.cpu.get_capabilities()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="processors are described by Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo, which only Linux has")
 def test_automatic_precision_is_bf16_if_the_processor_has_it() -> None:
     has_bf16 = CAPABILITIES.get("avx512_bf16") or CAPABILITIES.get("amx_bf16")
     assert resolve_precision("auto") == ("bf16" if has_bf16 else "fp32")
@@ -56,12 +56,12 @@ def test_bf16_is_chosen_by_the_flags_of_a_processor(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_precision_that_is_asked_for_is_kept(precision: Any) -> None:
+def test_an_explicit_precision_is_kept(precision: Any) -> None:
     assert resolve_precision(precision) == precision
 
 
 @pytest.mark.parametrize("device", ["quantum", "meta", "cpu:0", f"cuda:{torch.cuda.device_count()}", ""])
-def test_a_device_that_is_not_there_is_refused_in_one_sentence(device: str) -> None:
+def test_a_device_that_does_not_exist_is_refused_in_one_sentence(device: str) -> None:
     with pytest.raises(ValueError, match=r"--device is .*; expected cpu") as caught:
         resolve_gpu_precision("auto", device)
     assert "\n" not in str(caught.value)

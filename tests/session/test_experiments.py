@@ -127,7 +127,7 @@ def test_the_controller_of_workers_imports_neither_pytorch_nor_matplotlib(lab: P
     assert slow <= set((lab / "imported-gw0").read_text().splitlines())
 
 
-def test_what_an_option_predicts_is_explained_before_the_next_is_complete(lab: Path) -> None:
+def test_an_option_is_explained_before_the_next_option_is_complete(lab: Path) -> None:
     sabotage(lab, slow=1.0)
     with running(lab, *TINY, "-n3", "--loss-options", "A,C", "--seeds", "2") as process:
         assert process.wait(timeout=120) == 1

@@ -141,7 +141,7 @@ def test_a_step_follows_the_gradient_of_the_mean_over_cells_inside(
     accuracy = 1e-4 if dtype == torch.float32 else 1e-9
     assert found[-1].item() == pytest.approx(norm.item(), rel=accuracy)
     for name, gradient in expected.items():
-        moment = updates.tensors()[f"{name}.exp_avg"].double()  # after one step a tenth of the gradient
+        moment = updates.tensors()[f"{name}.exp_avg"].double()  # after one step, 0.1 × gradient
         assert (10 * moment - gradient).norm() < accuracy * norm, name
 
 
@@ -164,7 +164,7 @@ def test_in_bfloat16_its_gradient_is_as_accurate_as_that_of_autocast(
         train(updates, grids(batch, grid_size, 0, outside=outside), [0.0])
         found[name] = updates.tensors()
     for name, exact in found["exact"].items():
-        if name.endswith(".exp_avg"):  # after one step a tenth of the gradient
+        if name.endswith(".exp_avg"):  # after one step, 0.1 × gradient
             ours, theirs = (
                 ((found[who][name] - exact).norm() / exact.norm()) for who in ("by hand", "autocast")
             )

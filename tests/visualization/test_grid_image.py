@@ -135,7 +135,7 @@ def test_every_cell_is_drawn_in_the_colour_of_its_class(target: Classes) -> None
 
 
 @functools.cache
-def test_sixty_four_classes_have_colours_of_their_own_and_the_first_ten_are_those_of_arc() -> None:
+def test_64_classes_have_distinct_colours_and_the_first_ten_are_those_of_arc() -> None:
     assert CLASS_COLOURS[:10] == ARC_COLOURS
     assert len({*CLASS_COLOURS, *SYMBOL_COLOURS[RIGHT_BACKGROUND:]}) == 64 + 4
     png = io.BytesIO()
@@ -187,7 +187,7 @@ def test_positions_outside_a_grid_stay_white_in_every_row() -> None:
             assert left == all_of_it * (target == 1).sum() / target.size
 
 
-def test_places_without_a_grid_stay_empty() -> None:
+def test_positions_without_a_grid_stay_empty() -> None:
     png, grids = io.BytesIO(), np.full((11, 4, 4), 1, np.uint8)
     draw_reconstructions(grids, grids, [0.0] * 11, path=png)
     assert count_pixels(png, SYMBOL_COLOURS[WRONG]) == 0
