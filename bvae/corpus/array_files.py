@@ -278,11 +278,10 @@ def _parse_header(start: bytes, name: str) -> _Header:
             raise ValueError("the shape is not made of lengths")
     except HEADER_ERRORS:
         raise CorpusError(f"{name} has a damaged header; expected one as numpy.save writes it") from None
-    if len(shape) == 4 and isinstance(descr, str):
-        axis = 3 if shape[1] == shape[2] or shape[3] < shape[1] else 1
+    if len(shape) == 4:
         raise CorpusError(
-            f"{name} has shape {brief(str(shape))}; expected (grids, rows, columns): save "
-            f"grids.argmax({axis}) where axis {axis} is one-hot, else grids.squeeze({axis})"
+            f"{name} has shape {brief(str(shape))}; expected (grids, rows, columns): of one-hot cells, save "
+            "grids.argmax(1) or, if classes come last, grids.argmax(3); of one channel, save grids.squeeze()"
         )
     if not isinstance(descr, str) or not INTEGER_TYPE.fullmatch(descr):
         letter = str(descr).lstrip("<>=|")[:1]

@@ -186,8 +186,7 @@ def _files(path: str) -> Files:
             yield place, _content(str(Path(path, place)), place)
         return
     with BoundedReads(io.FileIO(path)) as file:
-        start = file.read(4096)
-        if start.startswith(b"PK"):
+        if (start := file.read(4096)).startswith(b"PK"):
             yield from _archived(file)
             return
     if not start.removeprefix(codecs.BOM_UTF8).lstrip().startswith((b"{", b"[")):
@@ -238,10 +237,8 @@ def _places(root: str) -> Iterator[str]:
 
 def _content(path: str, place: str) -> bytes:
     """Read a regular file, never through a symbolic link."""
-    flags = (
-        os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    )
-    with os.fdopen(os.open(path, flags), "rb") as file:
+    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
+    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CorpusError(f"{brief(place)} is not a regular file")
         content = file.read(MAX_FILE_BYTES + 1)
@@ -297,8 +294,10 @@ def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, li
                 count += 1
                 if count > MAX_GRIDS:
                     raise CorpusError(f"has more than {MAX_GRIDS} grids; give fewer files, or .npy")
-                name = f"{brief(place)}: grid {number} of {brief(task)}"
-                known.append(_grid(cells, name, padding_value, classes))
+                try:
+                    known.append(_grid(cells, padding_value, classes))
+                except CorpusError as error:
+                    raise CorpusError(f"{brief(place)}: grid {number} of {brief(task)}: {error}") from None
     if not any(tasks.values()):
         raise CorpusError(f"holds no grid; {EXPECTED}")
     return tasks
@@ -336,20 +335,16 @@ def _cells(found: Task | Examples) -> Iterator[Cells]:
             yield example
 
 
-def _grid(rows: Cells, name: str, padding_value: int | None, classes: int) -> Grid:
+def _grid(rows: Cells, padding_value: int | None, classes: int) -> Grid:
     """Check a grid, with `OUTSIDE` in place of the padding value."""
     widths = sorted({len(row) for row in rows})
     if len(widths) != 1 or not widths[0]:
         shown = f"rows of {widths[0]} and {widths[-1]} cells" if widths[1:] else "no cells"
-        raise CorpusError(f"{name} has {shown}; expected rows of one length")
-    try:
-        cells = bytes(chain.from_iterable(rows))
-        known = max(cells) < classes
-    except ValueError:  # not all are bytes
-        known = False
-    if not known:
-        check_values(np.array(rows, object), name, (len(rows), widths[0]), "C", 0, padding_value, classes)
-        cells = bytes(OUTSIDE if cell == padding_value else cell for cell in chain.from_iterable(rows))
+        raise CorpusError(f"has {shown}; expected rows of one length")
+    cells = list(chain.from_iterable(rows))
+    if padding_value is not None or not 0 <= min(cells) <= max(cells) < classes:
+        check_values(np.array(rows, object), "cell", (len(rows), widths[0]), "C", 0, padding_value, classes)
+        cells = [OUTSIDE if cell == padding_value else cell for cell in cells]
         if min(cells) == OUTSIDE:
-            raise CorpusError(f"{name} is all padding; expected cells")
-    return Grid(len(rows), widths[0], cells)
+            raise CorpusError("is all padding; expected cells")
+    return Grid(len(rows), widths[0], bytes(cells))
