@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import secrets
 import tempfile
@@ -129,7 +130,10 @@ def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
 
 def differences(ours: Any, theirs: Any) -> list[str]:
     """Return the fields in which two dataclasses or mappings differ, each with both values."""
-    ours, theirs = _flat(msgspec.to_builtins(ours)), _flat(msgspec.to_builtins(theirs))
+    # Unlike msgspec's, this conversion has fields that were not in the JSON and so have their default.
+    ours, theirs = (
+        _flat(each if isinstance(each, dict) else dataclasses.asdict(each)) for each in (ours, theirs)
+    )
     pairs = [(key, theirs.get(key), ours.get(key)) for key in theirs | ours]
     return [f"{key} was {then!r} and is {now!r}" for key, then, now in pairs if then != now]
 

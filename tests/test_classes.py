@@ -30,7 +30,7 @@ from bvae.training.checkpoint import CheckpointError
 from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
 from bvae.training.step import AutogradStep
 
-unit = pytest.mark.unit
+unit, slow = pytest.mark.unit, pytest.mark.slow
 numbers_of_classes = st.integers(2, 64)
 
 
@@ -306,6 +306,7 @@ def test_the_code_of_a_report_has_the_number_of_classes(classes: str, settings: 
     assert len(names["weight"]) == int(classes)
 
 
+@slow
 @pytest.mark.parametrize("classes", [3, 16])
 def test_a_session_of_other_classes_trains_resumes_and_reports(
     session_here: SessionHere, lab: Path, classes: int

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from bvae.storage import StorageError, atomic_write
+from bvae.config import ExperimentConfig, TrainingConfig
+from bvae.storage import StorageError, atomic_write, differences, from_json, to_json
 
 pytestmark = pytest.mark.unit
 
@@ -46,3 +49,12 @@ def test_a_further_name_that_cannot_be_made_is_complained_of(tmp_path: Path) -> 
     with pytest.raises(StorageError, match=f"{best} could not be written"):
         atomic_write(tmp_path / "epoch", b"one", best)
     assert sorted(tmp_path.iterdir()) == [best, tmp_path / "epoch"]
+
+
+@pytest.mark.parametrize("kind", [ExperimentConfig, TrainingConfig])
+def test_a_field_that_older_json_lacks_has_its_default_and_does_not_differ(kind: type) -> None:
+    for field in dataclasses.fields(kind):
+        older = json.loads(to_json(kind()))
+        del older[field.name]
+        assert differences(kind(), from_json(json.dumps(older), kind)) == []
+    assert differences(ExperimentConfig(classes=3), ExperimentConfig()) == ["classes was 10 and is 3"]

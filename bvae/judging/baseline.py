@@ -14,7 +14,7 @@ import scipy
 from msgspec import Meta
 
 from bvae.config import MAX_CLASSES, OPTION_NAME, ExperimentConfig, TrainingConfig
-from bvae.judging.comparison import Comparison, painting_threshold
+from bvae.judging.comparison import METRICS, Comparison, painting_threshold
 from bvae.records import CorpusRecord, MeanStd
 from bvae.storage import differences, from_json, printable
 
@@ -32,23 +32,16 @@ Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 OptionName = Annotated[str, Meta(pattern=rf"^{OPTION_NAME.pattern}\Z")]
 
 
-METRICS = {
-    "pixel_accuracy": "accuracy",
-    "foreground_iou": "foreground IoU",
-    "foreground_recall": "foreground recall",
-    "object_iou": "object IoU",
-    "object_recall": "object recall",
-    "objects_recognised": "objects recognised",
-}
-"""The metrics that are compared, each with its name in sentences; more is better in each."""
+COMPARED = [name for name, metric in METRICS.items() if metric.in_baseline]
+"""The metrics that are compared."""
 
 if TYPE_CHECKING:
     Scores = object
 else:
     Scores = dataclasses.make_dataclass(
-        "Scores", [(name, Share | None) for name in METRICS], frozen=True, kw_only=True
+        "Scores", [(name, Share | None) for name in COMPARED], frozen=True, kw_only=True
     )
-"""`METRICS` of a run: fractions, null where there was nothing to count."""
+"""`COMPARED` metrics of a run: fractions, null where there was nothing to count."""
 
 
 class BaselineError(ValueError):
@@ -227,7 +220,7 @@ def compare_with(baseline: Baseline | None, comparison: Comparison) -> tuple[Dif
     for name in {**comparison.options, **baseline.options}:
         sides = (baseline.options.get(name), comparison.options.get(name))
         old, new = ([run.metrics for run in option.runs] if option else [] for option in sides)
-        for metric in METRICS:
+        for metric in COMPARED:
             then, now = ([getattr(scores, metric, None) for scores in side] for side in (old, new))
             found.append(difference(name, metric, then, now))
     return tuple(found)
@@ -278,7 +271,7 @@ def difference_rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
     """Return the rows of the table of differences, as text, under `DIFFERENCE_HEADINGS`."""
     return [
         (
-            *(each.option, METRICS[each.metric], str(each.baseline), str(each.now)),
+            *(each.option, METRICS[each.metric].heading, str(each.baseline), str(each.now)),
             "undefined" if each.mean is None else f"{each.mean:+.4f}",
             "undefined" if each.interval is None else _interval(each.interval),
             each.judgement,
@@ -290,8 +283,8 @@ def difference_rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
 def explain_regressions(found: Sequence[Difference]) -> str:
     """Return a sentence on the metrics that are worse than in the baseline; empty where there are none."""
     worse = [
-        f"{METRICS[each.metric]} of {each.option} was {each.baseline} and is {each.now}, a difference of "
-        f"{each.mean:+.4f} (95 % interval {_interval(each.interval)})"
+        f"{METRICS[each.metric].heading} of {each.option} was {each.baseline} and is {each.now}, "
+        f"a difference of {each.mean:+.4f} (95 % interval {_interval(each.interval)})"
         for each in found
         if each.judgement == "worse" and each.interval is not None
     ]

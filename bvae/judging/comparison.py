@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bvae.class_weights import weights_of_option
 from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
@@ -25,11 +25,49 @@ class RunSummary:
     path: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OptionSummary:
-    """One option over its seeds; a metric of the shuffled control is stored as `shuffled_` and its name.
+class Metric(NamedTuple):
+    """A metric that options are compared in: a fraction, beside its shuffled control; more is better.
 
-    Accuracies, recalls and IoUs are fractions, see `bvae.records.ReconstructionMetrics`; `kl` is in nats.
+    Attributes:
+        heading: its name in tables and sentences.
+        column: where the table of options has it: in a terminal too, only in reports, or in a column of its
+            own, see `bvae.report.text.COLUMNS`.
+        in_baseline: whether it is compared with that of a baseline.
+    """
+
+    heading: str
+    column: Literal["terminal", "report", "own"] = "report"
+    in_baseline: bool = True
+
+
+METRICS = {
+    "object_iou": Metric("object IoU", "terminal"),
+    "object_recall": Metric("object recall", "terminal"),
+    "objects_recognised": Metric("objects recognised", "terminal"),
+    "pixel_accuracy": Metric("accuracy", "own"),
+    "minor_object_recall": Metric("minor object recall", in_baseline=False),
+    "foreground_iou": Metric("foreground IoU"),
+    "foreground_recall": Metric("foreground recall"),
+}
+"""The metrics of an option by their field of `bvae.records.ReconstructionMetrics`, in the order of tables."""
+
+if TYPE_CHECKING:
+
+    class MetricsOverSeeds:
+        def __getattr__(self, name: str) -> MeanStd: ...
+else:
+    MetricsOverSeeds = dataclasses.make_dataclass(
+        "MetricsOverSeeds",
+        [(f"{control}{name}", MeanStd) for control in ("", "shuffled_") for name in METRICS],
+        frozen=True,
+        kw_only=True,
+    )
+"""`METRICS` over the seeds of an option; that of the shuffled control is `shuffled_` and its name."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptionSummary(MetricsOverSeeds):
+    """One option over its seeds; `kl` is in nats.
 
     Attributes:
         class_weights: name of the class-weight method, `explicit` where weights were given.
@@ -46,20 +84,6 @@ class OptionSummary:
     verdict: VerdictName
     reason: str
     healthy: bool
-    pixel_accuracy: MeanStd
-    foreground_iou: MeanStd
-    foreground_recall: MeanStd
-    object_recall: MeanStd
-    minor_object_recall: MeanStd
-    object_iou: MeanStd
-    objects_recognised: MeanStd
-    shuffled_pixel_accuracy: MeanStd
-    shuffled_foreground_iou: MeanStd
-    shuffled_foreground_recall: MeanStd
-    shuffled_object_recall: MeanStd
-    shuffled_minor_object_recall: MeanStd
-    shuffled_object_iou: MeanStd
-    shuffled_objects_recognised: MeanStd
     classes_learned: MeanStd
     kl: MeanStd
     active_units: MeanStd
@@ -70,14 +94,6 @@ class OptionSummary:
     def learned(self) -> bool:
         """Whether every seed trained stably and learned the objects, whatever its accuracy."""
         return Verdict(self.verdict, self.reason).learned
-
-
-CONTROLLED = tuple(
-    field.name.removeprefix("shuffled_")
-    for field in dataclasses.fields(OptionSummary)
-    if field.name.startswith("shuffled_")
-)
-"""Names of the metrics of an option that are compared with its shuffled control."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,8 +217,8 @@ def _summary(
         verdict=verdict.name,
         reason=verdict.reason,
         healthy=verdict.healthy,
-        **{name: over_seeds(name) for name in (*CONTROLLED, "classes_learned", "kl", "active_units")},
-        **{f"shuffled_{name}": over_seeds(f"shuffled.{name}") for name in CONTROLLED},
+        **{name: over_seeds(name) for name in (*METRICS, "classes_learned", "kl", "active_units")},
+        **{f"shuffled_{name}": over_seeds(f"shuffled.{name}") for name in METRICS},
         painting_threshold=painting_threshold(counts, option),
         runs=summaries,
     )

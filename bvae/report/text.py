@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from bvae.config import AccuracyBand
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-from bvae.judging.comparison import Comparison, OptionSummary
+from bvae.judging.comparison import METRICS, Comparison, OptionSummary
 from bvae.records import ControlledMetrics, MeanStd
 
 
@@ -31,20 +31,18 @@ class Column(NamedTuple):
     of_reference: Callable[[ControlledMetrics], Cell] = lambda _: Cell("")
 
 
-def _metric(heading: str, name: str) -> Column:
+def _metric(name: str) -> Column:
     """Return the column of a metric and its shuffled control."""
     return Column(
-        Cell(heading, "shuffled"),
+        Cell(METRICS[name].heading, "shuffled"),
         lambda _, option: Cell(str(getattr(option, name)), _number(getattr(option, f"shuffled_{name}").mean)),
         lambda found: Cell(_number(getattr(found, name)), _number(getattr(found.shuffled, name))),
     )
 
 
-COLUMNS = (
+FIRST_COLUMNS = (
     Column(Cell("verdict"), lambda _, option: Cell(words(option.verdict)), lambda _: Cell("reference")),
-    _metric("object IoU", "object_iou"),
-    _metric("object recall", "object_recall"),
-    _metric("recognised", "objects_recognised"),
+    *(_metric(name) for name, metric in METRICS.items() if metric.column == "terminal"),
     Column(
         Cell("classes learned"),
         lambda _, option: _classes(option),
@@ -55,9 +53,10 @@ COLUMNS = (
         lambda _, option: Cell(str(option.pixel_accuracy)),
         lambda found: Cell(_number(found.pixel_accuracy)),
     ),
-    _metric("minor object recall", "minor_object_recall"),
-    _metric("foreground IoU", "foreground_iou"),
-    _metric("foreground recall", "foreground_recall"),
+)
+COLUMNS = (
+    *FIRST_COLUMNS,
+    *(_metric(name) for name, metric in METRICS.items() if metric.column == "report"),
     Column(Cell("γ"), lambda _, option: Cell(f"{option.gamma:g}")),
     Column(
         Cell("class weights", "largest : smallest"),
@@ -81,7 +80,7 @@ PICTURES = {
 }
 """Pictures of the Markdown report, each with its text alternative."""
 
-TERMINAL_COLUMNS = 7
+TERMINAL_COLUMNS = 1 + len(FIRST_COLUMNS)
 """Number of columns that a terminal shows, including the name."""
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bvae.config import AccuracyBand, ExperimentConfig
-from bvae.judging.comparison import CONTROLLED, Comparison, Outcomes, compare
+from bvae.judging.comparison import METRICS, Comparison, Outcomes, compare
 from bvae.records import ControlledMetrics, CorpusRecord, ReconstructionMetrics
 from bvae.report.text import (
     TERMINAL_COLUMNS,
@@ -313,7 +313,7 @@ def test_comparison_json_has_the_documented_schema_and_no_nan() -> None:
         assert scored.keys() == names(ControlledMetrics)
         assert scored["shuffled"].keys() == names(ReconstructionMetrics)
     b = data["options"]["B"]
-    for name in CONTROLLED:
+    for name in METRICS:
         for key, source in ((name, evaluation()), (f"shuffled_{name}", evaluation().shuffled)):
             assert b[key] == {"mean": pytest.approx(getattr(source, name)), "sd": pytest.approx(0.0)}
             assert data["options"]["A"][key]["sd"] is None  # of one seed
@@ -340,7 +340,7 @@ def test_the_documented_metrics_of_an_option_stand_beside_their_shuffled_control
         *("pixel_accuracy", "foreground_iou", "foreground_recall", "object_recall", "minor_object_recall"),
         *("object_iou", "objects_recognised"),
     }
-    assert set(CONTROLLED) == documented
+    assert set(METRICS) == documented
 
 
 def test_without_a_run_that_was_evaluated_there_is_no_control() -> None:
@@ -384,7 +384,7 @@ def test_the_tables_have_a_row_for_each_option_control_and_reference() -> None:
     assert {len(row) for row in rows.values()} == {len(column)}
     assert rows["B"][column["object IoU"]] == ("0.200 ± 0.000", "0.030")
     assert rows["extent"][column["object IoU"]] == ("0.050", "0.030")
-    assert rows["nearest training grid, weighted"][column["recognised"]] == ("0.090", "0.010")
+    assert rows["nearest training grid, weighted"][column["objects recognised"]] == ("0.090", "0.010")
     assert rows["PCA"][column["verdict"]].text == "reference"
     assert rows["background only"][column["accuracy"]].text == "0.800"
     assert rows["B"][column["classes learned"]].text == "9 of 9"
