@@ -1,5 +1,5 @@
-"""Load mutated .npy and .npz files, some with a padding value: each is a corpus or a CorpusError, quickly and
-in little memory.
+"""Load mutated .npy, .npz, JSON and zip files, some with a padding value: each is a corpus or a CorpusError,
+quickly and in little memory.
 
 Exits with 1, and keeps the file, as soon as another exception escapes, a case takes more than 2 s, or the
 memory of the process has grown by more than 500 MB.
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import random
 import resource
 import struct
@@ -54,6 +55,37 @@ NAMES = (
     "/train.npy",
     "a\n\x1b[31m.npy",
     "train",
+)
+JSON_NAMES = (
+    "../../a.json",
+    "/a.json",
+    "a/b/../c.json",
+    ".a.json",
+    "__MACOSX/a.json",
+    "a\n\x1b[31m.json",
+    "a.npy",
+)
+JSON_PARTS = (
+    *(
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        '"',
+        "10",
+        "-1",
+        "255",
+        "1.5",
+        "1e3",
+        "null",
+        "true",
+        "NaN",
+        "[]",
+        "{}",
+        "9" * 30,
+    ),
+    *("[" * 3000, '{"a":' * 3000, '"\\ud800"', '"train":', '"input"', "\x00", "\u202e", "[[1]],", "9" * 4000),
 )
 METHODS = (
     zipfile.ZIP_STORED,
@@ -124,6 +156,40 @@ def npz(rng: random.Random) -> bytes:
     return file.getvalue()
 
 
+def tasks(rng: random.Random) -> bytes:
+    """Write a task, many tasks by id, or a list of grids as JSON, seldom with something else in its place."""
+    kind = rng.choice(
+        (examples, task, lambda rng: {f"{rng.randrange(60):08x}": task(rng) for _ in range(30)})
+    )
+    text = json.dumps(kind(rng), indent=rng.choice((None, 1)))
+    for _ in range(rng.choice((0, 0, 0, 0, 0, 0, 1, 3))):
+        place = rng.randrange(len(text))
+        text = text[:place] + rng.choice(JSON_PARTS) + text[place + rng.choice((0, 1, 1, 5)) :]
+    return text.encode(rng.choice((*["utf-8"] * 20, "utf-8-sig", "utf-16")), "surrogatepass")
+
+
+def task(rng: random.Random) -> object:
+    return rng.choice((examples, lambda rng: {"train": examples(rng), "test": examples(rng)}))(rng)
+
+
+def examples(rng: random.Random) -> list[object]:
+    """Draw grids of several sizes, or pairs of them."""
+    drawn = [(grids(rng)[0] % rng.choice((10, 10, 10, 10, 127))).tolist() for _ in range(rng.randint(1, 6))]
+    return drawn if rng.random() < 0.5 else [{"input": grid, "output": drawn[0]} for grid in drawn]
+
+
+def zipped_tasks(rng: random.Random) -> bytes:
+    """Write a few JSON files into an archive, seldom with what belongs to no task."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(rng.randint(1, 12)):
+            other = rng.random() < 0.05 and number < len(JSON_NAMES)
+            member = zipfile.ZipInfo(JSON_NAMES[number] if other else f"tasks/{number}.json")
+            member.external_attr = (0o120777 if rng.random() < 0.02 else 0o644) << 16
+            archive.writestr(member, tasks(rng), rng.choice(METHODS[:2] if rng.random() < 0.98 else METHODS))
+    return file.getvalue()
+
+
 def bytes_of_noise(rng: random.Random) -> bytes:
     return rng.randbytes(rng.randint(0, 300))
 
@@ -140,7 +206,7 @@ def truncate(rng: random.Random, content: bytes) -> bytes:
 
 
 def splice(rng: random.Random, content: bytes) -> bytes:
-    other = rng.choice((npy, npz, bytes_of_noise))(rng)
+    other = rng.choice((*KINDS, bytes_of_noise))(rng)
     return content[: rng.randrange(len(content) + 1)] + other[rng.randrange(len(other) + 1) :]
 
 
@@ -169,6 +235,7 @@ def place(rng: random.Random, content: bytes) -> int:
     return min(start + rng.randrange(60), len(content) - 1)
 
 
+KINDS = (npy, npz, tasks, zipped_tasks)
 MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
     flip_bits,
     truncate,
@@ -179,7 +246,7 @@ MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 def mutated_file(rng: random.Random) -> bytes:
-    content = rng.choice((npy, npz))(rng)
+    content = rng.choice(KINDS)(rng)
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
         content = rng.choice(MUTATIONS)(rng, content) if content else content
     return content
@@ -196,7 +263,7 @@ def is_accepted(path: Path, padding_value: int | None) -> bool:
         return False
     for split in (corpus.train, corpus.val):
         grids = split[:]
-        if grids.shape[1:] != (16, 16) or grids.dtype != np.uint8 or not len(grids):
+        if grids.shape[1:] != (corpus.grid_size,) * 2 or grids.dtype != np.uint8 or not len(grids):
             raise AssertionError(f"not grids: {grids.dtype} {grids.shape}")
         is_cell = grids < CLASSES
         if not (is_cell | (grids == OUTSIDE)).all() or not is_cell.any((1, 2)).all():

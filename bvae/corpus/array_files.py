@@ -51,7 +51,7 @@ OTHER_TYPES = {
 }
 AS_INTEGERS = "expected integers, as from grids.astype('uint8')"
 RECIPES = {
-    "O": "write them as JSON: json.dump([grid.tolist() for grid in grids], open('grids.json', 'w'))",
+    "O": "write them as JSON: pathlib.Path('grids.json').write_text(json.dumps([g.tolist() for g in grids]))",
     "f": f"{AS_INTEGERS}, or from (9 * grids).round().astype('uint8') where they are k/9",
 }
 """What to do about values that are no integers, by the letter of NumPy, with the array as `grids`."""
@@ -339,11 +339,12 @@ def check_values(
     position = int(np.argmax(wrong))
     index = ", ".join(str(int(i)) for i in np.unravel_index(first + position, shape, order))
     value = values.flat[position]
+    shown = brief(str(value))
     expected = f"cells are the classes 0–{classes - 1}"
     if padding_value is not None:
         expected += f", or {padding_value} outside a grid"
     if classes <= value < MAX_CLASSES:
         expected += "; if there are more classes, add --classes auto"
     if padding_value is None:
-        expected += f"; if {value} marks what is outside a grid, add --padding-value={value}"
-    raise CorpusError(f"{name}[{index}] is {value}; {expected}")
+        expected += f"; if {shown} marks what is outside a grid, add --padding-value={shown}"
+    raise CorpusError(f"{name}[{index}] is {shown}; {expected}")

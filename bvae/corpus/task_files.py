@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -115,9 +115,9 @@ def read_tasks(
 ) -> tuple[int, list[Source]]:
     """Return the grid size S and, as `[N, S, S]`, the grids of a collection that fit it.
 
-    Tasks are in the order of their ids and held out whole; the grids of a task are distinct and in the order
-    of their sizes and cells. So neither the format nor the file system matters. Of a single task or list, a
-    seeded tenth of the grids, in their order, is held out.
+    Tasks are in the order of their ids and held out whole, grids of a task in the order of their sizes and
+    cells, and no grid is twice in a split. So neither the format nor the file system matters. Of a single
+    task or list, a seeded tenth of the grids, in their order, is held out.
 
     Args:
         path: a folder, a zip archive or a JSON file.
@@ -139,9 +139,9 @@ def read_tasks(
             (grids,) = fitting.values()
             _check_enough(len(grids) >= 3, f"{len(grids)} grids", "3 or more", size, largest)
             return size, hold_out(_stack(grids, size), OUTSIDE)
-        splits: tuple[list[Grid], list[Grid]] = ([], [])
+        splits: tuple[dict[Grid, None], dict[Grid, None]] = ({}, {})
         for task in sorted(fitting):
-            splits[is_held_out(task)].extend(sorted(set(fitting[task])))
+            splits[is_held_out(task)].update(dict.fromkeys(sorted(fitting[task])))
         found = f"{len(splits[0])} grids of training and {len(splits[1])} of validation tasks"
         expected = "1 and 2 or more: tasks validate whole, by the hash of their ids, so add tasks"
         _check_enough(len(splits[0]) >= 1 and len(splits[1]) >= 2, found, expected, size, largest)
@@ -163,7 +163,7 @@ def _check_enough(enough: bool, found: str, expected: str, size: int, largest: G
         raise CorpusError(f"has {found} of up to {size}×{size} cells; expected {expected}{more}")
 
 
-def _stack(grids: list[Grid], size: int) -> npt.NDArray[np.uint8]:
+def _stack(grids: Collection[Grid], size: int) -> npt.NDArray[np.uint8]:
     """Put grids into the top left of squares `[N, S, S]`."""
     if len(grids) * size**2 > MAX_PADDED_BYTES:
         limit = MAX_PADDED_BYTES // 2**20
@@ -309,10 +309,9 @@ def _tasks(place: str, content: bytes) -> Iterator[tuple[str, Iterator[Cells]]]:
     if content.count(b"[") + content.count(b"{") > MAX_LISTS:
         raise CorpusError(f"{brief(place)} has more than {MAX_LISTS} lists; save it in parts")
     stem = PurePosixPath(place).stem
-    fields = _decode(content, dict[str, msgspec.Raw] | list[msgspec.Raw], place)
-    if isinstance(fields, list):
+    if re.match(rb"\s*\[", content):
         yield stem, _cells(_decode(content, Examples, place))
-    elif fields.keys() & {"train", "test"}:
+    elif (fields := _decode(content, dict[str, msgspec.Raw], place)).keys() & {"train", "test"}:
         yield stem, _cells(_decode(content, Task, place))
     else:
         for task, raw in fields.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pathlib
 import pickle
 import random
 import re
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from lab import SessionHere, newest
 from test_grid_files import deflated_zeros, npz_bytes, npz_claiming, two_seconds_and_few_bytes
 
-from bvae.corpus import OUTSIDE, Corpus, CorpusError, load_corpus, task_files
+from bvae.corpus import OUTSIDE, CorpusError, load_corpus, task_files
 from bvae.storage import printable
 
 pytestmark = pytest.mark.unit
@@ -185,10 +186,6 @@ def test_a_grid_size_leaves_out_the_grids_that_do_not_fit(
     assert {*contents(corpus.train), *contents(corpus.val)} == small
 
 
-def by_grid_size(path: str) -> Corpus:
-    return load_corpus(path, 3, padding_value=-1, classes="auto")
-
-
 @pytest.mark.parametrize(
     ("padding_value", "classes"), [(-1, 16), (255, 16), (20, 16), (-1, "auto"), (2**63, 16)]
 )
@@ -266,8 +263,8 @@ NOT_JSON = [
     ('{"a": {"x": 1}}', "a: Object missing required field `train`"),
     ('[{"output": [[1]]}]', "missing required field `input`"),
     ('{"train": 7}', "Expected `array`, got `int` - at `$.train`"),
-    ("[" * 100_000, "truncated"),
-    ('{"a": ' * 1_000 + "1" + "}" * 1_000, "missing required field `train`"),
+    ("[" * 100_000, "recursion"),
+    ('{"a": ' * 1_000 + "1" + "}" * 1_000, "recursion"),
     ('{"a": ' * 100_000 + "1" + "}" * 100_000, "recursion"),
     (SOUND[:-9], "truncated"),
     (SOUND + "x", "malformed"),
@@ -284,7 +281,7 @@ NOT_JSON = [
     (with_grid("[[1], [-1]]"), "cell[1, 0] is -1;"),
     (with_grid("[[300]]"), "add --padding-value=300"),
     (with_grid(f"[[{2**63}, -1]]"), f"cell[0, 0] is {2**63};"),
-    (with_grid(f"[[{9 * 10**4000}]]"), "out of range"),
+    (with_grid(f"[[{9 * 10**4000}]]"), "cell[0, 0] is 90000"),
     (with_grid(f"[{[1] * 65}]"), "has grids of 65 cells; add --grid-size=64 to leave them out"),
 ]
 
@@ -315,9 +312,9 @@ def test_a_grid_that_is_all_padding_is_refused_and_named(tmp_path: Path) -> None
 @pytest.mark.parametrize("held_out", [True, False])
 def test_tasks_of_one_split_alone_are_refused(tmp_path: Path, held_out: bool) -> None:
     chosen = [task for task in IDS if validates(task) == held_out][:3]
-    (tmp_path / "a.json").write_text(json.dumps(dict.fromkeys(chosen, [[[1, 2]], [[3]]])))
+    (tmp_path / "a.json").write_text(json.dumps({task: [[[1, 2]], [[3]]] for task in chosen}))
     message = refusal(tmp_path / "a.json")
-    found = ("0 grids of training and 6", "6 grids of training and 0")[not held_out]
+    found = ("0 grids of training and 2", "2 grids of training and 0")[not held_out]
     assert f"has {found} of validation tasks of up to 2×2 cells; expected 1 and 2 or more: " in message
     assert "or use --grid-size=2, which more grids fit" in refusal(tmp_path / "a.json", grid_size=1)
 
@@ -354,7 +351,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         ("MAX_FILES", 2, "has more than 2 files and folders"),
         ("MAX_DEPTH", 1, "1 inside each other"),
         ("MAX_FILE_BYTES", 100, "has more than 0 MiB; save it in parts"),
-        ("MAX_BYTES", 300, "GiB of JSON; give fewer files, or .npy"),
+        ("MAX_BYTES", 200, "GiB of JSON; give fewer files, or .npy"),
         ("MAX_LISTS", 10, "has more than 10 lists; save it in parts"),
         ("MAX_GRIDS", 7, "has more than 7 grids; give fewer files, or .npy"),
         ("MAX_PADDED_BYTES", 7, "more than 0 MiB at the grid size 2; use a smaller one"),
@@ -443,7 +440,7 @@ def test_nothing_of_an_archive_is_written_to_disk(tmp_path: Path) -> None:
 def recipe(path: Path) -> str:
     """The line of Python that a message ends with, from its first call on."""
     message = refusal(path)
-    found = re.search(r"(numpy\.save|json\.dump)\(.*\)$", message)
+    found = re.search(r"(numpy\.save|pathlib\.Path)\(.*\)$", message)
     assert found, message
     return found.group()
 
@@ -465,12 +462,13 @@ def test_the_line_of_python_for_another_file_converts_it(
     write(tmp_path / name)
     line = recipe(tmp_path / name).replace("ROWS, COLUMNS", "8, 8")
     monkeypatch.chdir(tmp_path)
-    exec(line, {"numpy": np, "torch": torch, "json": json, "FILE": name, "grids": GRIDS})
+    exec(line, {"numpy": np, "torch": torch, "json": json, "pathlib": pathlib, "FILE": name, "grids": GRIDS})
     (converted,) = {*tmp_path.iterdir()} - {tmp_path / name}
     corpus = load_corpus(str(converted))
     assert sorted(contents(corpus.train) + contents(corpus.val)) == sorted(contents(GRIDS.astype(np.uint8)))
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_images_are_converted_by_a_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for suffix in ("png", "gif", "bmp"):
@@ -548,7 +546,7 @@ def test_a_session_trains_on_a_folder_of_tasks_and_records_the_size_that_it_foun
             ],
             "test": [],
         }
-        for seed, task in zip(range(100, 1000, 50), chain(HELD_OUT[:4], TRAINING[:8]))
+        for seed, task in zip(range(100, 1000, 50), chain(HELD_OUT[:4], TRAINING[:8]), strict=False)
     }
     as_folder(tasks, lab / "tasks")
     status, said = session_here(
