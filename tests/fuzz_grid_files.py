@@ -158,35 +158,37 @@ def npz(rng: random.Random) -> bytes:
 
 def tasks(rng: random.Random) -> bytes:
     """Write a task, many tasks by id, or a list of grids as JSON, seldom with something else in its place."""
-    kind = rng.choice(
-        (examples, task, lambda rng: {f"{rng.randrange(60):08x}": task(rng) for _ in range(30)})
-    )
-    text = json.dumps(kind(rng), indent=rng.choice((None, 1)))
-    for _ in range(rng.choice((0, 0, 0, 0, 0, 0, 1, 3))):
-        place = rng.randrange(len(text))
-        text = text[:place] + rng.choice(JSON_PARTS) + text[place + rng.choice((0, 1, 1, 5)) :]
-    return text.encode(rng.choice((*["utf-8"] * 20, "utf-8-sig", "utf-16")), "surrogatepass")
+    many = {f"{number:08x}": task(rng) for number in range(rng.randint(0, 20))}
+    text = json.dumps(rng.choice((many, task(rng), examples(rng))), indent=rng.choice((None, 1)))
+    return damaged(rng, text).encode() if rng.random() < 0.3 else text.encode()
+
+
+def damaged(rng: random.Random, text: str) -> str:
+    place = rng.randrange(len(text))
+    return text[:place] + rng.choice(JSON_PARTS) + text[place + rng.choice((0, 1, 1, 5)) :]
 
 
 def task(rng: random.Random) -> object:
-    return rng.choice((examples, lambda rng: {"train": examples(rng), "test": examples(rng)}))(rng)
+    return examples(rng) if rng.random() < 0.5 else {"train": examples(rng), "test": examples(rng)}
 
 
 def examples(rng: random.Random) -> list[object]:
-    """Draw grids of several sizes, or pairs of them."""
-    drawn = [(grids(rng)[0] % rng.choice((10, 10, 10, 10, 127))).tolist() for _ in range(rng.randint(1, 6))]
+    """Draw grids of two sizes, or pairs of them."""
+    drawn = [
+        grid.tolist() for _ in range(2) for grid in grids(rng)[:3] % (10 if rng.random() < 0.98 else 127)
+    ]
     return drawn if rng.random() < 0.5 else [{"input": grid, "output": drawn[0]} for grid in drawn]
 
 
 def zipped_tasks(rng: random.Random) -> bytes:
-    """Write a few JSON files into an archive, seldom with what belongs to no task."""
-    file = io.BytesIO()
+    """Write JSON files into an archive, one of them often unlike the others."""
+    file, odd = io.BytesIO(), rng.randrange(40)
     with zipfile.ZipFile(file, "w") as archive:
-        for number in range(rng.randint(1, 12)):
-            other = rng.random() < 0.05 and number < len(JSON_NAMES)
-            member = zipfile.ZipInfo(JSON_NAMES[number] if other else f"tasks/{number}.json")
-            member.external_attr = (0o120777 if rng.random() < 0.02 else 0o644) << 16
-            archive.writestr(member, tasks(rng), rng.choice(METHODS[:2] if rng.random() < 0.98 else METHODS))
+        for number in range(20):
+            member = zipfile.ZipInfo(rng.choice(JSON_NAMES) if number == odd else f"tasks/{number:08x}.json")
+            member.external_attr = (rng.choice((0o644, 0o120777)) if number == odd else 0o644) << 16
+            content = tasks(rng) if number == odd else json.dumps(task(rng))
+            archive.writestr(member, content, rng.choice(METHODS if number == odd else METHODS[:2]))
     return file.getvalue()
 
 
