@@ -13,7 +13,6 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Callable
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lab import SessionHere, newest
 from test_grid_files import deflated_zeros, npz_bytes, npz_claiming, two_seconds_and_few_bytes
 
 from bvae.corpus import OUTSIDE, CorpusError, load_corpus, task_files
@@ -532,26 +530,3 @@ def test_an_expression_of_the_message_makes_classes_of_an_array(
         if "squeeze" not in expression or 1 in array.shape
     ]
     assert any(np.array_equal(result, GRIDS) for result in results), message
-
-
-@pytest.mark.slow
-def test_a_session_trains_on_a_folder_of_tasks_and_records_the_size_that_it_found(
-    lab: Path, session_here: SessionHere
-) -> None:
-    tasks = {
-        task: {
-            "train": [
-                {"input": random_grid(5, 3, n), "output": random_grid(7, 7, -n)}
-                for n in range(seed, seed + 9)
-            ],
-            "test": [],
-        }
-        for seed, task in zip(range(100, 1000, 50), chain(HELD_OUT[:4], TRAINING[:8]), strict=False)
-    }
-    as_folder(tasks, lab / "tasks")
-    status, said = session_here(
-        "--corpus=tasks", "--epochs", "1", "--seeds", "1", "--batch-size", "8", "--loss-options", "B"
-    )
-    assert status == 1, said
-    assert json.loads((newest(lab) / "session.json").read_text())["config"]["grid_size"] == 7
-    assert (newest(lab) / "B-seed0/result.json").exists()
