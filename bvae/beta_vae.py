@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bvae import class_weights as weights
 from bvae.config import DEFAULT_CLASSES, OUTSIDE, LossOption
-from bvae.resampling import Downsample, Upsample
+from bvae.resampling import Crop, Downsample, Upsample
 
 Counts = weights.Counts | Tensor
 """`[C]`, how often each class occurs in the training split."""
@@ -127,18 +127,19 @@ class BetaVAE(GridModel):
 
     Encoder: one-hot → 3×3 convolutions 32, 64 (stride 2), 128 (stride 2) → 128 units → posterior mean and
     log variance. The decoder mirrors it, with 4×4 transposed convolutions, and ends in one logit per class
-    and cell. Weights before a ReLU are drawn so that the signal keeps its size, see `initialize`.
+    and cell. The strides round sizes up, so the decoder's maps are cropped where 4 does not divide the grid
+    size. Weights before a ReLU are drawn so that the signal keeps its size, see `initialize`.
 
     Layers, `encode` and `decode` may be changed freely: a model that the handwritten bfloat16 step for CPUs
     does not support is trained by autograd, see `bvae.training.cpu_bf16`.
 
     Args:
-        grid_size: height and width, a multiple of 4.
+        grid_size: height and width.
         latent_dim: number of latent dimensions Z.
         classes: number of categories C.
 
     Raises:
-        ValueError: for a grid size that the two strides do not divide.
+        ValueError: for a grid size below 1.
 
     Source: Kingma and Welling 2014; Higgins et al. 2017.
     """
@@ -147,10 +148,10 @@ class BetaVAE(GridModel):
 
     def __init__(self, *, grid_size: int = 16, latent_dim: int = 32, classes: int = DEFAULT_CLASSES) -> None:
         super().__init__()
-        if grid_size < 4 or grid_size % 4:
-            raise ValueError(f"grid_size is {grid_size}; expected a multiple of 4, such as 16")
+        if grid_size < 1:
+            raise ValueError(f"grid_size is {grid_size}; expected a whole number of at least 1")
         self.register_buffer("one_hot_rows", _one_hot_rows(classes), persistent=False)
-        quarter = grid_size // 4
+        quarter = math.ceil(grid_size / 4)
         features = 128 * quarter * quarter
         self.encoder = nn.Sequential(
             nn.Conv2d(classes, 32, 3, padding=1),
@@ -175,6 +176,7 @@ class BetaVAE(GridModel):
             Upsample(64, 32),
             nn.ReLU(),
             nn.Conv2d(32, classes, 3, padding=1),
+            *([Crop(grid_size)] if grid_size % 4 else []),
         )
         initialize(self.encoder)
         initialize(self.decoder)

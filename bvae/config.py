@@ -16,12 +16,16 @@ ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 Classes = int | Literal["auto"]
+GridSize = int | Literal["auto"]
 
 DEFAULT_CLASSES = 10
 """ARC's colours 0–9; class 0 is the background."""
 
 MIN_CLASSES, MAX_CLASSES = 2, 64
 """Limits of the number of classes; pictures have that many colours."""
+
+MAX_GRID_SIZE = 64
+"""The longest side of a grid, in cells."""
 
 OUTSIDE = 255
 """Value, in uint8 grids, of what lies outside a grid that is smaller than its array."""
@@ -139,6 +143,12 @@ def _check_classes(classes: Classes, options: tuple[LossOption, ...]) -> None:
             problem = f"of option {option.name} has {len(option.class_weights)} numbers"
             enough = len(option.class_weights) == classes
             _check(enough, "class_weights", problem, f"{classes}, one for each class")
+
+
+def _number(field: str, value: Classes | GridSize) -> int:
+    if value == "auto":
+        raise ValueError(f"{field} is 'auto'; expected the number of the corpus, see Experiment.prepare")
+    return value
 
 
 def check_weight_parameters(method: str, exponent: float | None, beta: float | None) -> None:
@@ -271,7 +281,7 @@ class ExperimentConfig:
     """
 
     corpus: str = "objects"
-    grid_size: int = 16
+    grid_size: GridSize = "auto"
     padding_value: int | None = None
     classes: Classes = DEFAULT_CLASSES
     options: tuple[LossOption, ...] = tuple(LOSS_OPTIONS.values())
@@ -287,19 +297,22 @@ class ExperimentConfig:
         _check(distinct, "options", f"is {','.join(names)}", "each option once")
         _check_classes(self.classes, self.options)
 
+    @property
+    def size(self) -> int:
+        """The grid size as a number. Raises ValueError while it is "auto"."""
+        return _number("grid_size", self.grid_size)
+
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
-        """The configuration of one run of this experiment. Raises ValueError while `classes` is "auto"."""
-        if self.classes == "auto":
-            raise ValueError("classes is 'auto'; expected the number of the corpus, see Experiment.prepare")
+        """The configuration of one run of this experiment. Raises ValueError while a setting is "auto"."""
         return RunConfig(
             option=option,
             seed=seed,
             corpus=self.corpus,
             corpus_fingerprint=corpus_fingerprint,
-            grid_size=self.grid_size,
+            grid_size=self.size,
             padding_value=self.padding_value,
             training=self.training,
-            classes=self.classes,
+            classes=_number("classes", self.classes),
         )
 
 

@@ -111,7 +111,8 @@ class Experiment:
             )
             experiment = cls(dataclasses.replace(config, training=training), run_dir, command)
             corpus = CorpusRecord.of(experiment.corpus)  # loading is validating, the grid size included
-            config = dataclasses.replace(experiment.config, classes=experiment.corpus.classes)
+            size, classes = experiment.corpus.grid_size, experiment.corpus.classes
+            config = dataclasses.replace(experiment.config, grid_size=size, classes=classes)
             experiment.config = config
             if training.model != DEFAULT_MODEL:
                 load_engine().RunScheduler.check(config, corpus)

@@ -136,11 +136,16 @@ OPTIONS = (
         "corpus",
         "CORPUS",
         "What to train on: objects[:N] (N grids of real ARC objects), arc (whole ARC-AGI-2 grids), "
-        "atomic[:N] (N procedural grids), or the path of a .npz or .npy file, given as --corpus=PATH",
+        "atomic[:N] (N procedural grids), or, given as --corpus=PATH, a .npz (also FILE.npz#NAME) or .npy "
+        "file, or a folder, a zip archive or a JSON file of ARC tasks; see docs/corpora.md",
         takes_path=True,
         words=r"arc|(objects|atomic)(:\d+)?",
     ),
-    CommandLineOption("grid-size", "S", "Grids have up to S×S cells; a multiple of 4"),
+    CommandLineOption(
+        "grid-size",
+        "S",
+        "Grids have up to S×S cells, 1 to 64; auto fits all grids of a file, and is 16 for other corpora",
+    ),
     CommandLineOption(
         "padding-value",
         "V",

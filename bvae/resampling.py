@@ -29,6 +29,17 @@ class Upsample(nn.ConvTranspose2d):
         return _resample(F.conv_transpose2d, maps, self)
 
 
+class Crop(nn.Module):
+    """Keep the first `size` rows and columns of maps: `[B, C, H, W]` to `[B, C, size, size]`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps[:, :, : self.size, : self.size]
+
+
 def _resample(convolution: Callable[..., Tensor], maps: Tensor, layer: Downsample | Upsample) -> Tensor:
     maps, bias = maps.contiguous(memory_format=torch.channels_last), layer.bias
     if bias is None or not torch.is_grad_enabled():

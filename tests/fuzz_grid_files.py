@@ -1,4 +1,4 @@
-"""Load mutated .npy and .npz files, some with a padding value: each must give a corpus or a CorpusError.
+"""Load mutated .npy, .npz, JSON and zip files, some padded: each must give a corpus or a CorpusError.
 
 Exits with 1, and keeps the file, as soon as another exception is raised, a case takes more than 2 s, or the
 memory of the process has grown by more than 500 MB.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import random
 import resource
 import struct
@@ -53,6 +54,37 @@ NAMES = (
     "/train.npy",
     "a\n\x1b[31m.npy",
     "train",
+)
+JSON_NAMES = (
+    "../../a.json",
+    "/a.json",
+    "a/b/../c.json",
+    ".a.json",
+    "__MACOSX/a.json",
+    "a\n\x1b[31m.json",
+    "a.npy",
+)
+JSON_PARTS = (
+    *(
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        '"',
+        "10",
+        "-1",
+        "255",
+        "1.5",
+        "1e3",
+        "null",
+        "true",
+        "NaN",
+        "[]",
+        "{}",
+        "9" * 30,
+    ),
+    *("[" * 3000, '{"a":' * 3000, '"\\ud800"', '"train":', '"input"', "\x00", "\u202e", "[[1]],", "9" * 4000),
 )
 METHODS = (
     zipfile.ZIP_STORED,
@@ -123,6 +155,42 @@ def npz(rng: random.Random) -> bytes:
     return file.getvalue()
 
 
+def tasks(rng: random.Random) -> bytes:
+    """Write a task, many tasks by id, or a list of grids as JSON, seldom with something else in its place."""
+    many = {f"{number:08x}": task(rng) for number in range(rng.randint(0, 20))}
+    text = json.dumps(rng.choice((many, task(rng), examples(rng))), indent=rng.choice((None, 1)))
+    return damaged(rng, text).encode() if rng.random() < 0.3 else text.encode()
+
+
+def damaged(rng: random.Random, text: str) -> str:
+    place = rng.randrange(len(text))
+    return text[:place] + rng.choice(JSON_PARTS) + text[place + rng.choice((0, 1, 1, 5)) :]
+
+
+def task(rng: random.Random) -> object:
+    return examples(rng) if rng.random() < 0.5 else {"train": examples(rng), "test": examples(rng)}
+
+
+def examples(rng: random.Random) -> list[object]:
+    """Draw grids of two sizes, or pairs of them."""
+    drawn = [
+        grid.tolist() for _ in range(2) for grid in grids(rng)[:3] % (10 if rng.random() < 0.98 else 127)
+    ]
+    return drawn if rng.random() < 0.5 else [{"input": grid, "output": drawn[0]} for grid in drawn]
+
+
+def zipped_tasks(rng: random.Random) -> bytes:
+    """Write JSON files into an archive, one of them often unlike the others."""
+    file, odd = io.BytesIO(), rng.randrange(40)
+    with zipfile.ZipFile(file, "w") as archive:
+        for number in range(20):
+            member = zipfile.ZipInfo(rng.choice(JSON_NAMES) if number == odd else f"tasks/{number:08x}.json")
+            member.external_attr = (rng.choice((0o644, 0o120777)) if number == odd else 0o644) << 16
+            content = tasks(rng) if number == odd else json.dumps(task(rng))
+            archive.writestr(member, content, rng.choice(METHODS if number == odd else METHODS[:2]))
+    return file.getvalue()
+
+
 def bytes_of_noise(rng: random.Random) -> bytes:
     return rng.randbytes(rng.randint(0, 300))
 
@@ -139,7 +207,7 @@ def truncate(rng: random.Random, content: bytes) -> bytes:
 
 
 def splice(rng: random.Random, content: bytes) -> bytes:
-    other = rng.choice((npy, npz, bytes_of_noise))(rng)
+    other = rng.choice((*KINDS, bytes_of_noise))(rng)
     return content[: rng.randrange(len(content) + 1)] + other[rng.randrange(len(other) + 1) :]
 
 
@@ -168,6 +236,7 @@ def place(rng: random.Random, content: bytes) -> int:
     return min(start + rng.randrange(60), len(content) - 1)
 
 
+KINDS = (npy, npz, tasks, zipped_tasks)
 MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
     flip_bits,
     truncate,
@@ -178,7 +247,7 @@ MUTATIONS: tuple[Callable[[random.Random, bytes], bytes], ...] = (
 
 
 def mutated_file(rng: random.Random) -> bytes:
-    content = rng.choice((npy, npz))(rng)
+    content = rng.choice(KINDS)(rng)
     for _ in range(rng.choice((0, 1, 1, 1, 2, 3))):
         content = rng.choice(MUTATIONS)(rng, content) if content else content
     return content
@@ -195,7 +264,7 @@ def is_accepted(path: Path, padding_value: int | None) -> bool:
         return False
     for split in (corpus.train, corpus.val):
         grids = split[:]
-        if grids.shape[1:] != (16, 16) or grids.dtype != np.uint8 or not len(grids):
+        if grids.shape[1:] != (corpus.grid_size,) * 2 or grids.dtype != np.uint8 or not len(grids):
             raise AssertionError(f"not grids: {grids.dtype} {grids.shape}")
         is_cell = grids < CLASSES
         if not (is_cell | (grids == OUTSIDE)).all() or not is_cell.any((1, 2)).all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -43,7 +44,11 @@ def trained(lab: Path, session_here: SessionHere) -> Path:
     options = re.search(r"```toml\n(.*?)```", (ROOT / "docs/loss-options.md").read_text(), re.DOTALL)
     assert options is not None
     (lab / "options.toml").write_text(options.group(1))
-    np.save(lab / "my_grids.npy", np.random.default_rng(0).integers(0, 10, (40, 16, 16)))
+    grids = np.random.default_rng(0).integers(0, 10, (40, 16, 16))
+    np.save(lab / "my_grids.npy", grids)
+    (lab / "my_tasks").mkdir()
+    for number, grid in enumerate(grids.tolist()):
+        (lab / f"my_tasks/{number}.json").write_text(json.dumps({"train": [{"input": grid}], "test": []}))
     status, said = session_here(*SMALLEST, "--loss-options", "B")
     assert status == 1, said
     shutil.copytree((lab / "runs/latest").resolve(), lab / "before")

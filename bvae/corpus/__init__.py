@@ -14,15 +14,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE, Classes
+from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE, Classes, GridSize
 from bvae.corpus import arc, atomic, objects
 from bvae.corpus.array_files import CorpusError, read_grids
 from bvae.corpus.splits import Grids, LazyGrids, Source, hold_out, named, split
+from bvae.corpus.task_files import is_array_file, read_tasks
 from bvae.storage import printable
 
 __all__ = ["OUTSIDE", "Corpus", "CorpusError", "Grids", "LazyGrids", "load_corpus"]
 
-GRID_SIZES = range(4, 65, 4)
+GRID_SIZES = range(1, MAX_GRID_SIZE + 1)
 COUNTS = range(20, 1_000_001)
 DEFAULT_COUNT = 20_000
 GENERATED_SIZE = 16
@@ -93,7 +94,7 @@ def is_built_in(spec: str) -> bool:
 
 def load_corpus(
     spec: str,
-    grid_size: int = 16,
+    grid_size: GridSize = "auto",
     *,
     padding_value: int | None = None,
     classes: Classes = DEFAULT_CLASSES,
@@ -104,10 +105,12 @@ def load_corpus(
 
     Args:
         spec: "objects" or "objects:N" (N training grids of real ARC objects), "arc" (the public ARC-AGI-2
-            grids), "atomic" or "atomic:N" (N procedural grids), or the path of a `.npz` (with `train`,
-            optionally `val`; a `test` is left untouched; or a single array) or `.npy` file of integers
-            `[N, H, W]`. Without a validation split of its own, a seeded tenth is held out.
-        grid_size: a multiple of 4 from 4 to 64.
+            grids), "atomic" or "atomic:N" (N procedural grids), or a path: of a `.npz` (with `train`,
+            optionally `val`, `valid` or `validation`; a `test` is left untouched; or a single array, or the
+            one that follows the path and a `#`) or `.npy` file of integers `[N, H, W]`, of which a seeded
+            tenth is held out without a validation split; or of ARC tasks, see `bvae.corpus.task_files`.
+        grid_size: 1 to 64; "auto" for the smallest that fits all grids of a file, and the 16 of a built-in
+            corpus. Larger grids of tasks are left out; those of arrays are refused.
         padding_value: the integer that marks cells outside a grid in a file, not a class.
         classes: how many there are, 2 to 64; "auto" for the largest of a file and one more, and for the ten
             of a built-in corpus.
@@ -115,9 +118,12 @@ def load_corpus(
     Raises:
         CorpusError: for a corpus that is not there, not readable, or nothing to learn from.
     """
-    if grid_size not in GRID_SIZES:
-        raise CorpusError(f"grid size {grid_size} is not supported; expected a multiple of 4 from 4 to 64")
+    if grid_size != "auto" and grid_size not in GRID_SIZES:
+        raise CorpusError(
+            f"grid size {grid_size} is not supported; expected --grid-size from 1 to {MAX_GRID_SIZE}, or auto"
+        )
     if is_built_in(spec):
+        grid_size = GENERATED_SIZE if grid_size == "auto" else grid_size
         classes = DEFAULT_CLASSES if classes == "auto" else classes
         if classes < DEFAULT_CLASSES:
             raise CorpusError(
@@ -125,13 +131,17 @@ def load_corpus(
                 f"{DEFAULT_CLASSES} or more"
             )
     _check_padding(padding_value, 0 if classes == "auto" else classes)
-    name, sources = _sources(spec, grid_size, padding_value, MAX_CLASSES if classes == "auto" else classes)
+    bound = MAX_CLASSES if classes == "auto" else classes
+    if isinstance(grid_size, int) and is_built_in(spec):
+        size, (name, sources) = grid_size, _built_in(spec, grid_size, padding_value)
+    else:
+        name, size, sources = _read(spec, grid_size, padding_value, bound)
     try:
-        found = split(sources, grid_size, classes)
+        found = split(sources, size, classes)
     except CorpusError as error:
         raise CorpusError(f"{printable(spec)}: {error}") from None
     _check_padding(padding_value, len(found.class_counts))
-    return Corpus(name=name, spec=spec, grid_size=grid_size, **vars(found))
+    return Corpus(name=name, spec=spec, grid_size=size, **vars(found))
 
 
 def _check_padding(padding_value: int | None, classes: int) -> None:
@@ -142,38 +152,45 @@ def _check_padding(padding_value: int | None, classes: int) -> None:
         )
 
 
-def _sources(spec: str, grid_size: int, padding_value: int | None, classes: int) -> tuple[str, list[Source]]:
-    if is_built_in(spec) and padding_value is not None:
+def _built_in(spec: str, grid_size: int, padding_value: int | None) -> tuple[str, list[Source]]:
+    """Return the name and the grids of a corpus that is made here."""
+    if padding_value is not None:
         raise CorpusError(
             f"padding value {padding_value} belongs to a file, and {printable(spec)} is built in"
         )
-    kind = spec.partition(":")[0]
     if spec == "arc":
         return spec, named(*arc.load(grid_size), OUTSIDE)
-    if kind == "objects":
-        count = _generated_count(spec, grid_size)
+    count = _generated_count(spec, grid_size)
+    if spec.startswith("objects"):
         return f"objects:{count}", named(*objects.load(count))
-    if kind == "atomic":
-        count = _generated_count(spec, grid_size)
-        return f"atomic:{count}", hold_out(atomic.generate(count).grids)
-    return printable(Path(spec).name), _file_sources(spec, grid_size, padding_value, classes)
+    return f"atomic:{count}", hold_out(atomic.generate(count).grids)
 
 
-def _file_sources(path: str, grid_size: int, padding_value: int | None, classes: int) -> list[Source]:
-    """Open a `.npy` or `.npz` file."""
+def _read(
+    spec: str, grid_size: GridSize, padding_value: int | None, classes: int
+) -> tuple[str, int, list[Source]]:
+    """Return the name of a corpus that is read from files, the grid size, and its grids."""
+    path, member = spec, ""
+    if _is_missing(spec):
+        path, _, member = spec.rpartition("#")
     if _is_missing(path):
         built_in = f"objects, arc or atomic; objects:N or atomic:N with N of {COUNTS[0]} or more"
         raise CorpusError(
-            f"'{printable(path)}' is neither a built-in corpus ({built_in}) nor an existing file"
+            f"'{printable(spec)}' is neither a built-in corpus ({built_in}) nor an existing file or folder"
         )
-    train, val = read_grids(path, grid_size, padding_value, classes)
+    name = printable(Path(spec).name or spec)
+    if not (member or is_array_file(path)):
+        return name, *read_tasks(path, grid_size, padding_value, classes)
+    limit = MAX_GRID_SIZE if grid_size == "auto" else grid_size
+    train, val = read_grids(path, limit, padding_value, classes, member)
+    size = max(train.shape[1:] + (() if val is None else val.shape[1:])) if grid_size == "auto" else limit
     # The members of an .npz have been converted; a .npy is converted when grids are taken.
     marker = OUTSIDE if padding_value is not None and not isinstance(train, np.memmap) else padding_value
     if val is not None:
-        return named(train, val, marker)
+        return name, size, named(train, val, marker)
     if len(train) < 3:
         raise CorpusError(f"{printable(path)}: has {len(train)} grids; expected 3 or more, to hold out 2")
-    return hold_out(train, marker)
+    return name, size, hold_out(train, marker)
 
 
 def _is_missing(path: str) -> bool:

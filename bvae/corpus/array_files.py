@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib import format as npy_format
 
-from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE
+from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE
 from bvae.storage import printable
 
 MAX_GRIDS = 2**25
@@ -39,6 +39,7 @@ MAX_HEADER_BYTES = 4096
 Integers = npt.NDArray[np.integer[Any]]
 
 NPY_VERSIONS = {(1, 0): ("<H", "latin1"), (2, 0): ("<I", "latin1"), (3, 0): ("<I", "utf8")}
+VALIDATION = ("val", "valid", "validation")
 INTEGER_TYPE = re.compile(r"[<>=|]?[iu][1248]")
 OTHER_TYPES = {
     "O": "pickled Python objects, which are never loaded",
@@ -48,6 +49,13 @@ OTHER_TYPES = {
     "S": "text",
     "U": "text",
 }
+AS_INTEGERS = "expected integers, as from grids.astype('uint8')"
+RECIPES = {
+    "O": "write them as JSON: pathlib.Path('grids.json').write_text(json.dumps([g.tolist() for g in grids]))",
+    "f": f"{AS_INTEGERS}, or from (9 * grids).round().astype('uint8') where they are k/9",
+}
+"""What to do about values that are no integers, by the letter of NumPy, with the array as `grids`."""
+
 HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, struct.error)
 ARCHIVE_ERRORS = (
     zipfile.BadZipFile,
@@ -79,7 +87,7 @@ class _Header(NamedTuple):
     length: int
 
 
-class _BoundedReads(io.BufferedReader):
+class BoundedReads(io.BufferedReader):
     """A file that gives at most a block at once, so that an archive's directory cannot ask for gigabytes."""
 
     def read(self, size: int | None = -1) -> bytes:
@@ -90,7 +98,7 @@ class _BoundedReads(io.BufferedReader):
         return super().read(size)
 
 
-def _brief(text: str) -> str:
+def brief(text: str) -> str:
     """Escape and cut short what a file brings into a message."""
     return printable(text if len(text) <= 80 else text[:80] + "…")
 
@@ -100,23 +108,27 @@ def read_grids(
     grid_size: int,
     padding_value: int | None = None,
     classes: int = DEFAULT_CLASSES,
+    member: str = "",
 ) -> StoredGrids:
     """Read the grids of a `.npy` (a read-only memory map) or `.npz` (uint8 arrays) file.
 
-    An `.npz` gives `train` and, if present, `val`, or its only array as `train`; all else in it is left
-    untouched. Grids hold integers and have at most `grid_size` rows and columns. The values of an `.npz` are
-    0 to classes − 1, or `OUTSIDE` where the file has the padding value; those of a `.npy` are not looked at
+    An `.npz` gives `train` and, if present, `val`, `valid` or `validation`; or, as `train`, the array named
+    `member`, or its only one. All else in it is left untouched. Grids hold integers and have at most
+    `grid_size` rows and columns. The values of an `.npz` are 0 to classes − 1, or `OUTSIDE` where the file
+    has the padding value; those of a `.npy` are not looked at
     before `walk` does. Raises CorpusError.
     """
     try:
         if not Path(path).is_file():
             raise CorpusError("is not a regular file; expected a .npy or .npz file")
-        with _BoundedReads(io.FileIO(path)) as file:
+        with BoundedReads(io.FileIO(path)) as file:
             start = file.read(MAX_HEADER_BYTES)
-            if start.startswith(npy_format.MAGIC_PREFIX):
+            if start.startswith(npy_format.MAGIC_PREFIX) and not member:
                 return StoredGrids(_map_npy(file, _parse_header(start, "array"), grid_size))
             if start.startswith(b"PK"):
-                return _read_npz(file, grid_size, padding_value, classes)
+                return _read_npz(file, grid_size, padding_value, classes, member)
+        if member:
+            raise CorpusError(f"has no array {brief(member)}; expected a .npz file before the #")
         raise CorpusError("is not an array file; expected .npy or .npz, as numpy.save or numpy.savez writes")
     except CorpusError as error:
         raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
@@ -135,7 +147,7 @@ def walk(
     for start in range(0, len(grids), rows):
         block = grids[start : start + rows]
         first = start * math.prod(grids.shape[1:])
-        _check_values(block, "array", grids.shape, "C", first, padding_value, classes)
+        check_values(block, "array", grids.shape, "C", first, padding_value, classes)
         if padding_value is not None:
             is_empty = (block == padding_value).all((1, 2))
             if is_empty.any():
@@ -152,12 +164,12 @@ def _map_npy(file: io.BufferedReader, header: _Header, grid_size: int) -> Intege
 
 
 def _read_npz(
-    file: io.BufferedReader, grid_size: int, padding_value: int | None, classes: int
+    file: io.BufferedReader, grid_size: int, padding_value: int | None, classes: int, member: str
 ) -> StoredGrids:
     """Read the arrays of an open `.npz` file that make a corpus."""
     try:
         with zipfile.ZipFile(file) as archive:
-            members = _choose_members(archive)
+            members = _choose_members(archive, member)
             if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
                 limit = MAX_NPZ_BYTES // 2**20
                 raise CorpusError(
@@ -169,25 +181,48 @@ def _read_npz(
     except CorpusError:
         raise
     except ARCHIVE_ERRORS as error:
-        reason = _brief(str(error)) or "it ends too early"
+        reason = brief(str(error)) or "it ends too early"
         raise CorpusError(f"is a damaged or unsupported archive ({reason})") from None
 
 
-def _choose_members(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """Choose `train` and `val`, or the only array."""
+def members_by_name(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Return the members of an archive by name. Raises CorpusError where two have the same."""
     members = {member.filename: member for member in archive.infolist()}
     if len(members) < len(archive.infolist()):
         name, _ = Counter(archive.namelist()).most_common(1)[0]
-        raise CorpusError(f"has more than one member named {_brief(name)}")
-    arrays = [name for name in members if name.endswith(".npy")]
-    if "train.npy" in arrays:
-        return [members[name] for name in ("train.npy", "val.npy") if name in members]
-    if len(arrays) == 1:
-        return [members[arrays[0]]]
+        raise CorpusError(f"has more than one member named {brief(name)}")
+    return members
+
+
+def _choose_members(archive: zipfile.ZipFile, asked: str) -> list[zipfile.ZipInfo]:
+    """Choose the array that is asked for, `train` and its validation split, or the only array."""
+    members = members_by_name(archive)
+    arrays = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
     if not arrays:
         raise CorpusError("holds no arrays; expected train and optionally val")
-    names = _brief(", ".join(name.removesuffix(".npy") for name in arrays))
-    raise CorpusError(f"holds {len(arrays)} arrays ({names}) but none named train")
+    name = asked or ("train" if len(arrays) > 1 else arrays[0])
+    if name not in arrays:
+        listed = f"{len(arrays)} arrays ({brief(', '.join(arrays))})"
+        raise CorpusError(f"holds {listed} but none named {brief(name)}; name one: --corpus=FILE.npz#NAME")
+    val = [other for other in VALIDATION if other in arrays and name == "train" and not asked]
+    if len(val) > 1:
+        raise CorpusError(f"has {' and '.join(val)}; expected one validation split")
+    return [members[f"{name}.npy"] for name in (name, *val)]
+
+
+def check_member(member: zipfile.ZipInfo, name: str) -> None:
+    """Refuse a member of an archive that is encrypted, or whose unpacking cannot be bounded."""
+    if member.flag_bits & 1:
+        raise CorpusError(f"{name} is encrypted; expected an archive without a password")
+    # The decompressors of the other methods may take any amount of memory for a few bytes.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise CorpusError(
+            f"{name} is compressed by another method than deflate; use deflate, as "
+            "numpy.savez_compressed does"
+        )
+    # Deflate grows data by less than a thousandth; beyond it, blocks without content only cost time.
+    if member.compress_size > member.file_size + member.file_size // 100 + 1024:
+        raise CorpusError(f"{name} takes more bytes packed than unpacked")
 
 
 def _read_member(
@@ -198,15 +233,8 @@ def _read_member(
     classes: int,
 ) -> npt.NDArray[np.uint8]:
     """Decompress one array a block at a time, narrowing it to uint8 as it arrives."""
-    name = _brief(member.filename.removesuffix(".npy"))
-    if member.flag_bits & 1:
-        raise CorpusError(f"{name} is encrypted; expected an archive as numpy.savez writes it")
-    # The decompressors of the other methods may take any amount of memory for a few bytes.
-    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise CorpusError(f"{name} is compressed by another method than deflate; use numpy.savez_compressed")
-    # Deflate grows data by less than a thousandth; beyond it, blocks without content only cost time.
-    if member.compress_size > member.file_size + member.file_size // 100 + 1024:
-        raise CorpusError(f"{name} takes more bytes packed than unpacked")
+    name = brief(member.filename.removesuffix(".npy"))
+    check_member(member, name)
     with archive.open(member) as stream:
         header = _parse_header(stream.read(MAX_HEADER_BYTES), name)
     _check_claims(header, name, member.file_size, grid_size)
@@ -217,7 +245,7 @@ def _read_member(
             if len(block) % header.dtype.itemsize:
                 break
             values = np.frombuffer(block, header.dtype)
-            _check_values(values, name, header.shape, header.order, len(cells), padding_value, classes)
+            check_values(values, name, header.shape, header.order, len(cells), padding_value, classes)
             narrow = values.astype(np.uint8)
             if padding_value is not None:
                 narrow[values == padding_value] = OUTSIDE
@@ -250,21 +278,26 @@ def _parse_header(start: bytes, name: str) -> _Header:
             raise ValueError("the shape is not made of lengths")
     except HEADER_ERRORS:
         raise CorpusError(f"{name} has a damaged header; expected one as numpy.save writes it") from None
+    if len(shape) == 4:
+        raise CorpusError(
+            f"{name} has shape {brief(str(shape))}; expected (grids, rows, columns): of one-hot cells, save "
+            "grids.argmax(1) or, if classes come last, grids.argmax(3); of one channel, save grids.squeeze()"
+        )
     if not isinstance(descr, str) or not INTEGER_TYPE.fullmatch(descr):
-        kind = OTHER_TYPES.get(str(descr).lstrip("<>=|")[:1], f"values of type {_brief(repr(descr))}")
-        raise CorpusError(f"{name} holds {kind}; expected integers, as from grids.astype('uint8')")
+        letter = str(descr).lstrip("<>=|")[:1]
+        kind = OTHER_TYPES.get(letter, f"values of type {brief(repr(descr))}")
+        raise CorpusError(f"{name} holds {kind}; {RECIPES.get(letter, AS_INTEGERS)}")
     return _Header(np.dtype(descr), shape, "F" if fortran_order else "C", length)
 
 
 def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int) -> None:
     """Refuse a header whose shape is no corpus, or that promises other than what is stored."""
     if len(header.shape) != 3:
-        raise CorpusError(f"{name} has shape {_brief(str(header.shape))}; expected (grids, rows, columns)")
+        raise CorpusError(f"{name} has shape {brief(str(header.shape))}; expected (grids, rows, columns)")
     count, rows, columns = header.shape
     if not count * rows * columns:
         raise CorpusError(f"{name} is empty: its shape is {header.shape}")
-    if max(rows, columns) > grid_size:
-        raise CorpusError(f"{name} has grids of {rows}×{columns}, larger than the grid size {grid_size}")
+    check_size(name, max(rows, columns), f"{rows}×{columns}", grid_size)
     if count > MAX_GRIDS:
         raise CorpusError(f"{name} has {count} grids; expected at most {MAX_GRIDS}")
     promised, held = math.prod(header.shape) * header.dtype.itemsize, stored_bytes - header.length
@@ -272,7 +305,18 @@ def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int)
         raise CorpusError(f"{name} promises {promised} bytes of grids, but the file holds {held}")
 
 
-def _check_values(
+def check_size(name: str, side: int, shown: str, grid_size: int) -> None:
+    """Refuse grids whose longer side does not fit."""
+    if side > MAX_GRID_SIZE:
+        raise CorpusError(f"{name} has grids of {shown}; expected at most {MAX_GRID_SIZE} rows and columns")
+    if side > grid_size:
+        raise CorpusError(
+            f"{name} has grids of {shown}, larger than the grid size {grid_size}; add --grid-size={side} or "
+            "--grid-size=auto"
+        )
+
+
+def check_values(
     values: Integers,
     name: str,
     shape: tuple[int, ...],
@@ -295,11 +339,12 @@ def _check_values(
     position = int(np.argmax(wrong))
     index = ", ".join(str(int(i)) for i in np.unravel_index(first + position, shape, order))
     value = values.flat[position]
+    shown = brief(str(value))
     expected = f"cells are the classes 0–{classes - 1}"
     if padding_value is not None:
         expected += f", or {padding_value} outside a grid"
     if classes <= value < MAX_CLASSES:
         expected += "; if there are more classes, add --classes auto"
     if padding_value is None:
-        expected += f"; if {value} marks what is outside a grid, add --padding-value={value}"
-    raise CorpusError(f"{name}[{index}] is {value}; {expected}")
+        expected += f"; if {shown} marks what is outside a grid, add --padding-value={shown}"
+    raise CorpusError(f"{name}[{index}] is {shown}; {expected}")

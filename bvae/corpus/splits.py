@@ -78,6 +78,11 @@ def pad(stored: Integers, grid_size: int, padding_value: int | None = None) -> n
     return grids
 
 
+def is_held_out(task_id: str) -> bool:
+    """Whether a task validates: the SHA-256 of its id, as an integer, is 0 mod 10."""
+    return int(hashlib.sha256(task_id.encode(errors="surrogatepass")).hexdigest(), 16) % 10 == 0
+
+
 SPLIT_SEED = 0
 # Corpora that are larger once padded are padded on access, and their splits are an index and not a copy.
 IN_MEMORY_BYTES = 64 * 2**20

@@ -139,7 +139,7 @@ def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: Corpu
     shared = [option for option in experiment.options if option.name in baseline.options]
     if not shared:
         return [f"it has none of the options {','.join(option.name for option in experiment.options)}"]
-    now = _decisive(corpus, experiment.grid_size, experiment.training)
+    now = _decisive(corpus, experiment.size, experiment.training)
     then = _decisive(baseline.corpus, baseline.grid_size, baseline.training)
     for new in shared:
         old = baseline.options[new.name]

@@ -168,7 +168,7 @@ def compare(
             controls={"extent": evaluations[0].extent} if evaluations else {},
             references=dict(references),
         ),
-        grid_size=experiment.grid_size,
+        grid_size=experiment.size,
         training=experiment.training,
         band=(band.lo, band.hi),
         options=summaries,

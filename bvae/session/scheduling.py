@@ -40,7 +40,7 @@ class RunScheduler:
         """Raise ModelError if the model cannot be trained on grids like those of a corpus."""
         check_model(
             config.training.model,
-            grid_size=config.grid_size,
+            grid_size=config.size,
             latent_dim=config.training.latent_dim,
             classes=len(corpus.class_counts),
             has_outside=corpus.has_outside,

@@ -19,6 +19,7 @@ from hypothesis.extra import numpy as hnp
 
 from bvae.corpus import OUTSIDE, Corpus, CorpusError, Grids, LazyGrids, load_corpus, splits
 from bvae.corpus.array_files import walk
+from bvae.storage import printable
 
 pytestmark = pytest.mark.unit
 
@@ -583,9 +584,9 @@ def test_a_large_file_uses_memory_only_for_an_index(tmp_path: Path) -> None:
 # Refusals
 
 
-@pytest.mark.parametrize("grid_size", [0, -4, 2, 18, 68, 2**70])
+@pytest.mark.parametrize("grid_size", [0, -4, 65, 2**70])
 def test_a_grid_size_that_the_model_does_not_support_is_refused(grid_size: int) -> None:
-    with pytest.raises(CorpusError, match="a multiple of 4 from 4 to 64"):
+    with pytest.raises(CorpusError, match="expected --grid-size from 1 to 64, or auto"):
         load_corpus("arc", grid_size)
 
 
@@ -635,6 +636,66 @@ def test_wrong_values_are_reported_before_duplicates_are_searched(written: Calla
         load_corpus(written(np.full((30, 8, 8), 10)), 8)
 
 
-def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="not a regular file"):
-        load_corpus(str(tmp_path))
+@few
+@given(train=grid_arrays, val=grid_arrays, suffix=suffixes)
+def test_the_size_that_is_found_is_the_longest_side_and_gives_the_corpus_of_that_size(
+    tmp_path_factory: pytest.TempPathFactory, train: Array, val: Array, suffix: str
+) -> None:
+    path, val = str(tmp_path_factory.getbasetemp() / f"found.{suffix}"), 9 - val  # no grid is in both
+    np.savez(path, train=train, val=val) if suffix == "npz" else np.save(path, train)
+    shapes = (*train.shape[1:], *val.shape[1:]) if suffix == "npz" else train.shape[1:]
+    assert load_corpus(path).grid_size == max(shapes)
+    assert load_corpus(path).fingerprint == load_corpus(path, max(shapes)).fingerprint
+    with pytest.raises(CorpusError, match=f"larger than the grid size .*add --grid-size={max(shapes)} or"):
+        load_corpus(path, max(shapes) - 1)
+
+
+@pytest.mark.parametrize("spec", ["objects:20", "atomic:20", "arc"])
+def test_the_grid_size_of_a_built_in_corpus_is_16_unless_another_is_asked_for(spec: str) -> None:
+    assert (
+        load_corpus(spec).fingerprint
+        == load_corpus(spec, 16).fingerprint
+        == load_corpus(spec, "auto").fingerprint
+    )
+
+
+def test_arrays_of_more_than_64_rows_are_refused_whatever_the_grid_size(path: str) -> None:
+    np.savez(path, train=random_grids(30, size=65))
+    for grid_size in (16, "auto"):
+        with pytest.raises(CorpusError, match="grids of 65×65; expected at most 64 rows and columns"):
+            load_corpus(path, grid_size)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_split_has_one_of_three_names(path: str, name: str) -> None:
+    train, val = random_grids(30), random_grids(9, seed=1)
+    np.savez(path, train=train, **{name: val, "test": train})  # type: ignore[arg-type]
+    corpus = load_corpus(path)
+    assert contents(corpus.train) == contents(train)
+    assert contents(corpus.val) == contents(val)
+    np.savez(path, train=train, val=val, valid=val, validation=val)
+    with pytest.raises(CorpusError, match="has val and valid and validation; expected one validation split"):
+        load_corpus(path)
+
+
+@pytest.mark.parametrize("name", ["b", "train", "sub/b"])
+def test_one_array_of_several_is_named_after_the_path(path: str, name: str) -> None:
+    chosen = random_grids(30, seed=1)
+    np.savez(path, **{"a": random_grids(30), "val": random_grids(9), name: chosen})  # type: ignore[arg-type]
+    corpus = load_corpus(f"{path}#{name}")
+    assert_split(corpus, chosen)
+    assert corpus.name == printable(Path(f"{path}#{name}").name)
+    with pytest.raises(
+        CorpusError, match=r"holds 3 arrays \(a, val, .*\) but none named c; name one: --corpus="
+    ):
+        load_corpus(f"{path}#c")
+    np.save(path.replace("npz", "npy"), chosen)
+    with pytest.raises(CorpusError, match=r"has no array b; expected a \.npz file before the #"):
+        load_corpus(f"{path.replace('npz', 'npy')}#b")
+
+
+def test_a_file_whose_name_has_the_sign_is_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "grids.npz#b"
+    with path.open("wb") as file:
+        np.savez(file, random_grids(30))
+    assert len(load_corpus(str(path)).val) == 3

@@ -388,6 +388,28 @@ def test_training_on_grids_of_several_sizes_resumes_with_identical_results(
     assert evidence(session) == whole
 
 
+def test_a_folder_of_tasks_is_trained_on_at_the_size_that_is_found_and_resumed_at_it(
+    lab: Path, session_here: SessionHere
+) -> None:
+    rng, folder = np.random.default_rng(0), lab / "tasks"
+    folder.mkdir()
+    for task in range(40):
+        pairs = [{"input": rng.integers(0, 10, (7, 5)).tolist()} for _ in range(6)]
+        (folder / f"{task:08x}.json").write_text(json.dumps({"train": pairs, "test": []}))
+    arguments = ("--epochs", "1", "--seeds", "1", "--batch-size", "8", "--loss-options", "B")
+    status, said = session_here("--corpus=tasks", *arguments)
+    assert status == 1, said
+    recorded = json.loads((newest(lab) / "session.json").read_text())
+    assert recorded["config"]["grid_size"] == 7
+    assert recorded["corpus"]["train"] + recorded["corpus"]["val"] == 40 * 6
+    before = evidence(newest(lab))
+    for asked, expected in (("auto", 1), ("7", 1), ("8", 4)):
+        status, said = session_here("--resume=runs/latest", "--grid-size", asked)
+        assert status == expected, said
+    assert "grid_size was 7 and is 8" in said
+    assert evidence(newest(lab)) == before
+
+
 @pytest.fixture
 def hostile(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A corpus next to a conftest.py and a pytest.ini that leave a trace if they are used."""

@@ -149,7 +149,7 @@ def test_an_invalid_value_is_refused_in_one_printable_sentence(key: str, text: s
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--grid-size=15"], "grid size 15 is not supported; expected a multiple of 4"),
+        (["--grid-size=65"], "grid size 65 is not supported; expected --grid-size from 1 to 64, or auto"),
         (["--grid-size=-4"], "grid size -4 is not supported"),
         (["--grid-size=16", "--corpus=atomic:9"], "expected atomic:N with N from 20"),
         (["--grid-size=16", "--corpus=atomic:999999999999"], "expected atomic:N with N from 20"),
