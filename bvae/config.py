@@ -281,7 +281,7 @@ class ExperimentConfig:
     """
 
     corpus: str = "objects"
-    grid_size: GridSize = "auto"
+    grid_size: GridSize = 16
     padding_value: int | None = None
     classes: Classes = DEFAULT_CLASSES
     options: tuple[LossOption, ...] = tuple(LOSS_OPTIONS.values())

@@ -28,7 +28,8 @@ from bvae.config import (
 from bvae.option_files import OptionFileError, read_options
 from bvae.storage import printable
 
-EXPERIMENT = ExperimentConfig()
+EXPERIMENT = ExperimentConfig(grid_size="auto")
+"""The settings where no option is given."""
 TRAINING_TYPES = get_type_hints(TrainingConfig)
 FIELD_TYPES = get_type_hints(ExperimentConfig) | TRAINING_TYPES
 RENAMED_FIELDS = {"accuracy_band": "band", "loss_options": "options"}

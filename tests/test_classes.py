@@ -295,7 +295,7 @@ def test_memory_bounds_hold_for_any_number_of_classes(
     ("classes", "settings"), [("10", "grid_size=16"), ("12", "grid_size=16, classes=12")]
 )
 def test_the_code_of_a_report_has_the_number_of_classes(classes: str, settings: str) -> None:
-    experiment = parse_experiment({"corpus": "atomic:40", "classes": classes})
+    experiment = parse_experiment({"corpus": "atomic:40", "grid_size": "16", "classes": classes})
     code = code_snippet(
         experiment, LOSS_OPTIONS["B"], load_corpus("atomic:40", classes=int(classes)).class_counts
     )

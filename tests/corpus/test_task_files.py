@@ -261,7 +261,7 @@ NOT_JSON = [
     ('{"a": {"x": 1}}', "a: Object missing required field `train`"),
     ('[{"output": [[1]]}]', "missing required field `input`"),
     ('{"train": 7}', "Expected `array`, got `int` - at `$.train`"),
-    ("[" * 100_000, "recursion"),
+    ("[" * 100_000, "Expected `int`, got `array`"),
     ('{"a": ' * 1_000 + "1" + "}" * 1_000, "recursion"),
     ('{"a": ' * 100_000 + "1" + "}" * 100_000, "recursion"),
     (SOUND[:-9], "truncated"),
