@@ -1,15 +1,16 @@
 """A laboratory for the loss of a β-VAE that reconstructs categorical grids.
 
-corpus/          grids to train on               losses, beta_vae   what is trained
-training/        one step of it; `trainer` loops   evaluation/        what is measured
-judging/         what is said of it                visualization/     what is seen of it
-session/         where it is kept and trained      report/            where it is read
+corpus/       grids to train on         losses, beta_vae   the loss and the model
+training/     one training step         trainer            the training loop
+evaluation/   metrics and controls      judging/           comparison of options, baselines
+session/      session folders, workers  visualization/     pictures and charts
+report/       text, Markdown and HTML
 
-ARCHITECTURE.md tells more. Importing this package imports none of them.
+ARCHITECTURE.md describes the structure. Importing this package imports none of these modules.
 """
 
 __version__ = "0.7.0"
 
 
 class EvidenceWarning(UserWarning):
-    """Something was lost on the way, such as a damaged checkpoint or a picture, and training went on."""
+    """A part of the evidence is missing or damaged, such as a checkpoint or a picture; training continues."""

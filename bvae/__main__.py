@@ -21,10 +21,10 @@ from bvae.options import OPTIONS, options_document, options_of, parse_experiment
 from bvae.storage import atomic_write, printable
 
 DESCRIPTION = """\
-Which loss does a β-VAE of categorical grids learn under, and which makes it predict background everywhere?
+Which losses let a β-VAE learn categorical grids, and which make it predict background everywhere?
 
-The main job is `pytest experiments/ --html=report.html`, which compares loss options and gates on the result.
-These commands do its parts one at a time."""
+The main command is `pytest experiments/ --html=report.html`: it compares loss options, and fails if none of
+them trains well. The commands below run its parts separately."""
 
 EXAMPLES = """\
 examples:
@@ -33,7 +33,7 @@ examples:
   {0} train --resume=runs/latest            go on after an interruption
   {0} report runs/latest                    the comparison again, from the files of the session
   {0} show runs/latest/B-seed0/checkpoints/best.safetensors
-  {0} show CHECKPOINT my_grids.npy          reconstructions of one's own grids"""
+  {0} show CHECKPOINT my_grids.npy          reconstruct your own grids"""
 
 
 def called_as() -> str:
@@ -77,7 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
         "checkpoint", type=path_text, metavar="CHECKPOINT", help="A .safetensors file of a run"
     )
     parsers["show"].add_argument(
-        "grids", nargs="?", type=path_text, metavar="GRIDS", help="A corpus to draw from; default: the run's"
+        "grids",
+        nargs="?",
+        type=path_text,
+        metavar="GRIDS",
+        help="Corpus to take grids from. Default: the corpus of the run",
     )
     return parser
 
@@ -102,8 +106,8 @@ def init(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Train one loss option with one seed.
 
-    Makes a session folder of its own: checkpoints, their pictures, metrics and a verdict. With --resume,
-    trains what is left of a session.
+    Creates a session folder with checkpoints, their pictures, metrics and a verdict. With --resume, trains
+    the unfinished runs of a session.
     """
     with Interruptions() as interruptions:
         interruptions.open()
@@ -145,7 +149,7 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Compare the runs of a session again.
 
-    Writes its comparison/ folder; nothing is trained.
+    Writes the comparison/ folder of the session, without training.
     """
     given = {"model": arguments.model}
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
@@ -155,9 +159,9 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Draw what a checkpoint reconstructs.
+    """Draw reconstructions by a checkpoint.
 
-    Draws grids, their reconstructions by the model of a checkpoint, and the wrong cells.
+    Draws grids, their reconstructions by the checkpoint's model, and the wrong cells.
     """
     engine = load_engine()
     model, config = engine.load_model(Path(arguments.checkpoint), arguments.model or DEFAULT_MODEL)
@@ -171,17 +175,17 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def options(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Print all options as Markdown: those of these commands and of pytest, with their defaults."""
+    """Print all options of these commands and of pytest as Markdown, with their defaults."""
     print(options_document(), end="")
     return 0
 
 
 COMMANDS = (init, train, report, show, options)
-"""Each with its name and, in its docstring, its help."""
+"""The commands; the name of each function is typed, and its docstring is the help text."""
 
 
 def main(command: Sequence[str] | None = None) -> int:
-    """Run a command; a mistake ends in one sentence and status 4, as under pytest."""
+    """Run a command. A user's mistake prints one sentence and returns status 4, as in pytest."""
     command = sys.argv[1:] if command is None else command
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

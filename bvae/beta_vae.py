@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 
 from bvae import class_weights as weights
 from bvae.config import DEFAULT_CLASSES, OUTSIDE, LossOption
-from bvae.resampling import Crop, Downsample, Upsample
 
 Counts = weights.Counts | Tensor
 """`[C]`, how often each class occurs in the training split."""
@@ -22,22 +22,22 @@ def class_weights(
 ) -> Tensor:
     """Return weights that make rare classes count more, scaled so that their frequency-weighted mean is 1.
 
-    A weighted loss then has the size of an unweighted one, so β and the clipping norm mean the same under
-    every method. A class that never occurs gets the weight of the rarest one that does.
+    A weighted loss then has the scale of an unweighted one, so β and the clipping norm mean the same under
+    every method. A class that never occurs gets the weight of the rarest class that does.
 
     Args:
-        counts: `[C]`, how often each class occurs in the training split; only their ratios matter, except to
+        counts: `[C]`, how often each class occurs in the training split; only their ratios matter, except for
             `effective`.
         method: `none` (all 1), `inverse` (w ∝ 1/n), `sqrt_inverse` (w ∝ 1/√n: 123:1 becomes 11:1), `power`
-            (w ∝ n to minus the exponent) or `effective` (w ∝ (1 − β)/(1 − βⁿ)).
-        exponent: of `power`, at least 0.
-        beta: of `effective`, in [0, 1): 0 is `none`, and towards 1 it becomes `inverse`.
+            (w ∝ (1/n)^exponent) or `effective` (w ∝ (1 − β)/(1 − βⁿ)).
+        exponent: for `power`, at least 0.
+        beta: for `effective`, in [0, 1): 0 gives `none`, and β → 1 approaches `inverse`.
 
     Returns: `[C]`, float32, positive, on the CPU.
 
     Raises:
         ValueError: for counts that are not one-dimensional, not finite, negative or all zero, for an unknown
-            method, and for a parameter that is missing, out of bounds or of another method.
+            method, and for a parameter that is missing, out of bounds or belongs to another method.
 
     Source: for `effective` Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019, eq. 2.
     """
@@ -45,9 +45,9 @@ def class_weights(
 
 
 def option_weights(option: LossOption, counts: Counts) -> Tensor:
-    """Return the class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
+    """Return the class weights `[C]` of a loss option; explicit weights are scaled to the same mean of 1.
 
-    An explicit weight also holds for a class that never occurs. Raises ValueError as `class_weights` does.
+    Explicit weights also apply to classes that never occur. Raises ValueError as `class_weights` does.
     """
     return torch.from_numpy(weights.weights_of_option(option, _array(counts)))
 
@@ -87,12 +87,12 @@ class Output(NamedTuple):
 
 
 class GridModel(nn.Module):
-    """Interface of a model for training and evaluation; any module with these methods will do."""
+    """Interface of a model for training and evaluation; any module with these methods can be used."""
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`.
 
-        Where a grid has no cell the index is `bvae.corpus.OUTSIDE`; `one_hot` makes zeros of it.
+        Positions outside a grid hold `bvae.corpus.OUTSIDE`; `one_hot` encodes them as zeros.
         """
         raise NotImplementedError
 
@@ -105,9 +105,9 @@ class GridModel(nn.Module):
 def initialize(layers: nn.Sequential) -> None:
     """Draw new weights for all layers but the last, and set all biases to 0.
 
-    Each weight is normal with variance 2 / (number of inputs of an output), so that activations keep their
-    size through ReLU. PyTorch's own initialization shrinks them to less than half in every layer, and a model
-    then takes an epoch to leave the collapse that it starts in.
+    Weights are normal with variance 2 / (number of inputs per output), so that activations keep their scale
+    through ReLU. PyTorch's default initialization shrinks them to less than half in every layer, and the
+    model then takes an epoch to leave the initial collapse.
 
     Source: He et al., Delving Deep into Rectifiers, 2015, eq. 10.
     """
@@ -120,6 +120,66 @@ def initialize(layers: nn.Sequential) -> None:
             layer.weight.normal_(0.0, math.sqrt(2 / inputs))
         if layer.bias is not None:
             layer.bias.zero_()
+
+
+class Downsample(nn.Conv2d):
+    """A 3×3 convolution of stride 2: `[B, C, H, W]` to `[B, C', H/2, W/2]`, sizes rounded up."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return _resample(F.conv2d, maps, self)
+
+
+class Upsample(nn.ConvTranspose2d):
+    """A 4×4 transposed convolution of stride 2: `[B, C, H, W]` to `[B, C', 2H, 2W]`."""
+
+    def __init__(self, channels: int, out_channels: int) -> None:
+        super().__init__(channels, out_channels, 4, stride=2, padding=1)
+
+    def forward(self, maps: Tensor, output_size: list[int] | None = None) -> Tensor:
+        return _resample(F.conv_transpose2d, maps, self)
+
+
+class Crop(nn.Module):
+    """Keep the first `size` rows and columns of maps: `[B, C, H, W]` to `[B, C, size, size]`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return maps[:, :, : self.size, : self.size]
+
+
+def _resample(convolution: Callable[..., Tensor], maps: Tensor, layer: Downsample | Upsample) -> Tensor:
+    maps, bias = maps.contiguous(memory_format=torch.channels_last), layer.bias
+    if bias is None or not torch.is_grad_enabled():
+        return convolution(maps, layer.weight, bias, stride=2, padding=1)
+    # Inside the convolution, the bias gradient would take as long as the weight gradient on a CPU.
+    convolved = convolution(maps, layer.weight, stride=2, padding=1)
+    return convolved + bias.to(convolved.dtype)[:, None, None]
+
+
+def patches(maps: Tensor, size: int) -> Tensor:
+    """Return the patches under a size×size kernel of stride 2 and padding 1, as the rows of a matrix.
+
+    Args:
+        maps: `[B, C, H, W]`.
+        size: height and width of the kernel, 3 or 4.
+
+    Returns: `[B·H'·W', size·size·C]`, where H' and W' are the sizes after the convolution.
+    """
+    batch, channels, height, width = maps.shape
+    padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
+    image, row, cell, _ = padded.stride()
+    # Each row of a patch, with all its channels, is contiguous in memory.
+    positions = ((height + 2 - size) // 2 + 1, (width + 2 - size) // 2 + 1)
+    covered = padded.as_strided(
+        (batch, *positions, size, size * channels), (image, 2 * row, 2 * cell, row, 1)
+    )
+    return covered.reshape(-1, size * size * channels)
 
 
 class BetaVAE(GridModel):

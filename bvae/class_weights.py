@@ -30,7 +30,7 @@ def weights_by_method(
     n = _checked(counts)
     rarest = n[n > 0].min()
     if beta is not None:
-        # βⁿ is 1 but for its last digits where β is close to 1, so 1 − βⁿ must not be a difference.
+        # Near β = 1, βⁿ is nearly 1, and the difference 1 − βⁿ would lose its digits.
         effective_number = -np.expm1(n.clip(min=rarest) * np.log(beta))
         return _scaled(1 / effective_number, n)
     power = WEIGHT_EXPONENTS.get(method, exponent)
@@ -40,9 +40,9 @@ def weights_by_method(
 
 @np.errstate(over="ignore", divide="ignore")
 def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]:
-    """Return the class weights `[C]` of a loss option; explicit ones are scaled as those of the methods are.
+    """Return the class weights `[C]` of a loss option; explicit weights are scaled to the same mean of 1.
 
-    An explicit weight also holds for a class that never occurs. Raises as `weights_by_method` does, and for
+    Explicit weights also apply to classes that never occur. Raises as `weights_by_method` does, and for
     another number of explicit weights than of classes.
     """
     if isinstance(option.class_weights, tuple):

@@ -1,6 +1,6 @@
-"""What is decided before training starts: loss options, training and experiment, and their JSON.
+"""Settings that are fixed before training starts: loss options, training and experiment, and their JSON.
 
-Every dataclass is frozen and validates itself: what exists can be trained.
+Every dataclass is frozen and validates itself, so every instance can be trained.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ MAX_GRID_SIZE = 64
 """The longest side of a grid, in cells."""
 
 OUTSIDE = 255
-"""Value, in uint8 grids, of what lies outside a grid that is smaller than its array."""
+"""Value, in uint8 arrays, of positions outside a grid that is smaller than its array."""
 
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become folders and test ids
 
 DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
 LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
-"""Upper limits of whole numbers, far beyond use: a slip ends in a message and not in a full memory."""
+"""Upper limits of whole numbers, far above useful values: a typo gives a message and does not fill memory."""
 
 MAX_ROLE = 200
-"""Characters of a loss option's role."""
+"""Maximum length of a loss option's role, in characters."""
 
 CLASS_WEIGHTS_EXPECTED = (
     f"one of {', '.join(get_args(ClassWeights))}, or a positive finite number for each class"
@@ -52,7 +52,7 @@ class ConfigError(ValueError):
     Attributes:
         field: the name of the dataclass field that is wrong.
         problem: what is wrong with it, such as "is 0".
-        expected: what would be right.
+        expected: what was expected.
     """
 
     def __init__(self, field: str, problem: str, expected: str, *, shown: str = "") -> None:
@@ -76,7 +76,7 @@ def _check_whole(field: str, value: int, *, at_least: int) -> None:
 
 
 def _check_number(field: str, value: float, *, zero: bool = True) -> None:
-    """Raise ConfigError unless a number is finite and above 0, or 0 where `zero` allows it."""
+    """Raise ConfigError unless a number is finite and above 0, or equal to 0 if `zero` is true."""
     bound = "of at least 0" if zero else "above 0"
     ok = math.isfinite(value) and (value > 0 or (zero and value == 0))
     _check(ok, field, f"is {value}", f"a finite number {bound}")
@@ -89,12 +89,12 @@ class LossOption:
     Attributes:
         name: letters, digits, `_` and `-`, at most 32, a letter first.
         gamma: focusing exponent γ ≥ 0 of the focal loss (Lin et al. 2017, eq. 4).
-        class_weights: how training counts become class weights, see `bvae.beta_vae.class_weights`; or the
-            weights themselves, one for each class, of which only the ratios matter.
-        candidate: whether the gate may pass because of it; a known-bad baseline is no candidate.
-        role: what the option is there for, in a few words.
-        exponent: of the method `power`, at least 0; of no other.
-        beta: of the method `effective`, in [0, 1); of no other. It is not the β of the KL divergence.
+        class_weights: method that computes class weights from training counts, see
+            `bvae.beta_vae.class_weights`; or the weights themselves, one per class. Only their ratios matter.
+        candidate: whether the option can pass the gate; false for a known-bad baseline.
+        role: purpose of the option, in a few words.
+        exponent: exponent of the method `power`, at least 0; None for other methods.
+        beta: β of the method `effective`, in [0, 1); None for other methods. Not the β of the KL divergence.
     """
 
     name: str
@@ -159,7 +159,7 @@ def check_weight_parameters(method: str, exponent: float | None, beta: float | N
         if method != owner:
             _check(value is None, name, f"is {value}", f"none, as it belongs to class weights {owner!r}")
             continue
-        _check(value is not None, name, f"is missing, which class weights {owner!r} need", expected)
+        _check(value is not None, name, f"is missing, but class weights {owner!r} need it", expected)
         _check(value is not None and 0 <= value < bound, name, f"is {value}", expected)  # not for NaN
 
 
@@ -173,7 +173,7 @@ LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
         )
     }
 )
-"""The built-in options. This is the place to add one in Python; see `bvae.option_files` for files of them."""
+"""The built-in options. Add an option in Python here; `bvae.option_files` reads options from files."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,7 +192,7 @@ class TrainingConfig:
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
         model: `package.module:factory` of the model, see `bvae.models`.
         device: where to train: cpu, cuda or cuda:INDEX.
-        precision: of the matrix products; the loss is always float32.
+        precision: precision of matrix products; the loss is always float32.
     """
 
     epochs: int = 5
@@ -224,7 +224,7 @@ class TrainingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyBand:
-    """The closed interval of pixel accuracy (fractions) that a healthy option is expected in."""
+    """Closed interval of pixel accuracy, as fractions, in which a healthy option must be."""
 
     lo: float = 0.70
     hi: float = 0.80
@@ -325,7 +325,7 @@ def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -
 
 
 OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito, Color Universal Design; without its yellow, which is lost on white."""
+"""Palette of Okabe and Ito, Color Universal Design, without yellow, which is hard to see on white."""
 
 
 def colour_of(option: int) -> str:

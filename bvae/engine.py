@@ -1,7 +1,7 @@
-"""What of a session needs PyTorch or matplotlib: training it, its pictures, and the comparison with them.
+"""The parts of a session that need PyTorch or matplotlib: training, pictures and the written comparison.
 
-`bvae.experiment.load_engine` is the only place that imports this module. Processes that train call it at
-once; the controller of pytest-xdist workers does without, or calls it at the end.
+Only `bvae.experiment.load_engine` imports this module. Processes that train call it at the start; the
+controller of pytest-xdist workers calls it at the end or not at all.
 """
 
 from __future__ import annotations
@@ -50,11 +50,15 @@ __all__ = [
 ]
 
 EXAMPLES = 500
-"""How many validation grids the worst, the median and the best are chosen from."""
+"""Number of validation grids from which the worst, the median and the best are chosen."""
 
 
 def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
-    """Return what `auto` means on a GPU: bf16 where it has it, else fp32. Raises ValueError without it."""
+    """Return the precision to use on a GPU; `auto` is bf16 if it is supported, else fp32.
+
+    Raises:
+        ValueError: if there is no such GPU.
+    """
     try:
         kind = torch.device(device)
     except RuntimeError:
@@ -75,7 +79,7 @@ def describe_gpu(device: str) -> dict[str, str | int]:
 
 
 def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
-    """Write why an option predicts what it predicts, once its runs are over. Raises StorageError."""
+    """Write the chart that explains an option's predictions, after its runs ended. Raises StorageError."""
     folder = comparison_folder(session)
     make_folder(folder)
     (summary,) = compare_outcomes(session, {option: outcomes}).options.values()
@@ -113,7 +117,7 @@ def write_comparison(
     *,
     in_haste: bool = False,
 ) -> Comparison:
-    """Compare the runs and write the rest of the folder; in haste, without references, which take seconds.
+    """Compare the runs and write the remaining files; `in_haste` leaves out references, which take seconds.
 
     Raises:
         StorageError: where a file cannot be written.
@@ -134,7 +138,7 @@ def write_comparison(
 def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> bytes | None:
     """Return a PNG of the worst, the median and the best of some validation grids under each option.
 
-    None where no option has a checkpoint, or no grid an object.
+    Returns None if no option has a checkpoint or no grid has an object.
     """
     grids = corpus.val[sample_rows(len(corpus.val), EXAMPLES)]
     examples = {}
@@ -171,7 +175,7 @@ def shown_models(session: Session, comparison: Comparison) -> dict[str, GridMode
 
 
 def option_names(session: Session) -> list[str]:
-    """Return all options of a session, in the order that gives each its colour."""
+    """Return all options of a session, in the order that determines their colours."""
     return [option.name for option in session.record.config.options]
 
 
@@ -183,13 +187,13 @@ def draw_run_curves(session: Session, result: RunResult) -> bytes | None:
 
 
 def draw_curves(session: Session, comparison: Comparison) -> bytes:
-    """Return a PNG of the curves of every option, its seeds as a band."""
+    """Return a PNG of the curves of every option, with a band over its seeds."""
     folders = {name: [run.path for run in option.runs] for name, option in comparison.options.items()}
     return _draw_curves(session, folders, f"Loss options on {comparison.corpus.name}")
 
 
 def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: str) -> bytes:
-    """Return a PNG of the curves of each option's runs, given by their folders in the session's."""
+    """Return a PNG of the curves of each option's runs, given by their folder names in the session."""
     record, picture = session.record, io.BytesIO()
     plot_curves(
         {
@@ -206,7 +210,7 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
 
 
 def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
-    """Return a PNG of why an option predicts what it predicts."""
+    """Return a PNG of the chart that explains an option's predictions."""
     histories = [shown_history(session, run.path) for run in option.runs]
     title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
     picture = io.BytesIO()

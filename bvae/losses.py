@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from bvae.config import OUTSIDE
 
 SOFTPLUS_IS_LINEAR = 40.0
-"""Above this log(1 + exp(m)) is m in float64 too."""
+"""Above this value, log(1 + exp(m)) equals m, even in float64."""
 
 
 def focal_loss(
@@ -95,7 +95,7 @@ def _checked(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None
     if weight is not None and weight.shape != logits.shape[1:2]:
         raise ValueError(f"weight is {list(weight.shape)}; expected one for each class: [{classes}]")
     if weight is not None and weight.requires_grad:
-        raise ValueError("weight asks for a gradient, which this loss does not have; pass weight.detach()")
+        raise ValueError("weight requires a gradient, which this loss does not compute; pass weight.detach()")
     return _wide(logits)
 
 
@@ -198,11 +198,11 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class LossTerms(NamedTuple):
-    """The loss and its two terms, each `[B]` or for a batch `[]`, in nats; total = reconstruction + β·kl.
+    """The loss and its two terms in nats, each `[B]`, or `[]` for a batch; total = reconstruction + β·kl.
 
     `accuracy`, a fraction of the same shape, is the share of cells whose class has the strictly
     largest logit, so a tie counts as wrong. For a batch, `reconstruction` and `accuracy` are
-    means over all of its cells, whichever grid they are in.
+    means over all cells of the batch.
     """
 
     total: Tensor
@@ -248,7 +248,7 @@ class BetaVAELoss:
         if mean.ndim != 2 or mean.shape != log_variance.shape or len(mean) != len(target):
             raise ValueError(
                 f"posterior mean is {list(mean.shape)} and log variance {list(log_variance.shape)}; "
-                f"expected [{len(target)}, Z] of both"
+                f"expected [{len(target)}, Z] for both"
             )
         mean, log_variance = _wide(mean), _wide(log_variance)
         found = _focal(_checked(logits, target, self.gamma, self.weight), target, self.weight, self.gamma)

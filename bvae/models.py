@@ -1,9 +1,9 @@
-"""Which model a run trains: ours, or anyone's with the same three methods; new, or from a checkpoint.
+"""Models by name: the built-in one, or a user's with the same three methods; new, or from a checkpoint.
 
 A model is an `nn.Module` with
 
     encode(grids [B, H, W]) -> posterior mean and log variance, each [B, Z]
-    decode(latent [B, Z])   -> logits [B, C, H, W] (in evaluation, each of its latent alone)
+    decode(latent [B, Z])   -> logits [B, C, H, W] (in evaluation, each depends on its latent only)
     forward(grids)          -> logits, posterior mean, log variance (in evaluation, logits of the mean)
 
 made by a factory, named `package.module:factory`, from the keywords `grid_size`, `latent_dim` and, if it has
@@ -49,7 +49,7 @@ from bvae.training.step import AutogradStep, reproducible, restore_tensors, trai
 CPU = torch.device("cpu")
 
 ROUNDING = 1e-3
-"""By so much of the largest logit may logits differ where grids are decoded in other batches."""
+"""Tolerance for logits decoded in different batches, relative to the largest logit."""
 
 RETURNED = {
     "encode": "a tuple of two tensors: posterior mean and log variance",
@@ -60,17 +60,17 @@ RETURNED = {
 
 
 class ModelError(ValueError):
-    """A model cannot be used; one sentence that names it."""
+    """A model cannot be used. The message is one sentence that names it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DEFAULT_CLASSES) -> GridModel:
-    """A new model of the factory `package.module:factory`, found as Python would find it from here.
+    """Return a new model from the factory `package.module:factory`, imported as from the current folder.
 
     Raises:
-        ModelError: where there is no such factory, or what it makes is no model of such grids.
+        ModelError: if the factory does not exist, or does not return a module with the three methods.
     """
     module_name, colon, factory_name = name.partition(":")
     if not (module_name and colon and factory_name):
@@ -94,7 +94,7 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
     lacking = [method for method in ("encode", "decode", "forward") if not hasattr(model, method)]
     if not isinstance(model, nn.Module) or lacking:
         raise ModelError(
-            f"model {name!r} makes a {type(model).__name__}; "
+            f"model {name!r} returns a {type(model).__name__}; "
             "expected an nn.Module with encode, decode and forward"
         )
     return cast(GridModel, model)
@@ -147,10 +147,8 @@ def check_model(
             forwarded = _returned(name, "forward", tried(model, grids), count=3)[0]
     except ModelError:
         raise
-    except Exception as error:  # the factory and the methods are somebody else's code
-        advice = (
-            f" ({OUTSIDE} marks what is outside a grid; see bvae.beta_vae.one_hot)" if has_outside else ""
-        )
+    except Exception as error:  # the factory and the methods are user code
+        advice = f" ({OUTSIDE} marks cells outside a grid; see bvae.beta_vae.one_hot)" if has_outside else ""
         raise ModelError(
             f"model {name!r} failed on two grids{advice}: {type(error).__name__}: {error}"
         ) from error
@@ -159,15 +157,15 @@ def check_model(
         "the log variance of encode": (log_variance, (2, latent_dim)),
         "the logits of decode": (logits, (2, classes, grid_size, grid_size)),
         "the logits of decode (of one latent)": (alone, (1, classes, grid_size, grid_size)),
-        "the first of forward": (forwarded, (2, classes, grid_size, grid_size)),
+        "the first output of forward": (forwarded, (2, classes, grid_size, grid_size)),
     }
     for what, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ModelError(f"model {name!r}: {what} is {list(tensor.shape)}; expected {list(shape)}")
     if (logits[:1] - alone).abs().max() > ROUNDING * max(1.0, alone.abs().max().item()):
         raise ModelError(
-            f"model {name!r}: decode makes something else of a latent where another is beside it; expected "
-            "each decoded alone in evaluation, since the shuffled control counts on it"
+            f"model {name!r}: decode returns other logits for a latent in another batch; expected each to be "
+            "decoded independently in evaluation, as the shuffled control requires"
         )
     _check_resumption(name, build, grids)
 
@@ -264,7 +262,7 @@ def _differing(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str 
 
 
 def initial_model(config: RunConfig) -> GridModel:
-    """The untrained model of a run: the same for every loss option with the same seed."""
+    """Return the untrained model of a run, which is the same for all loss options with the same seed."""
     training = config.training
     with seeded(config.seed, torch.device(training.device)):
         return build_model(
@@ -276,12 +274,12 @@ def initial_model(config: RunConfig) -> GridModel:
 
 
 def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridModel, RunConfig]:
-    """The model in a checkpoint, in evaluation mode, and the run it is of.
+    """Return the model of a checkpoint, in evaluation mode, and the configuration of its run.
 
-    A checkpoint only names its model; what is imported is what the caller names, since a file is data.
+    A checkpoint stores the name of its model, but only the caller's `model_name` is imported: files are data.
 
     Raises:
-        CheckpointError: for a damaged checkpoint, and one of another model than `model_name`.
+        CheckpointError: if the checkpoint is damaged, or of another model than `model_name`.
     """
     loaded = load_checkpoint(checkpoint, Progress)
     config = loaded.state.config

@@ -1,4 +1,4 @@
-"""Files of loss options: TOML, one table for each option.
+"""Loss options from TOML files with one table per option.
 
 The file is read once, when an experiment is configured. A session records the options themselves, so it can
 be resumed without the file.
@@ -33,17 +33,17 @@ EXPECTED = {
     "candidate": "true or false",
     "role": ROLE_EXPECTED,
 }
-"""The keys of a table and what each takes; their types are those of `LossOption`."""
+"""The keys of a table, and the expected value of each in words; types are those of `LossOption`."""
 
 TYPES = get_type_hints(LossOption)
 
 
 class OptionFileError(ValueError):
-    """A file of loss options cannot be used; the message is one line that says where and what is wrong.
+    """An options file cannot be used. The message is one line that says where and what is wrong.
 
     Attributes:
         path: the file, as it was given.
-        table, key: where in the file the mistake is; empty for the file or the table as a whole.
+        table, key: location of the mistake; empty if it concerns the whole file or table.
     """
 
     def __init__(self, path: str, problem: str, *, table: str = "", key: str = "") -> None:
@@ -53,7 +53,7 @@ class OptionFileError(ValueError):
 
 
 def read_options(path: str) -> dict[str, LossOption]:
-    """Read the options of a TOML file by name, in its order. Raises OptionFileError."""
+    """Return the options of a TOML file by name, in the order of the file. Raises OptionFileError."""
     try:
         tables = tomllib.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
@@ -82,8 +82,8 @@ def read_options(path: str) -> dict[str, LossOption]:
 
 def _read_text(path: str) -> str:
     try:
-        if not Path(path).is_file():  # a pipe would be waited for
-            raise OptionFileError(path, "is not a file; expected one of TOML, such as losses.toml")
+        if not Path(path).is_file():  # reading a pipe would block
+            raise OptionFileError(path, "is not a file; expected a TOML file, such as losses.toml")
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -120,7 +120,7 @@ def _option(path: str, name: str, table: Mapping[str, Any]) -> LossOption:
 def _shown(value: object) -> str:
     try:
         return _short(repr(value))
-    except ValueError:  # Python writes no integer of thousands of digits
+    except ValueError:  # Python refuses to print integers of thousands of digits
         return "a number of thousands of digits"
 
 

@@ -1,7 +1,7 @@
 """Every command-line option, declared once: for pytest, for `python -m bvae`, and for the documentation.
 
-Values stay text until `parse_experiment` reads them, so that each mistake ends in one sentence that names the
-option.
+Values remain text until `parse_experiment` reads them, so that each mistake is reported in one sentence that
+names the option.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     AccuracyBand: AccuracyBand.parse,
     Classes: lambda text: text if text == "auto" else int(text),
 }
-"""Readers of the types of fields; of other types the text itself is the value."""
+"""Parsers by type of field; for other types the value is the text itself."""
 EXPECTED = {
     int: "a whole number",
     int | None: "a whole number",
@@ -64,16 +64,16 @@ def path_text(text: str) -> str:
 class CommandLineOption:
     """An option of the command line.
 
-    An option named after a field of `ExperimentConfig` or `TrainingConfig` has its type and default.
+    An option with the name of a field of `ExperimentConfig` or `TrainingConfig` has its type and default.
 
     Attributes:
-        name: without the dashes.
-        metavar: stands for the value in help texts; empty for a switch, which takes none.
+        name: the name without dashes.
+        metavar: placeholder of the value in help texts; empty for a switch, which takes no value.
         summary: what the option does.
-        commands: which commands take it; `pytest` stands for `pytest experiments/`.
-        own_default: the default as text, unless it is that of the field.
+        commands: the commands that accept it; `pytest` stands for `pytest experiments/`.
+        own_default: the default as text; empty for the default of the field.
         takes_path: whether the value may be a path, so that it must be given as `--name=PATH`.
-        words: pattern of the values of such an option that are no paths.
+        words: pattern of the values of such an option that are not paths.
     """
 
     name: str
@@ -150,8 +150,8 @@ OPTIONS = (
     CommandLineOption(
         "padding-value",
         "V",
-        "What marks cells outside a grid in a file, such as 10 or -1. They count for nothing: no loss, no "
-        "metric. Give a negative one as --padding-value=-1",
+        "Value of cells outside a grid in a file, such as 10 or -1. Loss and metrics ignore these cells. "
+        "Write a negative value as --padding-value=-1",
     ),
     CommandLineOption(
         "classes",
@@ -163,16 +163,16 @@ OPTIONS = (
     CommandLineOption(
         "loss-options",
         "NAMES",
-        "Names of loss options to compare, separated by commas; those of --loss-options-file are added to "
-        "the default",
+        "Names of loss options to compare, separated by commas; options from --loss-options-file are "
+        "added to the default",
         own_default=",".join(LOSS_OPTIONS),
         commands=PYTEST,
     ),
     CommandLineOption(
         "loss-options-file",
         "FILE",
-        "TOML file that adds or replaces loss options, a table each, given as --loss-options-file=FILE; see "
-        "docs/loss-options.md",
+        "TOML file that adds or replaces loss options, one table per option, given as "
+        "--loss-options-file=FILE; see docs/loss-options.md",
         takes_path=True,
     ),
     CommandLineOption("beta", "BETA", "Weight of the KL divergence"),
@@ -195,17 +195,17 @@ OPTIONS = (
     CommandLineOption(
         "precision",
         "P",
-        "Of the matrix products: fp32, bf16, or auto (bf16 where the processor multiplies in it)",
+        "Precision of matrix products: fp32, bf16, or auto (bf16 if the processor has bf16 instructions)",
     ),
     CommandLineOption(
         "accuracy-band",
         "LO:HI",
-        "Pixel accuracy in which a stable option that learned the objects is healthy",
+        "Range of pixel accuracy in which a stable option that learned the objects is healthy",
     ),
     CommandLineOption(
         "run-dir",
         "DIR",
-        "Folder of the sessions, given as --run-dir=DIR; each invocation makes one",
+        "Folder for sessions, given as --run-dir=DIR; each invocation creates one session",
         own_default="runs",
         takes_path=True,
     ),
@@ -213,7 +213,7 @@ OPTIONS = (
         "resume",
         "SESSION",
         "Finish an interrupted session: latest (in --run-dir), or its folder, given as --resume=DIR. "
-        "Settings are those of the session; other ones are refused",
+        "Settings are taken from the session; different ones are refused",
         takes_path=True,
         words="latest",
     ),
@@ -222,26 +222,26 @@ OPTIONS = (
         "PATH",
         "Compare with an earlier session, its comparison folder or its comparison.json, given as "
         "--baseline=PATH: each difference in accuracy, foreground and object metrics, with Welch's t "
-        "interval (unequal variances) on the means over seeds. Needs two seeds on either side to tell",
+        "interval (unequal variances) on the means over seeds. Needs at least two seeds on both sides",
         commands=PYTEST,
         takes_path=True,
     ),
     CommandLineOption(
         "fail-on-regression",
         "",
-        "With --baseline: fail where the whole interval of a difference is below 0, and not only say so",
+        "With --baseline: fail, and not only report it, if the whole interval of a difference is below 0",
         commands=PYTEST,
     ),
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
     CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
     CommandLineOption(
-        "output", "FILE", "File to draw into", own_default="reconstructions.png", commands=SHOW
+        "output", "FILE", "File to write the picture to", own_default="reconstructions.png", commands=SHOW
     ),
 )
 
 
 def options_of(command: str) -> list[CommandLineOption]:
-    """Return the options that a command takes."""
+    """Return the options that a command accepts."""
     return [option for option in OPTIONS if command in option.commands]
 
 
@@ -266,14 +266,14 @@ printed by `python -m bvae options`.
 def parse_experiment(
     given: Mapping[str, str | None], base: ExperimentConfig = EXPERIMENT
 ) -> ExperimentConfig:
-    """Return the experiment that option values by key (such as `grid_size`) ask for.
+    """Return the experiment for option values by key, such as `grid_size`.
 
     Args:
         given: the values as text, None for options that were not given.
-        base: the settings of those that were not given.
+        base: the settings for options that were not given.
 
     Raises:
-        ValueError: one sentence that begins with the option, what was given and what was expected.
+        ValueError: with one sentence that names the option, what was given and what was expected.
     """
     values: dict[str, Any] = {}
     try:
@@ -292,7 +292,7 @@ def parse_experiment(
 
 
 def _asked_options(given: Mapping[str, str | None], base: ExperimentConfig) -> tuple[LossOption, ...]:
-    """Return the loss options that are selected by name, else those of `base` and of the file."""
+    """Return the loss options selected by name; without names, those of `base` and of the file."""
     default = {option.name: option for option in base.options}
     if (path := given.get("loss_options_file")) is not None:
         default |= read_options(path)
@@ -302,11 +302,11 @@ def _asked_options(given: Mapping[str, str | None], base: ExperimentConfig) -> t
 
 
 def separated_path(arguments: Sequence[str]) -> str | None:
-    """Return a complaint about the first path that stands apart from its option, as in `--corpus PATH`.
+    """Return an error message for the first path after a space instead of `=`, as in `--corpus PATH`.
 
-    pytest looks for its configuration before it knows our options and takes such a path for one of tests, so
-    it would import a conftest.py beside a corpus. A word such as `arc` is harmless unless there is a file of
-    that name.
+    pytest looks for its configuration before it knows these options and treats such a path as a path of
+    tests, so it would import a conftest.py next to a corpus. A word such as `arc` is harmless unless a file
+    has that name.
     """
     options = {option.flag: option for option in OPTIONS if option.takes_path}
     for argument, value in itertools.pairwise(arguments):
@@ -316,6 +316,7 @@ def separated_path(arguments: Sequence[str]) -> str | None:
             continue
         if not re.fullmatch(option.words, value) or Path(value).exists():
             return (
-                f"{argument} and its value are apart; write them in one piece: {argument}={printable(value)}"
+                f"{argument} and its value are separated by a space; write them as "
+                f"{argument}={printable(value)}"
             )
     return None

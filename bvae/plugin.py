@@ -47,7 +47,7 @@ USES = pytest.StashKey[bool]()
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     if not pluginmanager.has_plugin("bvae"):
         pluginmanager.set_blocked("bvae")  # an entry point that a link to older sources left behind
-    group = parser.getgroup("bvae", "bvae: which loss does the β-VAE learn under?")
+    group = parser.getgroup("bvae", "bvae: which loss options let the β-VAE learn?")
     for option in options_of("pytest"):
         group.addoption(option.flag, **option.keywords)
 
@@ -109,7 +109,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def laboratory(pytestconfig: pytest.Config) -> Experiment:
-    """The experiment of this session: trains, judges and shows its runs."""
+    """Return the experiment of this session, which trains, judges and shows its runs."""
     found = pytestconfig.stash.get(EXPERIMENT, None)
     if found is None:
         pytest.fail(
@@ -128,7 +128,7 @@ def loss_run(laboratory: Experiment) -> None:
 
 @pytest.fixture(scope="session")
 def loss_baseline(laboratory: Experiment) -> Baseline | None:
-    """What this session is compared with; a test that asks for it is deselected if there is none."""
+    """Return the baseline of this session; tests that use it are deselected if there is none."""
     return laboratory.baseline
 
 

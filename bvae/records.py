@@ -67,20 +67,20 @@ class ReconstructionMetrics:
     Attributes:
         pixel_accuracy: cells with the right class.
         background_rate: background cells; equals the accuracy of predicting background everywhere.
-        foreground_rate, predicted_foreground_rate: cells that are, and that are predicted, non-background.
+        foreground_rate, predicted_foreground_rate: non-background cells; cells predicted as non-background.
         flooded_rate: background cells that are predicted as foreground.
         foreground_iou: intersection over union of the predicted and the true foreground masks.
         foreground_recall: non-background cells with exactly the right class.
-        balanced_accuracy: mean over the classes that occur of the share of their cells that is right.
+        balanced_accuracy: mean of the recall of each class that occurs.
         perfect_rate: grids with no wrong cell.
-        class_recall: `[C]`, for each class, the share of its cells that is right.
+        class_recall: `[C]`, for each class, the share of its cells that is predicted correctly.
         classes_present: number of foreground classes with at least 0.1 % of the cells.
-        object_recall: objects of which at least half of the cells get the right class.
+        object_recall: objects with at least half of their cells predicted correctly.
         minor_object_recall: the same, for objects whose class is not the most frequent among the object
             cells of their grid.
         object_iou: mean over objects of the best IoU with an 8-connected set of their class in the
             reconstruction.
-        objects_recognised: objects with such an IoU of at least 0.5.
+        objects_recognised: objects whose best IoU is at least 0.5.
     """
 
     pixel_accuracy: float | None
@@ -102,7 +102,7 @@ class ReconstructionMetrics:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlledMetrics(ReconstructionMetrics):
-    """Metrics, and those of the shuffled control.
+    """Metrics of a model or reference, and the same metrics of its shuffled control.
 
     Attributes:
         classes_learned: number of present classes whose recall exceeds that of the control by 0.20.
@@ -276,14 +276,14 @@ class CorpusRecord:
         """Return one sentence on each unusual property of the corpus."""
         found = []
         if self.has_outside:
-            found.append("Grids differ in size; what lies outside a grid counts for nothing.")
+            found.append("Grids differ in size; cells outside a grid are ignored.")
         if self.duplicates:
             where = " (among a sample of the file)" if self.duplicates_sampled else ""
             found.append(
-                f"{self.duplicates:,} training grids that also validate were removed from training{where}."
+                f"{self.duplicates:,} training grids that are also validation grids were removed{where}."
             )
         elif self.duplicates_sampled:
-            found.append("In a sample of the file no training grid also validates.")
+            found.append("A sample of the file has no training grids that are also validation grids.")
         most = max(range(len(self.class_counts)), key=self.class_counts.__getitem__)
         if most:
             found.append(

@@ -1,12 +1,12 @@
 """Every file and marker of a session, and who writes it. What has another name is never removed.
 
 runs/<when>-<id>/                     `folder.Session.create`
-  session.json                        `folder.Session.create`: what was asked, on which corpus and software
-  baseline.json                       `experiment.Experiment.open_session`: what the session is compared with
+  session.json                        `folder.Session.create`: settings, corpus, versions and hardware
+  baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
   .lock .holder                       `folder.hold`: the process that works in the session
   .stop-<invocation>                  `folder.Session.stop`: asks the workers of an invocation to end
   A-seed0/                            `run.obtain_run`
-    .lock                             whoever trains the run; released by the system when its process ends
+    .lock                             held by the process that trains the run until that process ends
     .begun                            `run.obtain_run`: the invocation that began it
     .progress                         `progress.ProgressNote`: how far it is
     config.json                       `run`: everything needed to train it again
@@ -73,7 +73,7 @@ def is_session_file(path: Path) -> bool:
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first; `best`, whose name does not tell its age, comes last."""
+    """Return the checkpoints of a run, newest first; `best` comes last, as its name does not give its age."""
     found = {}
     for path in (directory / CHECKPOINTS).glob("*.safetensors"):
         if (name := re.fullmatch(_CHECKPOINT, path.stem)) and path.is_file():

@@ -29,7 +29,7 @@ MAX_JSON = 64 * 2**20
 
 
 def printable(text: str) -> str:
-    r"""Return text with every character escaped that is not printable (`\n`, `\x1b`, `\u202e`, …)."""
+    r"""Return text with all non-printable characters escaped (`\n`, `\x1b`, `\u202e`, …)."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
@@ -47,7 +47,7 @@ def escaped(record: T) -> T:
 
 
 class StorageError(OSError):
-    """A file could not be written; the message is one line with the path, the cause and what to do."""
+    """A file could not be written. The message is one line with the path, the cause and what to do."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
@@ -100,7 +100,7 @@ def _has_locks(folder: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder whose parent exists, unless it exists itself. Raises StorageError."""
+    """Make a folder in an existing parent folder, if it does not exist yet. Raises StorageError."""
     try:
         path.mkdir(exist_ok=True)
     except OSError as error:
@@ -108,7 +108,7 @@ def make_folder(path: Path) -> None:
 
 
 def atomic_write(path: Path, data: bytes, *others: Path) -> None:
-    """Write a file atomically: it holds its old content or all of the new, even after a crash.
+    """Write a file atomically: even after a crash it has either its old or its complete new content.
 
     The data are flushed to a temporary file in the same folder, which then replaces the file; the rename is
     flushed too. The others, in the same folder, become hard links to the file, or copies where the file
@@ -180,7 +180,7 @@ def _flush_names(folder: Path) -> None:
 
 def _refused(path: Path, what: str, error: OSError) -> StorageError:
     return StorageError(
-        f"{path} could not be {what}: {error.strerror or error}. Files written before are whole; "
+        f"{path} could not be {what}: {error.strerror or error}. Files written before are complete; "
         "make room or restore access and resume the session"
     )
 
@@ -250,7 +250,7 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:
-    """Return the `kind` that JSON holds. Raises ValueError that names the first invalid field."""
+    """Parse JSON as an instance of `kind`. Raises ValueError that names the first invalid field."""
     try:
         return msgspec.json.decode(data, type=kind)
     except RecursionError as error:
@@ -267,7 +267,7 @@ class _Versioned(msgspec.Struct):
 
 
 def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
-    """Return the fault of JSON that another version of bvae wrote; None for other faults."""
+    """Return an error message if another version of bvae wrote the JSON, else None."""
     expected = get_args(get_type_hints(kind).get("schema"))
     try:
         found = msgspec.json.decode(data, type=_Versioned).schema

@@ -60,7 +60,7 @@ class Trainer:
     Args:
         config: the loss option, seed and training settings.
         corpus: the grids; its fingerprint must be the configured one.
-        directory: a folder; checkpoints go to `directory/checkpoints/`.
+        directory: the run's folder; checkpoints are written to `directory/checkpoints/`.
         listeners: called with each event, in order, in the training thread.
 
     Attributes:
@@ -82,7 +82,7 @@ class Trainer:
                 f"{config.corpus_fingerprint}: use the corpus it was configured with"
             )
         if config.training.precision == "auto":
-            raise ValueError("precision is 'auto'; expected it resolved, see resolve_precision")
+            raise ValueError("precision is 'auto'; expected fp32 or bf16, see resolve_precision")
         self.config, self.corpus, self.listeners = config, corpus, listeners
         self.checkpoints = directory / "checkpoints"
         self.progress = Progress(config=config)
@@ -135,13 +135,13 @@ class Trainer:
         return len(self.progress.history)
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint, and announce its epoch and checkpoint again.
+        """Continue from a checkpoint, and send the events of its epoch and its save again.
 
-        A run may have been interrupted between a save and its listeners, or between two paths of one save. So
-        both are repeated, with the same content.
+        The run may have been interrupted between a save and its listeners, or between two paths of one save,
+        so both are repeated with the same content.
 
         Raises:
-            CheckpointError: for a file that is damaged or is no checkpoint of this run.
+            CheckpointError: if the file is damaged or is not a checkpoint of this run.
         """
         checkpoint = load_checkpoint(path, Progress)
         if checkpoint.state.config != self.config:
@@ -187,7 +187,7 @@ class Trainer:
     def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
         """Train on the grids `rows`, and return the loss, its terms and accuracy.
 
-        Returns None, and leaves the weights as they are, where a number is not finite.
+        Returns None, and does not change the weights, if the loss or the gradient norm is not finite.
         """
         target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
         seed_generators(step_seed(self.config.seed, self.progress.step), self._device)
@@ -275,7 +275,7 @@ class Trainer:
             or not 0 < progress.step <= self.steps
         ):
             raise CheckpointError(
-                f"{path} is at step {progress.step} with {len(epochs)} epochs recorded, which do not fit"
+                f"{path} is at step {progress.step} with {len(epochs)} epochs recorded; these disagree"
             )
         try:
             noise = torch.frombuffer(bytearray(progress.noise_state), dtype=torch.uint8)

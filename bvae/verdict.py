@@ -34,25 +34,25 @@ class Verdict:
 
     @property
     def healthy(self) -> bool:
-        """Whether it is stable, has learned the objects, and is accurate within the band."""
+        """Whether the run or option is stable, learned the objects, and is accurate within the band."""
         return self.name == "healthy"
 
     @property
     def learned(self) -> bool:
-        """Whether it is stable and has learned the objects, whatever its accuracy."""
+        """Whether the run or option is stable and learned the objects, whatever its accuracy."""
         return SEVERITY[self.name] > SEVERITY["partial_collapse"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A bound on one number of an evaluation, which every model that learned the objects keeps.
+    """A bound on one number of an evaluation, which every model that learned the objects satisfies.
 
     Attributes:
         verdict: the verdict on a model that breaks the bound.
-        quantity: what the number is, in words.
-        measure: the number, None where there was nothing to count; the rule then does not apply.
-        bound: the least value allowed, or the greatest where `is_limit`.
-        finding: what a broken bound says of the model; a template with the numbers of an evaluation `e`.
+        quantity: name of the number, in words.
+        measure: returns the number; None if there was nothing to count, and the rule then does not apply.
+        bound: the least allowed value, or the greatest if `is_limit`.
+        finding: what a broken bound means for the model, as a template over an evaluation `e`.
     """
 
     verdict: VerdictName
@@ -68,7 +68,7 @@ class Rule:
         return value is not None and (value > self.bound if self.is_limit else value < self.bound)
 
     def explain(self, evaluation: Evaluation) -> str:
-        """Return the finding with its numbers, then the number that decided and its bound."""
+        """Return the finding with its numbers, then the measured quantity and its bound."""
         numbers = f"{self.quantity} {self.measure(evaluation):.3f}, expected {self.requirement}"
         return f"{_Template().format(self.finding, e=evaluation)} ({numbers})"
 
@@ -79,7 +79,7 @@ class Rule:
 
 
 class _Template(string.Formatter):
-    """Formats as `str.format` does, and None as "undefined"."""
+    """Formats like `str.format`, with None as "undefined"."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         return "undefined" if value is None else format(value, format_spec)
@@ -107,16 +107,16 @@ RULES = (
         _foreground_ratio,
         0.25,
         "predicts {e.predicted_foreground_rate:.1%} of cells as foreground where {e.foreground_rate:.1%} "
-        "are; accuracy {e.pixel_accuracy:.3f}, of predicting background only {e.background_rate:.3f}",
+        "are; accuracy {e.pixel_accuracy:.3f}, with background only {e.background_rate:.3f}",
     ),
     Rule(
         "posterior_collapse",
         "foreground recall or IoU above its shuffled control",
         _foreground_gain,
         0.10,
-        "from another grid's latent foreground recall is {e.shuffled.foreground_recall:.3f} instead of "
+        "with another grid's latent, foreground recall is {e.shuffled.foreground_recall:.3f} instead of "
         "{e.foreground_recall:.3f} and foreground IoU {e.shuffled.foreground_iou:.3f} instead of "
-        "{e.foreground_iou:.3f}: the decoder predicts without looking",
+        "{e.foreground_iou:.3f}: the decoder ignores the latent",
     ),
     Rule(
         "flooding",
@@ -146,8 +146,8 @@ RULES = (
         "object IoU above the larger of its controls",
         _object_iou_gain,
         0.05,
-        "object IoU is {e.object_iou:.3f}, where another grid's latent gives {e.shuffled.object_iou:.3f} "
-        "and the extent of the objects in one class {e.extent.object_iou:.3f}",
+        "object IoU is {e.object_iou:.3f}; another grid's latent gives {e.shuffled.object_iou:.3f}, and the "
+        "extent of the objects filled with one class {e.extent.object_iou:.3f}",
     ),
     Rule(
         "partial_collapse",
@@ -161,8 +161,8 @@ RULES = (
         "minor object recall above its shuffled control",
         lambda e: _difference(e.minor_object_recall, e.shuffled.minor_object_recall),
         0.15,
-        "of the objects that are not of their grid's main object class only {e.minor_object_recall:.3f} have "
-        "half of their cells right, and {e.shuffled.minor_object_recall:.3f} from another grid's latent",
+        "of the objects outside their grid's main object class only {e.minor_object_recall:.3f} have half "
+        "of their cells right, and {e.shuffled.minor_object_recall:.3f} with another grid's latent",
     ),
 )
 """Rules in the order in which they are applied; the first that is broken gives the verdict."""
@@ -171,13 +171,13 @@ MEANINGS: dict[VerdictName, str] = {
     "incomplete": "the run did not finish",
     "diverged": "a loss or gradient norm was not finite",
     "unstable": f"an epoch's training loss rebounded by more than {REBOUND:.0%}, or did not fall at all",
-    "mode_collapse": "it predicts less than a quarter of the foreground there is",
-    "posterior_collapse": "it predicts nearly as well from another grid's latent: the decoder does not look",
+    "mode_collapse": "it predicts less than a quarter of the true foreground",
+    "posterior_collapse": "it predicts nearly as well from another grid's latent: the latent is ignored",
     "flooding": "it predicts foreground nearly everywhere",
-    "partial_collapse": "some objects are there, but too few classes, too few objects, or only the main one",
-    "below_band": "stable, learned, but the accuracy is below the band",
-    "above_band": "stable, learned, but the accuracy is above the band",
-    "healthy": "stable, learned, and accurate within the band",
+    "partial_collapse": "it shows some objects, but too few classes, too few objects, or only the main one",
+    "below_band": "stable, learned the objects, but the accuracy is below the band",
+    "above_band": "stable, learned the objects, but the accuracy is above the band",
+    "healthy": "stable, learned the objects, and accurate within the band",
 }
 """Meaning of each verdict, worst first; the bounds are in `RULES`."""
 
@@ -186,7 +186,7 @@ def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, ban
     """Return the verdict on one run from its epoch records; the first rule that is broken gives it.
 
     Raises:
-        ValueError: where there is neither an epoch nor a divergence, or no foreground to judge by.
+        ValueError: if there is neither an epoch nor a divergence, or no foreground to judge by.
     """
     if divergence is not None:
         terms = ", ".join(f"{name} {value}" for name, value in divergence.terms.items())
@@ -205,7 +205,7 @@ def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, ban
 
 
 def broken_rule(evaluation: Evaluation) -> Rule | None:
-    """Return the first rule that a model breaks; None for a model that learned."""
+    """Return the first rule that a model breaks, or None for a model that learned the objects."""
     return next((rule for rule in RULES if rule.is_broken(evaluation)), None)
 
 
@@ -227,7 +227,7 @@ def judge_accuracy(accuracy: float | None, band: AccuracyBand) -> Verdict:
 def judge_option(
     verdicts: Sequence[Verdict], accuracies: Sequence[float | None], band: AccuracyBand
 ) -> Verdict:
-    """Return the verdict on an option: the worst failure of a seed, else that on the mean accuracy."""
+    """Return the verdict on an option: that of its worst failed seed, else that of its mean accuracy."""
     if not verdicts:
         return Verdict("incomplete", "no run of this option was selected")
     failures = [verdict for verdict in verdicts if not verdict.learned]
@@ -239,7 +239,7 @@ def judge_option(
 
 
 def _instability(losses: Sequence[float]) -> str:
-    """Return why the training loss is unstable, an empty text where it is not."""
+    """Return why the training loss is unstable; an empty text if it is stable."""
     for epoch in range(1, len(losses)):
         best = min(losses[:epoch])
         if losses[epoch] > best * (1 + REBOUND):
@@ -248,12 +248,12 @@ def _instability(losses: Sequence[float]) -> str:
                 f"more than {REBOUND:.0%} above the {best:.4g} reached before"
             )
     if len(losses) > 1 and losses[-1] >= losses[0]:
-        return f"training loss did not fall: {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+        return f"training loss did not fall: {losses[0]:.4g} in the first epoch, {losses[-1]:.4g} in the last"
     return ""
 
 
 def _too_short(history: Sequence[EpochRecord], rule: Rule) -> str:
-    """Return a remark where too little training may be the cause instead of the loss, else an empty text."""
+    """Return a remark if too little training may be the cause instead of the loss, else an empty text."""
     if rule.verdict == "flooding":
         return ""
     signs = []

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from bvae.beta_vae import BetaVAE, class_weights, initialize, one_hot, option_weights
+from bvae.beta_vae import BetaVAE, Downsample, Upsample, class_weights, initialize, one_hot, option_weights
 from bvae.config import OUTSIDE, LossOption
-from bvae.resampling import Downsample, Upsample
 
 pytestmark = pytest.mark.unit
 
@@ -169,8 +168,8 @@ def test_an_option_weighs_as_its_method_does(n: list[int], how: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("how", "complaint"),
     [
-        ({"method": "power"}, "exponent is missing, which class weights 'power' need; expected exponent"),
-        ({"method": "effective"}, "beta is missing, which class weights 'effective' need"),
+        ({"method": "power"}, "exponent is missing, but class weights 'power' need it; expected exponent"),
+        ({"method": "effective"}, "beta is missing, but class weights 'effective' need it"),
         ({"method": "power", "exponent": -0.1}, "exponent is -0.1; expected exponent with 0 <="),
         ({"method": "power", "exponent": math.inf}, "exponent is inf"),
         ({"method": "effective", "beta": 1.0}, "beta is 1.0; expected beta with 0 <= beta < 1"),

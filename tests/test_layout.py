@@ -20,7 +20,7 @@ LAYERS = (
     ("bvae.config",),
     ("bvae.hardware", "bvae.records"),
     ("bvae.corpus",),
-    ("bvae.class_weights", "bvae.resampling"),
+    ("bvae.class_weights",),
     ("bvae.losses", "bvae.beta_vae"),
     ("bvae.verdict",),
     ("bvae.evaluation", "bvae.judging"),

@@ -412,7 +412,7 @@ def test_the_handwritten_gradient_is_that_of_autograd(
 @pytest.mark.parametrize("shapes", [((2, 3), (1, 3)), ((1, 3), (1, 3)), ((2,), (2,))])
 def test_a_posterior_of_another_shape_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     loss = BetaVAELoss(gamma=1.0, weight=None, beta=1.0)
-    with pytest.raises(ValueError, match=r"expected \[2, Z\] of both"):
+    with pytest.raises(ValueError, match=r"expected \[2, Z\] for both"):
         loss.with_gradient(torch.zeros(2, 4, 3, 3), *map(torch.zeros, shapes), torch.zeros(2, 3, 3).byte())
 
 

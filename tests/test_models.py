@@ -56,11 +56,11 @@ def test_checking_a_model_leaves_the_random_state_unchanged() -> None:
         ("nowhere_to_be_found:make", "cannot be imported"),
         ("linear_vae:nothing", "cannot be imported"),
         ("linear_vae:nn", "failed on two grids"),
-        ("wrong:dictionary", "makes a dict; expected an nn.Module"),
+        ("wrong:dictionary", "returns a dict; expected an nn.Module"),
         ("wrong:Narrow", r"the posterior mean of encode is \[2, 1\]; expected \[2, 3\]"),
         ("wrong:Raising", "failed on two grids: KeyError"),
         ("wrong:Squeezing", r"decode \(of one latent\) is \[10, 8, 8\]; expected \[1, 10, 8, 8\]"),
-        ("wrong:Mixing", "decode makes something else of a latent where another is beside it"),
+        ("wrong:Mixing", "decode returns other logits for a latent in another batch"),
     ],
 )
 def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:
@@ -105,7 +105,7 @@ def test_a_model_is_checked_with_cells_outside_if_the_corpus_has_any(module: Pat
         check_model("cell_encodings:Plain", grid_size=8, latent_dim=3)
         return
     with pytest.raises(
-        ModelError, match=r"255 marks what is outside a grid; see bvae\.beta_vae\.one_hot"
+        ModelError, match=r"255 marks cells outside a grid; see bvae\.beta_vae\.one_hot"
     ) as caught:
         check_model("cell_encodings:Plain", grid_size=8, latent_dim=3, has_outside=True)
     assert "\n" not in str(caught.value)

@@ -167,7 +167,7 @@ MISTAKES = [
         f"{HEAD}class_weights = 'effective'",
         "D",
         "beta",
-        "is missing, which class weights 'effective' need; expected beta with",
+        "is missing, but class weights 'effective' need it; expected beta with",
     ),
     (
         f"{HEAD}class_weights = 'power'\nexponent = -2",
@@ -258,7 +258,7 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     latin.write_bytes("[D]\nrole = 'für'".encode("latin-1"))
     os.mkfifo(pipe)
     for path in (missing, tmp_path, pipe):
-        assert complaint(path) == "is not a file; expected one of TOML, such as losses.toml"
+        assert complaint(path) == "is not a file; expected a TOML file, such as losses.toml"
     assert complaint(large) == "is larger than 1 MiB; expected a few tables of TOML"
     assert complaint(latin) == "is not UTF-8; save it in this encoding"
     assert complaint(tmp_path / ("x" * 300)).startswith("cannot be read (")

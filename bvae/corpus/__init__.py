@@ -1,7 +1,7 @@
-"""Corpora of categorical grids: real ones, procedural ones, and those of a file.
+"""Corpora of categorical grids: real, procedural, or from a file.
 
-A grid has the size it has. In arrays `[N, S, S]` what lies between it and the square carries `OUTSIDE`: there
-are no cells, so no loss, no metric and no class count knows of it.
+Grids may differ in size. In arrays `[N, S, S]`, positions outside a grid hold `OUTSIDE`. They are not cells,
+so the loss, the metrics and the class counts ignore them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GRID_SIZES = range(1, MAX_GRID_SIZE + 1)
 COUNTS = range(20, 1_000_001)
 DEFAULT_COUNT = 20_000
 GENERATED_SIZE = 16
-"""The side of the grids of `objects` and `atomic`."""
+"""Height and width of the grids of `objects` and `atomic`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,17 +35,17 @@ class Corpus:
     """Training and validation grids, with what is known about them.
 
     Attributes:
-        name, spec: what it is called, and what it was loaded by.
+        name, spec: its name, and the `spec` given to `load_corpus`.
         grid_size: S, the side of the square that every grid is stored in.
         train, val: uint8 `[N, S, S]` of classes from 0, the background, and `OUTSIDE`: arrays, or read lazily
             where they are large.
         fingerprint: the SHA-256 (hex) of the grid size and, for both splits, the number of grids and the
-            SHA-256 of the contents, whatever the name or the path.
+            SHA-256 of the contents; independent of name and path.
         class_counts: `[C]`, cells of each class in the training split.
         background_rate: fraction of background cells in the validation split.
         has_outside: whether a grid is smaller than the square.
-        duplicates: training grids that were removed because they also validate.
-        duplicates_sampled: whether only a sample was searched for them, as of a memory-mapped file.
+        duplicates: number of training grids removed because they are also validation grids.
+        duplicates_sampled: whether only a sample was searched for them, as for a memory-mapped file.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Corpus:
 
 
 def is_built_in(spec: str) -> bool:
-    """Whether a corpus is made here, and not read from a file."""
+    """Return whether a corpus is built in, rather than read from a file."""
     return spec == "arc" or spec.partition(":")[0] in ("objects", "atomic")
 
 
@@ -101,7 +101,7 @@ def load_corpus(
 ) -> Corpus:
     """Load a corpus of grids of at most `grid_size` rows and columns.
 
-    A training grid that also validates is removed from training; see `Corpus.duplicates`.
+    Training grids that are also validation grids are removed from training; see `Corpus.duplicates`.
 
     Args:
         spec: "objects" or "objects:N" (N training grids of real ARC objects), "arc" (the public ARC-AGI-2
@@ -116,7 +116,7 @@ def load_corpus(
             of a built-in corpus.
 
     Raises:
-        CorpusError: for a corpus that is not there, not readable, or nothing to learn from.
+        CorpusError: if the corpus does not exist, cannot be read, or has nothing to learn from.
     """
     if grid_size != "auto" and grid_size not in GRID_SIZES:
         raise CorpusError(
@@ -156,7 +156,7 @@ def _built_in(spec: str, grid_size: int, padding_value: int | None) -> tuple[str
     """Return the name and the grids of a corpus that is made here."""
     if padding_value is not None:
         raise CorpusError(
-            f"padding value {padding_value} belongs to a file, and {printable(spec)} is built in"
+            f"padding value {padding_value} is for files only, and {printable(spec)} is built in"
         )
     if spec == "arc":
         return spec, named(*arc.load(grid_size), OUTSIDE)
@@ -184,7 +184,7 @@ def _read(
     limit = MAX_GRID_SIZE if grid_size == "auto" else grid_size
     train, val = read_grids(path, limit, padding_value, classes, member)
     size = max(train.shape[1:] + (() if val is None else val.shape[1:])) if grid_size == "auto" else limit
-    # The members of an .npz have been converted; a .npy is converted when grids are taken.
+    # The members of an .npz are already converted; a .npy is converted when grids are accessed.
     marker = OUTSIDE if padding_value is not None and not isinstance(train, np.memmap) else padding_value
     if val is not None:
         return name, size, named(train, val, marker)
@@ -197,7 +197,7 @@ def _is_missing(path: str) -> bool:
     try:
         return not (path and Path(path).exists())
     except OSError:
-        return False  # It is there or may be; reading it tells what is wrong.
+        return False  # The file exists or may exist; reading it reports what is wrong.
 
 
 def _generated_count(spec: str, grid_size: int) -> int:

@@ -1,10 +1,10 @@
-"""Files of grids, `.npy` and `.npz`, read without trusting a byte of them.
+"""Files of grids, `.npy` and `.npz`, read as untrusted input.
 
-Nothing is ever unpickled, evaluated or unpacked to disk, and a header's claim is compared with what the file
-really holds before memory is spent on it. A `.npy` is memory-mapped, whatever its size, and its values are
-checked while it is walked through, so that one reading can do all that is to be done with them. The members
-of an `.npz` are decompressed in memory and may hold `MAX_NPZ_BYTES` together: padded grids compress almost as
-well as a decompression bomb, so only the size itself tells them apart.
+Nothing is ever unpickled, evaluated or unpacked to disk, and the size in a header is compared with the size
+of the file before memory is allocated. A `.npy` is memory-mapped, whatever its size. Its values are checked
+by `walk`, so that checking, counting and hashing need only one pass. The members of an `.npz` are
+decompressed in memory, at most `MAX_NPZ_BYTES` in total: padded grids compress almost as well as a
+decompression bomb, so only the size distinguishes them.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ ARCHIVE_ERRORS = (
 
 
 class CorpusError(ValueError):
-    """A corpus cannot be used; the message is one line that says what was given and what is expected."""
+    """A corpus cannot be used. The message is one line that says what was given and what is expected."""
 
 
 class StoredGrids(NamedTuple):
-    """The stored arrays `[N, H, W]` of a file; `val` is None where the file names none."""
+    """The stored arrays `[N, H, W]` of a file; `val` is None if the file has none."""
 
     train: Integers
     val: Integers | None = None
@@ -88,7 +88,7 @@ class _Header(NamedTuple):
 
 
 class BoundedReads(io.BufferedReader):
-    """A file that gives at most a block at once, so that an archive's directory cannot ask for gigabytes."""
+    """A file that returns at most one block per read, so an archive's directory cannot request gigabytes."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
@@ -99,7 +99,7 @@ class BoundedReads(io.BufferedReader):
 
 
 def brief(text: str) -> str:
-    """Escape and cut short what a file brings into a message."""
+    """Escape and shorten text from a file for use in a message."""
     return printable(text if len(text) <= 80 else text[:80] + "…")
 
 
@@ -166,7 +166,7 @@ def _map_npy(file: io.BufferedReader, header: _Header, grid_size: int) -> Intege
 def _read_npz(
     file: io.BufferedReader, grid_size: int, padding_value: int | None, classes: int, member: str
 ) -> StoredGrids:
-    """Read the arrays of an open `.npz` file that make a corpus."""
+    """Read the training and validation arrays of an open `.npz` file."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = _choose_members(archive, member)
@@ -220,7 +220,7 @@ def check_member(member: zipfile.ZipInfo, name: str) -> None:
             f"{name} is compressed by another method than deflate; use deflate, as "
             "numpy.savez_compressed does"
         )
-    # Deflate grows data by less than a thousandth; beyond it, blocks without content only cost time.
+    # Deflate enlarges data by less than a thousandth; larger members have empty blocks, which only cost time.
     if member.compress_size > member.file_size + member.file_size // 100 + 1024:
         raise CorpusError(f"{name} takes more bytes packed than unpacked")
 
@@ -258,8 +258,8 @@ def _read_member(
 def _parse_header(start: bytes, name: str) -> _Header:
     """Parse the first bytes of a `.npy` stream.
 
-    numpy's own parser gives any type name to numpy.dtype, where some end the process (the time unit of
-    `<m8[s/0]` divides by zero); here only the name of an integer type gets that far.
+    numpy's own parser passes any type name to numpy.dtype, where some names end the process (`<m8[s/0]`
+    divides by zero). This parser passes only names of integer types.
     """
     try:
         length_format, encoding = NPY_VERSIONS[npy_format.read_magic(io.BytesIO(start))]
@@ -291,7 +291,7 @@ def _parse_header(start: bytes, name: str) -> _Header:
 
 
 def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int) -> None:
-    """Refuse a header whose shape is no corpus, or that promises other than what is stored."""
+    """Raise CorpusError if the shape is not that of a corpus or does not match the number of stored bytes."""
     if len(header.shape) != 3:
         raise CorpusError(f"{name} has shape {brief(str(header.shape))}; expected (grids, rows, columns)")
     count, rows, columns = header.shape

@@ -12,14 +12,14 @@ MAX_OBJECTS = 4
 MAX_CELLS = 15
 KINDS = ("blob", "rectangle", "line", "pattern")
 KIND_PROBABILITIES = (0.4, 0.2, 0.2, 0.2)
-# Bounds the working memory (a few dozen MB), and with it the stream of random numbers: part of the corpus.
+# Limits working memory to a few dozen MB. It affects the random numbers, so changing it changes the corpus.
 BATCH = 4096
 
 Cells = npt.NDArray[np.int64]
 
 
 class AtomicGrids(NamedTuple):
-    """Generated grids together with how they were composed.
+    """Generated grids and how they were composed.
 
     `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` numbers the object of a cell from 1, with 0 for
     the background (uint8 `[N, 16, 16]`), and `kind` is the index into `KINDS` of each grid's
@@ -48,7 +48,7 @@ def generate(count: int, seed: int = 0) -> AtomicGrids:
 
 
 def _compose(rng: np.random.Generator, batch: AtomicGrids) -> None:
-    """Paint the objects of a batch of empty grids in place, one slot after the other."""
+    """Add objects to a batch of empty grids in place, one object per grid at a time."""
     count = len(batch.grids)
     objects = rng.integers(1, MAX_OBJECTS + 1, count)
     batch.kind[:] = rng.choice(len(KINDS), (count, MAX_OBJECTS), p=KIND_PROBABILITIES)
@@ -56,8 +56,8 @@ def _compose(rng: np.random.Generator, batch: AtomicGrids) -> None:
     colour = rng.integers(1, 10, (count, MAX_OBJECTS), dtype=np.uint8)
     for slot in range(MAX_OBJECTS):
         waiting = np.flatnonzero(objects > slot)
-        # A shape that meets an earlier one is drawn again within its kind. Three objects cover at most 45
-        # cells, which always leaves room for the smallest shape of every kind, so the loop ends.
+        # A shape that overlaps an earlier one is drawn again, of the same kind. Three objects cover at most
+        # 45 cells, which always leaves room for the smallest shape of each kind, so the loop ends.
         while waiting.size:
             cells = _place(rng, _draw_shapes(rng, batch.kind[waiting, slot]))
             row, column = cells[..., 0], cells[..., 1]
@@ -70,7 +70,7 @@ def _compose(rng: np.random.Generator, batch: AtomicGrids) -> None:
 
 
 def _place(rng: np.random.Generator, shapes: Cells) -> Cells:
-    """Move each shape `[M, 15, 2]` to a random position at which it lies within the grid."""
+    """Move each shape `[M, 15, 2]` to a random position inside the grid."""
     low, high = shapes.min(axis=1), shapes.max(axis=1)
     corner: Cells = rng.integers(0, SIZE - (high - low))
     shift: Cells = corner - low
@@ -78,7 +78,7 @@ def _place(rng: np.random.Generator, shapes: Cells) -> Cells:
 
 
 def _draw_shapes(rng: np.random.Generator, kind: npt.NDArray[np.int8]) -> Cells:
-    """Draw a shape of each kind as cells (row, column) `[M, 15, 2]`; a smaller one repeats a cell."""
+    """Draw a shape of each kind as cells (row, column) `[M, 15, 2]`; smaller shapes repeat a cell."""
     shapes = np.empty((len(kind), MAX_CELLS, 2), np.int64)
     blobs = kind == 0
     shapes[blobs] = _grow_blobs(rng, int(blobs.sum()))
@@ -89,7 +89,7 @@ def _draw_shapes(rng: np.random.Generator, kind: npt.NDArray[np.int8]) -> Cells:
 
 
 def _grow_blobs(rng: np.random.Generator, count: int) -> Cells:
-    """Grow connected blobs of 2–15 cells: a random neighbour of a random cell joins until the size is met."""
+    """Grow connected blobs of 2–15 cells: add random neighbours of random cells until the size is reached."""
     steps = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
     cells = np.zeros((count, MAX_CELLS, 2), np.int64)
     target = rng.integers(2, MAX_CELLS + 1, count)
@@ -108,7 +108,7 @@ def _grow_blobs(rng: np.random.Generator, count: int) -> Cells:
 
 
 def _table(masks: list[npt.NDArray[np.bool_]]) -> Cells:
-    """List the cells of each mask of 2–15 cells as `[K, 15, 2]`, filled up with the mask's first cell."""
+    """List the cells of each mask of 2–15 cells as `[K, 15, 2]`, padded with the mask's first cell."""
     rows = []
     for mask in masks:
         cells = np.argwhere(mask)

@@ -1,7 +1,7 @@
 """Real ARC objects on empty 16×16 grids.
 
-An object is cut from an ARC grid with its shape and colour and placed elsewhere, so that grids are as
-imbalanced and as varied as ARC's while nothing but objects and places has to be learned.
+Objects keep the shape and colour that they have in an ARC grid, but are placed at random. The grids are as
+imbalanced and varied as ARC's, while a model only has to learn objects and their places.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIN_CELLS, MAX_CELLS = 2, 40
 MAX_OBJECT_SIDE = 10
 PLACES_TRIED = 8
 SEED = 0
-# Bounds the working memory (a few dozen MB), and with it the stream of random numbers: part of the corpus.
+# Limits working memory to a few dozen MB. It affects the random numbers, so changing it changes the corpus.
 BATCH = 4096
 
 EIGHT_CONNECTED = np.ones((3, 3), np.bool_)
@@ -35,7 +35,7 @@ class Pool(NamedTuple):
 
 
 class ObjectGrids(NamedTuple):
-    """Generated grids together with how they were composed.
+    """Generated grids and how they were composed.
 
     `grids` are the classes 0–9 (uint8 `[N, 16, 16]`); `owner` numbers the object that coloured a cell from 1,
     with 0 for the background (uint8 `[N, 16, 16]`).
@@ -52,7 +52,7 @@ def load(count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
 
 
 def object_pools(grids: Iterable[TaskGrid]) -> tuple[Pool, Pool]:
-    """Return the objects for training and for validation; the latter are all that a held-out task has.
+    """Return the objects for training and for validation; the latter are all objects of held-out tasks.
 
     Objects are the 8-connected sets of cells of one colour other than 0, with 2 to 40 cells and sides of at
     most 10, of those grids in which 0 is the most frequent colour.
@@ -94,7 +94,7 @@ def _pool(found: npt.NDArray[np.uint8]) -> Pool:
 
 
 def _strip(grids: list[TaskGrid]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-    """Write grids one below the other, an empty row after each; and, for each row, whether it is held out."""
+    """Stack grids vertically with an empty row after each; also return, per row, whether it is held out."""
     heights = [len(cells) + 1 for cells, _ in grids]
     strip = np.zeros((sum(heights), MAX_SIDE), np.uint8)
     top = 0
@@ -105,7 +105,7 @@ def _strip(grids: list[TaskGrid]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np
 
 
 def _label(strip: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Number the 8-connected sets of cells of one colour from 1, 0 for the background; and their colours."""
+    """Number the 8-connected sets of cells of one colour from 1 (background 0); also return their colours."""
     labels = np.zeros(strip.shape, np.int32)
     colours: list[int] = []
     for colour in range(1, int(strip.max()) + 1):
@@ -118,8 +118,8 @@ def _label(strip: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int32], npt.NDA
 def generate(pool: Pool, count: int, seed: int) -> ObjectGrids:
     """Compose `count` grids of objects from a pool; the same arguments give the same grids.
 
-    A grid is to get 2 to 7 objects. Each is drawn once, uniformly, and tried at up to 8 uniform places until
-    one leaves a free cell to every other object, also diagonally; otherwise it is left out.
+    For each grid, 2 to 7 objects are drawn uniformly. Each is tried at up to 8 uniformly drawn places until
+    at least one free cell separates it from all others, also diagonally; if none fits, it is left out.
     """
     rng = np.random.default_rng(seed)
     grids = np.zeros((count, SIZE, SIZE), np.uint8)
@@ -132,12 +132,12 @@ def generate(pool: Pool, count: int, seed: int) -> ObjectGrids:
 def _compose(rng: np.random.Generator, pool: Pool, batch: ObjectGrids) -> None:
     """Place the objects of a batch of empty grids, one after the other.
 
-    Rows of cells are bits of an integer, so that whether an object fits is a few shifts and comparisons.
+    Rows of cells are stored as bits of an integer, so that a few shifts and comparisons check a place.
     """
     count = len(batch.grids)
     room = SIZE - np.stack([pool.shape.any(2).sum(1), pool.shape.any(1).sum(1)], axis=1) + 1
     rows = _bits(pool.shape)
-    near = np.pad(rows, [(0, 0), (1, 1)])  # an object with all the cells next to it, one row up and one left
+    near = np.pad(rows, [(0, 0), (1, 1)])  # with its neighbours; starts 1 row up, 1 column left
     near = near | np.roll(near, 1, axis=1) | np.roll(near, -1, axis=1)
     near = near | near << 1 | near << 2
     taken = np.zeros((count, SIZE + 2 + MAX_OBJECT_SIDE), np.int64)  # with an empty frame

@@ -1,4 +1,4 @@
-"""From stored grids to a training and a validation split: held out, without duplicates, counted."""
+"""Training and validation splits of stored grids: held out, without duplicates, counted."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE, Classes
 from bvae.corpus.array_files import CorpusError, Integers, walk
 
 PREFETCH_BYTES = 2**16
-"""The size of a read. Larger ones would read more neighbours of shuffled grids, which nobody asks for."""
+"""The size of a read. Larger reads would include more unneeded neighbours of shuffled grids."""
 
 
 class LazyGrids:
-    """Rows of stored grids `[N, H, W]`, given as uint8 `[…, S, S]` when they are taken.
+    """A selection of stored grids `[N, H, W]`, converted to uint8 `[…, S, S]` when accessed.
 
     Args:
         stored: the grids, at most S rows and columns each.
-        rows: `[K]`, which of them.
+        rows: `[K]`, the indices of the selected grids.
         grid_size: S.
-        padding_value: the stored value of cells outside a grid, None where there are none.
+        padding_value: the stored value of cells outside a grid, None if there are none.
     """
 
     def __init__(
@@ -40,21 +40,21 @@ class LazyGrids:
         return len(self.rows)
 
     def __getitem__(self, item: int | slice | Integers) -> npt.NDArray[np.uint8]:
-        """Take grids by position: `[S, S]` for an integer, `[K, S, S]` for a slice or K integers."""
+        """Return grids by position: `[S, S]` for an integer, `[K, S, S]` for a slice or K integers."""
         return pad(self._stored[self.rows[item]], self.shape[-1], self._padding_value)
 
     def prefetch(self, item: slice | Integers) -> None:
-        """Ask the system to read grids that are about to be taken, in any order, from a memory-mapped file.
+        """Ask the system to read grids of a memory-mapped file that will be accessed soon, in any order.
 
-        From then on, a page of that file that is missing is read alone. Otherwise the system would read its
-        surroundings too, megabytes on some, and drop them again before anything in them is needed.
+        It also makes the system read missing pages one by one. Otherwise it would read their neighbours too,
+        megabytes on some systems, and discard them before they are needed.
         """
         stored, file = self._stored, self._stored.base
         if not (isinstance(stored, np.memmap) and isinstance(file, mmap.mmap) and stored.flags.c_contiguous):
             return
         if not hasattr(mmap, "MADV_WILLNEED"):  # on Windows
             return
-        begin = stored.offset % mmap.ALLOCATIONGRANULARITY  # in the map, which begins with a page
+        begin = stored.offset % mmap.ALLOCATIONGRANULARITY  # offset in the map, which starts at a page
         size = stored[:1].nbytes
         places = begin + self.rows[item].astype(np.int64) * size
         parts = np.zeros(len(file) // PREFETCH_BYTES + 1, np.bool_)
@@ -69,7 +69,7 @@ Grids = npt.NDArray[np.uint8] | LazyGrids
 
 
 def pad(stored: Integers, grid_size: int, padding_value: int | None = None) -> npt.NDArray[np.uint8]:
-    """Copy grids `[…, H, W]` to the top left of `[…, S, S]`; what is not a cell becomes `OUTSIDE`."""
+    """Copy grids `[…, H, W]` to the top left of `[…, S, S]`; all other positions become `OUTSIDE`."""
     *leading, height, width = stored.shape
     grids = np.full((*leading, grid_size, grid_size), OUTSIDE, np.uint8)
     grids[..., :height, :width] = stored
@@ -84,11 +84,11 @@ def is_held_out(task_id: str) -> bool:
 
 
 SPLIT_SEED = 0
-# Corpora that are larger once padded are padded on access, and their splits are an index and not a copy.
+# Corpora whose padded size is larger are padded on access; their splits are indices instead of copies.
 IN_MEMORY_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
 SAMPLED_GRIDS = 20_000
-"""How many grids of each split of a memory-mapped file are compared to find those that both have."""
+"""Number of grids of each split of a memory-mapped file that are searched for duplicates."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,8 +97,8 @@ class Source:
 
     Attributes:
         grids: integers `[N, H, W]`, perhaps memory-mapped.
-        held_out: `[N]`, which of them validate.
-        padding_value: what cells outside a grid are stored as, None where a grid fills its `[H, W]`.
+        held_out: `[N]`, which of them are validation grids.
+        padding_value: the stored value of cells outside a grid, None if there are none.
     """
 
     grids: Integers
@@ -108,7 +108,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Splits:
-    """Both splits and what is known of them; see `bvae.corpus.Corpus`."""
+    """Both splits and their statistics; see `bvae.corpus.Corpus`."""
 
     train: Grids
     val: Grids
@@ -121,7 +121,7 @@ class Splits:
 
 
 def named(train: Integers, val: Integers, padding_value: int | None = None) -> list[Source]:
-    """Return the sources of two splits that are stored apart."""
+    """Return the sources of two splits that are stored separately."""
     return [
         Source(train, np.zeros(len(train), np.bool_), padding_value),
         Source(val, np.ones(len(val), np.bool_), padding_value),
@@ -165,7 +165,9 @@ def split(sources: Sequence[Source], grid_size: int, classes: Classes = DEFAULT_
             training.add(grids[trains])
             validation.add(grids[held_out])
     if not len(train):
-        raise CorpusError(f"all {len(duplicates)} training grids also validate; expected some that do not")
+        raise CorpusError(
+            f"all {len(duplicates)} training grids are also validation grids; expected some that are not"
+        )
     counts, background = training.cells(), validation.cells()
     if classes == "auto":
         counts = counts[: np.flatnonzero(counts + background)[-1] + 1]
@@ -183,7 +185,7 @@ def split(sources: Sequence[Source], grid_size: int, classes: Classes = DEFAULT_
 
 
 class _Census:
-    """What is known of a split once all of its grids have passed by, in their order."""
+    """Counts and hash of a split, updated block by block in the order of its grids."""
 
     def __init__(self, role: str, classes: int) -> None:
         self.role, self.grids, self.has_outside = role, 0, False
@@ -213,14 +215,14 @@ def _subset(source: Source, chosen: npt.NDArray[np.bool_], grid_size: int) -> La
 
 
 def _duplicates(train: LazyGrids, val: LazyGrids, sampled: int | None) -> npt.NDArray[np.int64]:
-    """Return the positions of the training grids that also validate, among up to `sampled` of each split."""
+    """Return the positions of training grids that are in both splits, among up to `sampled` of each."""
     known = {digest for _, digest in _digests(val, sampled)}
     found = [position for position, digest in _digests(train, sampled) if digest in known]
     return np.array(found, np.int64)
 
 
 def _digests(grids: LazyGrids, sampled: int | None) -> Iterator[tuple[int, bytes]]:
-    """Give position and hash of every grid, or of `sampled` grids spread evenly."""
+    """Yield position and hash of every grid, or of `sampled` evenly spaced grids."""
     count = len(grids) if sampled is None else min(sampled, len(grids))
     positions = np.linspace(0, len(grids) - 1, count).astype(np.int64)
     for start in range(0, count, 1024):

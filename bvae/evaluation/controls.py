@@ -51,7 +51,7 @@ def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
     """Predict only the bounding box of the objects of grids `[N, H, W]`.
 
     The bounding box of the cells that are not of a grid's most frequent class is filled with the most
-    frequent class among them, and all else, outside too, with the most frequent class of the grid.
+    frequent class among them. All other positions, also outside, get the most frequent class of the grid.
     """
     counts = class_counts(grids, classes)
     main = counts.argmax(1)
@@ -72,10 +72,10 @@ def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def references(corpus: Corpus, latent_dim: int) -> dict[str, ControlledMetrics]:
-    """Score what is known without a trained model, on up to 2,000 validation grids of a corpus.
+    """Return the metrics of the references on up to 2,000 validation grids of a corpus.
 
     "background only" predicts class 0 everywhere. "nearest training grid" predicts the training grid with the
-    most equal cells, each counted alike or with the weight of its class (`sqrt_inverse`, as of option B).
+    most equal cells, counted equally or weighted by class (`sqrt_inverse`, as in option B).
     "PCA" keeps as many principal components of one-hot cells as the model has latents, and predicts the class
     with the largest product of weight and reconstructed value.
     """
@@ -83,7 +83,7 @@ def references(corpus: Corpus, latent_dim: int) -> dict[str, ControlledMetrics]:
     train = _sample(corpus.train, MAX_REFERENCE_CELLS // (corpus.classes * corpus.grid_size**2))
     weights = class_weights(corpus.class_counts, "sqrt_inverse")
     known, asked = (_one_hot_cells(grids, corpus.classes) for grids in (train, val))
-    whole = np.where(train == OUTSIDE, np.uint8(0), train)  # where a training grid ends, it predicts nothing
+    whole = np.where(train == OUTSIDE, np.uint8(0), train)  # outside a training grid, class 0 is predicted
     predictions = {
         "background only": np.zeros_like(val),
         "nearest training grid": whole[_nearest(known, asked, torch.ones(corpus.classes))],

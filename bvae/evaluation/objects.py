@@ -1,7 +1,7 @@
 """Find the objects of grids, and score how well a reconstruction shows them.
 
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of its
-grid. (Class 0 is the background of a corpus; but in a grid that is mostly orange, orange is no object.)
+grid. (Class 0 is the background of a corpus, but in a grid that is mostly orange, orange is the background.)
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class GridObjects(NamedTuple):
         sets: their connected sets.
         number: `[M]`, the number of each object's set in `sets`.
         grid: `[M]`, the position of the grid that an object is in.
-        is_minor: `[M]`, whether an object's class is other than the most frequent one among the cells of its
-            grid's objects.
+        is_minor: `[M]`, whether an object's class is not the most frequent one among the object cells of its
+            grid.
     """
 
     grids: Grids
@@ -60,7 +60,7 @@ class GridObjects(NamedTuple):
 
 
 class ObjectScores(NamedTuple):
-    """See `bvae.records.ReconstructionMetrics`; None where there is no such object."""
+    """Metrics of objects, see `bvae.records.ReconstructionMetrics`; None if there is no such object."""
 
     object_recall: float | None
     minor_object_recall: float | None
@@ -124,7 +124,7 @@ def object_overlaps(
     found = connected_sets(visible, objects.classes)
     agree = (grids == predicted) & (grids != OUTSIDE)
     right = np.bincount(sets.label[agree], minlength=len(sets.cells)) / np.maximum(sets.cells, 1)
-    # Where both agree a set of the grid meets one of the reconstruction, both of one class.
+    # Where grid and reconstruction agree, a set of the grid overlaps a set of the same class in the other.
     pairs = sets.label[agree].astype(np.int64) * len(found.cells) + found.label[agree]
     pair, shared = np.unique(pairs, return_counts=True)
     mine, other = np.divmod(pair, len(found.cells))

@@ -1,1 +1,1 @@
-"""From what was measured to what is said of it: verdicts, the comparison of options, baselines. No torch."""
+"""The comparison of options, baselines and explanations, computed from records without PyTorch."""

@@ -45,7 +45,7 @@ else:
 
 
 class BaselineError(ValueError):
-    """A baseline cannot be used; the message is one line that names it and says why."""
+    """A baseline cannot be used. The message is one line that names it and says why."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ def read_baseline(path: Path) -> Baseline:
     The file is not trusted: its size is bounded, and every field is checked.
 
     Raises:
-        BaselineError: where there is none, or it is damaged.
+        BaselineError: if there is none, or it is damaged.
     """
     try:
         return from_json(read_bounded(_find(path.resolve()), MAX_BYTES), Baseline)
@@ -109,17 +109,17 @@ def read_baseline(path: Path) -> Baseline:
 def _find(path: Path) -> Path:
     candidates = [path / "comparison.json", path / "comparison/comparison.json"] if path.is_dir() else [path]
     for candidate in candidates:
-        if candidate.is_file():  # not a pipe or a device, which could be read for ever
+        if candidate.is_file():  # not a pipe or a device, which may never end
             return candidate
     expected = "expected a comparison.json, a session folder that has one, or its comparison folder"
-    raise BaselineError(f"no comparison is there; {expected}")
+    raise BaselineError(f"no comparison found; {expected}")
 
 
 def comparable_baseline(path: Path, experiment: ExperimentConfig, corpus: CorpusRecord) -> Baseline:
     """Return a baseline that is comparable with an experiment on a corpus.
 
     Raises:
-        BaselineError: where it cannot be read, or was measured under other settings.
+        BaselineError: if it cannot be read, or was measured with other settings.
     """
     baseline = read_baseline(path)
     if changes := incomparable(baseline, experiment, corpus):
@@ -131,7 +131,7 @@ def comparable_baseline(path: Path, experiment: ExperimentConfig, corpus: Corpus
 
 
 def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: CorpusRecord) -> list[str]:
-    """Return the settings that differ between a baseline and an experiment and change a result.
+    """Return the settings that affect results and differ between a baseline and an experiment.
 
     Seeds, the accuracy band and `SAME_RESULT` may differ. Options that are on one side only are skipped; at
     least one must be on both.
@@ -170,7 +170,7 @@ DIFFERENCE_HEADINGS = ("option", "metric", "baseline", "now", "difference", "95 
 
 CAPTION = (
     "Difference: the mean over seeds now, less that of the baseline, with its 95 % confidence interval by "
-    "Welch's t for unequal variances. Better or worse: the whole interval lies above or below 0; of equal "
+    "Welch's t for unequal variances. Better or worse: the whole interval is above or below 0; of equal "
     "options, one in forty comparisons comes out as worse by chance. Cannot tell: fewer than two seeds on a "
     "side, or an undefined number."
 )
@@ -206,7 +206,7 @@ class Difference:
 
 
 def compare_with(baseline: Baseline | None, comparison: Comparison) -> tuple[Difference, ...]:
-    """Return the difference in each metric of each option of either side; none without a baseline."""
+    """Return the differences in each metric for the options of both sides; empty without a baseline."""
     if baseline is None:
         return ()
     found: list[Difference] = []

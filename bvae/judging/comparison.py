@@ -179,7 +179,7 @@ def compare(
 
 
 def painting_threshold(counts: Sequence[int], option: LossOption) -> tuple[float | None, ...]:
-    """Return the prediction threshold of each foreground class: its least likelihood against the background.
+    """Return the likelihood against the background above which each foreground class is predicted.
 
     The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. So a
     cell is predicted as class c instead of background where p_c/p_0 > w_0/w_c, that is, where
@@ -234,7 +234,7 @@ def _run_summary(option: str, seed: int, outcome: RunResult | str) -> RunSummary
 def _recommendation(
     recommended: str | None, gate: Gate, options: Mapping[str, OptionSummary], band: AccuracyBand
 ) -> str:
-    """Return sentences on the option to use and why, and, where it fails the gate, on what passes it."""
+    """Return sentences on the option to use and why, and on the gate if that option does not pass it."""
     if recommended is not None:
         best = options[recommended]
         rivals = [name for name in gate.candidates if name != recommended and options[name].learned]
@@ -248,11 +248,11 @@ def _recommendation(
         if recommended in gate.passed_by:
             return advice
         side = "above" if _mean(best.pixel_accuracy) > band.hi else "below"
-        opened = "so the gate stays closed"
+        opened = "so the gate fails"
         if gate.passed_by:
             ious = " and ".join(str(options[name].object_iou) for name in gate.passed_by)
-            opened = f"{' and '.join(gate.passed_by)} opens the gate, with object IoU {ious}"
-        return f"{advice} Its accuracy {best.pixel_accuracy} lies {side} the band {band}; {opened}."
+            opened = f"{' and '.join(gate.passed_by)} passes the gate, with object IoU {ious}"
+        return f"{advice} Its accuracy {best.pixel_accuracy} is {side} the band {band}; {opened}."
     if not gate.candidates:
         return "Nothing can be recommended: no run of a candidate was selected."
     nearest = max(gate.candidates, key=lambda name: _nearness(options[name]))

@@ -75,40 +75,40 @@ def _explain_thresholds(why: Diagnosis) -> str:
     rarest, commonest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     if known[commonest] - known[rarest] < 1e-6:
         return (
-            f"A class is predicted only once it is more than {percent(known[rarest])} likely against the "
-            "background, whichever class it is: when in doubt, background wins."
+            f"Every foreground class is predicted only if it is more than {percent(known[rarest])} likely "
+            "against the background: when in doubt, the model predicts background."
         )
     return (
-        f"Class {rarest}, the rarest, is predicted once it is {percent(known[rarest])} likely "
-        f"against the background, and class {commonest}, the most frequent, from "
-        f"{percent(known[commonest])} on, where an unweighted loss asks for 50 %."
+        f"Class {rarest}, the rarest, is predicted if it is more than {percent(known[rarest])} likely "
+        f"against the background, and class {commonest}, the most frequent, if it is more than "
+        f"{percent(known[commonest])} likely; without weights, 50 % is needed."
     )
 
 
 def _explain_gradient(why: Diagnosis) -> str:
     if why.last_gradient_share is None or why.foreground_rate is None:
-        return "Where the gradient comes from is not known, as no epoch was completed."
+        return "The origin of the gradient is unknown, because no epoch was completed."
     share, rate = why.last_gradient_share, why.foreground_rate
     ratio = share / rate if rate else 0.0
     if share < 1 and 0 < rate < 1:
         influence = f"as much as {ratio / ((1 - share) / (1 - rate)):.1f} background cells"
     else:
-        influence = f"{ratio:.1f} times its part"
+        influence = f"{ratio:.1f} times as much as the average cell"
     return (
-        f"Foreground cells are {percent(rate)} of all and give {percent(share)} of the loss's gradient after "
-        f"the last epoch: each counts {influence}."
+        f"Foreground cells are {percent(rate)} of all cells and contribute {percent(share)} of the loss's "
+        f"gradient after the last epoch: each counts {influence}."
     )
 
 
 def _explain_confusion(why: Diagnosis) -> str:
     objects, background = why.confusion[1:].sum(), why.confusion[0].sum()
     if not objects or not background:
-        return "What is taken for what is not known, as no epoch was completed."
+        return "The confusion of classes is unknown, because no epoch was completed."
     right, erased = np.diag(why.confusion)[1:].sum() / objects, why.confusion[1:, 0].sum() / objects
     flooded = why.confusion[0, 1:].sum() / background
     return (
-        f"Of the object cells {percent(right)} get their class, {percent(erased)} are erased to background "
-        f"and {percent(max(0.0, 1 - right - erased))} get another class; {percent(flooded)} of the "
+        f"Of the foreground cells, {percent(right)} are predicted correctly, {percent(erased)} as background "
+        f"and {percent(max(0.0, 1 - right - erased))} as another class; {percent(flooded)} of the "
         "background is predicted as foreground."
     )
 
@@ -125,8 +125,8 @@ class RulesMet(NamedTuple):
 
     Attributes:
         first: the first epoch in which no rule was broken.
-        lost: the first epoch of the last stretch, where a rule was broken in all of it.
-        again: the first epoch of the last stretch, where no rule was broken in it, but one was before it.
+        lost: the epoch from which a rule was broken in every epoch to the last.
+        again: the epoch from which no rule was broken to the last, after one had been broken.
     """
 
     first: int | None
@@ -171,7 +171,7 @@ def describe_last_epoch(history: Sequence[EpochRecord]) -> str:
     if before.object_iou is None or last.object_iou is None:
         return ""
     return (
-        f"The last epoch took object IoU from {before.object_iou:.3f} to {last.object_iou:.3f} and "
+        f"The last epoch changed object IoU from {before.object_iou:.3f} to {last.object_iou:.3f} and "
         f"validation loss from {before.loss:.4g} to {last.loss:.4g}."
     )
 

@@ -1,4 +1,4 @@
-"""The report of a session as HTML: the context of `templates/*.jinja`, which escape every text."""
+"""The report of a session as HTML: the variables of `templates/*.jinja`, which escape all text."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from bvae.storage import printable, read_bounded
 from bvae.verdict import MEANINGS, RULES, Rule
 
 MAX_PICTURES = 12
-"""Most pictures of checkpoints that are shown per run, besides its filmstrip and curves."""
+"""Maximum number of checkpoint pictures per run, besides its filmstrip and curves."""
 
 MAX_PICTURE = 64 * 2**20
 """Bytes of the largest picture that is shown."""
@@ -56,7 +56,7 @@ _SIGNS = {True: "✔", False: "✘"}
 
 
 class Picture(NamedTuple):
-    """A picture of the page; `data` is its PNG in base64, empty where it was not drawn."""
+    """A picture of the page; `data` is its PNG in base64, empty if it was not drawn."""
 
     caption: str
     data: str = ""
@@ -140,7 +140,7 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
 
 
 def show_gate(comparison: Comparison) -> str:
-    """Return the outcome of the gate, a line of numbers for each candidate, and the recommendation."""
+    """Return HTML of the gate's outcome, a line of numbers for each candidate, and the recommendation."""
     return _render("gate.jinja", lines=[*explain_gate(comparison).splitlines(), comparison.recommendation])
 
 
@@ -216,7 +216,7 @@ def _rule_cell(rule: Rule, metrics: Evaluation | None) -> Cell:
 
 
 def _lost_accuracy(comparison: Comparison) -> float | None:
-    """Return how much less accurate the recommended option is than predicting background only, else None."""
+    """Return by how much predicting only background is more accurate than the recommended option, or None."""
     name, rate = comparison.recommended, comparison.corpus.background_rate
     accuracy = comparison.options[name].pixel_accuracy.mean if name else None
     return rate - accuracy if accuracy is not None and accuracy < rate else None
@@ -255,7 +255,7 @@ def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
     ]
     if best and (same := [_moment(path) for path in timed if drawn[path] == drawn[best[0]]]):
         best = []
-        remarks.append(f"The best checkpoint, of least validation loss, is that of {same[-1].lower()}.")
+        remarks.append(f"The best checkpoint (lowest validation loss) is that of {same[-1].lower()}.")
     if len(timed) > (room := MAX_PICTURES - len(best)):
         folder = printable(str(directory / "checkpoints"))
         remarks.append(f"{room} of {len(timed)} checkpoints are shown; the pictures of all are in {folder}.")
@@ -266,7 +266,7 @@ def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
 def _moment(checkpoint: Path) -> str:
     """Return when a checkpoint was saved, from a name such as `epoch_002_step_000123`."""
     if checkpoint.stem == "best":
-        return "Least validation loss"
+        return "Lowest validation loss"
     _, epoch, *step = checkpoint.stem.split("_")
     return f"Epoch {int(epoch)}" + (f", step {int(step[1]):,}" if step else "")
 

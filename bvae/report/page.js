@@ -1,5 +1,5 @@
 /* Makes the page of pytest-html work on a narrow screen, by keyboard and with a screen reader.
-   The script stands above the results: pytest-html's own script has not yet drawn them when it starts. */
+   This script comes first: when it starts, pytest-html's script has not yet drawn the results. */
 (() => {
   document.documentElement.lang = 'en';
   const viewport = document.createElement('meta');
@@ -15,7 +15,7 @@
   expander.setAttribute('aria-label', 'expand or collapse the log');
   row?.querySelector('.logexpander')?.replaceWith(expander);
 
-  /* Put what a cell contains into a button; pytest-html listens to clicks on the cell itself. */
+  /* Move the content of a cell into a button; pytest-html handles clicks on the cell itself. */
   const makeButton = (cell, act) => {
     const button = document.createElement('button');
     button.type = 'button';
@@ -26,7 +26,7 @@
     return button;
   };
 
-  let focused = null;  // pytest-html draws the table anew at every click, so the focus is set again.
+  let focused = null;  // pytest-html redraws the table at every click, so the focus is set again.
   const completeHead = (cell) => {
     const name = `sort ${cell.dataset.columnType}`;
     const button = cell.querySelector('button') || makeButton(cell, () => { focused = name; cell.click(); });

@@ -189,7 +189,7 @@ def what_was_learned(comparison: Comparison, option: str) -> str:
         if name.startswith("nearest training grid") and found.objects_recognised is not None
     ]
     if share is None or not copied:
-        return "learned colours and places of objects; whether also their shapes was not measured"
+        return "learned colours and places of objects; shapes were not measured"
     numbers = f"{share:.1%} of them recognised, {max(copied):.1%} by the nearest training grid"
     if share > max(copied):
         return f"learned the objects: colours, places and shapes ({numbers})"
@@ -212,8 +212,8 @@ def describe_setting(comparison: Comparison) -> str:
     ]
     if band.hi < corpus.background_rate:
         sentences.append(
-            f"The band lies below the background rate {corpus.background_rate:.3f}: in it a model has fewer "
-            "cells right than one that predicts nothing, as the price of predicting objects."
+            f"The band is below the background rate {corpus.background_rate:.3f}: a model in it has fewer "
+            "cells right than one that predicts only background, which is the cost of predicting objects."
         )
     return " ".join(sentences)
 
@@ -272,8 +272,8 @@ def to_markdown(
         _row(["---"] * (1 + len(COLUMNS))),
         *(_row([str(cell) for cell in row]) for row in table_rows(comparison)),
         "",
-        "Mean ± standard deviation over seeds. In brackets the shuffled control: each grid is decoded from "
-        "another grid's latent; what survives, the decoder knew without looking.",
+        "Mean ± standard deviation over seeds. In brackets: the shuffled control, which decodes each grid "
+        "from another grid's latent and thus scores what can be predicted without seeing the grid.",
         "",
         "## Verdicts",
         "",

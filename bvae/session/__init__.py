@@ -2,7 +2,7 @@
 
 folder       the session folder, its record, and what a run leaves in it
 run          obtaining one run: read, waited for, or trained
-scheduling   where runs are trained, and in what order: the door for other engines
+scheduling   where runs are trained, and in what order; the interface for other engines
 progress     progress of runs in other processes
 pictures     curves of a run, and the pictures of a comparison
 

@@ -1,4 +1,4 @@
-"""The folder of one invocation: what was asked, on which corpus, with which software.
+"""The session folder of one invocation, with its settings, corpus and versions.
 
 Its files are listed in `bvae.session_files`.
 """
@@ -58,7 +58,7 @@ from bvae.storage import (
 )
 
 DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
-"""Whose versions can change a result."""
+"""Packages whose versions can change a result."""
 
 
 class SessionHeldError(RuntimeError):
@@ -87,8 +87,8 @@ class Session:
     Attributes:
         path: the folder.
         record: what `session.json` says.
-        invocation: names the pytest invocation that works in the folder now; a run that this invocation
-            began and that nobody holds has crashed.
+        invocation: id of the pytest invocation that works in the folder now. A run that it began has crashed
+            if the run has no result and no process holds its lock.
     """
 
     path: Path
@@ -191,7 +191,7 @@ def hold(path: Path) -> BaseFileLock:
     """Lock a session folder for this process until it ends, however it ends.
 
     Raises:
-        SessionHeldError: where another live process holds it; a lock that a dead one left does not count.
+        SessionHeldError: if another live process holds it; the lock of a dead process is ignored.
     """
     holder = path / HOLDER
     try:
@@ -204,7 +204,7 @@ def hold(path: Path) -> BaseFileLock:
     except OSError as error:
         raise StorageError(f"session {path} could not be locked: {error.strerror or error}") from error
     atomic_write(holder, str(os.getpid()).encode())
-    # Left by invocations that are over. Leftovers in the folder of a run are removed by whoever trains it.
+    # Files of earlier invocations. Those in the folder of a run are removed by the process that trains it.
     links = path.parent.glob(f".{glob.escape(path.name)}.{LATEST}-*")
     for left in (*leftovers(path), *leftovers(path / "comparison"), *filter(Path.is_symlink, links)):
         left.unlink(missing_ok=True)
@@ -212,7 +212,7 @@ def hold(path: Path) -> BaseFileLock:
 
 
 def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> list[str]:
-    """Return what differs between a session and this process, as far as it can change a result."""
+    """Return the differences between a session and this process that can change a result."""
     versions = find_versions()
     now = {name: versions[name] for name in DECISIVE_PACKAGES}
     then = {name: session.versions.get(name) for name in DECISIVE_PACKAGES}
@@ -306,7 +306,7 @@ def shown_history(session: Session, name: str) -> list[EpochRecord]:
 
 
 def found_outcomes(session: Session) -> RunOutcomes:
-    """The result of each run that was begun in a session folder, as it lies there; nothing is trained."""
+    """Return the stored results of all runs begun in a session folder, without training."""
     outcomes: RunOutcomes = {}
     config = session.record.config
     for option in config.options:
@@ -328,7 +328,7 @@ def compare_outcomes(
     outcomes: RunOutcomes,
     references: Mapping[str, ControlledMetrics] = MappingProxyType({}),
 ) -> Comparison:
-    """Compare the runs of a session, and write nothing."""
+    """Return the comparison of the runs of a session, without writing it."""
     return compare(session.record.corpus, session.record.config, outcomes, references)
 
 
@@ -341,10 +341,10 @@ def read_comparison(session: Session) -> Comparison | None:
 
 
 def discard_comparison(session: Session) -> None:
-    """Say that the comparison of a session is no longer complete, since runs are to be added."""
+    """Mark the comparison of a session as incomplete, before runs are added."""
     (comparison_folder(session) / "comparison.json").unlink(missing_ok=True)
 
 
 def comparison_folder(session: Session) -> Path:
-    """Where the comparison of a session lies."""
+    """Return the folder of a session's comparison."""
     return session.path / "comparison"

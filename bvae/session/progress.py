@@ -1,4 +1,4 @@
-"""Progress of runs in other processes: each writes how far it is to a file, which the controller reads."""
+"""Progress of runs in other processes: each writes its progress to a file, which the controller reads."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ProgressNote:
 
 def _keep(note: Note, path: Path) -> None:
     new = path.with_suffix(".new")
-    with contextlib.suppress(OSError):  # a full disk is for the next checkpoint to complain of
+    with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
         new.write_bytes(to_json(note))
         new.replace(path)
 
@@ -106,7 +106,7 @@ class ProgressDisplay(threading.Thread):
     Args:
         session: the session folder.
         runs: all runs that the session may train.
-        write: writes text to where people look.
+        write: writes text for the user.
         live: whether it writes to a terminal, whose last line can be overwritten.
     """
 

@@ -1,4 +1,4 @@
-"""One run of a session: trained by whoever asks first, read by everyone after."""
+"""One run of a session: trained by the first process that needs it, read by all others."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from bvae.visualization.checkpoint_pictures import CheckpointPictures
 
 
 def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
-    """Return the result of a run: read if complete, waited for while another process trains it, else trained.
+    """Return the result of a run: read it if complete, wait while another process trains it, or train it.
 
-    The lock belongs to the operating system, which releases it when its holder dies. So nobody waits for a
-    dead process, and a run that this invocation began, that has no result and that nobody holds has crashed.
+    The operating system releases the lock when its holder dies, so no process waits for a dead one. A run has
+    crashed if this invocation began it, it has no result, and no process holds its lock.
 
     Raises:
         RunCrashError: if the run crashed; it is not trained again.
@@ -77,9 +77,9 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
 
 
 def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[Trainer, CheckpointPictures]:
-    """Return the trainer of a run, restored from its newest sound checkpoint, and what draws its pictures.
+    """Return a run's trainer, restored from its newest valid checkpoint, and what draws its pictures.
 
-    Checkpoints that are damaged are passed over with a warning.
+    Damaged checkpoints are skipped with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
         left.unlink()
@@ -99,7 +99,7 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
 
 
 class MetricsLog:
-    """Keeps `metrics.jsonl`: rewritten whole each epoch, so no line is ever torn, doubled or missing."""
+    """Rewrites `metrics.jsonl` completely at each epoch, so no line is truncated, repeated or missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,8 +1,7 @@
-"""Where runs are trained, and in what order: the door for other engines (GPUs, other machines).
+"""Where runs are trained, and in what order; the interface for other engines (GPUs, other machines).
 
-Everything that trains is reached through `RunScheduler`, and nothing else of bvae imports this module but
-`bvae.experiment`. An engine of another kind has the same three methods and leaves the same files in
-the folder of each run; they are listed in `bvae.session_files`.
+All training goes through `RunScheduler`, which only `bvae.engine` creates. Another engine needs the same
+three methods and writes the same files to the folder of each run, see `bvae.session_files`.
 """
 
 from __future__ import annotations
@@ -47,11 +46,11 @@ class RunScheduler:
         )
 
     def obtain(self, run: RunConfig) -> RunResult:
-        """Return the result of a run: trained, waited for or read. Raises RunCrashError or StorageError."""
+        """Train, wait for, or read a run, and return its result. Raises RunCrashError or StorageError."""
         return obtain_run(self.session, run, self.corpus)
 
     def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
-        """Yield the outcomes by seed of each option; a run that nobody has begun is trained now."""
+        """Yield the outcomes by seed of each option; runs that no process has begun are trained now."""
         for option, runs in itertools.groupby(self.runs, key=lambda run: run.option.name):
             outcomes: OptionOutcomes = {}
             for run in runs:

@@ -54,7 +54,7 @@ class Checkpoint(Generic[State]):
 
 def encode_checkpoint(checkpoint: Checkpoint[State]) -> bytes:
     """Return the bytes of a safetensors file, always the same for the same checkpoint."""
-    # One metadata key only: with more, the format leaves their order open.
+    # One metadata key only: with more, the format does not define their order.
     state = json.loads(to_json(checkpoint.state))
     metadata = json.dumps({"checksum": _NO_CHECKSUM, "state": state}, separators=(",", ":"))
     # Copies, since tensors that share memory, such as tied weights, are stored under each of their names.
@@ -92,8 +92,8 @@ def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:
 
 
 def _read(path: Path) -> bytes:
-    """Return the bytes of a file, or only its first ones where it does not start like a checkpoint."""
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    """Return the bytes of a file; only the first ones if it does not start like a checkpoint."""
+    if path.exists() and not path.is_file():  # reading a pipe would block
         raise CheckpointError(f"{path} is not a file; expected a checkpoint of bvae")
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -108,7 +108,7 @@ def _verified_metadata(path: Path, data: bytes) -> dict[str, object]:
     header = data[8 : 8 + header_size]
     found = _CHECKSUM.match(header[len(_OPENING) :]) if header.startswith(_OPENING) else None
     if len(header) < header_size or found is None:
-        raise CheckpointError(f"{path} is not a whole checkpoint of bvae (a safetensors file of its own)")
+        raise CheckpointError(f"{path} is not a complete checkpoint (a safetensors file written by bvae)")
     start = 8 + len(_OPENING) + found.start(1)
     digest = hashlib.sha256(data[:start])
     digest.update(_NO_CHECKSUM.encode())
@@ -127,7 +127,7 @@ def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[s
     missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or extra:
         raise CheckpointError(
-            f"{path} lacks the tensors {sorted(missing)[:3]} and has {sorted(extra)[:3]} in excess"
+            f"{path} lacks the tensors {sorted(missing)[:3]} and has unexpected ones {sorted(extra)[:3]}"
         )
     for name, tensor in tensors.items():
         like = expected[name]

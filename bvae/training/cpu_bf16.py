@@ -1,8 +1,8 @@
 """The handwritten training step of `BetaVAE`, for processors that multiply in bfloat16.
 
-Autograd computes the same gradient but takes 10 % longer, as its bookkeeping matters in so short a step. Here
-all weights are one vector, which is rounded, clipped and updated in one call each. It stores each weight in
-the memory order that its layer reads, and layers write gradients directly to the vector that Adam reads.
+Autograd computes the same gradient, but its overhead makes such a short step 10 % slower. Here all weights
+are one vector, which is rounded, clipped and updated in one call each. Each weight is stored in the memory
+order that its layer reads, and layers write gradients directly to the vector that Adam reads.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 def unsupported(model: nn.Module, example: Tensor | None = None) -> str | None:
     """Return the reason why `HandwrittenStep` cannot train a model, or None if it can.
 
-    The step never calls the model; it reads the modules of encoder and decoder. So their types, attributes,
-    methods and parameters must be known ones, without hooks.
+    The step never calls the model; it reads the modules of encoder and decoder. Their types, attributes,
+    methods and parameters must therefore be known, and they must have no hooks.
 
     Args:
         model: any model.
@@ -44,7 +44,7 @@ def unsupported(model: nn.Module, example: Tensor | None = None) -> str | None:
         if any(getattr(module, hooks, None) for hooks in _HOOKS):
             return f"{name} has a hook"
         if own := [key for key in vars(module) if callable(getattr(type(module), key, None))]:
-            return f"{name} has a method {own[0]} of its own"
+            return f"{name} has its own method {own[0]}"
     for chain in ("encoder", "decoder"):
         if type(found := getattr(model, chain, None)) is not nn.Sequential:
             return f"{chain} is a {type(found).__name__} and not a Sequential"
@@ -59,13 +59,13 @@ def unsupported(model: nn.Module, example: Tensor | None = None) -> str | None:
 
 @torch.no_grad()
 def _unsupported_methods(model: BetaVAE, grids: Tensor) -> str | None:
-    with torch.random.fork_rng(devices=[]):  # nothing here draws numbers, but methods that were changed may
+    with torch.random.fork_rng(devices=[]):  # changed methods may draw random numbers
         posterior = model.encoder(F.embedding(grids.long(), model.one_hot_rows).permute(0, 3, 1, 2))
         if not _is_equal(torch.cat(model.encode(grids), 1), posterior):
-            return "encode does more than to apply the encoder"
+            return "encode does more than apply the encoder"
         mean = posterior.chunk(2, 1)[0]
         is_same = _is_equal(model.decode(mean), model.decoder(mean.clone()))
-        return None if is_same else "decode does more than to apply the decoder"
+        return None if is_same else "decode does more than apply the decoder"
 
 
 def _is_equal(found: Tensor, expected: Tensor) -> bool:
@@ -114,7 +114,7 @@ def _unsupported_parameters(model: BetaVAE, modules: dict[str, nn.Module]) -> st
         if parameter.device.type != "cpu" or parameter.layout != torch.strided:
             return f"{name} is {parameter.layout} on {parameter.device}"
         if type(parameter) is not nn.Parameter or any(getattr(parameter, h, None) for h in _TENSOR_HOOKS):
-            return f"{name} has a hook or is of a type of its own"
+            return f"{name} has a hook or is of a custom type"
     storages = {parameter.untyped_storage().data_ptr() for parameter in parameters.values()}
     return None if len(storages) == len(parameters) else "parameters share memory"
 
@@ -168,8 +168,8 @@ class HandwrittenStep:
         dtype: the type that layers compute in. Weights, loss and optimizer keep the type of the model.
 
     Raises:
-        ValueError: for a model that is not supported, see `unsupported`. `forward_backward` raises it too,
-            where the model has been changed to such a one.
+        ValueError: for a model that is not supported, see `unsupported`; also from `forward_backward`, if the
+            model was changed to an unsupported one.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ def forward(layers: Sequence[Layer], batch: Tensor) -> Tensor:
 
 
 def backward(layers: Sequence[Layer], gradient: Tensor) -> Tensor:
-    """Return the gradient w.r.t. the batch last given to `forward`, given that w.r.t. its output."""
+    """Return the gradient w.r.t. the last input of `forward`, given the gradient w.r.t. its output."""
     for layer in reversed(layers):
         gradient = layer.backward(gradient)
     return gradient

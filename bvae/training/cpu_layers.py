@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bvae.resampling import Downsample, Upsample, patches
+from bvae.beta_vae import Downsample, Upsample, patches
 
 MINUS_INFINITY = -128
 """The bits of minus infinity in bfloat16, as an integer."""
@@ -26,7 +26,7 @@ class Place:
     """Where a module is in its sequence.
 
     Attributes:
-        before, after: the nearest modules that are no ReLU, None at the ends.
+        before, after: the nearest modules that are not ReLU, None at the ends.
         channels: number of channels of the nearest maps before the module.
         is_first: whether the input of the module is data, whose gradient is not needed.
     """
@@ -55,7 +55,7 @@ class Layer:
 
     @classmethod
     def unsupported(cls, module: Any) -> str | None:
-        """Return which attribute of the module is not supported, or None."""
+        """Return the first attribute of the module that is not supported, in words, or None."""
         for name, value in cls.accepts.items():
             if (found := getattr(module, name, None)) != value:
                 return f"{name} is {found!r} and not {value!r}"
@@ -70,7 +70,7 @@ class Layer:
         raise NotImplementedError
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Return the gradient w.r.t. the last batch given to `forward`, given that w.r.t. its output."""
+        """Return the gradient w.r.t. the last input of `forward`, given the gradient w.r.t. its output."""
         raise NotImplementedError
 
 
@@ -98,7 +98,7 @@ class WeightedLayer(Layer):
         self.given: Tensor
 
     def as_read(self, parameter: Tensor) -> Tensor:
-        """View a tensor of the shape of the weight or the bias in the order in which the layer reads it."""
+        """View a tensor with the shape of the weight or bias in the memory order that the layer reads."""
         return parameter.permute(0, 2, 3, 1) if parameter.ndim == 4 else parameter
 
 
@@ -234,7 +234,7 @@ class Upsampling(Resampling):
 
 
 class ReLU(Layer):
-    """ReLU, in place. It compares bfloat16 as integers, since PyTorch would widen the numbers first.
+    """ReLU, in place. It compares bfloat16 as integers, because PyTorch would convert to float32 first.
 
     As integers, the bits of negative numbers are at most those of minus infinity, and those of NaN above.
     """
@@ -254,7 +254,7 @@ class ReLU(Layer):
 
 
 class Flatten(Layer):
-    """Flatten maps, before a linear layer in the order of memory, which moves nothing."""
+    """Flatten maps; before a linear layer in memory order, which copies nothing."""
 
     accepts: ClassVar[Mapping[str, object]] = {"start_dim": 1, "end_dim": -1}
     takes, gives = "maps", "vectors"
@@ -274,7 +274,7 @@ class Flatten(Layer):
 
 
 class Unflatten(Layer):
-    """The inverse of `Flatten`, in the order of memory after a linear layer."""
+    """The inverse of `Flatten`; after a linear layer in memory order."""
 
     accepts: ClassVar[Mapping[str, object]] = {"dim": 1}
     takes, gives = "vectors", "maps"
@@ -326,7 +326,7 @@ def _comparable(batch: Tensor) -> Tensor:
 
 def _weight_gradient(gradient: Tensor, given: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient w.r.t. the weight of a 3×3 convolution."""
-    if weight.shape[0] < weight.shape[1]:  # with the roles of both maps exchanged half as fast again
+    if weight.shape[0] < weight.shape[1]:  # 1.5 times as fast with both maps exchanged
         return _weight_gradient(given, gradient, weight.transpose(0, 1)).transpose(0, 1).flip(2, 3)
     found: Tensor = _convolution_backward(gradient, given, weight, False, True)[1]
     return found
@@ -335,7 +335,7 @@ def _weight_gradient(gradient: Tensor, given: Tensor, weight: Tensor) -> Tensor:
 def _convolution_backward(
     gradient: Tensor, given: Tensor, weight: Tensor, of_given: bool, of_weight: bool
 ) -> tuple[Any, Any]:
-    """Return the gradients of a 3×3 convolution w.r.t. its input and its weight, None where not wanted."""
+    """Return the gradients of a 3×3 convolution w.r.t. input and weight, None if not requested."""
     found = torch.ops.aten.convolution_backward(
         *(gradient, given, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
         [of_given, of_weight, False],

@@ -1,4 +1,4 @@
-"""Adam with clipped gradients, by the function beneath `torch.optim.Adam`."""
+"""Adam with clipped gradients, through the function that `torch.optim.Adam` calls."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class Adam:
         """Clip the gradient, and return its 2-norm before clipping."""
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if norm > self._max_norm:  # spares a pass over all gradients otherwise
+        if norm > self._max_norm:  # otherwise saves a pass over all gradients
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_norm, norm)
         return norm
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Move all parameters that have a gradient."""
+        """Update all parameters that have a gradient."""
         moved = {name: p for name, p in self._parameters.items() if p.grad is not None}
         adam(
             [*moved.values()],

@@ -9,15 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
-"""Number of cells, one byte each, that an epoch of a large corpus reads together and shuffles together."""
+"""Cells (one byte each) per block, which is read at once, and per window, which is shuffled at once."""
 
 
 def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[np.int64]:
     """Return the order in which an epoch visits n training grids of `cells` cells each.
 
-    It depends on the arguments alone. For up to 256 MiB of grids all orders are equally likely. Larger
-    corpora are shuffled in blocks of 256 KiB first, and then grid by grid within each 1024 blocks, so that a
-    file that exceeds the page cache is read about once per epoch.
+    It depends only on the arguments. For up to 256 MiB of grids all orders are equally likely. Larger corpora
+    are shuffled in blocks of 256 KiB first, and then grid by grid within windows of 1024 blocks, so that a
+    file larger than the page cache is read about once per epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     windows = window_edges(n, cells=cells)
@@ -32,7 +32,7 @@ def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[n
 
 
 def window_edges(n: int, *, cells: int) -> list[int]:
-    """Return the indices in `epoch_order` at which each set of grids shuffled together starts, and n."""
+    """Return the index in `epoch_order` at which each window starts, and n."""
     windows = math.ceil(n / (WINDOW_CELLS // cells))
     size, larger = divmod(n, windows)
     return [window * size + min(window, larger) for window in range(windows + 1)]

@@ -1,4 +1,4 @@
-"""One training step: compute the loss and its gradient, then move the weights, reproducibly."""
+"""One reproducible training step: compute the loss and its gradient, then update the weights."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from bvae.training.optimizer import Adam
 _log = logging.getLogger(__name__)
 
 deterministic: Any = torch.utils.deterministic
-"""The module without its annotations, which lack `fill_uninitialized_memory`."""
+"""The module as `Any`, because its annotations lack `fill_uninitialized_memory`."""
 
 
 @contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
     """Use deterministic kernels and, on the CPU, one thread; restore the previous settings afterwards.
 
-    Sums over a varying number of threads round differently; and two processes with two threads each on two
-    cores are ten times slower than with one, since the threads of one spin while those of the other work.
-    On CUDA, CUBLAS_WORKSPACE_CONFIG is set if it is not, and stays set.
+    Sums over another number of threads round differently. Two processes with two threads each on two cores
+    are also ten times slower than with one thread each, because waiting threads occupy the cores. On CUDA,
+    CUBLAS_WORKSPACE_CONFIG is set if it is not set yet, and stays set.
     """
-    # torch.use_deterministic_algorithms would also tell the compiler, and take a second to import it.
+    # torch.use_deterministic_algorithms would also import the compiler, which takes a second.
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     fill = deterministic.fill_uninitialized_memory
     torch.set_deterministic_debug_mode("error")
@@ -77,7 +77,7 @@ class TrainStep(Protocol):
         """
 
     def step(self, learning_rate: float) -> None:
-        """Move the weights along the gradient of the last `forward_backward`."""
+        """Update the weights with the gradient of the last `forward_backward`."""
 
     def sync_model(self) -> None:
         """Copy weights and optimizer state to the model and `tensors`."""
@@ -115,7 +115,7 @@ class AutogradStep:
         self._adam = Adam(self._parameters, max_norm=max_norm)
 
     def forward_backward(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
-        """See `TrainStep`. Raises ValueError where no output of the model depends on a trained parameter."""
+        """See `TrainStep`. Raises ValueError if no output of the model depends on a trained parameter."""
         for parameter in self._parameters.values():
             parameter.grad = None
         with torch.autocast(target.device.type, torch.bfloat16, enabled=self._bf16):
@@ -144,13 +144,13 @@ class AutogradStep:
 def make_step(model: GridModel, loss: BetaVAELoss, training: TrainingConfig, example: Tensor) -> TrainStep:
     """Return the fastest step that trains exactly this model.
 
-    In bfloat16 on a CPU that is `HandwrittenStep` where it supports the model; if not, the log says why.
+    In bfloat16 on a CPU that is `HandwrittenStep`, if it supports the model; otherwise the log says why not.
 
     Args:
         model: the module to train, on the device where it is trained.
         loss: its mean over a batch is minimized.
         training: its precision, device and largest gradient norm are used.
-        example: `[B, H, W]`, a few grids to try the model on.
+        example: `[B, H, W]`, a few grids to test the model on.
     """
     max_norm, bf16 = training.max_gradient_norm, training.precision == "bf16"
     device = torch.device(training.device)

@@ -41,7 +41,7 @@ STYLE: dict[str, Any] = {
     "font.size": TICK_SIZE,
     "axes.titlesize": TEXT_SIZE,
     "axes.titlelocation": "left",
-    "axes.titley": 1.0,  # else matplotlib lays out all tick labels to keep the title off them
+    "axes.titley": 1.0,  # otherwise matplotlib lays out all tick labels to place it
     "axes.titlepad": GAP,
     "axes.labelcolor": INK,
     "axes.labelsize": TICK_SIZE,
@@ -65,7 +65,7 @@ _STYLE_LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Apply `STYLE` on matplotlib's defaults, whatever the user's settings, which come back afterwards.
+    """Apply `STYLE` to matplotlib's defaults, without the user's settings, which are restored afterwards.
 
     The settings are global, so one thread draws at a time.
     """
@@ -74,16 +74,16 @@ def house_style() -> Iterator[None]:
 
 
 def pixel_figure(width: int, height: int) -> Figure:
-    """Return an empty white figure, unknown to pyplot."""
+    """Return an empty white figure that is not registered with pyplot."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
 
 
 def titled_figure(width: int, height: int, title: str | None) -> tuple[Figure, int]:
-    """Return a figure with `height` pixels below its title, and the place where these begin.
+    """Return a figure with `height` pixels below its title, and the y position at which they begin.
 
-    The first line of the title becomes a headline in bold. Lines are wrapped; "…" ends what is cut.
+    The first line of the title becomes a bold headline. Lines are wrapped; text that is cut ends in "…".
     """
     given = [line for line in (title or "").splitlines() if line.strip()]
     headline, details = _wrap(given[:1], width), _wrap(given[1:], width)
@@ -105,7 +105,7 @@ def _wrap(lines: list[str], width: int) -> list[str]:
 
 
 def panel_grid(figure: Figure, shape: tuple[int, int], heights: tuple[int, int, int]) -> list[Axes]:
-    """Add axes of equal size in rows and columns at the foot of a figure; return them row by row.
+    """Add axes of equal size in rows and columns at the bottom of a figure; return them row by row.
 
     Args:
         heights: pixels of a panel's heading, of its axes, and of its foot.
@@ -127,12 +127,12 @@ def name_panel(axes: Axes, heading: str, below: str) -> None:
     """Set the heading of axes and the label of their x axis."""
     axes.set_title(heading)
     axes.set_xlabel(below, va="bottom")
-    for axis in (axes.xaxis, axes.yaxis):  # else matplotlib lays out all tick labels to find the place
+    for axis in (axes.xaxis, axes.yaxis):  # else matplotlib lays out all tick labels to place it
         axis.set_label_coords(0.5, -LABEL_DROP / axes.bbox.height)
 
 
 def write(figure: Figure, x: float, y: float, text: str, *, size: float, width: float, **look: Any) -> None:
-    """Write text at pixels from the top left corner, in a smaller font where it is wider than `width` pixels.
+    """Write text at pixels from the top left corner, in a smaller font if it is wider than `width` pixels.
 
     `look` has the other properties of `matplotlib.text.Text`; the default of `va` is "top".
     """
@@ -154,7 +154,7 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 
 def printable(text: str) -> str:
-    """Replace control characters, and those that a face of the font lacks, by U+FFFD."""
+    """Replace control characters, and characters that a face of the font lacks, with U+FFFD."""
     known = _characters()
     spaced = ("".join(" " if letter.isspace() else letter for letter in line) for line in text.splitlines())
     return "\n".join("".join(letter if letter in known else "\ufffd" for letter in line) for line in spaced)
@@ -162,7 +162,7 @@ def printable(text: str) -> str:
 
 @functools.cache
 def _characters() -> frozenset[str]:
-    """Return the characters that the font has in both its faces."""
+    """Return the characters that both faces of the font have."""
     normal, bold = (get_font(_font_file(weight)).get_charmap() for weight in ("normal", "bold"))
     return frozenset(filter(str.isprintable, map(chr, set(normal) & set(bold))))
 
@@ -172,7 +172,7 @@ def _font_file(weight: str) -> str:
 
 
 def save_png(figure: Figure, path: Destination | None, description: str = "") -> None:
-    """Write a figure as a PNG without date or version; do nothing where `path` is None.
+    """Write a figure as a PNG without date or version; do nothing if `path` is None.
 
     Args:
         description: text alternative, for the text chunk `Description` of the file.
@@ -189,9 +189,9 @@ def save_png(figure: Figure, path: Destination | None, description: str = "") ->
 
 
 def _with_palette(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """Return opaque pixels `[H, W, RGBA]` as an image; with a palette where they have at most 256 colours.
+    """Return opaque pixels `[H, W, RGBA]` as an image, with a palette if they have at most 256 colours.
 
-    A grid image has that few, and its file is half as large with a palette.
+    Grid images have at most 256 colours, and a palette halves the size of their files.
     """
     image = Image.fromarray(pixels).convert("RGB")
     return image if image.getcolors(256) is None else image.quantize(256, Image.Quantize.MEDIANCUT)

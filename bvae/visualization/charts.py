@@ -1,4 +1,4 @@
-"""Curves of every loss option by epoch: losses, accuracy, foreground, objects beside their controls, KL."""
+"""Curves of every loss option by epoch: losses, accuracy, foreground, objects with their controls, KL."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Record = Mapping[str, Any]
 Histories = Mapping[str, Sequence[Sequence[Record]]]
 Values = npt.NDArray[np.float64]
 
-# Line styles and markers tell the options apart where colours do not.
+# Line styles and markers distinguish the options without colour.
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v")
 
@@ -41,10 +41,10 @@ NOTHING_YET = "No run has finished an epoch yet."
 
 
 class Panel(NamedTuple):
-    """A panel's heading, and where its number is found in an epoch's record.
+    """A panel's heading, and the keys of its number in the record of an epoch.
 
     Attributes:
-        controlled: whether the number stands beside that of the `shuffled` and the `extent` control.
+        controlled: whether the numbers of the `shuffled` and `extent` controls are drawn too.
     """
 
     heading: str
@@ -64,7 +64,7 @@ PANELS = (TRAINING_LOSS, VALIDATION_LOSS, ACCURACY, FOREGROUND, OBJECT_IOU, OBJE
 
 
 class Curve(NamedTuple):
-    """A number by epoch over the seeds that have it, each `[E]`; NaN where none has."""
+    """Epochs, and a number's lowest, mean and highest value over seeds, each `[E]`; NaN if no seed has it."""
 
     epochs: npt.NDArray[np.int64]
     lowest: Values
@@ -82,18 +82,18 @@ def plot_curves(
     path: canvas.Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw each option's numbers by epoch: the mean over its seeds in a band from the lowest to the highest.
+    """Draw each option's numbers by epoch: the mean over seeds, and a band from the lowest to the highest.
 
     A number that is missing, None or not finite in single precision leaves a gap. The axis of a loss that
     spans more than two orders of magnitude is logarithmic.
 
     Args:
-        histories: for each option, each seed's epoch records, as they stand in `metrics.jsonl`.
+        histories: for each option, each seed's epoch records, as stored in `metrics.jsonl`.
         background_rate: the accuracy of predicting background everywhere, a fraction.
         band: the lowest and the highest accuracy of a healthy option, fractions.
-        options: the names of all options of the experiment, whose order gives each its colour; by default
-            those of the histories.
-        path: where the PNG goes.
+        options: the names of all options of the experiment, in the order that determines their colours; by
+            default those of the histories.
+        path: destination of the PNG.
         title: the first line becomes a headline.
 
     Raises:
@@ -124,7 +124,7 @@ def plot_curves(
 
 
 def describe_curves(histories: Histories) -> str:
-    """Say in a sentence at which accuracy and object IoU, means over the seeds, each option ended."""
+    """Return a sentence with the final accuracy and object IoU of each option, as means over seeds."""
 
     def end(seeds: Sequence[Sequence[Record]], panel: Panel) -> str:
         value = curve(seeds, panel.keys).mean[-1]
@@ -138,7 +138,7 @@ def describe_curves(histories: Histories) -> str:
 
 
 def curve(seeds: Sequence[Sequence[Record]], keys: tuple[str, ...]) -> Curve:
-    """Lowest, mean and highest value of a number over seeds, at every epoch that any of them has."""
+    """Return the lowest, mean and highest value of a number over seeds, for every epoch of any seed."""
     values = [{record["epoch"]: _number(record, keys) for record in history} for history in seeds]
     epochs = sorted(set().union(*values))
     table = np.array([[history.get(epoch, math.nan) for epoch in epochs] for history in values])
@@ -148,7 +148,7 @@ def curve(seeds: Sequence[Sequence[Record]], keys: tuple[str, ...]) -> Curve:
 
 
 def _number(record: Record, keys: tuple[str, ...]) -> float:
-    """A record's number; NaN where it is missing, None or beyond single precision."""
+    """Return the number at `keys` in a record; NaN if it is missing, None or beyond single precision."""
     value: Any = record
     for key in keys:
         value = (value or {}).get(key)
@@ -156,13 +156,13 @@ def _number(record: Record, keys: tuple[str, ...]) -> float:
 
 
 def _with_epochs(histories: Histories) -> dict[str, list[Sequence[Record]]]:
-    """The options of which a seed has finished an epoch, each with those seeds."""
+    """Return the options with completed epochs, each with the histories of the seeds that have some."""
     begun = {name: [history for history in seeds if history] for name, seeds in histories.items()}
     return {name: seeds for name, seeds in begun.items() if seeds}
 
 
 def _look(option: int) -> dict[str, Any]:
-    """Colour, dash and marker of an option's line; no two of 140 options have all three alike."""
+    """Return colour, dash and marker of an option's line; the combination is unique for 140 options."""
     return {
         "color": colour_of(option),
         "linestyle": DASHES[option % len(DASHES)],
@@ -182,7 +182,7 @@ def _draw_panel(
     options: Sequence[Sequence[Sequence[Record]]],
     looks: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Draw one number of every option: a thin line from another grid's latent, a grey one of `extent`."""
+    """Draw one number of every option, with a thin line for `shuffled` and a grey one for `extent`."""
     canvas.name_panel(axes, panel.heading, "epoch")
     axes.yaxis.grid(visible=True)
     curves = [curve(seeds, panel.keys) for seeds in options]
@@ -199,20 +199,20 @@ def _draw_panel(
 
 
 def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
-    """The mean with markers, at every epoch of a short curve, and the band of the seeds as a shade."""
+    """Draw the mean, with markers at every epoch of a short curve, and the range of the seeds as a shade."""
     epochs, lowest, mean, highest = drawn
     here = np.isfinite(mean)
     alone = here & ~np.append(here[1:], False) & ~np.insert(here[:-1], 0, False)
     every = -(-len(epochs) // MARKED_EPOCHS)
     marked = np.flatnonzero(here & ((np.arange(len(epochs)) % every == 0) | alone))
     axes.fill_between(epochs, lowest, highest, color=look["color"], alpha=0.18, linewidth=0)
-    if alone.any():  # a shade needs two neighbouring epochs, a bar shows the spread at one
+    if alone.any():  # a shade needs two neighbouring epochs; a single one gets a bar
         axes.vlines(epochs[alone], lowest[alone], highest[alone], color=look["color"], linewidth=2)
     axes.plot(epochs, mean, **look, markevery=marked.tolist(), zorder=3)
 
 
 def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
-    """Limits, ticks and tick labels that suit the numbers."""
+    """Set limits, ticks and tick labels that suit the numbers."""
     epochs = np.concatenate([drawn.epochs for drawn in curves])
     axes.margins(y=0.05)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
@@ -226,7 +226,7 @@ def _scale(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
     else:
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     if panel.controlled or panel is KL:
-        # A little below 0, so that a curve along the axis is seen whole.
+        # Slightly below 0, so that a curve at 0 is not cut in half.
         axes.set_ylim(bottom=-0.04 * axes.get_ylim()[1])
     if panel.fraction:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
@@ -241,7 +241,7 @@ def _draw_legend(
     rate: float | None,
     band: tuple[float, float],
 ) -> None:
-    """Name every line, the band and the background rate, and say what line and shade stand for."""
+    """Draw the legend: every line, the band, the background rate, and the meaning of line and shade."""
     axes.set_axis_off()
     named: list[tuple[str, Line2D | Patch]] = [
         (canvas.printable(f"Option {name}"), Line2D([], [], **look))

@@ -30,8 +30,8 @@ EPOCH = re.compile(r"epoch_\d{3,}")
 class CheckpointPictures:
     """Draws the same ten training grids at every checkpoint save, in a picture named after the checkpoint.
 
-    A picture that cannot be drawn stops neither training nor a checkpoint: `failures` keeps the reason, to be
-    reported. One that cannot be written raises StorageError, as the next checkpoint would.
+    If a picture cannot be drawn, training and checkpoints continue, and `failures` records the reason. If it
+    cannot be written, StorageError is raised, because the next checkpoint could not be written either.
     """
 
     def __init__(self, run: RunConfig, corpus: Corpus) -> None:
@@ -59,7 +59,7 @@ class CheckpointPictures:
             names = ", ".join(picture_of(path).name for path in event.paths)
             self.failures.append(f"{names}: {type(error).__name__}: {error}")
             for path in event.paths:
-                picture_of(path).unlink(missing_ok=True)  # of an older checkpoint of that name
+                picture_of(path).unlink(missing_ok=True)  # an older picture of that name
             return
         first, *others = map(picture_of, event.paths)
         atomic_write(first, picture.getvalue(), *others)
@@ -70,10 +70,10 @@ class CheckpointPictures:
         for path in reversed(checkpoints(directory)):
             picture = picture_of(path)
             if not picture.exists() and picture.name not in known:
-                self.failures.append(f"{picture.name}: was not drawn before the run was taken up again")
+                self.failures.append(f"{picture.name}: was not drawn before the run was resumed")
 
     def draw_filmstrip(self, directory: Path) -> None:
-        """Draw the grids as the checkpoints in a run's directory reconstruct them, an epoch a column."""
+        """Draw the grids as the checkpoints in a run's directory reconstruct them, one column per epoch."""
         name = f"Option {self.run.option.name}, seed {self.run.seed}"
         try:
             epochs = [path for path in reversed(checkpoints(directory)) if EPOCH.fullmatch(path.stem)]
@@ -81,7 +81,7 @@ class CheckpointPictures:
                 return
             strip = []
             for path in spread(epochs):
-                if path not in self.predicted:  # saved before the run was taken up again
+                if path not in self.predicted:  # saved before the run was resumed
                     model, run = load_model(path, self.run.training.model)
                     if run != self.run:
                         raise CheckpointError(f"{path.name} is of another run")

@@ -34,7 +34,7 @@ COLOURS = len(CLASS_COLOURS)
 DOTTED = COLOURS
 RIGHT_BACKGROUND, RIGHT_OBJECT, WRONG, BLANK = range(2 * COLOURS, 2 * COLOURS + 4)
 SYMBOL_COLOURS = (*CLASS_COLOURS, *CLASS_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C", "#FFFFFF")
-# The editor's lines are #555; on cells of eight pixels they would outshine the background.
+# The editor's lines are #555, which would be too bright on cells of eight pixels.
 LINE, WHITE = (58, 58, 58, 255), (255, 255, 255, 255)
 PALE_DOT, DARK_DOT = (165, 165, 165, 255), (40, 40, 40, 255)
 
@@ -62,9 +62,9 @@ def draw_grid_image(
     Args:
         symbols: `[R, C, H, W]`, the classes 0–63 and the other symbols of this module.
         labels: `[R]`.
-        captions: for the index of a row, the label of its captions and the captions themselves, `[C]`.
+        captions: by index of the row, the label of its captions, and the captions `[C]`.
         headers: `[C]`, above the columns, or none.
-        note: text at the foot.
+        note: text at the bottom.
         path: destination of the PNG, which is at most `MAX_WIDTH` pixels wide.
         title: its first line becomes a headline.
         description: text alternative within the PNG.
@@ -93,7 +93,7 @@ def draw_grid_image(
 
 
 def draw_columns(symbols: Symbols, *, labels: Sequence[str], captions: Captions, **rest: Any) -> Figure:
-    """Draw `[R, B, H, W]` with a column for each of B grids, in banks of at most `MAX_COLUMNS` columns.
+    """Draw `[R, B, H, W]` with a column for each of B grids, in blocks of at most `MAX_COLUMNS` columns.
 
     The other arguments are those of `draw_grid_image`.
     """
@@ -113,7 +113,7 @@ def draw_columns(symbols: Symbols, *, labels: Sequence[str], captions: Captions,
 
 
 class _Layout:
-    """Places in pixels, from the left and from the foot of the title: cells as large as the bounds allow."""
+    """Positions in pixels from the left and from the bottom of the title; cells are as large as possible."""
 
     def __init__(
         self, shape: tuple[int, ...], labels: Sequence[str], captions: Captions, headers: Sequence[str]
@@ -156,7 +156,7 @@ def _sprites(cell: int) -> npt.NDArray[np.uint8]:
         for edge in (pictures[:, 0], pictures[:, :, 0]):
             edge[:RIGHT_BACKGROUND] = LINE
             edge[RIGHT_BACKGROUND:] = WHITE
-    # With lines at the top and left, a mark stands in the middle of what is left of the cell.
+    # A cell may have lines at the top and left; a mark is centred in the rest of the cell.
     shift = cell / 2 if cell >= 6 else (cell - 1) / 2
     x, y = np.meshgrid(np.abs(np.arange(cell) - shift), np.abs(np.arange(cell) - shift))
     reach = np.maximum(x, y)

@@ -1,9 +1,9 @@
-"""Pictures of grids: what a model reconstructs, options side by side, a run's checkpoints as a film strip.
+"""Pictures of grids: what a model reconstructs, options side by side, a run's checkpoints as a filmstrip.
 
-Every picture is one axes and has a companion that says the same in a sentence, for those who cannot see it.
-Grids are `[B, H, W]`, arrays or tensors of the classes 0–63, and `bvae.corpus.OUTSIDE` where a grid has no
-cell: 1–40 grids with sides of 1–64 cells. For others every function raises ValueError. Outside nothing is
-drawn and nothing is counted.
+Every picture is one axes, and a sentence that describes it is its text alternative. Grids are `[B, H, W]`,
+arrays or tensors of the classes 0–63, with `bvae.corpus.OUTSIDE` outside a grid: 1–40 grids with sides of
+1–64 cells. Every function raises ValueError for other grids. Positions outside a grid are neither drawn nor
+counted.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def plot_reconstructions(
     Args:
         model: gets int64 `[B, H, W]` on its device and returns logits `[B, C, H, W]` for C classes, at most
             64; or an object with `.logits`, or a tuple that begins with logits.
-        loss: from what the model returned and the grids to each grid's loss `[B]`; by default the
-            cross-entropy, in nats a cell.
+        loss: function of the model's output and the grids that returns each grid's loss `[B]`; by default
+            the cross-entropy in nats per cell.
 
     Raises:
-        ValueError: for grids, logits or losses of another kind.
+        ValueError: for grids, logits or losses of another shape or type.
     """
     originals = _classes("grids", grids)
     target = torch.from_numpy(originals).to(_device(model, grids))
@@ -82,7 +82,7 @@ def draw_reconstructions(
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw originals, reconstructions and under them the wrong cells; `losses` `[B]` in nats."""
+    """Draw originals, reconstructions and wrong cells in three rows; `losses` `[B]` in nats."""
     target, predicted = _pair("reconstructions", originals, reconstructions)
     if np.shape(losses) != (len(target),):
         raise ValueError(f"losses has shape {np.shape(losses)}; expected one for each grid: ({len(target)},)")
@@ -107,7 +107,7 @@ def plot_comparison(
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the originals and, in a row for each option, its reconstructions; a dot marks a wrong cell."""
+    """Draw the originals, and a row of reconstructions for each option; a dot marks a wrong cell."""
     target, options = _series("reconstructions of", originals, reconstructions.items())
     return draw_columns(
         np.stack([_symbols(target, target), *(_dotted(target, predicted) for _, predicted in options)]),
@@ -127,10 +127,10 @@ def plot_filmstrip(
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw each original and, to its right, what each checkpoint made of it; a dot marks a wrong cell.
+    """Draw each original and, to its right, its reconstruction by each checkpoint; a dot marks a wrong cell.
 
-    `checkpoints` are labels and reconstructions, in the order of time. Of more than `MAX_CHECKPOINTS` the
-    first, the last and evenly spread ones between them are drawn.
+    `checkpoints` are labels and reconstructions in chronological order. If there are more than
+    `MAX_CHECKPOINTS`, the first, the last and evenly spaced ones between them are drawn.
     """
     target, strip = _series("reconstructions at", originals, spread(checkpoints))
     rows = zip([""] * len(target), *(_shares(target, predicted) for _, predicted in strip), strict=True)
@@ -155,8 +155,8 @@ def plot_examples(
     """Draw, in a row for each option, some grids beside their reconstructions; a dot marks a wrong cell.
 
     Args:
-        examples: for each option as many labels, originals `[H, W]` and reconstructions `[H, W]`, the labels
-            the same for all; one option at least.
+        examples: for each option, labels, originals `[H, W]` and reconstructions `[H, W]`; all options have
+            the same labels. At least one option.
     """
     headers = [label for label, _, _ in next(iter(examples.values()), ())]
     rows, captions = [], {}
@@ -183,7 +183,7 @@ def plot_examples(
 
 
 def describe_examples(examples: Mapping[str, Sequence[tuple[str, Grids, Grids]]]) -> str:
-    """Say in a sentence which object IoU the grids of each option have."""
+    """Return a sentence with the object IoU of each option's grids."""
     found = []
     for name, chosen in examples.items():
         ious = _object_iou(*(np.stack([np.asarray(each[part]) for each in chosen]) for part in (1, 2)))
@@ -195,7 +195,7 @@ def describe_examples(examples: Mapping[str, Sequence[tuple[str, Grids, Grids]]]
 
 
 def describe_reconstructions(originals: Grids, reconstructions: Grids) -> str:
-    """Say in a sentence how many cells are right: overall, in the worst and in the best grid."""
+    """Return a sentence on how many cells are right: overall, in the worst and in the best grid."""
     target, predicted = _pair("reconstructions", originals, reconstructions)
     counts = _right_and_all(target, predicted)
     right, cells = counts.sum(1)
@@ -207,26 +207,26 @@ def describe_reconstructions(originals: Grids, reconstructions: Grids) -> str:
 
 
 def describe_comparison(originals: Grids, reconstructions: Mapping[str, Grids]) -> str:
-    """Say in a sentence how accurate each option's reconstructions are."""
+    """Return a sentence with the accuracy of each option's reconstructions."""
     target, options = _series("reconstructions of", originals, reconstructions.items())
     return f"Reconstructions of {_count(target)} under each option: {_accuracies(target, options)}."
 
 
 def describe_filmstrip(originals: Grids, checkpoints: Sequence[tuple[str, Grids]]) -> str:
-    """Say in a sentence how accurate the reconstructions are at each checkpoint that is drawn."""
+    """Return a sentence with the accuracy of the reconstructions at each checkpoint that is drawn."""
     target, strip = _series("reconstructions at", originals, spread(checkpoints))
     return f"Reconstructions of {_count(target)} at each checkpoint: {_accuracies(target, strip)}."
 
 
 def _device(model: object, grids: Grids) -> torch.device:
-    """Where the model's tensors are; for a model without any, where the grids are."""
+    """Return the device of the model's tensors, or of the grids if the model has none."""
     own = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
     here = own[0] if own else grids
     return here.device if isinstance(here, Tensor) else torch.device("cpu")
 
 
 def _logits(output: Any, grids: Tensor) -> Tensor:
-    """Return the logits in what a model returned for grids `[B, H, W]`, with a class for each of theirs."""
+    """Return the logits in a model's output for grids `[B, H, W]`; ValueError if they do not fit these."""
     found = output.logits if hasattr(output, "logits") else output[0] if isinstance(output, tuple) else output
     batch, height, width = grids.shape
     fewest = _count_classes(grids.cpu().numpy())
@@ -239,7 +239,7 @@ def _logits(output: Any, grids: Tensor) -> Tensor:
 
 
 def _classes(name: str, grids: Grids) -> Classes:
-    """Grids as int64 on the CPU, or a ValueError that says what is wrong with them."""
+    """Return grids as int64 on the CPU. Raises ValueError that says what is wrong with them."""
     given = np.asarray(grids.tolist() if isinstance(grids, Tensor) else grids)
     count, *sides = given.shape or (0,)
     if len(sides) != 2 or not 1 <= count <= MAX_GRIDS or not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
@@ -259,7 +259,7 @@ def _classes(name: str, grids: Grids) -> Classes:
 
 
 def _pair(name: str, originals: Grids, predicted: Grids) -> tuple[Classes, Classes]:
-    """The originals and other grids of the same shape, with no cell where the originals have none."""
+    """Return originals and other grids of the same shape, with OUTSIDE where the originals are outside."""
     target, other = _classes("originals", originals), _classes(name, predicted)
     if other.shape != target.shape:
         raise ValueError(f"{name}: shape {other.shape}; expected that of the originals, {target.shape}")
@@ -271,19 +271,19 @@ def _pair(name: str, originals: Grids, predicted: Grids) -> tuple[Classes, Class
 def _series(
     kind: str, originals: Grids, named: Iterable[tuple[str, Grids]]
 ) -> tuple[Classes, list[tuple[str, Classes]]]:
-    """The originals and, with their names, other grids of the same shape."""
+    """Return the originals, and other grids of the same shape by name."""
     others = [(name, _pair(f"{kind} {name!r}", originals, predicted)[1]) for name, predicted in named]
     return _classes("originals", originals), others
 
 
 def spread(checkpoints: Sequence[Item]) -> list[Item]:
-    """Return at most `MAX_CHECKPOINTS`: the first, the last, and evenly spread ones between them."""
+    """Return at most `MAX_CHECKPOINTS`: the first, the last, and evenly spaced ones between them."""
     places = np.linspace(0, len(checkpoints) - 1, min(len(checkpoints), MAX_CHECKPOINTS))
     return [checkpoints[round(place)] for place in places]
 
 
 def _symbols(target: Classes, symbols: Classes) -> Classes:
-    """Symbols of a picture, blank outside the grids."""
+    """Return the symbols of a picture, blank outside the grids."""
     return np.where(target == OUTSIDE, BLANK, symbols)
 
 
@@ -298,7 +298,7 @@ def _right_and_all(target: Classes, predicted: Classes) -> Classes:
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """The cross-entropy of each grid, nats a cell, `[B]`."""
+    """Return the cross-entropy of each grid in nats per cell, `[B]`."""
     cells = F.cross_entropy(logits, target, reduction="none", ignore_index=OUTSIDE)
     return cells.sum((1, 2)) / (target != OUTSIDE).sum((1, 2))
 
@@ -316,7 +316,7 @@ def _fraction(value: float) -> str:
 
 
 def _percent(right: int, cells: int) -> str:
-    # Rounded down, so that 100.0% means that no cell is wrong.
+    # Round down, so that only grids without a wrong cell have 100.0%.
     return f"{1000 * int(right) // int(cells) / 10}%"
 
 

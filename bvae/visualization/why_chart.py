@@ -18,7 +18,7 @@ WIDTH, PANEL_HEIGHT = 1640, 420
 HEADING, FOOT = 80, 84  # pixels above and below a panel, for its heading and its x axis
 NUMBER_SIZE = 20
 REFERENCE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4))}
-MOST_NUMBERED = 12  # classes; of more the numbers would overlap
+MOST_NUMBERED = 12  # classes; with more, the numbers would overlap
 TOLD = 0.05
 """Smallest share that is written into its cell of the confusion matrix."""
 
@@ -34,8 +34,8 @@ def plot_why(
     """Draw what explains an option: thresholds by class, gradient share by epoch, confusion of classes.
 
     Args:
-        colour: of the option.
-        path: where the PNG goes, `WIDTH` pixels wide.
+        colour: colour of the option.
+        path: destination of the PNG, which is `WIDTH` pixels wide.
         title: the first line becomes a headline.
     """
     figure, _ = canvas.titled_figure(WIDTH, HEADING + PANEL_HEIGHT + FOOT, title)
@@ -48,7 +48,7 @@ def plot_why(
 
 
 def _draw_thresholds(axes: Axes, why: Diagnosis, colour: str) -> None:
-    """Draw a bar for each class, on one scale for every option, so that pictures can be compared."""
+    """Draw a bar for each class, on the same scale for all options, so that pictures can be compared."""
     canvas.name_panel(axes, "Likelihood against background\nat which a class is predicted", "class")
     classes = range(1, len(why.thresholds) + 1)
     bars = axes.bar(classes, [share or 0.0 for share in why.thresholds], color=colour, width=0.7)
@@ -90,7 +90,7 @@ def _draw_gradient(axes: Axes, why: Diagnosis, colour: str) -> None:
 
 
 def _draw_confusion(axes: Axes, why: Diagnosis) -> None:
-    """Draw each row in shares of its sum; darker is more, and large shares carry their number."""
+    """Draw each row as shares of its sum: darker is larger, and large shares are written in their cells."""
     heading = "True class (row) by prediction\n(column), % of the row's cells"
     canvas.name_panel(axes, heading, "predicted class")
     shares = why.confusion / np.maximum(why.confusion.sum(1, keepdims=True), 1)

@@ -311,7 +311,7 @@ def test_a_padding_value_that_is_a_class_is_refused(written: Callable[..., str],
 
 @pytest.mark.parametrize("spec", ["objects", "objects:100", "arc", "atomic", "atomic:100", "atomic:\x1b[31m"])
 def test_a_padding_value_for_a_built_in_corpus_is_refused_in_one_line(spec: str) -> None:
-    with pytest.raises(CorpusError, match="padding value 10 belongs to a file") as caught:
+    with pytest.raises(CorpusError, match="padding value 10 is for files only") as caught:
         load_corpus(spec, padding_value=10)
     assert str(caught.value).isprintable()
 
@@ -607,9 +607,9 @@ def test_a_name_that_is_neither_built_in_nor_a_file_is_refused_in_one_line(spec:
         ({"train": np.zeros((30, 8, 8), int), "val": random_grids(3)}, "every training cell is 0"),
         (
             {"train": np.zeros((30, 8, 8), int)},
-            "all 27 training grids also validate; expected some that do not",
+            "all 27 training grids are also validation grids; expected some that are not",
         ),
-        ({"train": random_grids(30), "val": random_grids(30)}, "all 30 training grids also validate"),
+        ({"train": random_grids(30), "val": random_grids(30)}, "all 30 training grids are also validation"),
         ({"train": np.full((30, 8, 8), 10)}, r"train\[0, 0, 0\] is 10;"),
         ({"train": random_grids(30), "val": np.full((2, 8, 8), 7)}, "every validation cell is 7"),
         ({"train": random_grids(30), "val": random_grids(1)}, "1 validation grid; expected 2 or more"),

@@ -345,12 +345,12 @@ def test_every_compared_metric_is_that_of_the_runs(tmp_path: Path, metric: str) 
 
 @unit
 def test_a_path_without_a_comparison_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    assert "no comparison is there" in refused(tmp_path / "missing.json")
-    assert "no comparison is there" in refused(tmp_path)
-    assert "no comparison is there" in refused(Path("/dev/zero"))
+    assert "no comparison found" in refused(tmp_path / "missing.json")
+    assert "no comparison found" in refused(tmp_path)
+    assert "no comparison found" in refused(Path("/dev/zero"))
     pipe = tmp_path / "pipe\n"
     os.mkfifo(pipe)
-    assert "no comparison is there" in refused(pipe)
+    assert "no comparison found" in refused(pipe)
     assert "File name too long" in refused(tmp_path / ("long" * 75))
     path = tmp_path / "baseline.json"
     path.touch()

@@ -150,8 +150,8 @@ def test_a_recommendation_names_the_option_that_passes_the_gate_if_it_is_another
     assert f"object IoU {comparison.options[recommended].object_iou}" in said
     outside = recommended not in gate.passed_by
     assert (f" the band {BAND}; " in said) == outside
-    assert ("C opens the gate, with object IoU" in said) == (outside and gate.passed_by == ("C",))
-    assert ("so the gate stays closed" in said) == (outside and not gate.passed)
+    assert ("C passes the gate, with object IoU" in said) == (outside and gate.passed_by == ("C",))
+    assert ("so the gate fails" in said) == (outside and not gate.passed)
 
 
 def test_the_candidate_with_the_highest_object_iou_is_recommended_whatever_its_other_metrics() -> None:
@@ -172,13 +172,13 @@ def test_the_band_decides_the_gate_but_not_the_recommendation(accuracy: float, s
     assert both.recommended == "B"
     assert both.gate.passed_by == ("C",)
     assert both.recommendation.endswith(
-        f"Its accuracy {accuracy:.3f} lies {side} the band 0.7:0.8; C opens the gate, with object IoU 0.140."
+        f"Its accuracy {accuracy:.3f} is {side} the band 0.7:0.8; C passes the gate, with object IoU 0.140."
     )
     alone = compared(best | seeds("C", "flooding", object_iou=0.9))
     assert alone.recommended == "B"
     assert not alone.gate.passed
     assert "the only candidate that breaks no rule" in alone.recommendation
-    assert alone.recommendation.endswith("the band 0.7:0.8; so the gate stays closed.")
+    assert alone.recommendation.endswith("the band 0.7:0.8; so the gate fails.")
 
 
 def test_if_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_is_named() -> None:
@@ -207,7 +207,7 @@ def test_shapes_count_as_learned_only_above_the_nearest_training_grids(
     head = explain_gate(comparison).splitlines()[0]
     known = [value for value in (nearest, weighted) if value is not None]
     if share is None or not known:
-        assert "learned colours and places of objects; whether also their shapes was not measured" in head
+        assert "learned colours and places of objects; shapes were not measured" in head
     elif share > max(known):
         assert "learned the objects: colours, places and shapes" in head
         assert f"({share:.1%} of them recognised, {max(known):.1%} by the nearest training grid)" in head
@@ -219,7 +219,7 @@ def test_shapes_count_as_learned_only_above_the_nearest_training_grids(
 
 def test_without_references_shapes_are_not_judged() -> None:
     head = explain_gate(compared(seeds("B", "healthy"), references={}))
-    assert "learned colours and places of objects; whether also their shapes was not measured" in head
+    assert "learned colours and places of objects; shapes were not measured" in head
     assert "learned the objects" not in head
 
 
@@ -249,16 +249,16 @@ OTHERS = (1000, 9000, *[500] * 8)
     [
         ({}, []),
         ({"has_outside": True}, ["Grids differ in size"]),
-        ({"duplicates": 1234}, ["1,234 training grids that also validate were removed from training."]),
+        ({"duplicates": 1234}, ["1,234 training grids that are also validation grids were removed."]),
         (
             {"duplicates": 3, "duplicates_sampled": True},
-            ["3 training grids that also validate were removed from training (among a sample of the file)."],
+            ["3 training grids that are also validation grids were removed (among a sample of the file)."],
         ),
-        ({"duplicates_sampled": True}, ["In a sample of the file no training grid also validates."]),
+        ({"duplicates_sampled": True}, ["A sample of the file has no training grids that are also"]),
         ({"class_counts": OTHERS}, ["Class 1 is more frequent than class 0"]),
         (
             {"has_outside": True, "duplicates": 1, "class_counts": OTHERS},
-            ["Grids differ in size", "1 training grids that also", "Class 1 is more frequent"],
+            ["Grids differ in size", "1 training grids that are also", "Class 1 is more frequent"],
         ),
     ],
 )
@@ -276,7 +276,7 @@ def test_only_unusual_properties_of_a_corpus_get_a_remark(changes: dict, remarks
 def test_a_band_below_the_background_rate_gets_a_remark(hi: float, lo: float, rate: float) -> None:
     corpus = dataclasses.replace(CORPUS, background_rate=rate)
     said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus, band=AccuracyBand(lo, hi)))
-    assert (f"The band lies below the background rate {rate:.3f}" in said) == (hi < rate)
+    assert (f"The band is below the background rate {rate:.3f}" in said) == (hi < rate)
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=10, max_size=10), st.integers(1, 10**5))

@@ -332,10 +332,10 @@ def test_the_head_describes_what_was_learned_and_unusual_properties(
     words = said(head(tmp_path, runs, has_outside=True, duplicates=7))
     assert f"✔ The gate passed: B trained stably and learned {learned}" in words
     assert "Use option B" in words
-    assert "B has 0.040 fewer of its cells right than predicting nothing" in words
-    assert "The band lies below the background rate" not in words  # it is the band's upper end
+    assert "The accuracy of B is 0.040 below that of predicting only background" in words
+    assert "The band is below the background rate" not in words  # it is the band's upper end
     assert "Grids differ in size" in words
-    assert "7 training grids that also validate were removed" in words
+    assert "7 training grids that are also validation grids were removed" in words
 
 
 # ---- explanations
@@ -404,7 +404,7 @@ def test_the_explanations_agree_with_the_counts() -> None:
     thresholds, gradient, taken = explain_why(why(confusion=confusion))
     assert "20 %" in thresholds
     assert "10 %" in thresholds
-    assert "20 % of all and give 65 %" in gradient
+    assert "20 % of all cells and contribute 65 %" in gradient
     assert "as much as 7.4 background cells" in gradient  # (0.65 / 0.2) / (0.35 / 0.8)
     assert re.findall(r"[\d.]+ %", taken) == ["50 %", "30 %", "20 %", "25 %"]
 
@@ -478,7 +478,7 @@ def test_of_many_checkpoints_twelve_are_shown_and_the_folder_with_all_is_named(l
     captions = re.findall(r'bvae-caption">([^(]*) \(', run)
     assert captions[0].startswith("Filmstrip")
     assert len(captions) == 2 + 12
-    assert captions[-1] in ("Epoch 15", "Least validation loss")
+    assert captions[-1] in ("Epoch 15", "Lowest validation loss")
     assert "of 15 checkpoints are shown; the pictures of all are in" in run
     assert str(newest(lab) / "A-seed0/checkpoints") in run
 
@@ -489,7 +489,7 @@ def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> Non
     (run,) = pieces(lab / "report.html")
     images = re.findall(r"data:image/png;base64,[^\"]+", run)
     assert len(set(images)) == len(images) == 4  # the filmstrip, the curves and two epochs
-    assert re.search(r"The best checkpoint, of least validation loss, is that of epoch \d\.", run)
+    assert re.search(r"The best checkpoint \(lowest validation loss\) is that of epoch \d\.", run)
 
 
 @slow
@@ -511,6 +511,6 @@ def test_a_filmstrip_that_cannot_be_drawn_is_reported_and_affects_nothing_else(l
 def test_the_head_of_the_report_says_that_the_gate_was_not_run(lab: Path) -> None:
     run_pytest("experiments/", *QUICK, *TINY, "-n2", "--html=report.html", "-k", "A-seed or B-seed")
     head = (lab / "report.html").read_text().partition("data-jsonblob")[0]
-    assert "The gate was not run; this is a comparison of what was found." in head
+    assert "The gate was not run; this is a comparison of the existing results." in head
     pictures = head.count("<img ") - head.count('<img src=""')
     assert pictures == 5  # training grids, validation grids, curves, and why for A and for B

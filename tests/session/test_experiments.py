@@ -368,7 +368,7 @@ def test_training_on_grids_of_several_sizes_resumes_with_identical_results(
     settings = (*TINY, corpus, "--padding-value=-1", "--loss-options", "B")
     status, said = session_here(*settings)
     assert status == 1, said
-    assert "Grids differ in size; what lies outside a grid counts for nothing." in said
+    assert "Grids differ in size; cells outside a grid are ignored." in said
     session = newest(lab)
     record = json.loads((session / "session.json").read_text())
     assert record["config"]["padding_value"] == -1

@@ -157,7 +157,7 @@ def test_an_invalid_value_is_refused_in_one_printable_sentence(key: str, text: s
         (["--padding-value=0"], "padding value 0 is a class; expected an integer other than 0–9"),
         (["--padding-value=9"], "padding value 9 is a class; expected an integer other than 0–9"),
         *(
-            ([f"--corpus={corpus}", "--padding-value=-1"], f"belongs to a file, and {corpus} is built in")
+            ([f"--corpus={corpus}", "--padding-value=-1"], f"is for files only, and {corpus} is built in")
             for corpus in ("objects", "objects:60", "arc", "atomic")
         ),
         (["--seeds=1000000000"], "--seeds is 1000000000; expected a whole number of at least 1 and at most"),

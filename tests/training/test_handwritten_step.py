@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from bvae.beta_vae import BetaVAE, one_hot
+from bvae.beta_vae import BetaVAE, Downsample, Upsample, one_hot
 from bvae.config import TrainingConfig
 from bvae.losses import BetaVAELoss
-from bvae.resampling import Downsample, Upsample
 from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
 from bvae.training.cpu_layers import LAYERS
 from bvae.training.step import AutogradStep, TrainStep, make_step
@@ -377,8 +376,8 @@ DECLINED: dict[str, tuple[Callable[[BetaVAE], object], str]] = {
     ),
     "half precision": (lambda model: model.half(), "float16"),
     "mixed precision": (lambda model: model.decoder.double(), "float64"),
-    "forward of an instance": (own_forward, r"decoder\.9 has a method forward of its own"),
-    "decode of an instance": (own_decode, "the model has a method decode of its own"),
+    "forward of an instance": (own_forward, r"decoder\.9 has its own method forward"),
+    "decode of an instance": (own_decode, "the model has its own method decode"),
     "subclass": (lambda model: setattr(model, "__class__", Widened), "Widened and not a BetaVAE"),
     "nothing to train": (
         lambda model: (
@@ -428,7 +427,7 @@ def test_a_model_with_an_edited_encode_or_decode_is_trained_by_autograd(
     torch.manual_seed(0)
     with caplog.at_level(logging.INFO, logger="bvae"):
         assert type(make_step(model, LOSS, BF16, EXAMPLE)) is AutogradStep
-    assert f"{name} does more than to apply the {name}r" in caplog.text
+    assert f"{name} does more than apply the {name}r" in caplog.text
     assert torch.initial_seed() == 0
     assert torch.equal(torch.rand(1), torch.rand(1, generator=torch.Generator().manual_seed(0)))
 

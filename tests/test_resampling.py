@@ -7,9 +7,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bvae.beta_vae import BetaVAE
+from bvae.beta_vae import BetaVAE, Downsample, Upsample, patches
 from bvae.corpus import GRID_SIZES
-from bvae.resampling import Downsample, Upsample, patches
 
 pytestmark = pytest.mark.unit
 
