@@ -54,6 +54,12 @@ def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]
     return weights_by_method(counts, option.class_weights, exponent=option.exponent, beta=option.beta)
 
 
+@np.errstate(over="ignore")
+def weight_ratio(weights: NDArray[np.float32]) -> float:
+    """Return the largest weight divided by the smallest, at most the largest float32."""
+    return float(min(weights.max() / weights.min(), np.finfo(np.float32).max))
+
+
 def _checked(counts: Counts) -> NDArray[np.float64]:
     n = np.asarray(counts, np.float64)
     if n.ndim != 1 or not np.isfinite(n).all() or (n < 0).any() or not (n > 0).any():

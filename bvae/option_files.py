@@ -23,7 +23,9 @@ from bvae.config import (
 )
 from bvae.storage import printable
 
-MAX_BYTES = 2**20
+MAX_BYTES = 256 * 2**10
+MAX_DOTS = 200
+"""Dots in a line: `tomllib` takes time and memory in the square of the parts of a dotted key."""
 
 EXPECTED = {
     "gamma": "a number",
@@ -89,7 +91,11 @@ def _read_text(path: str) -> str:
     except OSError as error:
         raise OptionFileError(path, f"cannot be read ({error.strerror}); expected a file of TOML") from None
     if len(data) > MAX_BYTES:
-        raise OptionFileError(path, f"is larger than {MAX_BYTES // 2**20} MiB; expected a few tables of TOML")
+        raise OptionFileError(path, f"is larger than {MAX_BYTES // 2**10} KiB; expected a few tables of TOML")
+    if any(line.count(b".") > MAX_DOTS for line in data.splitlines()):
+        raise OptionFileError(
+            path, f"has more than {MAX_DOTS} dots in a line; expected short keys and numbers"
+        )
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:

@@ -6,14 +6,16 @@ import dataclasses
 import json
 import os
 import re
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab import QUICK, ROOT, TINY, SessionHere, comparison, newest, run_pytest
 
-from bvae.class_weights import WEIGHT_METHODS
+from bvae.class_weights import WEIGHT_METHODS, weight_ratio, weights_of_option
 from bvae.config import LOSS_OPTIONS, OPTION_NAME, ExperimentConfig, LossOption
 from bvae.option_files import MAX_BYTES, OptionFileError, read_options
 from bvae.options import parse_experiment, separated_path
@@ -259,9 +261,44 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for path in (missing, tmp_path, pipe):
         assert complaint(path) == "is not a file; expected a TOML file, such as losses.toml"
-    assert complaint(large) == "is larger than 1 MiB; expected a few tables of TOML"
+    assert complaint(large) == "is larger than 256 KiB; expected a few tables of TOML"
     assert complaint(latin) == "is not UTF-8; save it in this encoding"
     assert complaint(tmp_path / ("x" * 300)).startswith("cannot be read (")
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    "text",
+    {
+        "a key of 20,000 parts": ".".join(["a"] * 20_000) + " = 1",
+        "a table of 20,000 parts": f"[{'.'.join(['a'] * 20_000)}]",
+        "20,000 dotted keys": "\n".join(f"a.b{i}.c = 1" for i in range(20_000)),
+        "2,500 keys of 200 parts": "\n".join(".".join([f"a{i}"] * 80) + " = 1" for i in range(2_500)),
+        "arrays in arrays": f"a = {'[' * 20_000}{']' * 20_000}",
+        "tables in tables": f"a = {'{a=' * 20_000}1{'}' * 20_000}",
+    }.values(),
+    ids=["key", "table", "keys", "long keys", "arrays", "tables"],
+)
+def test_a_nested_file_is_refused_at_once(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "losses.toml"
+    path.write_text(text[:MAX_BYTES])
+    began = time.process_time()
+    assert complaint(path)
+    assert time.process_time() - began < 2
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("weights", ["power", (1e-300, 1e300)])
+def test_a_weight_ratio_beyond_float32_is_a_number(weights: str | tuple[float, float]) -> None:
+    option = LossOption(
+        name="D",
+        gamma=2.0,
+        candidate=True,
+        class_weights=weights,
+        exponent=500.0 if weights == "power" else None,
+    )
+    ratio = weight_ratio(weights_of_option(option, [10**6, 1]))
+    assert ratio == np.finfo(np.float32).max
 
 
 @pytest.mark.unit

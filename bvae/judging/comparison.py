@@ -8,7 +8,7 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from bvae.class_weights import weights_of_option
+from bvae.class_weights import weight_ratio, weights_of_option
 from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
 from bvae.records import ControlledMetrics, CorpusRecord, Evaluation, MeanStd, RunResult, VerdictName
 from bvae.verdict import SEVERITY, Verdict, judge_option
@@ -213,7 +213,7 @@ def _summary(
         gamma=option.gamma,
         class_weights=option.weight_method,
         weighting=option.weighting,
-        weight_ratio=(weights.max() / weights.min()).item(),
+        weight_ratio=weight_ratio(weights),
         verdict=verdict.name,
         reason=verdict.reason,
         healthy=verdict.healthy,
