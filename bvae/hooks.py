@@ -142,6 +142,12 @@ class ExperimentHooks:
     def _how_to_resume(self) -> list[str]:
         return self.experiment.how_to_resume(resuming_command(self.config), interrupted=True)
 
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self) -> None:
+        """End the session if its folder was removed; otherwise xdist replaces the worker without end."""
+        if not self.experiment.session.path.exists():
+            pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
+
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         calls = (getattr(item, "callspec", None) for item in session.items)
         runs = [call.params["loss_run"] for call in calls if call and "loss_run" in call.params]
