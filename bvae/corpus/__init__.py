@@ -122,8 +122,8 @@ def load_corpus(
         raise CorpusError(
             f"grid size {grid_size} is not supported; expected --grid-size from 1 to {MAX_GRID_SIZE}, or auto"
         )
+    size = GENERATED_SIZE if grid_size == "auto" else grid_size
     if is_built_in(spec):
-        grid_size = GENERATED_SIZE if grid_size == "auto" else grid_size
         classes = DEFAULT_CLASSES if classes == "auto" else classes
         if classes < DEFAULT_CLASSES:
             raise CorpusError(
@@ -132,8 +132,8 @@ def load_corpus(
             )
     _check_padding(padding_value, 0 if classes == "auto" else classes)
     bound = MAX_CLASSES if classes == "auto" else classes
-    if isinstance(grid_size, int) and is_built_in(spec):
-        size, (name, sources) = grid_size, _built_in(spec, grid_size, padding_value)
+    if is_built_in(spec):
+        name, sources = _built_in(spec, size, padding_value)
     else:
         name, size, sources = _read(spec, grid_size, padding_value, bound)
     try:

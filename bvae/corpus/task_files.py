@@ -133,7 +133,7 @@ def read_tasks(
         largest = max(chain(*tasks.values()), key=_side)
         size = _side(largest) if grid_size == "auto" else grid_size
         if size > MAX_GRID_SIZE:
-            raise CorpusError(f"has grids of {size} cells; add --grid-size={MAX_GRID_SIZE} to leave them out")
+            raise CorpusError(f"has sides of {size} cells; add --grid-size={MAX_GRID_SIZE} to leave them out")
         fitting = {task: [grid for grid in grids if _side(grid) <= size] for task, grids in tasks.items()}
         if len(tasks) == 1:
             (grids,) = fitting.values()

@@ -280,7 +280,7 @@ NOT_JSON = [
     (with_grid("[[300]]"), "add --padding-value=300"),
     (with_grid(f"[[{2**63}, -1]]"), f"cell[0, 0] is {2**63};"),
     (with_grid(f"[[{9 * 10**4000}]]"), "cell[0, 0] is 90000"),
-    (with_grid(f"[{[1] * 65}]"), "has grids of 65 cells; add --grid-size=64 to leave them out"),
+    (with_grid(f"[{[1] * 65}]"), "has sides of 65 cells; add --grid-size=64 to leave them out"),
 ]
 
 
