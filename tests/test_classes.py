@@ -166,9 +166,7 @@ def test_a_class_that_only_validates_counts_too(tmp_path: Path) -> None:
 def test_a_built_in_corpus_has_ten_classes_or_more() -> None:
     assert load_corpus("atomic:40", classes="auto").classes == 10
     assert load_corpus("atomic:40", classes=12).classes == 12
-    with pytest.raises(
-        CorpusError, match="atomic:40 has 10 classes and not 9; expected --classes 10 or more"
-    ):
+    with pytest.raises(CorpusError, match="atomic:40 has 10 classes, not 9; expected --classes 10 or more"):
         load_corpus("atomic:40", classes=9)
 
 
