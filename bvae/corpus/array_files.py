@@ -112,8 +112,8 @@ def read_grids(
 ) -> StoredGrids:
     """Read the grids of a `.npy` (a read-only memory map) or `.npz` (uint8 arrays) file.
 
-    An `.npz` holds `train` and optionally `val`, `valid` or `validation`. If `member` names an array, or there
-    is only one, it is returned as `train`. Other members are ignored. Grids hold integers and have at most
+    An `.npz` holds `train` and optionally `val`, `valid` or `validation`. If `member` names an array, or if
+    there is only one, it is returned as `train`. Other members are ignored. Grids hold integers, with at most
     `grid_size` rows and columns. The values of an `.npz` are checked: they are 0 to classes − 1, and the
     padding value becomes `OUTSIDE`. The values of a `.npy` are checked later, by `walk`. Raises CorpusError.
     """

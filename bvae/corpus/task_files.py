@@ -98,7 +98,7 @@ class Grid(NamedTuple):
 
 
 def is_array_file(path: str) -> bool:
-    """Return whether `array_files.read_grids` reads a path: an array or an archive of arrays, even damaged."""
+    """Return whether a path is for `array_files.read_grids`: an array or archive of arrays, even damaged."""
     try:
         if not Path(path).is_file():
             return not Path(path).is_dir()

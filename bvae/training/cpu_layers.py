@@ -78,7 +78,7 @@ class WeightedLayer(Layer):
     """A layer with a weight and a bias. Its `backward` writes the gradients w.r.t. both to given memory.
 
     Args:
-        module, place: as of any layer.
+        module, place: as for any layer.
         weight, bias: flat, in the order of memory that `as_read` gives.
         weight_gradient, bias_gradient: likewise; written to.
     """
