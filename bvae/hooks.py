@@ -130,7 +130,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # pytest has set its own hook by now, and removes it when this is closed.
+            # By now, pytest has set its hook for unraisable exceptions; ours is removed first.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 

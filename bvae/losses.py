@@ -24,14 +24,14 @@ def focal_loss(
     weight: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells and not over weights.
+    """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells, not over weights.
 
     Positions where the target is `bvae.corpus.OUTSIDE` have no loss and no gradient, and do not count in the
     mean. The loss can be differentiated once, with respect to the logits only.
 
     With the margin m = log Σ_{c≠y} exp z_c − z_y, the probability of the target is p_y = σ(−m), so the loss
-    is `w·σ(m)^γ·softplus(m)`: no difference of nearly equal numbers where p_y is close to 1, and a finite
-    gradient for every γ ≥ 0, also γ < 1, where the gradient of (1 − p)^γ itself has a pole.
+    is `w·σ(m)^γ·softplus(m)`. This form subtracts no nearly equal numbers where p_y is close to 1, and its
+    gradient is finite for every γ ≥ 0, even for γ < 1, where the gradient of (1 − p)^γ itself has a pole.
 
     Logits that are not finite are treated as in `torch.nn.functional.cross_entropy`: −inf is a probability
     of 0, and the loss of a cell with NaN or +inf is NaN. The mean over no cells is NaN, with gradient 0.

@@ -1,4 +1,4 @@
-"""A baseline is an earlier comparison of the same experiment: read it, check it, compare with it."""
+"""Read, check and compare with a baseline, an earlier comparison of the same experiment."""
 
 from __future__ import annotations
 

@@ -181,8 +181,8 @@ def compare(
 def painting_threshold(counts: Sequence[int], option: LossOption) -> tuple[float | None, ...]:
     """Return the likelihood against the background above which each foreground class is predicted.
 
-    The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. So a
-    cell is predicted as class c instead of background where p_c/p_0 > w_0/w_c, that is, where
+    The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. A
+    cell is therefore predicted as class c instead of background if p_c/p_0 > w_0/w_c, that is, if
     p_c/(p_c + p_0) > w_0/(w_0 + w_c). The right-hand side is returned; it is 0.5 for equal weights.
 
     Args:

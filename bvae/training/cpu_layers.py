@@ -79,7 +79,7 @@ class WeightedLayer(Layer):
 
     Args:
         module, place: as for any layer.
-        weight, bias: flat, in the order of memory that `as_read` gives.
+        weight, bias: flat, in the memory order of `as_read`.
         weight_gradient, bias_gradient: likewise; written to.
     """
 
