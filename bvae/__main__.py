@@ -1,4 +1,4 @@
-"""`bvae`, also `python -m bvae`: what the experiments do, outside pytest."""
+"""The command line, `bvae` or `python -m bvae`: the parts of an experiment without pytest."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ them trains well. The commands below run its parts separately."""
 
 EXAMPLES = """\
 examples:
-  {0} init losses                           a project of one's own, ready to run
+  {0} init losses                           an example project, ready to run
   {0} train --option B --epochs 50          one run, with a progress bar
-  {0} train --resume=runs/latest            go on after an interruption
-  {0} report runs/latest                    the comparison again, from the files of the session
+  {0} train --resume=runs/latest            resume after an interruption
+  {0} report runs/latest                    compare again from the files of the session
   {0} show runs/latest/B-seed0/checkpoints/best.safetensors
   {0} show CHECKPOINT my_grids.npy          reconstruct your own grids"""
 
 
 def called_as() -> str:
-    """Return the name that the command was called by."""
+    """Return the name under which the command was called."""
     return "bvae" if Path(sys.argv[0]).stem == "bvae" else "python -m bvae"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that ends with status 4 on wrong usage, as pytest does; 2 means interrupted."""
+    """A parser that exits with 4 on wrong usage, like pytest, because 2 means interrupted."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(4, f"ERROR: {message}; see {self.prog} --help\n")
@@ -87,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def init(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Write an example of a project of one's own.
+    """Write an example project.
 
     Writes a test file that runs the packaged experiment and adds a gate, a pytest.ini that loads the plugin,
     and loss options. Nothing is overwritten.
@@ -159,7 +159,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Draw reconstructions by a checkpoint.
+    """Draw the reconstructions of a checkpoint.
 
     Draws grids, their reconstructions by the checkpoint's model, and the wrong cells.
     """

@@ -23,7 +23,7 @@ def class_weights(
     """Return weights that make rare classes count more, scaled so that their frequency-weighted mean is 1.
 
     A weighted loss then has the scale of an unweighted one, so β and the clipping norm mean the same under
-    every method. A class that never occurs gets the weight of the rarest class that does.
+    every method. A class that never occurs gets the weight of the rarest class that occurs.
 
     Args:
         counts: `[C]`, how often each class occurs in the training split; only their ratios matter, except for
@@ -47,7 +47,7 @@ def class_weights(
 def option_weights(option: LossOption, counts: Counts) -> Tensor:
     """Return the class weights `[C]` of a loss option; explicit weights are scaled to the same mean of 1.
 
-    Explicit weights also apply to classes that never occur. Raises ValueError as `class_weights` does.
+    Explicit weights also apply to classes that never occur. Raises ValueError like `class_weights`.
     """
     return torch.from_numpy(weights.weights_of_option(option, _array(counts)))
 
@@ -187,8 +187,8 @@ class BetaVAE(GridModel):
 
     Encoder: one-hot → 3×3 convolutions 32, 64 (stride 2), 128 (stride 2) → 128 units → posterior mean and
     log variance. The decoder mirrors it, with 4×4 transposed convolutions, and ends in one logit per class
-    and cell. The strides round sizes up, so the decoder's maps are cropped where 4 does not divide the grid
-    size. Weights before a ReLU are drawn so that the signal keeps its size, see `initialize`.
+    and cell. The strides round sizes up, so the decoder's maps are cropped if the grid size is not a
+    multiple of 4. Weights before a ReLU are drawn so that activations keep their scale, see `initialize`.
 
     Layers, `encode` and `decode` may be changed freely: a model that the handwritten bfloat16 step for CPUs
     does not support is trained by autograd, see `bvae.training.cpu_bf16`.
@@ -252,7 +252,7 @@ class BetaVAE(GridModel):
         return logits
 
     def forward(self, grids: Tensor, generator: torch.Generator | None = None) -> Output:
-        """Reconstruct grids `[B, H, W]`: from a posterior sample in training, from its mean in evaluation."""
+        """Reconstruct grids `[B, H, W]`: from a posterior sample in training, from the mean in evaluation."""
         mean, log_variance = self.encode(grids)
         latent = sample_posterior(mean, log_variance, generator) if self.training else mean
         return Output(self.decode(latent), mean, log_variance)

@@ -35,7 +35,7 @@ OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become 
 DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
 LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
-"""Upper limits of whole numbers, far above useful values: a typo gives a message and does not fill memory."""
+"""Upper limits of whole numbers, far above useful values, so that a typo is refused and fills no memory."""
 
 MAX_ROLE = 200
 """Maximum length of a loss option's role, in characters."""
@@ -122,7 +122,7 @@ class LossOption:
 
     @property
     def weight_method(self) -> str:
-        """The method that makes the class weights; `explicit` if they are given as numbers."""
+        """The method that computes the class weights; `explicit` if they are given as numbers."""
         return "explicit" if isinstance(self.class_weights, tuple) else self.class_weights
 
     @property
@@ -133,7 +133,7 @@ class LossOption:
 
 
 def _check_classes(classes: Classes, options: tuple[LossOption, ...]) -> None:
-    """Raise ConfigError for a number of classes out of bounds, and for other numbers of explicit weights."""
+    """Raise ConfigError if the number of classes is out of bounds or not that of the explicit weights."""
     if classes == "auto":
         return
     expected = f"a whole number of at least {MIN_CLASSES} and at most {MAX_CLASSES}, or auto"
@@ -329,5 +329,5 @@ OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 
 
 def colour_of(option: int) -> str:
-    """Return the colour of an option by its place in the experiment."""
+    """Return the colour of an option by its position in the experiment."""
     return OPTION_COLOURS[option % len(OPTION_COLOURS)]

@@ -87,7 +87,7 @@ def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
 
 
 def write_picture(path: Path, draw: Callable[[], bytes | None]) -> None:
-    """Draw and write a picture; one that fails is named in a warning, and none is left in its place."""
+    """Draw and write a picture. If that fails, warn, and remove an older picture of that name."""
 
     def write() -> bytes | None:
         if (png := draw()) is not None:
@@ -95,12 +95,12 @@ def write_picture(path: Path, draw: Callable[[], bytes | None]) -> None:
         return png
 
     if try_to_draw(path.name, write) is None:
-        with contextlib.suppress(OSError):  # where it could not be written, it can perhaps not be removed
-            path.unlink(missing_ok=True)  # of an earlier comparison
+        with contextlib.suppress(OSError):  # it may be impossible to remove, too
+            path.unlink(missing_ok=True)  # the picture of an earlier comparison
 
 
 def try_to_draw(name: str, draw: Callable[[], bytes | None]) -> bytes | None:
-    """Return the PNG that is drawn; None, with a warning, where drawing fails."""
+    """Return the PNG that `draw` returns. If it fails, warn and return None."""
     try:
         return draw()
     except Exception as error:
@@ -120,7 +120,7 @@ def write_comparison(
     """Compare the runs and write the remaining files; `in_haste` leaves out references, which take seconds.
 
     Raises:
-        StorageError: where a file cannot be written.
+        StorageError: if a file cannot be written.
     """
     known = {} if in_haste else references(corpus, session.record.config.training.latent_dim)
     comparison = compare_outcomes(session, outcomes, known)
@@ -164,7 +164,7 @@ def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> b
 
 
 def shown_models(session: Session, comparison: Comparison) -> dict[str, GridModel]:
-    """Return the model of the newest checkpoint of each option's first seed, where there is one."""
+    """Return the model of the newest checkpoint of each option's first seed, if there is one."""
     found = {}
     for option in session.record.config.options:
         if option.name in comparison.options:
@@ -180,7 +180,7 @@ def option_names(session: Session) -> list[str]:
 
 
 def draw_run_curves(session: Session, result: RunResult) -> bytes | None:
-    """Return a PNG of the curves of one run; None, with a warning, where they cannot be drawn."""
+    """Return a PNG of the curves of one run. If they cannot be drawn, warn and return None."""
     name = f"{result.option}-seed{result.seed}"
     curves = partial(_draw_curves, session, {result.option: [name]}, f"Run {name}")
     return try_to_draw(f"curves of {name}", curves)

@@ -81,7 +81,7 @@ class Experiment:
         selected: the runs that this invocation collected and did not deselect.
         baseline: the baseline to compare with, or None.
         complaint: why the session could not be closed; empty otherwise.
-        own_gates: whether each gate passed that a project added to the packaged one, by name.
+        own_gates: for each gate that the project adds to the packaged one, by name, whether it passed.
     """
 
     def __init__(self, config: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
@@ -153,14 +153,14 @@ class Experiment:
             discard_comparison(session)
         except SetupError:
             raise
-        except (OSError, ValueError, RuntimeError) as error:  # held, or a loop of links
+        except (OSError, ValueError, RuntimeError) as error:  # in use by another process, or a loop of links
             raise SetupError(f"--resume {resumed} is not possible: {error}") from error
         experiment._session = session
         return experiment
 
     @classmethod
     def join(cls, path: Path, invocation: str) -> Experiment:
-        """Return the experiment of the session that the controller made, in a worker."""
+        """Return, in a worker, the experiment of the session that the controller created."""
         session = Session.open(path, invocation)
         experiment = cls(session.record.config, path.parent, session.record.command)
         experiment._session = session
@@ -170,7 +170,7 @@ class Experiment:
 
     @property
     def session(self) -> Session:
-        """The session folder. Raises RuntimeError before it was opened."""
+        """The session folder. Raises RuntimeError before it is opened."""
         if self._session is None:
             raise RuntimeError("no session is open; expected open_session to have been called")
         return self._session
@@ -236,7 +236,7 @@ class Experiment:
         return result
 
     def compare(self) -> Comparison:
-        """Obtain all selected runs, compare them, and write the comparison, unless another gate did."""
+        """Obtain all selected runs, compare them, and write the comparison if no other gate has."""
         found = read_comparison(self.session)
         return found if found is not None else self._write_comparison(self._scheduler.obtain_all())
 
@@ -245,13 +245,13 @@ class Experiment:
     ) -> Comparison:
         engine, found = load_engine(), RunOutcomes()
         for option, outcomes in options:
-            engine.write_why(self.session, option, outcomes)  # before the next one is waited for
+            engine.write_why(self.session, option, outcomes)  # before waiting for the next option
             found[option] = outcomes
         write = engine.write_comparison
         return cast(Comparison, write(self.session, self.corpus, found, self.baseline, in_haste=in_haste))
 
     def compare_with_baseline(self) -> tuple[Difference, ...]:
-        """Obtain all selected runs and compare them with the baseline; writing is left to `compare`."""
+        """Obtain all selected runs and compare them with the baseline, without writing anything."""
         return compare_with(self.baseline, compare_outcomes(self.session, dict(self._scheduler.obtain_all())))
 
     def show_run(self, result: RunResult) -> list[str]:
@@ -299,7 +299,7 @@ class Experiment:
             warnings.warn(reason, EvidenceWarning, stacklevel=2)
 
     def _write_step_summary(self) -> None:
-        """Add the comparison to the file of Markdown that GitHub shows on the page of a workflow's run."""
+        """Append the comparison to the Markdown file that GitHub shows on the page of a workflow run."""
         step_summary, comparison = os.environ.get("GITHUB_STEP_SUMMARY"), read_comparison(self.session)
         if step_summary and comparison is not None:
             text = to_markdown(comparison, compare_with(self.baseline, comparison), pictures=False)

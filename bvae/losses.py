@@ -24,29 +24,30 @@ def focal_loss(
     weight: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells and not over weights.
+    """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells, not over weights.
 
     Positions where the target is `bvae.corpus.OUTSIDE` have no loss and no gradient, and do not count in the
     mean. The loss can be differentiated once, with respect to the logits only.
 
     With the margin m = log Σ_{c≠y} exp z_c − z_y, the probability of the target is p_y = σ(−m), so the loss
-    is `w·σ(m)^γ·softplus(m)`: no difference of nearly equal numbers where p_y is close to 1, and a finite
-    gradient for every γ ≥ 0, also γ < 1, where the gradient of (1 − p)^γ itself has a pole.
+    is `w·σ(m)^γ·softplus(m)`. This form subtracts no nearly equal numbers where p_y is close to 1, and its
+    gradient is finite for every γ ≥ 0, even for γ < 1, where the gradient of (1 − p)^γ itself has a pole.
 
-    Logits that are not finite give what `torch.nn.functional.cross_entropy` gives: −inf is a probability of
-    0; a cell with NaN or +inf has the loss NaN. So has the mean over no cells; its gradient is 0.
+    Logits that are not finite are treated as in `torch.nn.functional.cross_entropy`: −inf is a probability
+    of 0, and the loss of a cell with NaN or +inf is NaN. The mean over no cells is NaN, with gradient 0.
 
     Args:
-        logits: `[B, C, H, W]`, 2 ≤ C ≤ 255, any floating type; computed in float32 at least, under autocast
-            too.
+        logits: `[B, C, H, W]`, 2 ≤ C ≤ 255, any floating type; computed in float32 or wider, even under
+            autocast.
         target: `[B, H, W]`, class indices of any integer type, or OUTSIDE.
         gamma: focusing exponent, finite, γ ≥ 0; 0 is the cross-entropy.
         weight: `[C]` class weights, or None for none.
         reduction: "mean" over all cells of the batch, or "none" for `[B, H, W]`, 0 outside.
 
     Raises:
-        ValueError: for what is no tensor, types and shapes that do not fit, a target that is no class, a γ
-            that is negative or not finite, an unknown reduction, or a weight that asks for a gradient.
+        ValueError: for an argument that is not a tensor, types or shapes that do not match, a target that is
+            not a class, a γ that is negative or not finite, an unknown reduction, or a weight that requires a
+            gradient.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5.
     """
@@ -67,7 +68,7 @@ def cell_count(target: Tensor) -> Tensor:
 def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the focal loss per cell, and whether the target has the largest logit; both `[B, H, W]`.
 
-    Raises ValueError as `focal_loss` does.
+    Raises ValueError like `focal_loss`.
     """
     logits = _checked(logits, target, gamma, weight)
     found: tuple[Tensor, Tensor] = _FocalLoss.apply(logits, target, weight, gamma)  # type: ignore[no-untyped-call]
@@ -75,14 +76,14 @@ def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | N
 
 
 def _checked(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
-    """Return the logits in float32 or wider. Raises ValueError as `focal_loss` does."""
+    """Return the logits in float32 or wider. Raises ValueError like `focal_loss`."""
     for name, given in (("logits", logits), ("target", target), ("weight", weight)):
         if not isinstance(given, Tensor) and (name, given) != ("weight", None):
             raise ValueError(f"{name} is a {type(given).__name__}; expected a tensor")
     if not logits.is_floating_point() or target.is_floating_point() or target.is_complex():
         raise ValueError(
             f"logits are {logits.dtype} and target {target.dtype}; expected a floating type, and class "
-            "indices of an integer type (probabilities are no target)"
+            "indices of an integer type (probabilities are not supported)"
         )
     classes = logits.shape[1] if logits.ndim == 4 else 0
     if target.shape != (logits.shape[0], *logits.shape[2:]) or not 2 <= classes <= OUTSIDE:
@@ -188,7 +189,7 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
     Args:
         mean, log_variance: `[B, Z]`.
 
-    Returns: `[B, Z]`, float32 at least.
+    Returns: `[B, Z]`, in float32 or wider.
 
     Source: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, appendix B.
     """
@@ -243,7 +244,7 @@ class BetaVAELoss:
     ) -> tuple[LossTerms, Gradient]:
         """Return the terms of a batch and the gradient of the total, in float32 or wider.
 
-        Raises ValueError as `focal_loss` does, and for a posterior that is not `[B, Z]`.
+        Raises ValueError like `focal_loss`, and for a posterior that is not `[B, Z]`.
         """
         if mean.ndim != 2 or mean.shape != log_variance.shape or len(mean) != len(target):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Models by name: the built-in one, or a user's with the same three methods; new, or from a checkpoint.
+"""Models by name, built-in or custom, created new or loaded from a checkpoint.
 
 A model is an `nn.Module` with
 
@@ -6,8 +6,8 @@ A model is an `nn.Module` with
     decode(latent [B, Z])   -> logits [B, C, H, W] (in evaluation, each depends on its latent only)
     forward(grids)          -> logits, posterior mean, log variance (in evaluation, logits of the mean)
 
-made by a factory, named `package.module:factory`, from the keywords `grid_size`, `latent_dim` and, if it has
-that parameter, `classes`; without it, there are ten.
+A factory, named `package.module:factory`, creates it from the keywords `grid_size`, `latent_dim` and
+`classes`. The models of a factory without the parameter `classes` have ten classes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ RETURNED = {
     "decode": "a tensor: the logits",
     "forward": "a tuple of three tensors: logits, posterior mean and log variance",
 }
-"""What the methods of a model return."""
+"""The return values of a model's methods, in words."""
 
 
 class ModelError(ValueError):
@@ -87,7 +87,7 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
         keywords["classes"] = classes
     elif classes != DEFAULT_CLASSES:
         raise ModelError(
-            f"model {name!r} is of {DEFAULT_CLASSES} classes and not of {classes}, as its factory does not "
+            f"model {name!r} has {DEFAULT_CLASSES} classes, not {classes}, because its factory does not "
             f"take classes; expected a factory of grid_size, latent_dim and classes"
         )
     model = factory(**keywords)
@@ -103,7 +103,7 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
 def _takes_classes(factory: Callable[..., object]) -> bool:
     try:
         parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # of some built-in functions
+    except ValueError:  # some built-in functions have no signature
         return False
     keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return any(
@@ -120,10 +120,10 @@ def check_model(
     classes: int = DEFAULT_CLASSES,
     has_outside: bool = False,
 ) -> None:
-    """Try a model on two grids, with cells outside where the corpus has such, and train it for two steps.
+    """Try a model on two grids, with cells outside if the corpus has any, and train it for two steps.
 
     Raises:
-        ModelError: that says which method did what instead.
+        ModelError: if it does not work as required; the message names the method and the result.
     """
 
     build = partial(build_model, name, grid_size=grid_size, latent_dim=latent_dim, classes=classes)
@@ -165,13 +165,13 @@ def check_model(
     if (logits[:1] - alone).abs().max() > ROUNDING * max(1.0, alone.abs().max().item()):
         raise ModelError(
             f"model {name!r}: decode returns other logits for a latent in another batch; expected each to be "
-            "decoded independently in evaluation, as the shuffled control requires"
+            "decoded independently in evaluation, because the shuffled control requires it"
         )
     _check_resumption(name, build, grids)
 
 
 def _returned(name: str, method: str, found: object, count: int = 1) -> Sequence[Tensor]:
-    """Return the tensors that a method returned. Raises ModelError where it returned something else."""
+    """Return the tensors that a method returned. Raises ModelError if it returned something else."""
     tensors: Any = found if count > 1 else (found,)
     is_sequence = isinstance(tensors, tuple | list) and len(tensors) == count
     if is_sequence and all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -183,7 +183,7 @@ def _returned(name: str, method: str, found: object, count: int = 1) -> Sequence
 
 
 def _check_tensors_of(name: str, model: GridModel) -> None:
-    """Raise ModelError where a checkpoint could not hold the whole state of a model."""
+    """Raise ModelError if a checkpoint cannot store the whole state of a model."""
     for part, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise ModelError(
@@ -207,7 +207,7 @@ def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) 
     """Train a model for two steps with an evaluation between them, and repeat the second from a checkpoint.
 
     Raises:
-        ModelError: where training fails, an evaluation changes the model, or the steps end with other bits.
+        ModelError: if training fails, an evaluation changes the model, or the results are not bit-identical.
     """
     loss = BetaVAELoss(gamma=2.0, weight=None, beta=1e-3)
 
@@ -238,17 +238,17 @@ def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) 
             check_tensors(Path("the checkpoint after a step"), saved, own)
             restore_tensors(own, saved)
             repeated = advance(*resumed, 2)
-    except Exception as error:  # the methods are somebody else's code
+    except Exception as error:  # the methods are user code
         raise ModelError(
             f"model {name!r} failed in two steps of training with a checkpoint between them: "
             f"{type(error).__name__}: {error}"
         ) from error
     if changed := _differing(saved, evaluated):
-        raise ModelError(f"model {name!r} changes {changed} in evaluation mode; expected only training to")
+        raise ModelError(f"model {name!r} changes {changed} in evaluation mode; expected no change")
     if changed := _differing(straight, repeated):
         raise ModelError(
-            f"model {name!r} trains to another {changed} when it continues from a checkpoint; expected "
-            "all that training changes in parameters and buffers, and random numbers from the global "
+            f"model {name!r} ends with another {changed} when it continues from a checkpoint; expected "
+            "everything that training changes in parameters or buffers, and random numbers from the global "
             "generators of torch, numpy and random"
         )
 
@@ -287,7 +287,7 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
         raise CheckpointError(
             f"{checkpoint} is of the model {config.training.model!r}; expected {model_name!r}"
         )
-    model = initial_model(config)  # what a checkpoint does not hold is made from the seed again
+    model = initial_model(config)  # state that is not in the checkpoint is created again from the seed
     prefix = "model."
     weights = {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
     check_tensors(checkpoint, weights, model.state_dict())
@@ -296,16 +296,16 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
 
 
 def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """What a model makes of grids `[B, H, W]` in evaluation mode, decoded from the posterior mean."""
+    """Return a model's reconstruction of grids `[B, H, W]` in evaluation mode, from the posterior mean."""
     device = next(model.parameters()).device
-    target = torch.tensor(grids, device=device)  # a copy, which the model may write into
+    target = torch.tensor(grids, device=device)  # a copy, because the model may modify it
     with evaluating(model), torch.inference_mode():
         predicted: NDArray[np.uint8] = model(target)[0].argmax(1).byte().cpu().numpy()
     return predicted
 
 
 def newest_model(directory: Path, run: RunConfig) -> GridModel | None:
-    """The model of the newest sound checkpoint of a run in its directory, None where there is none."""
+    """Return the model of the newest valid checkpoint in a run's directory, or None if there is none."""
     for path in checkpoints(directory):
         try:
             model, config = load_model(path, run.training.model)

@@ -29,7 +29,7 @@ from bvae.option_files import OptionFileError, read_options
 from bvae.storage import printable
 
 EXPERIMENT = ExperimentConfig(grid_size="auto")
-"""The settings where no option is given."""
+"""The settings if no option is given."""
 TRAINING_TYPES = get_type_hints(TrainingConfig)
 FIELD_TYPES = get_type_hints(ExperimentConfig) | TRAINING_TYPES
 RENAMED_FIELDS = {"accuracy_band": "band", "loss_options": "options"}
@@ -50,7 +50,7 @@ EXPECTED = {
 
 
 def path_text(text: str) -> str:
-    """Return the text of a path with `~` expanded. Raises ArgumentTypeError where it is not UTF-8."""
+    """Return the text of a path with `~` expanded. Raises ArgumentTypeError if it is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -145,7 +145,7 @@ OPTIONS = (
     CommandLineOption(
         "grid-size",
         "S",
-        "Grids have up to S×S cells, 1 to 64; auto fits all grids of a file, and is 16 for other corpora",
+        "Maximum height and width of a grid, 1 to 64; auto: that of the largest in a file, else 16",
     ),
     CommandLineOption(
         "padding-value",
@@ -156,7 +156,7 @@ OPTIONS = (
     CommandLineOption(
         "classes",
         "N",
-        "Number of classes, 2 to 64; or auto: in a file its largest class and one more, in other corpora 10",
+        "Number of classes, 2 to 64; auto: one more than the largest class in a file, else 10",
     ),
     CommandLineOption("epochs", "N", "Epochs to train each run"),
     CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1", commands=PYTEST),
@@ -188,7 +188,7 @@ OPTIONS = (
     CommandLineOption(
         "model",
         "MODULE:FACTORY",
-        "The model: a factory of grid_size, latent_dim and classes, see docs/own-model.md",
+        "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md",
         commands=("pytest", "train", "report", "show"),
     ),
     CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),
@@ -229,7 +229,7 @@ OPTIONS = (
     CommandLineOption(
         "fail-on-regression",
         "",
-        "With --baseline: fail, and not only report it, if the whole interval of a difference is below 0",
+        "With --baseline: fail, instead of only reporting, if the whole interval of a difference is below 0",
         commands=PYTEST,
     ),
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
@@ -304,8 +304,8 @@ def _asked_options(given: Mapping[str, str | None], base: ExperimentConfig) -> t
 def separated_path(arguments: Sequence[str]) -> str | None:
     """Return an error message for the first path after a space instead of `=`, as in `--corpus PATH`.
 
-    pytest looks for its configuration before it knows these options and treats such a path as a path of
-    tests, so it would import a conftest.py next to a corpus. A word such as `arc` is harmless unless a file
+    pytest looks for its configuration before it knows these options and treats such a path as the path of
+    a test, so it would import a conftest.py next to a corpus. A word such as `arc` is harmless unless a file
     has that name.
     """
     options = {option.flag: option for option in OPTIONS if option.takes_path}

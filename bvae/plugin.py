@@ -1,8 +1,8 @@
 """The pytest plugin, loaded by `-p bvae.plugin`: options, collection and fixtures.
 
-Where tests use its fixtures, and only there, it registers `bvae.hooks` too. The controller validates
-everything and makes the session folder before any worker starts; workers are given the folder and train the
-runs that they are dealt. Neither imports PyTorch before it trains.
+It registers `bvae.hooks` only if tests use its fixtures. The controller validates everything and creates the
+session folder before any worker starts. Workers receive the folder and train the runs assigned to them. No
+process imports PyTorch before it trains.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ LISTINGS = (
     "markers",
     "setupplan",
 )
-"""Options of pytest that run no test."""
+"""Options with which pytest runs no test."""
 PARTNERS = {
     "xdist": ("pytest-xdist", ("-n", "--numprocesses", "--dist", "--maxschedchunk")),
     "html": ("pytest-html", ("--html", "--self-contained-html")),
 }
-"""Plugins that are not required, each with its package and with options that it alone takes."""
+"""Optional plugins, each with its package and the options that only it accepts."""
 USES = pytest.StashKey[bool]()
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     if not pluginmanager.has_plugin("bvae"):
-        pluginmanager.set_blocked("bvae")  # an entry point that a link to older sources left behind
+        pluginmanager.set_blocked("bvae")  # the entry point of an older editable installation
     group = parser.getgroup("bvae", "bvae: which loss options let the β-VAE learn?")
     for option in options_of("pytest"):
         group.addoption(option.flag, **option.keywords)
@@ -59,12 +59,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 
 
 def missing_partner(config: pytest.Config, arguments: list[str]) -> str | None:
-    """Return a complaint about the first option whose plugin is not active."""
+    """Return an error message for the first option whose plugin is not active, or None."""
     for plugin, (package, flags) in PARTNERS.items():
         for argument in arguments if not config.pluginmanager.has_plugin(plugin) else ():
             if argument.partition("=")[0] in flags or ("-n" in flags and argument.startswith("-n")):
                 return (
-                    f"{argument} needs {package}, which is not active; install it, or drop the option, "
+                    f"{argument} needs {package}, which is not active; install it, or remove the option, "
                     "also from addopts: -o addopts='-p bvae.plugin'"
                 )
     return None
@@ -79,7 +79,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return the number of usable cores, but no more than runs; None leaves the number to xdist."""
+    """Return the number of usable cores, at most one per run; None lets xdist choose."""
     if not runs_experiments(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     experiment = asked_experiment(config)
@@ -122,8 +122,8 @@ def laboratory(pytestconfig: pytest.Config) -> Experiment:
 
 @pytest.fixture
 def loss_run(laboratory: Experiment) -> None:
-    """An option and a seed; a test that asks for it is run for each of the experiment."""
-    pytest.fail("loss_run is a parameter of tests; expected no other fixture to ask for it", pytrace=False)
+    """A loss option and a seed; a test that uses it runs once for each pair in the experiment."""
+    pytest.fail("loss_run is a parameter of tests; expected no other fixture to use it", pytrace=False)
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,7 @@ def loss_baseline(laboratory: Experiment) -> Baseline | None:
 
 @pytest.fixture
 def attach_html(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
-    """Adds sections of HTML to the test's row in the report; without pytest-html it does nothing."""
+    """Return a function that adds HTML to the test's row in the report, if pytest-html is active."""
     html = request.config.pluginmanager.get_plugin("html")
     extras: list[object] = request.getfixturevalue("extras") if html else []
 
@@ -150,9 +150,9 @@ def runs_experiments(config: pytest.Config) -> bool:
 
 
 def uses_experiments(config: pytest.Config) -> bool:
-    """Return whether tests that pytest is to collect use fixtures of this plugin or `bvae.experiments`.
+    """Return whether tests that pytest will collect use fixtures of this plugin or `bvae.experiments`.
 
-    Their sources are read, since the session must be there before workers collect.
+    This reads their sources, because the session must exist before workers collect tests.
     """
     if is_worker(config):
         return joins_session(config)
@@ -167,7 +167,7 @@ def uses_experiments(config: pytest.Config) -> bool:
 
 
 def collected_files(config: pytest.Config) -> Iterator[Path]:
-    """Yield the test files, and each `conftest.py`, that the arguments of pytest stand for."""
+    """Yield the test files and `conftest.py` files that the arguments of pytest select."""
     for argument in config.args:
         path = _argument_path(config, argument.partition("[")[0].partition("::")[0])
         above = (folder / "conftest.py" for folder in path.parents if folder.is_relative_to(config.rootpath))
@@ -181,7 +181,7 @@ def _argument_path(config: pytest.Config, name: str) -> Path:
         try:
             spec = importlib.util.find_spec(name)
         except (AttributeError, ImportError, ValueError):
-            spec = None  # no name of a module, so a path
+            spec = None  # not the name of a module, so a path
         if spec is not None and spec.origin is not None:
             origin = Path(spec.origin)
             return origin.parent if spec.submodule_search_locations else origin
@@ -211,14 +211,14 @@ def _files_below(config: pytest.Config, path: Path) -> Iterator[Path]:
 
 
 def names_in(source: bytes) -> tuple[set[str], set[str]]:
-    """Return the names of ours that a test file uses, and the functions that it defines itself."""
+    """Return the names of this plugin that a test file uses, and the functions that it defines itself."""
     used, defined = set[str](), set[str]()
     if not any(name.encode() in source for name in (*FIXTURES, "bvae")):
         return used, defined
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return used, defined  # pytest tells of it
+        return used, defined  # pytest reports the syntax error
     for node in ast.walk(tree):
         match node:
             case ast.FunctionDef(name=name, args=args) | ast.AsyncFunctionDef(name=name, args=args):

@@ -36,7 +36,7 @@ VerdictName = Literal[
 class MeanStd:
     """Mean and sample standard deviation over seeds.
 
-    Both are null where a value is undefined; the deviation also where there is only one seed.
+    Both are null if a value is undefined. The deviation is also null if there is only one seed.
     """
 
     mean: float | None
@@ -58,7 +58,7 @@ class MeanStd:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructionMetrics:
-    """Metrics of reconstructed grids: fractions, null where there was nothing to count.
+    """Metrics of reconstructed grids: fractions, null if there was nothing to count.
 
     Cells outside a grid do not count. An object is an 8-connected set of at least two cells of one class
     that is not the most frequent class of its grid. Metrics of objects use at most 2,000 grids, a seeded
@@ -204,7 +204,7 @@ class RunResult:
 
     Attributes:
         verdict, reason: the verdict on this run alone, and the sentence that explains it.
-        metrics: of the validation split after the last completed epoch; null where none was completed.
+        metrics: of the validation split after the last completed epoch; null if none was completed.
         divergence: the step at which training stopped because a number was not finite, else null.
         seconds: wall time of training and evaluation.
         failed_pictures: the pictures that could not be drawn, each with its reason.
@@ -212,7 +212,7 @@ class RunResult:
         seal: SHA-256 of this record with an empty seal, see `bvae.storage.sealed`.
 
     Raises:
-        ValueError: where there are no metrics and the verdict is another one than `diverged`.
+        ValueError: if there are no metrics and the verdict is not `diverged`.
     """
 
     schema: Literal[2] = 2

@@ -1,4 +1,4 @@
-"""Every file and marker of a session, and who writes it. What has another name is never removed.
+"""Every file and marker of a session, and who writes it. Files with other names are never removed.
 
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
@@ -13,7 +13,7 @@ runs/<when>-<id>/                     `folder.Session.create`
     metrics.jsonl                     `run.MetricsLog`: one line for each epoch
     checkpoints/
       epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch
-      best.safetensors                another name of the epoch's file with the lowest validation loss
+      best.safetensors                another name of the epoch file with the lowest validation loss
       reconstructions_epoch_001.png   `CheckpointPictures`: one picture for each checkpoint file
     filmstrip.png                     `CheckpointPictures`: the same grids at every epoch's checkpoint
     result.json                       `run.train_run`; written last: its presence means complete
@@ -22,7 +22,7 @@ runs/<when>-<id>/                     `folder.Session.create`
     comparison.json                   written last: its presence means complete
 runs/latest                           `folder.Session.point_latest`: the newest session in which a run began
 runs/.<session>.latest-*              the same, before it is renamed
-**/.<name>.<random>.part              `bvae.storage.atomic_write`: a file that is not yet whole
+**/.<name>.<random>.part              `bvae.storage.atomic_write`: a file that is not yet complete
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the files in a folder, and not below, that only a process that was killed leaves there."""
+    """Return the files directly in a folder that a killed process left behind."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return [path for path in entries if _TEMPORARY.fullmatch(path.name) and path.is_file()]
 
@@ -86,7 +86,7 @@ def digests(directory: Path) -> dict[str, str]:
     """Return the SHA-256 of a run's configuration, metrics and newest checkpoint, by name in its folder.
 
     Raises:
-        ValueError: where something else is in the place of such a file.
+        ValueError: if one of them is not a file, is too large or cannot be read.
     """
     files = {directory / CONFIG: MAX_JSON, directory / METRICS: MAX_METRICS}
     files |= dict.fromkeys(checkpoints(directory)[:1], MAX_CHECKPOINT)

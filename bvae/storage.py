@@ -55,15 +55,15 @@ class StorageError(OSError):
 
 @functools.cache
 def warn_of_weaker_promise(what: str) -> None:
-    """Warn, once in a process, that this system cannot keep a promise, and of what follows."""
+    """Warn, once per process, that this system weakens a guarantee, and what follows from that."""
     warnings.warn(what, EvidenceWarning, stacklevel=3)
 
 
 def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
     """Acquire the lock of a file, waiting at most `timeout` seconds (-1: without end).
 
-    The operating system releases the lock when its holder dies. Where the file system has no such locks, the
-    file itself is the lock, and the next process removes it if the process that it names is dead.
+    The operating system releases the lock when its holder dies. If the file system has no locks, the file
+    itself is the lock, and the next process removes it if the process named in it is dead.
 
     Raises:
         Timeout: if another process holds it.
@@ -76,12 +76,11 @@ def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
 
 @functools.cache
 def _has_locks(folder: Path) -> bool:
-    path = (
-        folder / f"..lock.{secrets.token_hex(4)}.part"
-    )  # left by a kill, it is removed as other leftovers are
+    # If a killed process leaves this file, it is removed like other leftovers.
+    path = folder / f"..lock.{secrets.token_hex(4)}.part"
     trial = FileLock(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # filelock warns where it falls back itself
+        with warnings.catch_warnings(action="ignore"):  # filelock warns if it falls back by itself
             trial.acquire()
         found = not isinstance(trial, SoftFileLock)
     except OSError as error:
@@ -111,11 +110,11 @@ def atomic_write(path: Path, data: bytes, *others: Path) -> None:
     """Write a file atomically: even after a crash it has either its old or its complete new content.
 
     The data are flushed to a temporary file in the same folder, which then replaces the file; the rename is
-    flushed too. The others, in the same folder, become hard links to the file, or copies where the file
-    system has none.
+    flushed too. `others`, in the same folder, become hard links to the file, or copies if the file
+    system has no hard links.
 
     Raises:
-        StorageError: where the system refuses (full disk, read-only or deleted folder, quota).
+        StorageError: if the system refuses (full disk, read-only or deleted folder, quota).
     """
     _write(path, data)
     for other in others:
@@ -162,7 +161,7 @@ def _open_to_readers(path: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Flush the names in a folder, where the system can: Windows cannot open folders."""
+    """Flush the names in a folder if the system can; Windows cannot open folders."""
     try:
         directory = os.open(folder, os.O_RDONLY)
         try:
@@ -187,11 +186,11 @@ def _refused(path: Path, what: str, error: OSError) -> StorageError:
 
 @contextlib.contextmanager
 def open_bounded(path: Path, limit: int) -> Iterator[io.BufferedReader]:
-    """Open a regular file of at most `limit` bytes; no link is followed and no pipe is waited for.
+    """Open a regular file of at most `limit` bytes; links are not followed, and a pipe does not block.
 
     Raises:
-        FileNotFoundError: where there is none.
-        ValueError: one sentence, for everything else that is there or happens while it is read.
+        FileNotFoundError: if it does not exist.
+        ValueError: if it is something else or cannot be read; the message is one sentence.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
@@ -215,21 +214,21 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes; raises as `open_bounded` does."""
+    """Return the content of a regular file of at most `limit` bytes; raises like `open_bounded`."""
     with open_bounded(path, limit) as file:
         return file.read(limit)
 
 
 def file_digest(path: Path, limit: int) -> str:
-    """Return the SHA-256 of a regular file of at most `limit` bytes; raises as `open_bounded` does."""
+    """Return the SHA-256 of a regular file of at most `limit` bytes; raises like `open_bounded`."""
     with open_bounded(path, limit) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_foreign_entries(folder: Path) -> None:
-    """Raise ValueError for an entry anywhere below a folder that is neither a file nor a folder itself.
+    """Raise ValueError for an entry anywhere below a folder that is neither a file nor a folder.
 
-    Nothing is followed: a link could lead every later write and removal out of the folder.
+    Links are not followed: a link could redirect later writes and removals out of the folder.
     """
     folders = [folder]
     while folders:
@@ -240,7 +239,7 @@ def refuse_foreign_entries(folder: Path) -> None:
                 elif not entry.is_file(follow_symlinks=False):
                     kind = "a symbolic link" if entry.is_symlink() else "a pipe, a socket or a device"
                     raise ValueError(
-                        f"{printable(entry.path)} is {kind}; expected files and folders only, remove it"
+                        f"{printable(entry.path)} is {kind}; expected only files and folders; remove it"
                     )
 
 
@@ -250,7 +249,7 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:
-    """Parse JSON as an instance of `kind`. Raises ValueError that names the first invalid field."""
+    """Parse JSON as an instance of `kind`. Raises a ValueError that names the first invalid field."""
     try:
         return msgspec.json.decode(data, type=kind)
     except RecursionError as error:
@@ -280,7 +279,7 @@ def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
 
 def differences(ours: Any, theirs: Any) -> list[str]:
     """Return the fields in which two dataclasses or mappings differ, each with both values."""
-    # Unlike msgspec's, this conversion has fields that were not in the JSON and so have their default.
+    # Unlike msgspec's conversion, this one includes fields that were not in the JSON (their defaults).
     ours, theirs = (
         _flat(each if isinstance(each, dict) else dataclasses.asdict(each)) for each in (ours, theirs)
     )
@@ -298,7 +297,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Return the `kind` that a JSON file holds. Raises FileNotFoundError, or ValueError with its name."""
+    """Return the `kind` that a JSON file holds. Raises FileNotFoundError, or a ValueError that names it."""
     data = read_bounded(path, MAX_JSON)
     try:
         return from_json(data, kind)
@@ -312,12 +311,12 @@ def digest(data: bytes) -> str:
 
 
 def sealed(record: T) -> T:
-    """Return a dataclass with the digest of its JSON, its seal left empty, as `seal`."""
+    """Return a dataclass whose `seal` is the digest of its JSON with an empty seal."""
     unsealed = dataclasses.replace(record, seal="")  # type: ignore[type-var]
     as_read = msgspec.convert(msgspec.to_builtins(unsealed), type(record))  # a whole number becomes a float
     return dataclasses.replace(record, seal=digest(to_json(as_read)))  # type: ignore[type-var]
 
 
 def is_sealed(record: Any) -> bool:
-    """Return whether the seal of a dataclass is that of its content: finds mistakes, and proves no author."""
+    """Return whether the seal of a dataclass matches its content; this detects mistakes, not forgery."""
     return bool(record.seal == sealed(record).seal)

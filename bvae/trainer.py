@@ -1,8 +1,8 @@
 """The training loop: train, evaluate, save checkpoints, and announce each of these to listeners.
 
-All random numbers come from the run's seed. The state of the generator that posterior samples are drawn with
-is part of the checkpoint; the global generators, which a model may draw from, are seeded at each step from
-the run's seed and the step. So a run that is interrupted and restored ends with the same bits.
+All random numbers come from the run's seed. The state of the generator for posterior samples is part of
+the checkpoint. The global generators, which a model may use, are seeded at each step from the run's seed and
+the step. A run that is interrupted and restored therefore ends with the same bits.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Trainer:
         Returns: one record for each completed epoch.
 
         Raises:
-            StorageError: where a checkpoint cannot be written.
+            StorageError: if a checkpoint cannot be written.
         """
         keep_freed_memory()
         last = self.steps if last is None else last
@@ -151,7 +151,7 @@ class Trainer:
         noise = self._check_progress(path, checkpoint.state)
         restore_tensors(
             own, checkpoint.tensors
-        )  # from here on nothing fails: what is refused leaves no trace
+        )  # nothing fails from here on, so a refused checkpoint changes nothing
         self.progress = checkpoint.state
         self._noise.set_state(noise)
         if self.epoch:

@@ -213,7 +213,7 @@ def judge_accuracy(accuracy: float | None, band: AccuracyBand) -> Verdict:
     """Return the verdict on a stable model that learned the objects: its pixel accuracy against the band.
 
     Raises:
-        ValueError: where the accuracy is undefined.
+        ValueError: if the accuracy is undefined.
     """
     if accuracy is None:
         raise ValueError("accuracy is undefined; expected a number, since there are cells to count")

@@ -32,20 +32,20 @@ GENERATED_SIZE = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Corpus:
-    """Training and validation grids, with what is known about them.
+    """Training and validation grids, and their statistics.
 
     Attributes:
-        name, spec: its name, and the `spec` given to `load_corpus`.
-        grid_size: S, the side of the square that every grid is stored in.
-        train, val: uint8 `[N, S, S]` of classes from 0, the background, and `OUTSIDE`: arrays, or read lazily
-            where they are large.
+        name, spec: the name of the corpus, and the `spec` given to `load_corpus`.
+        grid_size: S, the side of the square in which each grid is stored.
+        train, val: uint8 `[N, S, S]`, class indices (0 is the background) and `OUTSIDE`; large splits are
+            read lazily.
         fingerprint: the SHA-256 (hex) of the grid size and, for both splits, the number of grids and the
             SHA-256 of the contents; independent of name and path.
         class_counts: `[C]`, cells of each class in the training split.
         background_rate: fraction of background cells in the validation split.
-        has_outside: whether a grid is smaller than the square.
+        has_outside: whether any grid is smaller than the square.
         duplicates: number of training grids removed because they are also validation grids.
-        duplicates_sampled: whether only a sample was searched for them, as for a memory-mapped file.
+        duplicates_sampled: whether only a sample was searched for duplicates, as in memory-mapped files.
     """
 
     name: str
@@ -105,15 +105,15 @@ def load_corpus(
 
     Args:
         spec: "objects" or "objects:N" (N training grids of real ARC objects), "arc" (the public ARC-AGI-2
-            grids), "atomic" or "atomic:N" (N procedural grids), or a path: of a `.npz` (with `train`,
-            optionally `val`, `valid` or `validation`; a `test` is left untouched; or a single array, or the
-            one that follows the path and a `#`) or `.npy` file of integers `[N, H, W]`, of which a seeded
-            tenth is held out without a validation split; or of ARC tasks, see `bvae.corpus.task_files`.
-        grid_size: 1 to 64; "auto" for the smallest that fits all grids of a file, and the 16 of a built-in
-            corpus. Larger grids of tasks are left out; those of arrays are refused.
-        padding_value: the integer that marks cells outside a grid in a file, not a class.
-        classes: how many there are, 2 to 64; "auto" for the largest of a file and one more, and for the ten
-            of a built-in corpus.
+            grids), "atomic" or "atomic:N" (N procedural grids), or a path. A `.npy` file holds integers
+            `[N, H, W]`. A `.npz` file holds such arrays: `train` and optionally `val`, `valid` or
+            `validation` (others are ignored), or a single array; "FILE.npz#NAME" selects one. Without a
+            validation split, a seeded tenth is held out. For ARC tasks, see `bvae.corpus.task_files`.
+        grid_size: 1 to 64; "auto" is the smallest size that fits all grids of a file, and 16 for a built-in
+            corpus. Larger grids of tasks are left out; arrays with larger grids are refused.
+        padding_value: the integer, not a class, that marks cells outside a grid in a file.
+        classes: number of classes, 2 to 64; "auto" is one more than the largest class of a file, and 10 for
+            a built-in corpus.
 
     Raises:
         CorpusError: if the corpus does not exist, cannot be read, or has nothing to learn from.
@@ -127,7 +127,7 @@ def load_corpus(
         classes = DEFAULT_CLASSES if classes == "auto" else classes
         if classes < DEFAULT_CLASSES:
             raise CorpusError(
-                f"{printable(spec)} has {DEFAULT_CLASSES} classes and not {classes}; expected --classes "
+                f"{printable(spec)} has {DEFAULT_CLASSES} classes, not {classes}; expected --classes "
                 f"{DEFAULT_CLASSES} or more"
             )
     _check_padding(padding_value, 0 if classes == "auto" else classes)
@@ -153,7 +153,7 @@ def _check_padding(padding_value: int | None, classes: int) -> None:
 
 
 def _built_in(spec: str, grid_size: int, padding_value: int | None) -> tuple[str, list[Source]]:
-    """Return the name and the grids of a corpus that is made here."""
+    """Return the name and the grids of a built-in corpus."""
     if padding_value is not None:
         raise CorpusError(
             f"padding value {padding_value} is for files only, and {printable(spec)} is built in"
@@ -169,7 +169,7 @@ def _built_in(spec: str, grid_size: int, padding_value: int | None) -> tuple[str
 def _read(
     spec: str, grid_size: GridSize, padding_value: int | None, classes: int
 ) -> tuple[str, int, list[Source]]:
-    """Return the name of a corpus that is read from files, the grid size, and its grids."""
+    """Return the name, the grid size and the grids of a corpus that is read from files."""
     path, member = spec, ""
     if _is_missing(spec):
         path, _, member = spec.rpartition("#")

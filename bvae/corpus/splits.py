@@ -1,4 +1,4 @@
-"""Training and validation splits of stored grids: held out, without duplicates, counted."""
+"""Splitting of stored grids into training and validation, without duplicates, and their statistics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE, Classes
 from bvae.corpus.array_files import CorpusError, Integers, walk
 
 PREFETCH_BYTES = 2**16
-"""The size of a read. Larger reads would include more unneeded neighbours of shuffled grids."""
+"""Size of one read. Larger reads would include more unneeded neighbours of shuffled grids."""
 
 
 class LazyGrids:
@@ -79,7 +79,7 @@ def pad(stored: Integers, grid_size: int, padding_value: int | None = None) -> n
 
 
 def is_held_out(task_id: str) -> bool:
-    """Whether a task validates: the SHA-256 of its id, as an integer, is 0 mod 10."""
+    """Return whether a task is held out: the SHA-256 of its id, as an integer, is 0 mod 10."""
     return int(hashlib.sha256(task_id.encode(errors="surrogatepass")).hexdigest(), 16) % 10 == 0
 
 
@@ -137,18 +137,18 @@ def hold_out(stored: Integers, padding_value: int | None = None) -> list[Source]
 
 
 def split(sources: Sequence[Source], grid_size: int, classes: Classes = DEFAULT_CLASSES) -> Splits:
-    """Check, count and fingerprint all grids in one walk, without training grids that also validate.
+    """Check, count and fingerprint all grids in one pass; remove training grids that also validate.
 
-    Where `classes` is "auto", there are as many as the largest one of either split and one more.
+    If `classes` is "auto", their number is one more than the largest class in either split.
 
     Raises:
-        CorpusError: where a grid is not one, and where nothing can be learned from a split.
+        CorpusError: if a value is not a class, or if nothing can be learned from a split.
     """
     first, last = sources[0], sources[-1]
     train = _subset(first, ~first.held_out, grid_size)
     val = _subset(last, last.held_out, grid_size)
     if len(val) < 2:
-        need = "expected 2 or more, as the control decodes a grid from another's latent"
+        need = "expected 2 or more, as the control decodes each grid from another grid's latent"
         raise CorpusError(f"has {len(val)} validation grid; {need}")
     is_mapped = any(isinstance(source.grids, np.memmap) for source in sources)
     sampled = is_mapped and max(len(train), len(val)) > SAMPLED_GRIDS
@@ -199,7 +199,7 @@ class _Census:
         self.has_outside = self.has_outside or bool(sum(counts) < grids.size)
 
     def cells(self) -> npt.NDArray[np.int64]:
-        """Cells of each class. Raises CorpusError where they are of one class."""
+        """Number of cells of each class. Raises CorpusError if all cells have the same class."""
         if np.count_nonzero(self._cells) < 2:
             only = int(self._cells.argmax())
             raise CorpusError(f"every {self.role} cell is {only}; expected two or more classes")

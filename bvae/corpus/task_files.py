@@ -1,9 +1,9 @@
 """Collections of ARC tasks, and lists of grids of any size, in JSON: folders, zip archives, single files.
 
 A file holds a task (`{"train": [{"input": …, "output": …}, …], "test": […]}` or a list of such pairs), many
-tasks by id, as Kaggle ships them, or a list of grids. Only regular files are read, and no symbolic link in a
-folder is followed. Members of an archive are decompressed in memory. Everything has a bound, so that a
-hostile file ends in a CorpusError and not in a full memory.
+tasks by id (Kaggle's format), or a list of grids. Only regular files are read, and no symbolic link in a
+folder is followed. Members of an archive are decompressed in memory. All sizes are bounded, so
+that a hostile file raises CorpusError instead of filling the memory.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from bvae.corpus.splits import Source, hold_out, is_held_out, named
 from bvae.storage import printable
 
 MAX_FILES = 100_000
-"""Files and folders in a collection."""
+"""Maximum number of files and folders in a collection."""
 MAX_DEPTH = 16
-"""Folders inside each other."""
+"""Maximum number of nested folders."""
 MAX_FILE_BYTES = 32 * 2**20
 MAX_BYTES = 2 * 2**30
-"""Size of all files together."""
+"""Maximum total size of the files."""
 MAX_RATIO = 200
-"""Size of an archive's members over their size in the archive, where they are larger than one file may be."""
+"""Maximum ratio of unpacked to packed size of an archive that unpacks to more than `MAX_FILE_BYTES`."""
 MAX_LISTS = 2**21
-"""Brackets in a file; each may become a list of 56 bytes."""
+"""Maximum number of brackets in a file; each may become a list of 56 bytes."""
 MAX_GRIDS = 2**20
 MAX_PADDED_BYTES = 2**30
 
 IGNORED = ("metadata.json", "sample_submission.json")
-"""Files without tasks, which re-arc and Kaggle put beside those with tasks."""
+"""Files of re-arc and Kaggle that contain no tasks."""
 EXPECTED = (
     'expected ARC tasks, {"train": [{"input": [[0, 1], …], "output": …}, …], "test": …}, or lists of grids'
 )
@@ -65,15 +65,15 @@ OTHER_FILES = {
         "numpy.loadtxt(FILE, int, delimiter=',').reshape(-1, ROWS, COLUMNS)",
     ),
 }
-"""What a file is that starts so, and the Python that makes an array `[N, H, W]` of it."""
+"""Other formats by their first bytes: the name, and Python that makes an array `[N, H, W]` of such a file."""
 
 Cells = list[list[int]]
 Files = Iterator[tuple[str, bytes]]
-"""JSON files by their place in the collection."""
+"""Path in the collection and content of each JSON file."""
 
 
 class Pair(msgspec.Struct):
-    """An input and its output, which is not known of every test."""
+    """An input and its output; the output of a test may be unknown."""
 
     input: Cells
     output: Cells | None = None
@@ -83,14 +83,14 @@ Examples = list[Pair | Cells]
 
 
 class Task(msgspec.Struct):
-    """A task; its other fields are skipped."""
+    """A task; other fields in the JSON are ignored."""
 
     train: Examples
     test: Examples = []
 
 
 class Grid(NamedTuple):
-    """The sides of a grid, and its cells row by row."""
+    """The height and width of a grid, and its cells row by row."""
 
     height: int
     width: int
@@ -98,7 +98,7 @@ class Grid(NamedTuple):
 
 
 def is_array_file(path: str) -> bool:
-    """Whether a path is for `array_files.read_grids`: an array, an archive of arrays, or a damaged one."""
+    """Return whether a path is for `array_files.read_grids`: an array or archive of arrays, even damaged."""
     try:
         if not Path(path).is_file():
             return not Path(path).is_dir()
@@ -113,27 +113,27 @@ def is_array_file(path: str) -> bool:
 def read_tasks(
     path: str, grid_size: GridSize, padding_value: int | None, classes: int
 ) -> tuple[int, list[Source]]:
-    """Return the grid size S and, as `[N, S, S]`, the grids of a collection that fit it.
+    """Return the grid size S, and the grids `[N, S, S]` of a collection that fit it.
 
-    Tasks are in the order of their ids and held out whole, grids of a task in the order of their sizes and
-    cells, and no grid is twice in a split. So neither the format nor the file system matters. Of a single
-    task or list, a seeded tenth of the grids, in their order, is held out.
+    Whole tasks are held out. Tasks are ordered by id, and the grids of a task by size and cells; a grid
+    occurs once in a split. The result thus depends on neither the format nor the file system. Of a single
+    task or list, a seeded tenth of the grids is held out, and their order is kept.
 
     Args:
         path: a folder, a zip archive or a JSON file.
-        grid_size: "auto" for the smallest that fits all grids.
-        padding_value: the integer that marks cells outside a grid, None where there is none.
+        grid_size: "auto" is the smallest size that fits all grids.
+        padding_value: the integer that marks cells outside a grid, None if there is none.
         classes: the number of classes.
 
     Raises:
-        CorpusError: for what cannot be read, and for too few grids.
+        CorpusError: if the collection cannot be read or has too few grids.
     """
     try:
         tasks = _read(_files(path), padding_value, classes)
         largest = max(chain(*tasks.values()), key=_side)
         size = _side(largest) if grid_size == "auto" else grid_size
         if size > MAX_GRID_SIZE:
-            raise CorpusError(f"has sides of {size} cells; add --grid-size={MAX_GRID_SIZE} to leave them out")
+            raise CorpusError(f"has grids of side {size}; add --grid-size={MAX_GRID_SIZE} to leave them out")
         fitting = {task: [grid for grid in grids if _side(grid) <= size] for task, grids in tasks.items()}
         if len(tasks) == 1:
             (grids,) = fitting.values()
@@ -143,7 +143,7 @@ def read_tasks(
         for task in sorted(fitting):
             splits[is_held_out(task)].update(dict.fromkeys(sorted(fitting[task])))
         found = f"{len(splits[0])} grids of training and {len(splits[1])} of validation tasks"
-        expected = "1 and 2 or more: tasks validate whole, by the hash of their ids, so add tasks"
+        expected = "at least 1 and 2: whole tasks are held out by the hash of their ids, so add tasks"
         _check_enough(len(splits[0]) >= 1 and len(splits[1]) >= 2, found, expected, size, largest)
         return size, named(_stack(splits[0], size), _stack(splits[1], size), OUTSIDE)
     except CorpusError as error:
@@ -164,11 +164,11 @@ def _check_enough(enough: bool, found: str, expected: str, size: int, largest: G
 
 
 def _stack(grids: Collection[Grid], size: int) -> npt.NDArray[np.uint8]:
-    """Put grids into the top left of squares `[N, S, S]`."""
+    """Copy grids to the top left of squares `[N, S, S]`."""
     if len(grids) * size**2 > MAX_PADDED_BYTES:
         limit = MAX_PADDED_BYTES // 2**20
         raise CorpusError(
-            f"has {len(grids)} grids, more than {limit} MiB at the grid size {size}; use a smaller one"
+            f"has {len(grids)} grids, more than {limit} MiB at the grid size {size}; use a smaller size"
         )
     stacked = np.full((len(grids), size, size), OUTSIDE, np.uint8)
     for square, (height, width, cells) in zip(stacked, grids, strict=True):
@@ -177,7 +177,7 @@ def _stack(grids: Collection[Grid], size: int) -> npt.NDArray[np.uint8]:
 
 
 def _files(path: str) -> Files:
-    """Give the JSON files of a collection."""
+    """Yield the JSON files of a collection."""
     if Path(path).is_dir():
         places = sorted(_places(path))
         if not places:
@@ -202,7 +202,7 @@ def _other_file(start: bytes) -> CorpusError:
     for pattern, (kind, recipe) in OTHER_FILES.items():
         if re.match(pattern, start):
             return CorpusError(f"is {kind}; convert it: numpy.save('grids.npy', {recipe})")
-    return CorpusError(f"is no file of grids; {EXPECTED} in JSON, or a .npz or .npy file")
+    return CorpusError(f"is not a file of grids; {EXPECTED} in JSON, or a .npz or .npy file")
 
 
 def _is_json(place: str) -> bool:
@@ -212,7 +212,7 @@ def _is_json(place: str) -> bool:
 
 
 def _places(root: str) -> Iterator[str]:
-    """Give the paths, in a folder, of its JSON files and those of the folders inside."""
+    """Yield the paths of the JSON files in a folder and its subfolders, relative to the folder."""
     folders, found = [("", 0)], 0
     while folders:
         folder, depth = folders.pop()
@@ -221,8 +221,8 @@ def _places(root: str) -> Iterator[str]:
                 place = f"{folder}/{entry.name}".removeprefix("/")
                 found += 1
                 if found > MAX_FILES or depth > MAX_DEPTH:
-                    limits = f"{MAX_FILES} files and folders, {MAX_DEPTH} inside each other"
-                    raise CorpusError(f"has more than {limits}; give the folder of the tasks alone")
+                    limits = f"{MAX_FILES} files and folders, or {MAX_DEPTH} nested folders"
+                    raise CorpusError(f"has more than {limits}; pass a folder that holds only tasks")
                 if entry.name.startswith("."):
                     continue
                 if entry.is_symlink():
@@ -236,7 +236,7 @@ def _places(root: str) -> Iterator[str]:
 
 
 def _content(path: str, place: str) -> bytes:
-    """Read a regular file, never through a symbolic link."""
+    """Read a regular file; a symbolic link is refused."""
     flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
     with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -249,11 +249,11 @@ def _content(path: str, place: str) -> bytes:
 def _check_size(size: int, place: str) -> None:
     if size > MAX_FILE_BYTES:
         limit = MAX_FILE_BYTES // 2**20
-        raise CorpusError(f"{brief(place)} has more than {limit} MiB; save it in parts, or its grids as .npy")
+        raise CorpusError(f"{brief(place)} has more than {limit} MiB; split it, or save its grids as .npy")
 
 
 def _archived(file: io.BufferedReader) -> Files:
-    """Give the JSON files of an open archive, decompressed a block at a time."""
+    """Yield the JSON files of an open archive, decompressed block by block."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = {name: member for name, member in members_by_name(archive).items() if _is_json(name)}
@@ -264,7 +264,7 @@ def _archived(file: io.BufferedReader) -> Files:
             size = sum(member.file_size for member in members.values())
             packed = sum(member.compress_size for member in members.values())
             if size > max(MAX_FILE_BYTES, MAX_RATIO * packed):
-                raise CorpusError(f"unpacks to more than {MAX_RATIO} times its size; give it as a folder")
+                raise CorpusError(f"unpacks to more than {MAX_RATIO} times its size; pass it as a folder")
             for name, member in sorted(members.items()):
                 check_member(member, brief(name))
                 _check_size(member.file_size, name)
@@ -287,13 +287,13 @@ def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, li
     for place, content in files:
         size += len(content)
         if size > MAX_BYTES:
-            raise CorpusError(f"has more than {MAX_BYTES // 2**30} GiB of JSON; give fewer files, or .npy")
+            raise CorpusError(f"has more than {MAX_BYTES // 2**30} GiB of JSON; pass fewer files, or a .npy")
         for task, grids in _tasks(place, content):
             known = tasks.setdefault(task, [])
             for number, cells in enumerate(grids):
                 count += 1
                 if count > MAX_GRIDS:
-                    raise CorpusError(f"has more than {MAX_GRIDS} grids; give fewer files, or .npy")
+                    raise CorpusError(f"has more than {MAX_GRIDS} grids; pass fewer files, or a .npy")
                 try:
                     known.append(_grid(cells, padding_value, classes))
                 except CorpusError as error:
@@ -304,10 +304,10 @@ def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, li
 
 
 def _tasks(place: str, content: bytes) -> Iterator[tuple[str, Iterator[Cells]]]:
-    """Give the id and the grids of each task of a JSON file; of a list, the file's name is the id."""
+    """Yield the id and the grids of each task in a JSON file; the id of a list is the name of its file."""
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.count(b"[") + content.count(b"{") > MAX_LISTS:
-        raise CorpusError(f"{brief(place)} has more than {MAX_LISTS} lists; save it in parts")
+        raise CorpusError(f"{brief(place)} has more than {MAX_LISTS} lists; split it")
     stem = PurePosixPath(place).stem
     if re.match(rb"\s*\[", content):
         yield stem, _cells(_decode(content, Examples, place))
@@ -326,7 +326,7 @@ def _decode(content: bytes | msgspec.Raw, kind: Any, name: str) -> Any:
 
 
 def _cells(found: Task | Examples) -> Iterator[Cells]:
-    """Give the grids of a task or a list, an output after its input."""
+    """Yield the grids of a task or a list, each output after its input."""
     for example in [*found.train, *found.test] if isinstance(found, Task) else found:
         if isinstance(example, Pair):
             yield from (cells for cells in (example.input, example.output) if cells is not None)
@@ -335,7 +335,7 @@ def _cells(found: Task | Examples) -> Iterator[Cells]:
 
 
 def _grid(rows: Cells, padding_value: int | None, classes: int) -> Grid:
-    """Check a grid, with `OUTSIDE` in place of the padding value."""
+    """Return a grid after checking it, with `OUTSIDE` in place of the padding value."""
     widths = sorted({len(row) for row in rows})
     if len(widths) != 1 or not widths[0]:
         shown = f"rows of {widths[0]} and {widths[-1]} cells" if widths[1:] else "no cells"

@@ -1,4 +1,4 @@
-"""Controls and references: predictions made without a trained model, to compare a model's metrics with.
+"""Controls and references: predictions made without a trained model, with which a model is compared.
 
 Controls enter the verdict; references are only shown in the report's table.
 """
@@ -50,8 +50,8 @@ def derangement(n: int, seed: int = 0) -> NDArray[np.int64]:
 def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
     """Predict only the bounding box of the objects of grids `[N, H, W]`.
 
-    The bounding box of the cells that are not of a grid's most frequent class is filled with the most
-    frequent class among them. All other positions, also outside, get the most frequent class of the grid.
+    The bounding box encloses the cells that are not of the grid's most frequent class, and is filled with
+    the most frequent class among them. All other positions, even outside, get the grid's most frequent class.
     """
     counts = class_counts(grids, classes)
     main = counts.argmax(1)

@@ -55,7 +55,7 @@ def evaluate(
     precision: str = "fp32",
     classes: int = DEFAULT_CLASSES,
 ) -> Evaluation:
-    """Measure a model on grids `[N, H, W]`, N ≥ 2, without touching its mode, weights or any randomness."""
+    """Measure a model on grids `[N, H, W]`, N ≥ 2, without changing its mode, weights or random states."""
     evaluator = Evaluator(grids, loss, precision=precision, classes=classes)
     return evaluator.measure(model, batch_size=batch_size)
 
@@ -67,7 +67,7 @@ class Evaluator:
         grids: `[N, H, W]`, N ≥ 2.
         loss: the training objective.
         precision: "bf16" runs models under autocast.
-        classes: how many classes there are.
+        classes: number of classes.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Evaluator:
 
     @torch.inference_mode()
     def measure(self, model: GridModel, *, batch_size: int = 256) -> Evaluation:
-        """Measure a model, without touching its mode, weights or any randomness.
+        """Measure a model, without changing its mode, its weights or the states of random generators.
 
-        The shuffled control decodes nothing again: it reuses the prediction for another grid of the same
-        window of up to `WINDOW_CELLS` cells. So `decode` must treat the grids of a batch independently.
+        The shuffled control reuses the prediction for another grid of the same window of up to
+        `WINDOW_CELLS` cells. Therefore, `decode` must treat the grids of a batch independently.
         """
         terms, seen, shuffled = _LossSums(self._loss), Tally(self._classes), Tally(self._classes)
         samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
@@ -123,7 +123,7 @@ class Evaluator:
         with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             for rows in _blocks(len(part), batch_size):
                 target = torch.from_numpy(part[rows]).to(device)
-                # Copies, since a model may write into what it is given.
+                # Copies, because a model may modify its input.
                 mean, log_variance = model.encode(target.clone())
                 logits = model.decode(mean.clone())
                 terms.add(logits, mean, log_variance, target)
@@ -171,7 +171,7 @@ class _LossSums:
 def evaluating(model: object) -> Iterator[None]:
     """Set a module to evaluation mode; restore the mode of each submodule afterwards.
 
-    What a model draws from the global generators meanwhile is always the same, and shifts nobody's numbers.
+    Meanwhile, the global generators start from a fixed state; their previous state is restored too.
     """
     module = model if isinstance(model, nn.Module) else nn.Module()
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
@@ -188,7 +188,7 @@ def evaluating(model: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators as `seed_generators` does; restore their states afterwards."""
+    """Seed the global generators like `seed_generators`; restore their states afterwards."""
     generators = _torch_generators(device)
     states = [generator.get_state() for generator in generators]
     of_numpy, of_python = np.random.get_state(), random.getstate()

@@ -43,10 +43,10 @@ class GridObjects(NamedTuple):
 
     Attributes:
         grids: uint8 `[N, H, W]`.
-        classes: how many classes there are, C.
+        classes: number of classes, C.
         sets: their connected sets.
         number: `[M]`, the number of each object's set in `sets`.
-        grid: `[M]`, the position of the grid that an object is in.
+        grid: `[M]`, the index of the grid that contains each object.
         is_minor: `[M]`, whether an object's class is not the most frequent one among the object cells of its
             grid.
     """
@@ -124,7 +124,7 @@ def object_overlaps(
     found = connected_sets(visible, objects.classes)
     agree = (grids == predicted) & (grids != OUTSIDE)
     right = np.bincount(sets.label[agree], minlength=len(sets.cells)) / np.maximum(sets.cells, 1)
-    # Where grid and reconstruction agree, a set of the grid overlaps a set of the same class in the other.
+    # Where grid and reconstruction agree, their sets of the same class overlap.
     pairs = sets.label[agree].astype(np.int64) * len(found.cells) + found.label[agree]
     pair, shared = np.unique(pairs, return_counts=True)
     mine, other = np.divmod(pair, len(found.cells))

@@ -1,7 +1,7 @@
-"""The packaged experiment, and the files of a project of one's own that `bvae init` writes."""
+"""The packaged experiment, and the files of the example project that `bvae init` writes."""
 
 EXAMPLE = {
-    "test_losses.py": '''"""The packaged experiment, and a gate of our own."""
+    "test_losses.py": '''"""The packaged experiment, and an additional gate."""
 
 import pytest
 from bvae.experiments.test_loss_options import *  # noqa: F403
@@ -9,7 +9,7 @@ from bvae.experiments.test_loss_options import *  # noqa: F403
 
 @pytest.mark.gate
 def test_objects_are_found(laboratory):
-    """Some option finds more than half of the objects, whatever its accuracy."""
+    """At least one option finds more than half of the objects."""
     options = laboratory.compare().options
     recalls = {name: option.object_recall.mean or 0.0 for name, option in options.items()}
     assert max(recalls.values()) > 0.5, recalls
@@ -27,7 +27,7 @@ addopts = -p bvae.plugin -n auto --maxschedchunk=1 --self-contained-html
 gamma = 2.0                  # exponent of the focal loss; 0 is the cross-entropy
 class_weights = "power"      # or none, sqrt_inverse, inverse, effective, or ten numbers
 exponent = 0.4               # weights are the counts to the power of -0.4
-candidate = true             # the gate may pass because of it
+candidate = true             # whether the option can pass the gate
 role = "milder than B"
 """,
 }

@@ -1,8 +1,8 @@
-"""The main job: train each loss option with each seed, look, judge, and gate.
+"""The main experiment: train each loss option with each seed, draw pictures, judge, and gate.
 
 pytest -p bvae.plugin --pyargs bvae.experiments --html=report.html
 
-A project imports these tests into a test file of its own; see docs/own-project.md.
+A project imports these tests into its own test file; see docs/own-project.md.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def test_loss_option(
 ) -> None:
     """Train and judge one run. A run that is not healthy is a finding (xfailed), not a broken build."""
     result = laboratory.obtain(loss_run)
-    # The fixture record_property does the same, and warns under the JUnit family xunit2.
+    # The fixture record_property does the same, but warns under the JUnit family xunit2.
     request.node.user_properties.extend(result.properties().items())
     attach_html(laboratory.show_run(result))
     reason = f"{result.verdict}: {result.reason}"

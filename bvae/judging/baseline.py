@@ -1,4 +1,4 @@
-"""A baseline: an earlier comparison of the same experiment. It is read, checked, and compared with."""
+"""Read, check and compare with a baseline, an earlier comparison of the same experiment."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class BaselineError(ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineRun:
-    """One run of the baseline; `metrics` is null where it has none."""
+    """One run of the baseline; `metrics` is null if it has none."""
 
     seed: int
     metrics: Scores | None
@@ -72,7 +72,7 @@ class BaselineOption:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineCorpus:
-    """The identity of the baseline's corpus, and `[C]` counts that tell the number of classes."""
+    """The fingerprint of the baseline's corpus, and its class counts `[C]`."""
 
     fingerprint: Fingerprint
     class_counts: Annotated[tuple[int, ...], Meta(max_length=MAX_CLASSES)]
@@ -80,7 +80,7 @@ class BaselineCorpus:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """The part of a `comparison.json` that a later comparison needs; other keys are skipped."""
+    """The part of a `comparison.json` that a later comparison needs; other keys are ignored."""
 
     schema: Literal[2]
     corpus: BaselineCorpus
@@ -169,9 +169,9 @@ def _decisive(
 DIFFERENCE_HEADINGS = ("option", "metric", "baseline", "now", "difference", "95 % interval", "in words")
 
 CAPTION = (
-    "Difference: the mean over seeds now, less that of the baseline, with its 95 % confidence interval by "
-    "Welch's t for unequal variances. Better or worse: the whole interval is above or below 0; of equal "
-    "options, one in forty comparisons comes out as worse by chance. Cannot tell: fewer than two seeds on a "
+    "Difference: the mean over seeds now, minus that of the baseline, with its 95 % confidence interval by "
+    "Welch's t for unequal variances. Better or worse: the whole interval is above or below 0; if options "
+    "are equal, one in forty comparisons is worse by chance. Cannot tell: fewer than two seeds on a "
     "side, or an undefined number."
 )
 
@@ -182,11 +182,11 @@ Judgement = Literal["better", "worse", "no difference beyond noise", "cannot tel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The difference of one metric of one option to the baseline, as a fraction.
+    """The difference of one metric of one option from the baseline, as a fraction.
 
     Attributes:
-        mean: now − baseline, None where a number is undefined.
-        interval: its 95 % confidence interval, None where seeds or numbers are lacking.
+        mean: now − baseline, None if a number is undefined.
+        interval: its 95 % confidence interval, None if there are too few seeds or numbers.
     """
 
     option: str
@@ -206,7 +206,7 @@ class Difference:
 
 
 def compare_with(baseline: Baseline | None, comparison: Comparison) -> tuple[Difference, ...]:
-    """Return the differences in each metric for the options of both sides; empty without a baseline."""
+    """Return the differences in each metric for the options on both sides; empty without a baseline."""
     if baseline is None:
         return ()
     found: list[Difference] = []
@@ -225,7 +225,7 @@ def difference(
     """Return the difference in one metric of one option.
 
     Args:
-        baseline, now: one value per seed, None where undefined.
+        baseline, now: one value per seed, None if undefined.
     """
     old, new = ([value for value in side if value is not None] for side in (baseline, now))
     defined = len(old) == len(baseline) and len(new) == len(now) and bool(old) and bool(new)
@@ -274,7 +274,7 @@ def difference_rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
 
 
 def explain_regressions(found: Sequence[Difference]) -> str:
-    """Return a sentence on the metrics that are worse than in the baseline; empty where there are none."""
+    """Return a sentence on the metrics that are worse than in the baseline; empty if there are none."""
     worse = [
         f"{METRICS[each.metric].heading} of {each.option} was {each.baseline} and is {each.now}, "
         f"a difference of {each.mean:+.4f} (95 % interval {_interval(each.interval)})"

@@ -26,13 +26,13 @@ class RunSummary:
 
 
 class Metric(NamedTuple):
-    """A metric that options are compared in: a fraction, beside its shuffled control; more is better.
+    """A metric for comparing options: a fraction with a shuffled control, where more is better.
 
     Attributes:
         heading: its name in tables and sentences.
-        column: where the table of options has it: in a terminal too, only in reports, or in a column of its
-            own, see `bvae.report.text.COLUMNS`.
-        in_baseline: whether it is compared with that of a baseline.
+        column: where the table of options shows it: in terminal and reports, only in reports, or in its own
+            column, see `bvae.report.text.COLUMNS`.
+        in_baseline: whether it is compared with a baseline.
     """
 
     heading: str
@@ -62,7 +62,7 @@ else:
         frozen=True,
         kw_only=True,
     )
-"""`METRICS` over the seeds of an option; that of the shuffled control is `shuffled_` and its name."""
+"""`METRICS` over the seeds of an option; for the shuffled control, names start with `shuffled_`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class OptionSummary(MetricsOverSeeds):
     """One option over its seeds; `kl` is in nats.
 
     Attributes:
-        class_weights: name of the class-weight method, `explicit` where weights were given.
+        class_weights: name of the class-weight method, `explicit` if weights were given.
         weighting: the method with its parameter, see `LossOption.weighting`.
         weight_ratio: the largest class weight divided by the smallest.
         classes_learned: number of classes.
@@ -107,7 +107,7 @@ class Gate:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ComparedCorpus(CorpusRecord):
-    """The corpus of a comparison, with the metrics of predictors that are not trained by an option.
+    """The corpus of a comparison, with the metrics of predictors other than the trained models.
 
     Attributes:
         controls: those that the verdict uses: `extent`.
@@ -181,8 +181,8 @@ def compare(
 def painting_threshold(counts: Sequence[int], option: LossOption) -> tuple[float | None, ...]:
     """Return the likelihood against the background above which each foreground class is predicted.
 
-    The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. So a
-    cell is predicted as class c instead of background where p_c/p_0 > w_0/w_c, that is, where
+    The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. A
+    cell is therefore predicted as class c instead of background if p_c/p_0 > w_0/w_c, that is, if
     p_c/(p_c + p_0) > w_0/(w_0 + w_c). The right-hand side is returned; it is 0.5 for equal weights.
 
     Args:

@@ -27,7 +27,7 @@ class Diagnosis:
         thresholds: `[C - 1]`, prediction thresholds, see `bvae.judging.comparison.painting_threshold`.
         gradient_shares: per seed and epoch, the fraction of the gradient that comes from foreground cells.
         confusion: `[C, C]` validation cells by true class (row) and predicted class (column), summed over the
-            last epochs of all seeds; zero where no epoch was completed.
+            last epochs of all seeds; zero if no epoch was completed.
     """
 
     thresholds: tuple[float | None, ...]
@@ -47,13 +47,13 @@ class Diagnosis:
 
     @property
     def foreground_rate(self) -> float | None:
-        """Fraction of validation cells that are foreground; None where no epoch was completed."""
+        """Fraction of validation cells that are foreground; None if no epoch was completed."""
         cells = int(self.confusion.sum())
         return float(self.confusion[1:].sum() / cells) if cells else None
 
     @property
     def last_gradient_share(self) -> float | None:
-        """Mean of the foreground's gradient share over seeds, after the last epoch; None where undefined."""
+        """Mean of the foreground's gradient share over seeds, after the last epoch; None if undefined."""
         last = [share for shares in self.gradient_shares if (share := shares[-1]) is not None]
         return float(np.mean(last)) if last else None
 
@@ -125,8 +125,8 @@ class RulesMet(NamedTuple):
 
     Attributes:
         first: the first epoch in which no rule was broken.
-        lost: the epoch from which a rule was broken in every epoch to the last.
-        again: the epoch from which no rule was broken to the last, after one had been broken.
+        lost: the epoch from which a rule was broken in every epoch until the last.
+        again: the epoch from which no rule was broken until the last, after one had been broken.
     """
 
     first: int | None

@@ -73,14 +73,14 @@ class Picture(NamedTuple):
 
     @classmethod
     def of_file(cls, path: Path, caption: str) -> Picture:
-        """Return the picture of a PNG file, without data where there is none or it is damaged."""
+        """Return the picture of a PNG file, without data if it is missing or damaged."""
         if (png := read_png(path)) is not None:
             return cls.of(png, caption)
-        return cls(f"{caption} ({path.name} is no sound PNG)" if path.exists() else caption)
+        return cls(f"{caption} ({path.name} is not a valid PNG)" if path.exists() else caption)
 
 
 def read_png(path: Path) -> bytes | None:
-    """Return a PNG file; None where there is none, and with a warning where it is damaged or no PNG."""
+    """Return the content of a PNG file, or None if there is none; if it is damaged, warn and return None."""
     try:
         png = read_bounded(path, MAX_PICTURE)
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
@@ -88,7 +88,7 @@ def read_png(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever the parser raises for content of another format
-        reason = printable(f"{path} is not shown, as it is no sound PNG: {error}")
+        reason = printable(f"{path} is not shown, as it is not a valid PNG: {error}")
         warnings.warn(reason, EvidenceWarning, stacklevel=3)
         return None
     return png
@@ -104,8 +104,8 @@ def report_head(
     """Return the part above the table of tests, with style and script of the page.
 
     Args:
-        comparison: None where no run was begun.
-        own_gates: whether each gate passed that a project added, by name.
+        comparison: None if no run was begun.
+        own_gates: for each gate that a project added, by name, whether it passed.
         gate_ran: whether the gate's test was run.
     """
     files = importlib.resources.files("bvae.report")
@@ -124,7 +124,7 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
     """Return the section of a run: verdict, epochs that met the rules, filmstrip, curves and checkpoints.
 
     Args:
-        curves: PNG of the run's curves, None where they could not be drawn.
+        curves: PNG of the run's curves, None if they could not be drawn.
     """
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
@@ -249,7 +249,7 @@ def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
     best = [path for path in drawn if path.stem == "best"]
     timed = [path for path in drawn if path.stem != "best"]
     remarks = [
-        f"{picture_of(path).name} is not shown: it is no sound PNG."
+        f"{picture_of(path).name} is not shown: it is not a valid PNG."
         for path in found
         if path not in drawn and picture_of(path).exists()
     ]

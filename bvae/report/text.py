@@ -180,7 +180,7 @@ def explain_outcome(
 def what_was_learned(comparison: Comparison, option: str) -> str:
     """Return a verb phrase on what an option learned that breaks no rule of the verdict.
 
-    Shapes count as learned where more objects are recognised than by the nearest training grid.
+    Shapes count as learned if more objects are recognised than by the nearest training grid.
     """
     share = comparison.options[option].objects_recognised.mean
     copied = [
@@ -229,7 +229,7 @@ def to_terminal(
     _, outcome = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
     lines = [describe_setting(comparison), "", *to_text_table(comparison), ""]
     if not gate_ran:
-        lines += ["The gate was not run; this is a comparison of what was found.", ""]
+        lines += ["The gate was not run; this is a comparison of the existing results.", ""]
     lines += [outcome, *explain_gate(comparison).splitlines()[1:], comparison.recommendation]
     return [*lines, *(["", *table] if (table := differences_to_text(differences)) else [])]
 

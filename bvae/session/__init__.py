@@ -1,10 +1,9 @@
 """Sessions: one folder for each invocation, the runs in it, and the processes that train them.
 
 folder       the session folder, its record, and what a run leaves in it
-run          obtaining one run: read, waited for, or trained
+run          one run: read its result, wait for it, or train it
 scheduling   where runs are trained, and in what order; the interface for other engines
 progress     progress of runs in other processes
-pictures     curves of a run, and the pictures of a comparison
 
 `bvae.session_files` lists every file and marker of a session folder, and who writes it.
 """

@@ -86,7 +86,7 @@ class Session:
 
     Attributes:
         path: the folder.
-        record: what `session.json` says.
+        record: the content of `session.json`.
         invocation: id of the pytest invocation that works in the folder now. A run that it began has crashed
             if the run has no result and no process holds its lock.
     """
@@ -130,16 +130,16 @@ class Session:
         """Return the session in an existing folder.
 
         Raises:
-            FileNotFoundError: where there is none.
-            ValueError: where its record is damaged, or is not what was written.
+            FileNotFoundError: if there is none.
+            ValueError: if its record is damaged or does not match its seal.
         """
         record = read_json(path / SESSION, SessionRecord)
         if not is_sealed(record):
             raise ValueError(
-                f"{printable(str(path / SESSION))} is not what bvae wrote, as its seal does not fit; "
+                f"{printable(str(path / SESSION))} is not what bvae wrote: its seal does not match; "
                 "restore the file, or start a new session"
             )
-        shown = escaped(record)  # the rest must stay as it is: paths, and what a command was given
+        shown = escaped(record)  # paths and command arguments must not be changed
         return cls(path, dataclasses.replace(shown, config=record.config, command=record.command), invocation)
 
     def run_config(self, option: LossOption, seed: int) -> RunConfig:
@@ -147,7 +147,7 @@ class Session:
         return self.record.config.run(option, seed, self.record.corpus.fingerprint)
 
     def point_latest(self) -> None:
-        """Point the link `latest` beside the session folder to it, atomically, where the system can."""
+        """Atomically point the link `latest`, next to the session folder, to it, if the system can."""
         link = self.path.parent / LATEST
         with contextlib.suppress(OSError):
             if link.readlink() == Path(self.path.name):
@@ -179,7 +179,7 @@ class Session:
         return self.path / f"{STOP}{self.invocation}"
 
     def discard_if_unused(self) -> None:
-        """Remove the folder if no run began in it and all in it is bvae's, as when nothing was selected."""
+        """Remove the folder if no run began in it and it contains only files of bvae."""
         entries = [*self.path.iterdir()]
         if all(map(is_session_file, entries)):
             for entry in entries:
@@ -188,7 +188,7 @@ class Session:
 
 
 def hold(path: Path) -> BaseFileLock:
-    """Lock a session folder for this process until it ends, however it ends.
+    """Lock a session folder for this process until the process ends.
 
     Raises:
         SessionHeldError: if another live process holds it; the lock of a dead process is ignored.
@@ -238,7 +238,7 @@ def is_begun(session: Session, name: str) -> bool:
 
 
 def _read_marker(path: Path) -> str:
-    """Return the text of a marker, empty where there is none that can be read."""
+    """Return the text of a marker, empty if it cannot be read."""
     try:
         return printable(read_bounded(path, MAX_MARKER).decode())
     except (FileNotFoundError, ValueError):
@@ -246,31 +246,31 @@ def _read_marker(path: Path) -> str:
 
 
 def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a run, None before it is complete.
+    """Return the result of a run, or None if it is not complete.
 
     Raises:
-        ValueError: one sentence, where the result is not what was written, is that of another run, or was
-            made from other files than are there now.
+        ValueError: if the result does not match its seal, its run or the files in the folder; the message is
+            one sentence.
     """
     try:
         result = read_json(directory / RESULT, RunResult)
     except FileNotFoundError:
         return None
     if not is_sealed(result):
-        raise ValueError(f"{run.name}: {RESULT} is not what bvae wrote, as its seal does not fit")
+        raise ValueError(f"{run.name}: {RESULT} is not what bvae wrote: its seal does not match")
     if (result.option, result.seed) != (run.option.name, run.seed):
         raise ValueError(f"{run.name}: {RESULT} is that of {result.option}-seed{result.seed}")
     now = digests(directory)
     if changed := sorted(name for name in now | result.digests if now.get(name) != result.digests.get(name)):
-        fault = "is not what" if changed[0] in now else "is missing from what"
-        raise ValueError(f"{run.name}: {changed[0]} {fault} {RESULT} was made from")
+        fault = "has changed since" if changed[0] in now else "was removed after"
+        raise ValueError(f"{run.name}: {changed[0]} {fault} {RESULT} was written")
     if CONFIG not in now or (changes := differences(run, read_json(directory / CONFIG, RunConfig))):
         raise ValueError(f"{run.name}: {CONFIG} is that of another run: {changes[0]}")
     return escaped(result)
 
 
 def read_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a complete run, else None; one that does not fit its run is named in a warning."""
+    """Return the result of a complete run, else None; warn if there is one that does not match its run."""
     try:
         return verified_result(directory, run)
     except ValueError as error:
@@ -293,7 +293,7 @@ def read_history(directory: Path) -> list[EpochRecord]:
 
 
 def shown_history(session: Session, name: str) -> list[EpochRecord]:
-    """Return the completed epochs of a run, to be drawn; none where they cannot be used, with a warning."""
+    """Return the completed epochs of a run for drawing; if they cannot be used, warn and return none."""
     try:
         history = read_history(session.path / name)
         classes = {record.validation.classes for record in history}
@@ -333,7 +333,7 @@ def compare_outcomes(
 
 
 def read_comparison(session: Session) -> Comparison | None:
-    """The comparison of a session, None before it is complete. Raises ValueError where it is damaged."""
+    """Return a session's comparison, or None if it is not complete. Raises ValueError if it is damaged."""
     try:
         return read_json(comparison_folder(session) / "comparison.json", Comparison)
     except FileNotFoundError:

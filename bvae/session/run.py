@@ -77,7 +77,7 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
 
 
 def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[Trainer, CheckpointPictures]:
-    """Return a run's trainer, restored from its newest valid checkpoint, and what draws its pictures.
+    """Return a run's trainer, restored from its newest valid checkpoint, and its `CheckpointPictures`.
 
     Damaged checkpoints are skipped with a warning.
     """
@@ -94,7 +94,7 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
         except CheckpointError as error:
             warnings.warn(f"{error}; an older checkpoint is used", EvidenceWarning, stacklevel=2)
     if not trainer.epoch and (directory / METRICS).exists():
-        atomic_write(directory / METRICS, b"")  # of epochs that no sound checkpoint has
+        atomic_write(directory / METRICS, b"")  # drops epochs that no valid checkpoint has
     return trainer, pictures
 
 

@@ -23,7 +23,7 @@ from bvae.session.run import obtain_run
 class RunScheduler:
     """Trains runs in this process, one after the other, in one thread.
 
-    Runs are spread over processes instead, which share the session folder and lock the run that they train.
+    For parallel training, several processes share the session folder; each locks the run that it trains.
 
     Args:
         session, corpus: what is trained.

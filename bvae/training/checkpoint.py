@@ -87,7 +87,7 @@ def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:
         tensors = safetensors.torch.load(data)
         state = from_json(json.dumps(metadata["state"]), kind)
     except CONTENT_ERRORS as error:
-        raise CheckpointError(f"{path} has a sound checksum but no checkpoint in it: {error}") from error
+        raise CheckpointError(f"{path} has a valid checksum but no checkpoint in it: {error}") from error
     return Checkpoint(tensors, state)
 
 
@@ -118,7 +118,7 @@ def _verified_metadata(path: Path, data: bytes) -> dict[str, object]:
     try:
         metadata: dict[str, object] = json.loads(json.loads(header)["__metadata__"][_KEY])
     except CONTENT_ERRORS as error:
-        raise CheckpointError(f"{path} has a sound checksum but a broken header: {error}") from error
+        raise CheckpointError(f"{path} has a valid checksum but a broken header: {error}") from error
     return metadata
 
 

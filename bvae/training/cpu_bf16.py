@@ -103,7 +103,7 @@ def _unsupported_parameters(model: BetaVAE, modules: dict[str, nn.Module]) -> st
         return "there is no parameter"
     for name in expected | parameters:
         if name not in parameters:
-            return f"{name} is no parameter"
+            return f"{name} is not a parameter"
         parameter, dtype = parameters[name], model.one_hot_rows.dtype
         if name not in expected or tuple(parameter.shape) != expected[name]:
             return f"{name} is a parameter of shape {[*parameter.shape]}; expected {expected.get(name)}"

@@ -78,8 +78,8 @@ class WeightedLayer(Layer):
     """A layer with a weight and a bias. Its `backward` writes the gradients w.r.t. both to given memory.
 
     Args:
-        module, place: as of any layer.
-        weight, bias: flat, in the order of memory that `as_read` gives.
+        module, place: as for any layer.
+        weight, bias: flat, in the memory order of `as_read`.
         weight_gradient, bias_gradient: likewise; written to.
     """
 

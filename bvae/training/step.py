@@ -71,7 +71,7 @@ class TrainStep(Protocol):
 
         Args:
             target: `[B, H, W]`, class indices.
-            noise: the generator that posterior samples are drawn with.
+            noise: the generator of the posterior samples.
 
         Returns: the mean loss and its terms, and the 2-norm of the gradient before clipping.
         """
@@ -94,7 +94,7 @@ def training_state(model: nn.Module, step: TrainStep) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_tensors(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Write saved tensors into the state of the same names, and so into model and optimizer."""
+    """Copy saved tensors into the tensors of the same names, and thus into model and optimizer."""
     for name, tensor in state.items():
         tensor.copy_(saved[name])
 
@@ -119,7 +119,7 @@ class AutogradStep:
         for parameter in self._parameters.values():
             parameter.grad = None
         with torch.autocast(target.device.type, torch.bfloat16, enabled=self._bf16):
-            mean, log_variance = self._model.encode(target.clone())  # which the model may write into
+            mean, log_variance = self._model.encode(target.clone())  # because the model may modify it
             logits = self._model.decode(sample_posterior(mean, log_variance, noise))
         outputs = (logits, mean, log_variance)
         terms, gradients = self._loss.with_gradient(*outputs, target)

@@ -25,10 +25,10 @@ Destination = str | Path | BinaryIO
 
 DPI = 72  # one point is one pixel
 INK, SOFT_INK = "#1A1A1A", "#595959"  # shades of grey, so that a grid image keeps to 256 colours
-TITLE_SIZE, TEXT_SIZE, TICK_SIZE = 30, 26, 22  # pixels; legible where a picture is shown 600 pixels wide
+TITLE_SIZE, TEXT_SIZE, TICK_SIZE = 30, 26, 22  # pixels; legible if a picture is shown 600 pixels wide
 LINE_HEIGHT = 1.3
 LETTER = 0.54  # mean width of a letter, in font sizes
-TITLE_LINES = 3  # at most, of the headline and of what follows it
+TITLE_LINES = 3  # maximum, of the headline and of the text below it
 GAP, EDGE = 14, 20  # pixels
 LEFT = 104  # pixels before a panel, for the tick labels of its y axis
 LABEL_DROP = 64  # pixels from a panel to the foot of its x label

@@ -1,6 +1,6 @@
 """Pictures of grids: what a model reconstructs, options side by side, a run's checkpoints as a filmstrip.
 
-Every picture is one axes, and a sentence that describes it is its text alternative. Grids are `[B, H, W]`,
+Every picture is one axes; its text alternative is a sentence that describes it. Grids are `[B, H, W]`,
 arrays or tensors of the classes 0–63, with `bvae.corpus.OUTSIDE` outside a grid: 1–40 grids with sides of
 1–64 cells. Every function raises ValueError for other grids. Positions outside a grid are neither drawn nor
 counted.
@@ -52,8 +52,8 @@ def plot_reconstructions(
 ) -> Figure:
     """Draw grids, their reconstructions and the wrong cells, with the accuracy, object IoU and loss of each.
 
-    The model's mode is evaluation meanwhile and its own again afterwards, and so is the state of the
-    random generators.
+    The model runs in evaluation mode; its mode and the states of the random generators are restored
+    afterwards.
 
     Args:
         model: gets int64 `[B, H, W]` on its device and returns logits `[B, C, H, W]` for C classes, at most
@@ -67,7 +67,7 @@ def plot_reconstructions(
     originals = _classes("grids", grids)
     target = torch.from_numpy(originals).to(_device(model, grids))
     with evaluating(model), torch.inference_mode():
-        output = model(target.clone())  # which the model may write into
+        output = model(target.clone())  # because the model may modify it
         logits = _logits(output, target)
         losses = loss(output, target) if loss else _cross_entropy(logits, target)
         predicted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()

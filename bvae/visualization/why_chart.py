@@ -1,4 +1,4 @@
-"""Chart of why an option predicts what it predicts."""
+"""Chart that explains the predictions of an option."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def plot_why(
     path: canvas.Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw what explains an option: thresholds by class, gradient share by epoch, confusion of classes.
+    """Draw the explanation of an option: thresholds by class, gradient share by epoch, confusion of classes.
 
     Args:
         colour: colour of the option.

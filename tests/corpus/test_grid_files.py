@@ -179,7 +179,7 @@ def test_a_value_that_is_neither_a_class_nor_the_padding_value_is_named_with_its
     if 10 <= value < 64:
         expected += "; if there are more classes, add --classes auto"
     if padding_value is None:
-        expected += f"; if {value} marks what is outside a grid, add --padding-value={value}"
+        expected += f"; if {value} marks cells outside a grid, add --padding-value={value}"
     expected += "$"
     path = tmp_path_factory.getbasetemp() / "wrong.npz"
     np.savez(path, train=array)
@@ -271,7 +271,7 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
 def test_only_integers_are_accepted(tmp_path: Path, descr: str, named: str) -> None:
     message = refusal(tmp_path / "type.npy", npy_of_type(descr))
     assert named in message
-    assert "expected integers, as from" in message
+    assert "expected integers, such as" in message
 
 
 @pytest.mark.parametrize(
@@ -317,9 +317,9 @@ def test_a_damaged_header_is_refused(tmp_path: Path, text: str) -> None:
         ((4, 3, 17), "3×17, larger than the grid size 16"),
         ((2**40, 3, 2), "at most"),
         ((2**62, 1, 1), "at most"),
-        ((5, 3, 2), "promises 30 bytes of grids, but the file holds 24"),
-        ((2**25, 16, 16), "promises 8589934592 bytes"),
-        ((3, 3, 2), "promises 18 bytes of grids, but the file holds 24"),
+        ((5, 3, 2), "declares 30 bytes of grids, but the file holds 24"),
+        ((2**25, 16, 16), "declares 8589934592 bytes"),
+        ((3, 3, 2), "declares 18 bytes of grids, but the file holds 24"),
     ],
 )
 def test_a_header_with_a_wrong_shape_or_size_is_refused(
@@ -355,8 +355,8 @@ NPY = npy_bytes(SMALL)
         (npz_bytes({"a.npy": NPY, "b\n.npy": NPY}), r"2 arrays (a, b\n) but none named train"),
         (npz_bytes({f"{i}.npy": NPY for i in range(5000)}), "5000 arrays (0, 1, 2"),
         (npz_bytes({"train.npy": npz_bytes({"train.npy": NPY})}), "damaged header"),
-        (npz_bytes({"train.npy": NPY}, zipfile.ZIP_LZMA), "another method than deflate"),
-        (npz_bytes({"train.npy": NPY}, zipfile.ZIP_BZIP2), "another method than deflate"),
+        (npz_bytes({"train.npy": NPY}, zipfile.ZIP_LZMA), "a method other than deflate"),
+        (npz_bytes({"train.npy": NPY}, zipfile.ZIP_BZIP2), "a method other than deflate"),
         (npz_bytes({"train.npy": NPY})[:-30], "damaged or unsupported archive"),
         (npz_claiming({"flag_bits": 1}, NPY), "encrypted"),
         (npz_claiming({"flag_bits": 0x40}, NPY), "strong encryption"),

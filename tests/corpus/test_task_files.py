@@ -252,7 +252,7 @@ def with_grid(grid: str) -> str:
 
 
 NOT_JSON = [
-    ("", "is no file of grids"),
+    ("", "is not a file of grids"),
     ("{", "truncated"),
     ("[[", "truncated"),
     ("{}", "holds no grid; expected ARC tasks"),
@@ -280,7 +280,7 @@ NOT_JSON = [
     (with_grid("[[300]]"), "add --padding-value=300"),
     (with_grid(f"[[{2**63}, -1]]"), f"cell[0, 0] is {2**63};"),
     (with_grid(f"[[{9 * 10**4000}]]"), "cell[0, 0] is 90000"),
-    (with_grid(f"[{[1] * 65}]"), "has sides of 65 cells; add --grid-size=64 to leave them out"),
+    (with_grid(f"[{[1] * 65}]"), "has grids of side 65; add --grid-size=64 to leave them out"),
 ]
 
 
@@ -313,7 +313,7 @@ def test_tasks_of_one_split_alone_are_refused(tmp_path: Path, held_out: bool) ->
     (tmp_path / "a.json").write_text(json.dumps({task: [[[1, 2]], [[3]]] for task in chosen}))
     message = refusal(tmp_path / "a.json")
     found = ("0 grids of training and 2", "2 grids of training and 0")[not held_out]
-    assert f"has {found} of validation tasks of up to 2×2 cells; expected 1 and 2 or more: " in message
+    assert f"has {found} of validation tasks of up to 2×2 cells; expected at least 1 and 2: " in message
     assert "or use --grid-size=2, which more grids fit" in refusal(tmp_path / "a.json", grid_size=1)
 
 
@@ -347,12 +347,12 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     ("limit", "value", "named"),
     [
         ("MAX_FILES", 2, "has more than 2 files and folders"),
-        ("MAX_DEPTH", 1, "1 inside each other"),
-        ("MAX_FILE_BYTES", 100, "has more than 0 MiB; save it in parts"),
-        ("MAX_BYTES", 200, "GiB of JSON; give fewer files, or .npy"),
-        ("MAX_LISTS", 10, "has more than 10 lists; save it in parts"),
-        ("MAX_GRIDS", 7, "has more than 7 grids; give fewer files, or .npy"),
-        ("MAX_PADDED_BYTES", 7, "more than 0 MiB at the grid size 2; use a smaller one"),
+        ("MAX_DEPTH", 1, "or 1 nested folders"),
+        ("MAX_FILE_BYTES", 100, "has more than 0 MiB; split it"),
+        ("MAX_BYTES", 200, "GiB of JSON; pass fewer files, or a .npy"),
+        ("MAX_LISTS", 10, "has more than 10 lists; split it"),
+        ("MAX_GRIDS", 7, "has more than 7 grids; pass fewer files, or a .npy"),
+        ("MAX_PADDED_BYTES", 7, "more than 0 MiB at the grid size 2; use a smaller size"),
     ],
 )
 def test_everything_has_a_bound(
@@ -382,7 +382,7 @@ DEFLATED = {"compress_type": zipfile.ZIP_DEFLATED}
         (npz_bytes({}), "holds neither arrays nor a .json file"),
         (npz_bytes({"notes.txt": b"7"}), "holds neither arrays nor a .json file"),
         (npz_bytes({".a.json": b"7", "__MACOSX/a.json": b"7"}), "holds neither arrays nor a .json file"),
-        (npz_bytes({"a.json": SOUND.encode()}, zipfile.ZIP_LZMA), "another method than deflate"),
+        (npz_bytes({"a.json": SOUND.encode()}, zipfile.ZIP_LZMA), "a method other than deflate"),
         (npz_bytes({"a.json": SOUND.encode()})[:-30], "damaged or unsupported archive"),
         (claiming(flag_bits=1), "task.json is encrypted"),
         (claiming(CRC=7), "Bad CRC"),
@@ -482,8 +482,8 @@ def test_images_are_converted_by_a_line_too(tmp_path: Path, monkeypatch: pytest.
         (b"\x89HDF\r\n\x1a\n", "is an HDF5 file; convert it: numpy.save('grids.npy', h5py.File(FILE)"),
         (b"\xff\xd8\xff\xe0", "is an image; convert it"),
         (pickle.dumps([1]), "a pickle, which is never loaded"),
-        (b"hello", "is no file of grids; expected ARC tasks"),
-        (b"\x7fELF", "is no file of grids"),
+        (b"hello", "is not a file of grids; expected ARC tasks"),
+        (b"\x7fELF", "is not a file of grids"),
     ],
 )
 def test_other_files_are_told_apart_by_how_they_start(tmp_path: Path, content: bytes, named: str) -> None:

@@ -225,7 +225,7 @@ def test_an_option_of_a_plugin_that_is_missing_ends_in_one_sentence(
     done = run_pytest(*PACKAGED, "-p", switched_off, option)
     assert done.returncode == 4
     assert done.stderr.splitlines() == [
-        f"ERROR: {option} needs {package}, which is not active; install it, or drop the option, also from "
+        f"ERROR: {option} needs {package}, which is not active; install it, or remove the option, also from "
         "addopts: -o addopts='-p bvae.plugin'",
         "",
     ]

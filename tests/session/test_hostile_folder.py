@@ -202,13 +202,13 @@ WITHOUT_SEAL: dict[str, Any] = {"seal": "", "digests": {}}
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "an edited verdict": (
         edit_json("A-seed0/result.json", '"verdict": "', '"verdict": "healthy", "was": "'),
-        "A-seed0: result.json is not what bvae wrote, as its seal does not fit",
+        "A-seed0: result.json is not what bvae wrote: its seal does not match",
     ),
     "no seal, as of older versions": (
         lambda session: (session / "A-seed0/result.json").write_text(
             json.dumps(json.loads((session / "A-seed0/result.json").read_text()) | WITHOUT_SEAL)
         ),
-        "A-seed0: result.json is not what bvae wrote, as its seal does not fit",
+        "A-seed0: result.json is not what bvae wrote: its seal does not match",
     ),
     "the result of another run": (
         lambda session: shutil.copy(session / "B-seed0/result.json", session / "A-seed0"),
@@ -218,19 +218,19 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a run of other settings": (train_longer, "A-seed0: config.json is that of another run: training.beta"),
     "an edited configuration": (
         edit_json("A-seed0/config.json", '"batch_size": 16', '"batch_size": 32'),
-        "A-seed0: config.json is not what result.json was made from",
+        "A-seed0: config.json has changed since result.json was written",
     ),
     "edited metrics": (
         edit_json("A-seed0/metrics.jsonl", '"epoch":1', '"epoch":1 '),
-        "A-seed0: metrics.jsonl is not what result.json was made from",
+        "A-seed0: metrics.jsonl has changed since result.json was written",
     ),
     "no metrics": (
         lambda session: (session / "A-seed0/metrics.jsonl").unlink(),
-        "A-seed0: metrics.jsonl is missing from what result.json was made from",
+        "A-seed0: metrics.jsonl was removed after result.json was written",
     ),
     "an older checkpoint": (
         shift_checkpoint,
-        "A-seed0: checkpoints/epoch_002.safetensors is not what result.json was made from",
+        "A-seed0: checkpoints/epoch_002.safetensors has changed since result.json was written",
     ),
 }
 
@@ -261,7 +261,7 @@ def test_a_result_that_does_not_fit_its_run_is_named_and_not_believed(
 
 def test_an_edited_session_is_refused_in_one_sentence(session: Path) -> None:
     edit_json("session.json", '"seeds": 1', '"seeds": 2')(session)
-    with pytest.raises(SetupError, match=r"session\.json is not what bvae wrote, as its seal does not fit"):
+    with pytest.raises(SetupError, match=r"session\.json is not what bvae wrote: its seal does not match"):
         resume(session)
 
 
@@ -405,7 +405,7 @@ def test_what_is_no_sound_png_is_named_and_not_shown(session: Path, content: byt
     experiment = resume(session)
     result = found_outcomes(experiment.session)["A"][0]
     assert isinstance(result, RunResult)
-    with pytest.warns(EvidenceWarning, match="is not shown, as it is no sound PNG"):
+    with pytest.warns(EvidenceWarning, match="is not shown, as it is not a valid PNG"):
         html = "".join(experiment.show_run(result))
     for name in (*places, str(flipped)):
         assert f"{Path(name).name} is" in html
