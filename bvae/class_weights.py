@@ -43,7 +43,7 @@ def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]
     """Return the class weights `[C]` of a loss option; explicit weights are scaled to the same mean of 1.
 
     Explicit weights also apply to classes that never occur. Raises ValueError like
-    `weights_by_method`, and if the number of explicit weights is not that of the classes.
+    `weights_by_method`, and if the number of explicit weights is not the number of classes.
     """
     if isinstance(option.class_weights, tuple):
         if len(option.class_weights) != len(counts):

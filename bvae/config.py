@@ -35,7 +35,7 @@ OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become 
 DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
 LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
-"""Upper limits of whole numbers, far above useful values, so that a typo is refused and fills no memory."""
+"""Upper limits of whole numbers, far above useful values, so that a typo cannot fill the memory."""
 
 MAX_ROLE = 200
 """Maximum length of a loss option's role, in characters."""
@@ -133,7 +133,7 @@ class LossOption:
 
 
 def _check_classes(classes: Classes, options: tuple[LossOption, ...]) -> None:
-    """Raise ConfigError if the number of classes is out of bounds or not that of the explicit weights."""
+    """Raise ConfigError if the number of classes is out of bounds or differs from the explicit weights."""
     if classes == "auto":
         return
     expected = f"a whole number of at least {MIN_CLASSES} and at most {MAX_CLASSES}, or auto"

@@ -1,4 +1,4 @@
-"""An experiment from its options to its report, for pytest's hooks and `python -m bvae`; without pytest.
+"""An experiment from its options to its report, for pytest's hooks and `python -m bvae`.
 
 The controller of pytest-xdist imports this module. It must not import PyTorch or matplotlib, which takes two
 seconds, so processes that train import them through `load_engine`.
@@ -147,7 +147,7 @@ class Experiment:
             if changes := changes_since(session.record, experiment.config, experiment.corpus):
                 raise SetupError(
                     f"--resume {path} would not give the same result: {'; '.join(changes)}; "
-                    "restore that, or start a new session"
+                    "undo this, or start a new session"
                 )
             experiment._lock = hold(path)
             discard_comparison(session)
@@ -224,7 +224,7 @@ class Experiment:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether progress is displayed, so that pytest's result letters would break its line."""
+        """Whether progress is displayed in a line that pytest's result letters would break."""
         return self._display is not None
 
     def obtain(self, selection: Selection) -> RunResult:

@@ -247,7 +247,7 @@ def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) 
         raise ModelError(f"model {name!r} changes {changed} in evaluation mode; expected no change")
     if changed := _differing(straight, repeated):
         raise ModelError(
-            f"model {name!r} ends with another {changed} when it continues from a checkpoint; expected "
+            f"model {name!r} ends with a different {changed} when it continues from a checkpoint; expected "
             "everything that training changes in parameters or buffers, and random numbers from the global "
             "generators of torch, numpy and random"
         )

@@ -64,7 +64,7 @@ def path_text(text: str) -> str:
 class CommandLineOption:
     """An option of the command line.
 
-    An option with the name of a field of `ExperimentConfig` or `TrainingConfig` has its type and default.
+    An option named like a field of `ExperimentConfig` or `TrainingConfig` has the field's type and default.
 
     Attributes:
         name: the name without dashes.
@@ -145,7 +145,7 @@ OPTIONS = (
     CommandLineOption(
         "grid-size",
         "S",
-        "Maximum height and width of a grid, 1 to 64; auto: that of the largest in a file, else 16",
+        "Maximum height and width of a grid, 1 to 64; auto is the largest in a file, 16 for other corpora",
     ),
     CommandLineOption(
         "padding-value",
@@ -156,7 +156,7 @@ OPTIONS = (
     CommandLineOption(
         "classes",
         "N",
-        "Number of classes, 2 to 64; auto: one more than the largest class in a file, else 10",
+        "Number of classes, 2 to 64; auto is one more than the largest in a file, 10 for other corpora",
     ),
     CommandLineOption("epochs", "N", "Epochs to train each run"),
     CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1", commands=PYTEST),

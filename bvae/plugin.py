@@ -114,7 +114,7 @@ def laboratory(pytestconfig: pytest.Config) -> Experiment:
     if found is None:
         pytest.fail(
             f"no experiment was prepared: expected a test file that uses {', '.join(sorted(FIXTURES))} "
-            f"or imports {PACKAGED}; write one of them into this file itself",
+            f"or imports {PACKAGED}; use or import one of them in this file",
             pytrace=False,
         )
     return found
@@ -145,7 +145,7 @@ def attach_html(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
 
 
 def runs_experiments(config: pytest.Config) -> bool:
-    """Return whether tests of an experiment are to be run, and not only listed."""
+    """Return whether tests of an experiment will be run, rather than only listed."""
     return not any(getattr(config.option, name, False) for name in LISTINGS) and uses_experiments(config)
 
 

@@ -55,7 +55,7 @@ class StorageError(OSError):
 
 @functools.cache
 def warn_of_weaker_promise(what: str) -> None:
-    """Warn, once per process, that this system weakens a guarantee, and what follows from that."""
+    """Warn, once per process, that this system weakens a guarantee, and say what follows."""
     warnings.warn(what, EvidenceWarning, stacklevel=3)
 
 
@@ -92,7 +92,7 @@ def _has_locks(folder: Path) -> bool:
         path.unlink(missing_ok=True)
     if not found:
         warn_of_weaker_promise(
-            "the file system has no locks (flock): after a kill of a process on another machine, remove its "
+            "the file system has no locks (flock): if a process on another machine is killed, remove its "
             ".lock files by hand"
         )
     return found
@@ -173,7 +173,7 @@ def _flush_names(folder: Path) -> None:
             raise
         warn_of_weaker_promise(
             f"folders cannot be flushed here ({error.strerror}): a power cut may undo the last writes, and "
-            "training then goes on from an older checkpoint"
+            "training then continues from an older checkpoint"
         )
 
 
@@ -297,7 +297,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Return the `kind` that a JSON file holds. Raises FileNotFoundError, or a ValueError that names it."""
+    """Return the `kind` in a JSON file. Raises FileNotFoundError, or a ValueError that names the file."""
     data = read_bounded(path, MAX_JSON)
     try:
         return from_json(data, kind)

@@ -161,8 +161,8 @@ RULES = (
         "minor object recall above its shuffled control",
         lambda e: _difference(e.minor_object_recall, e.shuffled.minor_object_recall),
         0.15,
-        "of the objects outside their grid's main object class only {e.minor_object_recall:.3f} have half "
-        "of their cells right, and {e.shuffled.minor_object_recall:.3f} with another grid's latent",
+        "only {e.minor_object_recall:.3f} of the objects that are not of their grid's main object class have "
+        "half of their cells right, and {e.shuffled.minor_object_recall:.3f} with another grid's latent",
     ),
 )
 """Rules in the order in which they are applied; the first that is broken gives the verdict."""

@@ -338,7 +338,7 @@ def test_the_mean_is_over_cells_and_not_over_weights() -> None:
         ({"logits": torch.zeros(4, 3, 3)}, r"expected \[B, C, H, W\]"),
         ({"logits": torch.zeros(2, 4, 3, 3).long()}, "logits are torch.int64.*expected a floating type"),
         ({"logits": np.zeros((2, 4, 3, 3))}, "logits is a ndarray; expected a tensor"),
-        ({"target": torch.full((2, 4, 3, 3), 0.25)}, "probabilities are no target"),
+        ({"target": torch.full((2, 4, 3, 3), 0.25)}, "probabilities are not supported"),
         ({"target": torch.zeros(2, 3, 3)}, "target torch.float32.*expected .*class indices"),
         ({"target": np.zeros((2, 3, 3), int)}, "target is a ndarray; expected a tensor"),
         ({"target": torch.full((2, 3, 3), 4)}, "target holds 4; expected classes from 0 to 3, or 255"),

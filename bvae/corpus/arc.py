@@ -37,7 +37,7 @@ def task_grids() -> list[TaskGrid]:
 
 
 def load(grid_size: int) -> tuple[Integers, Integers]:
-    """Return the distinct grids that fit, `[N, S, S]` of the training and of the held-out tasks."""
+    """Return the distinct training grids and held-out grids that fit, each `[N, S, S]`."""
     splits: tuple[dict[bytes, None], dict[bytes, None]] = ({}, {})
     for grid, held_out in task_grids():
         if max(grid.shape) <= grid_size:

@@ -157,7 +157,7 @@ class _LossSums:
         total, of_grids, kl, of_cells, cells = (self._sums / self._grids).tolist()
         kl_per_dim = tuple((self._kl_of_dim / self._grids).tolist())
         return {
-            # If grids differ in size, the mean over cells differs from that over grids; else this adds 0.
+            # If grids differ in size, the mean over cells differs from that over grids; if not, this adds 0.
             "loss": total + (of_cells / cells - of_grids),
             "reconstruction": of_cells / cells,
             "kl": kl,

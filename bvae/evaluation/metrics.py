@@ -76,7 +76,7 @@ class Tally:
 
 
 def confusion_matrix(target: Grids, predicted: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.int64]:
-    """Return counts `[C, C]` of cells by true class (row) and predicted class (column), none outside."""
+    """Return counts `[C, C]` of cells inside grids by true class (row) and predicted class (column)."""
     inside = target != OUTSIDE
     index = target[inside].astype(np.int64) * classes + predicted[inside]
     return np.bincount(index, minlength=classes * classes).reshape(classes, classes)

@@ -41,7 +41,7 @@ else:
     Scores = dataclasses.make_dataclass(
         "Scores", [(name, Share | None) for name in COMPARED], frozen=True, kw_only=True
     )
-"""`COMPARED` metrics of a run: fractions, null where there was nothing to count."""
+"""`COMPARED` metrics of a run: fractions, null if there was nothing to count."""
 
 
 class BaselineError(ValueError):

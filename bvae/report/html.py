@@ -199,7 +199,7 @@ def _options_table(comparison: Comparison, names: Sequence[str]) -> dict[str, An
 
 
 def _rules_table(comparison: Comparison) -> dict[str, Any]:
-    """Return the table of rules: the number that each rule measured in every run, with a sign if broken."""
+    """Return the table of rules: the number that each rule measured in every run, marked if broken."""
     runs = [(name, run) for name, option in comparison.options.items() for run in option.runs]
     rows = []
     for rule in RULES:

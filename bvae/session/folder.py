@@ -147,7 +147,7 @@ class Session:
         return self.record.config.run(option, seed, self.record.corpus.fingerprint)
 
     def point_latest(self) -> None:
-        """Atomically point the link `latest`, next to the session folder, to it, if the system can."""
+        """Make the link `latest` next to the session folder point to it, atomically, if the system can."""
         link = self.path.parent / LATEST
         with contextlib.suppress(OSError):
             if link.readlink() == Path(self.path.name):

@@ -154,7 +154,7 @@ def build_layers(
 
 
 ALIGNMENT = 32
-"""Each parameter starts at a multiple of this index in the vector, which is 64 bytes of bfloat16."""
+"""Each parameter starts at a multiple of this index in the vector (64 bytes in bfloat16)."""
 
 
 class HandwrittenStep:
@@ -203,7 +203,7 @@ class HandwrittenStep:
         terms, gradient = self._loss.with_gradient(logits, mean, log_variance, target)
         of_logits = gradient.logits.to(self._dtype).contiguous(memory_format=torch.channels_last)
         of_latent = backward(self._decoder, of_logits).to(exact)
-        # latent = mean + exp(log variance / 2)·noise; w.r.t. log variance its slope is half the last term.
+        # latent = mean + exp(log variance / 2)·noise; its slope w.r.t. log variance is half the last term.
         of_log_variance = gradient.log_variance + of_latent * (0.5 * (latent - mean))
         of_posterior = torch.cat([gradient.mean + of_latent, of_log_variance], 1)
         backward(self._encoder, of_posterior.to(self._dtype))

@@ -140,7 +140,7 @@ class Linear(WeightedLayer):
 
 
 class Convolution(WeightedLayer):
-    """A 3×3 convolution of stride 1 and padding 1. The first of a model has no gradient w.r.t. the data."""
+    """A 3×3 convolution of stride 1 and padding 1. The first in a model skips the gradient w.r.t. data."""
 
     accepts: ClassVar[Mapping[str, object]] = {
         **{"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "padding_mode": "zeros"},
@@ -172,7 +172,7 @@ class Convolution(WeightedLayer):
 
 
 class Resampling(WeightedLayer):
-    """Base of `Downsampling` and `Upsampling`: the weight gradient as one matrix product, the fastest way.
+    """Base of `Downsampling` and `Upsampling`. The weight gradient is one matrix product, which is fastest.
 
     The weight is `[C_small, C_large, k, k]`, between small and large maps.
     """
@@ -254,7 +254,7 @@ class ReLU(Layer):
 
 
 class Flatten(Layer):
-    """Flatten maps; before a linear layer in memory order, which copies nothing."""
+    """Flatten maps. Before a linear layer, the memory order is kept, so nothing is copied."""
 
     accepts: ClassVar[Mapping[str, object]] = {"start_dim": 1, "end_dim": -1}
     takes, gives = "maps", "vectors"
@@ -274,7 +274,7 @@ class Flatten(Layer):
 
 
 class Unflatten(Layer):
-    """The inverse of `Flatten`; after a linear layer in memory order."""
+    """The inverse of `Flatten`. After a linear layer, the memory order is kept."""
 
     accepts: ClassVar[Mapping[str, object]] = {"dim": 1}
     takes, gives = "vectors", "maps"

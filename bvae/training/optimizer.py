@@ -40,7 +40,7 @@ class Adam:
         """Clip the gradient, and return its 2-norm before clipping."""
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if norm > self._max_norm:  # otherwise saves a pass over all gradients
+        if norm > self._max_norm:  # otherwise, no pass over the gradients is needed
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_norm, norm)
         return norm
 

@@ -39,7 +39,7 @@ def window_edges(n: int, *, cells: int) -> list[int]:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Return the seed, of 32 bits, of what the model draws from global generators in a step of a run."""
+    """Return the 32-bit seed of the global generators in a step of a run."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 

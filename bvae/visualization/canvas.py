@@ -36,7 +36,7 @@ COMPRESSION = 6  # zlib level; files are a fifth smaller than at level 3, for 15
 
 STYLE: dict[str, Any] = {
     "text.parse_math": False,
-    "text.hinting": "none",  # a fifth of the time of text, and widths proportional to the font size
+    "text.hinting": "none",  # text in a fifth of the time, with widths proportional to the font size
     "text.color": INK,
     "font.size": TICK_SIZE,
     "axes.titlesize": TEXT_SIZE,
