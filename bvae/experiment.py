@@ -50,7 +50,7 @@ from bvae.session_files import LATEST
 from bvae.storage import atomic_write, printable, refuse_foreign_entries, to_json
 
 if TYPE_CHECKING:
-    from bvae.session.scheduling import RunScheduler
+    from bvae.session.run import RunScheduler
 
 Selection = tuple[LossOption, int]
 

@@ -1,8 +1,7 @@
 """Sessions: one folder for each invocation, the runs in it, and the processes that train them.
 
 folder       the session folder, its record, and what a run leaves in it
-run          obtaining one run: read, waited for, or trained
-scheduling   where runs are trained, and in what order; the interface for other engines
+run          where runs are trained, and in what order; one run: read, waited for, or trained
 progress     progress of runs in other processes
 pictures     curves of a run, and the pictures of a comparison
 
