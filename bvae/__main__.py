@@ -18,6 +18,7 @@ from bvae.experiment import Experiment, load_engine
 from bvae.experiments import EXAMPLE
 from bvae.hooks import Interruptions
 from bvae.options import OPTIONS, options_document, options_of, parse_experiment, path_text
+from bvae.session_files import REPORT
 from bvae.storage import atomic_write, printable
 
 DESCRIPTION = """\
@@ -150,12 +151,16 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Compare the runs of a session again.
 
-    Writes the comparison/ folder of the session, without training.
+    Writes the comparison/ folder of the session, and the report as one HTML page, without training.
     """
     given = {"model": arguments.model}
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
+    if page := experiment.report_page():
+        path = Path(arguments.html or experiment.session.path / REPORT)
+        atomic_write(path, page.encode())
+        print(f"Report: {printable(str(path))}")
     return int(bool(experiment.complaint))
 
 
