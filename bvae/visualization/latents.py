@@ -71,7 +71,7 @@ def plot_traversals(
     """Draw, in a row for each latent dimension, what is decoded while this dimension takes other values.
 
     The other dimensions keep the posterior mean of the grid. A dot marks a cell whose class differs from the
-    reconstruction. A row without dots is a dimension that the decoder ignores.
+    reconstruction. In a row without dots, the dimension changes nothing.
 
     Args:
         model: see `bvae.models`.
