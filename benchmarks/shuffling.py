@@ -19,7 +19,7 @@ from bvae.corpus import Corpus, load_corpus
 from bvae.corpus.atomic import generate
 from bvae.hardware import resolve_precision
 from bvae.trainer import Trainer
-from bvae.training import schedule
+from bvae.training import optimization
 
 DESCRIPTION = """\
 Trains a loss option with three shuffles and the same seeds. The procedural grids are sorted by background
@@ -32,7 +32,7 @@ share, which is the worst order for a shuffle of blocks:
 Accuracy and IoU should agree within the spread of the seeds. Takes about a quarter of an hour."""
 
 WINDOWS = 3
-BLOCKS = schedule.WINDOW_CELLS // schedule.BLOCK_CELLS
+BLOCKS = optimization.WINDOW_CELLS // optimization.BLOCK_CELLS
 """Blocks in a window."""
 
 
@@ -55,7 +55,7 @@ def train(corpus: Corpus, option: str, seed: int, epochs: int, rows: tuple[int, 
     experiment = ExperimentConfig(corpus=corpus.spec, training=training)
     config = experiment.run(LOSS_OPTIONS[option], seed, corpus.fingerprint)
     block, window = (count * corpus.grid_size**2 for count in rows)
-    scaled = mock.patch.multiple(schedule, BLOCK_CELLS=block, WINDOW_CELLS=window)
+    scaled = mock.patch.multiple(optimization, BLOCK_CELLS=block, WINDOW_CELLS=window)
     with tempfile.TemporaryDirectory() as folder, scaled:
         last = Trainer(config, corpus, Path(folder)).fit()[-1].validation
     if last.pixel_accuracy is None or last.foreground_iou is None:

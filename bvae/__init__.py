@@ -4,13 +4,27 @@ corpus/       grids to train on         losses, beta_vae   the loss and the mode
 training/     one training step         trainer            the training loop
 evaluation/   metrics and controls      judging/           comparison of options, baselines
 session/      session folders, workers  visualization/     pictures and charts
-report/       text, Markdown and HTML
+report/       text, Markdown and HTML  notebook           runs and comparisons in Python
 
-ARCHITECTURE.md describes the structure. Importing this package imports none of these modules.
+ARCHITECTURE.md describes the structure. Importing this package imports none of these modules; the first use
+of `bvae.open_run` or `bvae.compare` does.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bvae.notebook import compare, open_run
+
+__all__ = ["EvidenceWarning", "compare", "open_run"]
 __version__ = "0.7.0"
 
 
 class EvidenceWarning(UserWarning):
     """A part of the evidence is missing or damaged, such as a checkpoint or a picture; training continues."""
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("compare", "open_run"):
+        return getattr(importlib.import_module("bvae.notebook"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ from bvae.experiment import Experiment, load_engine
 from bvae.experiments import EXAMPLE
 from bvae.hooks import Interruptions
 from bvae.options import OPTIONS, options_document, options_of, parse_experiment, path_text
+from bvae.session_files import REPORT
 from bvae.storage import atomic_write, printable
 
 DESCRIPTION = """\
@@ -33,7 +34,8 @@ examples:
   {0} train --resume=runs/latest            resume after an interruption
   {0} report runs/latest                    compare again from the files of the session
   {0} show runs/latest/B-seed0/checkpoints/best.safetensors
-  {0} show CHECKPOINT my_grids.npy          reconstruct your own grids"""
+  {0} show CHECKPOINT my_grids.npy          reconstruct your own grids
+  {0} show CHECKPOINT --traversals          what each latent dimension changes"""
 
 
 def called_as() -> str:
@@ -149,28 +151,51 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Compare the runs of a session again.
 
-    Writes the comparison/ folder of the session, without training.
+    Writes the comparison/ folder of the session, and the report as one HTML page, without training.
     """
     given = {"model": arguments.model}
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
+    if page := experiment.report_page():
+        path = Path(arguments.html or experiment.session.path / REPORT)
+        atomic_write(path, page.encode())
+        print(f"Report: {printable(str(path))}")
     return int(bool(experiment.complaint))
 
 
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Draw the reconstructions of a checkpoint.
+    """Draw reconstructions by a checkpoint, what its latent dimensions change, or samples.
 
-    Draws grids, their reconstructions by the checkpoint's model, and the wrong cells.
+    Draws grids, their reconstructions by the checkpoint's model, and the wrong cells. With --traversals, what
+    the model decodes for the first grid while one latent dimension at a time takes other values. With
+    --samples N, grids decoded from samples of the prior.
     """
+    samples = arguments.samples
+    if samples is not None and (arguments.traversals or arguments.grids):
+        raise ValueError("--samples draws no grids of a corpus; give it without --traversals and GRIDS")
+    if samples is not None and not samples.isdecimal():
+        raise ValueError(f"--samples is {samples!r}; expected a whole number from 1 to 40")
     engine = load_engine()
     model, config = engine.load_model(Path(arguments.checkpoint), arguments.model or DEFAULT_MODEL)
-    spec = arguments.grids or config.corpus
-    padding_value = None if is_built_in(spec) else config.padding_value
-    corpus = load_corpus(spec, config.grid_size, padding_value=padding_value, classes=config.classes)
-    title = f"{printable(arguments.checkpoint)}: grids of {corpus.name}"
-    engine.plot_reconstructions(model, corpus.sample_grids(), path=Path(arguments.output), title=title)
-    print(f"Wrote {printable(str(arguments.output))}")
+    kind = "samples" if samples is not None else "traversals" if arguments.traversals else "reconstructions"
+    output, name = Path(arguments.output or f"{kind}.png"), printable(arguments.checkpoint)
+    if samples is not None:
+        title = f"{name}: samples from the prior"
+        engine.plot_samples(
+            model, int(samples), latent_dim=config.training.latent_dim, path=output, title=title
+        )
+    else:
+        spec = arguments.grids or config.corpus
+        padding_value = None if is_built_in(spec) else config.padding_value
+        corpus = load_corpus(spec, config.grid_size, padding_value=padding_value, classes=config.classes)
+        grids = corpus.sample_grids()
+        if arguments.traversals:
+            title = f"{name}: traversals of a grid of {corpus.name}"
+            engine.plot_traversals(model, grids[0], path=output, title=title)
+        else:
+            engine.plot_reconstructions(model, grids, path=output, title=f"{name}: grids of {corpus.name}")
+    print(f"Wrote {printable(str(output))}")
     return 0
 
 

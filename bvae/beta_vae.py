@@ -210,6 +210,7 @@ class BetaVAE(GridModel):
         super().__init__()
         if grid_size < 1:
             raise ValueError(f"grid_size is {grid_size}; expected a whole number of at least 1")
+        self.latent_dim = latent_dim
         self.register_buffer("one_hot_rows", _one_hot_rows(classes), persistent=False)
         quarter = math.ceil(grid_size / 4)
         features = 128 * quarter * quarter

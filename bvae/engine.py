@@ -31,9 +31,9 @@ from bvae.records import RunResult
 from bvae.report.text import to_markdown
 from bvae.session import Session
 from bvae.session.folder import compare_outcomes, comparison_folder, shown_history
-from bvae.session.scheduling import RunScheduler
+from bvae.session.run import RunScheduler
 from bvae.storage import atomic_write, make_folder, printable, to_json
-from bvae.visualization import plot_reconstructions
+from bvae.visualization import plot_reconstructions, plot_samples, plot_traversals
 from bvae.visualization.charts import plot_curves
 from bvae.visualization.reconstructions import plot_comparison, plot_examples
 from bvae.visualization.why_chart import plot_why
@@ -44,6 +44,8 @@ __all__ = [
     "draw_run_curves",
     "load_model",
     "plot_reconstructions",
+    "plot_samples",
+    "plot_traversals",
     "resolve_gpu_precision",
     "write_comparison",
     "write_why",

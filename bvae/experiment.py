@@ -33,8 +33,7 @@ from bvae.judging.baseline import (
 from bvae.judging.comparison import Comparison, OptionOutcomes, RunOutcomes
 from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
-from bvae.report import report_head, show_differences, show_gate
-from bvae.report.html import show_run
+from bvae.report import report_head, report_page, show_differences, show_gate, show_run
 from bvae.report.text import explain_own_gates, to_markdown, to_terminal
 from bvae.session.folder import (
     Session,
@@ -50,7 +49,7 @@ from bvae.session_files import LATEST
 from bvae.storage import atomic_write, printable, refuse_foreign_entries, to_json
 
 if TYPE_CHECKING:
-    from bvae.session.scheduling import RunScheduler
+    from bvae.session.run import RunScheduler
 
 Selection = tuple[LossOption, int]
 
@@ -334,3 +333,14 @@ class Experiment:
             return []
         comparison = read_comparison(self.session)
         return [report_head(self.session, comparison, self.own_gates, gate_ran=self._gate_ran)]
+
+    def report_page(self) -> str:
+        """Return the report of a closed session as one HTML page; empty where there is no comparison."""
+        if not self.session.path.exists() or (comparison := read_comparison(self.session)) is None:
+            return ""
+        sections = {}
+        for seeds in found_outcomes(self.session).values():
+            for result in [result for result in seeds.values() if isinstance(result, RunResult)]:
+                heading = f"{result.option}-seed{result.seed}: {result.verdict.replace('_', ' ')}"
+                (sections[heading],) = self.show_run(result)
+        return report_page(self.session, comparison, sections, compare_with(self.baseline, comparison))

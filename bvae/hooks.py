@@ -23,6 +23,7 @@ import pytest
 from bvae.config import ExperimentConfig
 from bvae.experiment import Experiment, SetupError, load_engine
 from bvae.options import options_of, parse_experiment
+from bvae.report.html import TITLE
 from bvae.session.folder import RunCrashError, Session
 from bvae.storage import StorageError, printable
 
@@ -235,7 +236,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_report_title(self, report: Any) -> None:
-        report.title = "Which loss options let the β-VAE learn?"
+        report.title = TITLE
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_summary(self, prefix: list[str]) -> None:

@@ -297,11 +297,29 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
 
 def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a model's reconstruction of grids `[B, H, W]` in evaluation mode, from the posterior mean."""
-    device = next(model.parameters()).device
-    target = torch.tensor(grids, device=device)  # a copy, because the model may modify it
     with evaluating(model), torch.inference_mode():
-        predicted: NDArray[np.uint8] = model(target)[0].argmax(1).byte().cpu().numpy()
+        predicted: NDArray[np.uint8] = model(_copied(model, grids))[0].argmax(1).byte().cpu().numpy()
     return predicted
+
+
+def encode(model: GridModel, grids: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return posterior mean and log variance, each `[B, Z]`, of grids `[B, H, W]` in evaluation mode."""
+    with evaluating(model), torch.inference_mode():
+        mean, log_variance = (part.float().cpu().numpy() for part in model.encode(_copied(model, grids)))
+    return mean, log_variance
+
+
+def decode(model: GridModel, latents: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Return the most probable classes `[B, H, W]` of latents `[B, Z]` in evaluation mode."""
+    with evaluating(model), torch.inference_mode():
+        logits = model.decode(_copied(model, latents.astype(np.float32)))
+        predicted: NDArray[np.uint8] = logits.argmax(1).byte().cpu().numpy()
+    return predicted
+
+
+def _copied(model: GridModel, values: NDArray[Any]) -> Tensor:
+    """Return a copy on the device of the model, which may write into it."""
+    return torch.tensor(values, device=next(model.parameters()).device)
 
 
 def newest_model(directory: Path, run: RunConfig) -> GridModel | None:

@@ -235,7 +235,17 @@ OPTIONS = (
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
     CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
     CommandLineOption(
-        "output", "FILE", "File to write the picture to", own_default="reconstructions.png", commands=SHOW
+        "html", "FILE", "File to write the report to. Default: report.html in RUN_DIR", commands=("report",)
+    ),
+    CommandLineOption(
+        "traversals", "", "Draw what each latent dimension changes in a grid, instead", commands=SHOW
+    ),
+    CommandLineOption("samples", "N", "Draw N samples from the prior, 1 to 40, instead", commands=SHOW),
+    CommandLineOption(
+        "output",
+        "FILE",
+        "File to write the picture to. Default: reconstructions.png, traversals.png or samples.png",
+        commands=SHOW,
     ),
 )
 

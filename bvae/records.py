@@ -150,6 +150,12 @@ class Evaluation(ControlledMetrics):
         """Number of classes."""
         return len(self.confusion)
 
+    def numbers(self) -> dict[str, float | None]:
+        """Return the metrics that are one number by name, also those of the controls."""
+        metrics = msgspec.to_builtins(self)
+        shuffled, extent = (_numbers(metrics[name], f"{name}_") for name in ("shuffled", "extent"))
+        return _numbers(metrics) | shuffled | extent
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMeans:
@@ -174,6 +180,11 @@ class EpochRecord:
     seconds: float
     train: TrainingMeans
     validation: Evaluation
+
+    def numbers(self) -> dict[str, float | None]:
+        """Return all numbers by name; means over training batches begin with `train_`."""
+        record = msgspec.to_builtins(self)
+        return _numbers(record) | _numbers(record["train"], "train_") | self.validation.numbers()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -233,10 +244,7 @@ class RunResult:
 
     def properties(self) -> dict[str, str | float | None]:
         """Return verdict and metrics by name, as properties for a JUnit XML report."""
-        metrics = msgspec.to_builtins(self.metrics) if self.metrics is not None else {}
-        numbers = _numbers(metrics)
-        for control in ("shuffled", "extent"):
-            numbers |= _numbers(metrics.get(control, {}), f"{control}_")
+        numbers = self.metrics.numbers() if self.metrics is not None else {}
         return {"verdict": self.verdict, "reason": self.reason, **numbers}
 
 

@@ -3,6 +3,7 @@
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
+  report.html                         `bvae report`: the report as one page
   .lock .holder                       `folder.hold`: the process that works in the session
   .stop-<invocation>                  `folder.Session.stop`: asks the workers of an invocation to end
   A-seed0/                            `run.obtain_run`
@@ -43,13 +44,14 @@ BEGUN = ".begun"
 PROGRESS = ".progress"
 CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 CHECKPOINTS = "checkpoints"
+REPORT = "report.html"
 FILMSTRIP = "filmstrip.png"
 
 MAX_MARKER, MAX_METRICS, MAX_CHECKPOINT = 4096, 256 * 2**20, 4 * 2**30
 """Bytes of the largest marker, `metrics.jsonl` and checkpoint that are read."""
 
 _CHECKPOINT = r"(?:best|epoch_([0-9]{3,})(?:_step_([0-9]{6,}))?)"
-_SESSION_FILES = r"session\.json|baseline\.json|\.lock|\.holder|\.stop-[0-9a-f]+"
+_SESSION_FILES = r"session\.json|baseline\.json|report\.html|\.lock|\.holder|\.stop-[0-9a-f]+"
 _FILES = "|".join(
     (
         _SESSION_FILES,

@@ -44,7 +44,7 @@ from bvae.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from bvae.training.schedule import epoch_order, learning_rate, step_seed, window_edges
+from bvae.training.optimization import epoch_order, learning_rate, step_seed, window_edges
 from bvae.training.step import (
     keep_freed_memory,
     make_step,

@@ -34,6 +34,7 @@ LAYERS = (
     ("bvae.options",),
     ("bvae.engine",),
     ("bvae.experiment",),
+    ("bvae.notebook",),
     ("bvae.experiments",),
     ("bvae.hooks",),
     ("bvae.plugin",),

@@ -24,7 +24,7 @@ from bvae.corpus import Corpus, LazyGrids, load_corpus, splits
 from bvae.evaluation import evaluate, measure
 from bvae.trainer import Trainer
 from bvae.training import schedule
-from bvae.training.schedule import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
+from bvae.training.optimization import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
 
 # Blocks of 2 grids and windows of 2048 grids.
 CELLS = 2**17

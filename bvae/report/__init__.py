@@ -5,6 +5,6 @@ html.py           HTML by templates/*.jinja, and the code of the recommended los
 page.css, page.js style and script of the page
 """
 
-from bvae.report.html import report_head, show_differences, show_gate, show_run
+from bvae.report.html import report_head, report_page, show_differences, show_gate, show_run
 
-__all__ = ["report_head", "show_differences", "show_gate", "show_run"]
+__all__ = ["report_head", "report_page", "show_differences", "show_gate", "show_run"]

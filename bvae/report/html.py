@@ -38,6 +38,8 @@ from bvae.session_files import FILMSTRIP, checkpoints, picture_of
 from bvae.storage import printable, read_bounded
 from bvae.verdict import MEANINGS, RULES, Rule
 
+TITLE = "Which loss options let the β-VAE learn?"
+
 MAX_PICTURES = 12
 """Maximum number of checkpoint pictures per run, besides its filmstrip and curves."""
 
@@ -108,16 +110,26 @@ def report_head(
         own_gates: for each gate that a project added, by name, whether it passed.
         gate_ran: whether the gate's test was run.
     """
-    files = importlib.resources.files("bvae.report")
     return _render(
-        "head.jinja",
-        style=(files / "page.css").read_text("utf-8"),
-        script=(files / "page.js").read_text("utf-8"),
-        comparison=comparison,
-        **(_head_context(session, comparison) if comparison is not None else {}),
-        **(_outcome(comparison, own_gates, gate_ran) if comparison is not None else {}),
-        gate_ran=gate_ran,
+        "head.jinja", script=_file("page.js"), runs=None, **_context(session, comparison, own_gates, gate_ran)
     )
+
+
+def report_page(
+    session: Session,
+    comparison: Comparison,
+    runs: Mapping[str, str],
+    differences: Sequence[Difference] = (),
+) -> str:
+    """Return the report as one page, which needs neither pytest nor a network.
+
+    Args:
+        runs: by heading, the HTML of each run from `show_run`.
+        differences: to the baseline, if there is one.
+    """
+    context = _context(session, comparison, {}, gate_ran=False)
+    shown = show_differences(differences) if differences else ""
+    return _render("page.jinja", title=TITLE, runs=runs, differences=shown, **context)
 
 
 def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
@@ -152,6 +164,20 @@ def show_differences(differences: Sequence[Difference]) -> str:
 
 def _render(template: str, **context: Any) -> str:
     return TEMPLATES.get_template(template).render(context)
+
+
+def _file(name: str) -> str:
+    return (importlib.resources.files("bvae.report") / name).read_text("utf-8")
+
+
+def _context(
+    session: Session, comparison: Comparison | None, own_gates: Mapping[str, bool], gate_ran: bool
+) -> dict[str, Any]:
+    """Return the variables of `comparison.jinja`, and the style of the page."""
+    common = {"style": _file("page.css"), "comparison": comparison, "gate_ran": gate_ran}
+    if comparison is None:
+        return common
+    return common | _head_context(session, comparison) | _outcome(comparison, own_gates, gate_ran)
 
 
 def _outcome(comparison: Comparison, own_gates: Mapping[str, bool], gate_ran: bool) -> dict[str, Any]:

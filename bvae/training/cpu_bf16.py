@@ -17,7 +17,7 @@ from torch.nn.modules import module as torch_module
 from bvae.beta_vae import BetaVAE, sample_posterior
 from bvae.losses import BetaVAELoss, LossTerms
 from bvae.training.cpu_layers import LAYERS, Form, Layer, Place, WeightedLayer
-from bvae.training.optimizer import Adam
+from bvae.training.optimization import Adam
 
 _has_any_global_hook: Callable[[], bool] = torch_module._has_any_global_hook
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

@@ -16,7 +16,7 @@ from bvae.beta_vae import BetaVAE, GridModel, sample_posterior
 from bvae.config import TrainingConfig
 from bvae.losses import BetaVAELoss, LossTerms
 from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
-from bvae.training.optimizer import Adam
+from bvae.training.optimization import Adam
 
 _log = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """Pictures of grids, and charts of runs, drawn with matplotlib.
 
 - `reconstructions`: what a model reconstructs, options side by side, checkpoints side by side.
+- `latents`: what each latent dimension changes, and samples from the prior.
 - `grid_image`: a matrix of grids with labels and captions, as one image.
 - `charts`: curves of runs and options by epoch.
 - `why_chart`: thresholds, gradient share and confusion of an option.
@@ -8,6 +9,7 @@
 - `canvas`: figures measured in pixels, style, text and PNG files.
 """
 
+from bvae.visualization.latents import plot_samples, plot_traversals
 from bvae.visualization.reconstructions import (
     plot_comparison,
     plot_examples,
@@ -15,4 +17,11 @@ from bvae.visualization.reconstructions import (
     plot_reconstructions,
 )
 
-__all__ = ["plot_comparison", "plot_examples", "plot_filmstrip", "plot_reconstructions"]
+__all__ = [
+    "plot_comparison",
+    "plot_examples",
+    "plot_filmstrip",
+    "plot_reconstructions",
+    "plot_samples",
+    "plot_traversals",
+]

@@ -64,7 +64,7 @@ def plot_reconstructions(
     Raises:
         ValueError: for grids, logits or losses of another shape or type.
     """
-    originals = _classes("grids", grids)
+    originals = checked_grids("grids", grids)
     target = torch.from_numpy(originals).to(_device(model, grids))
     with evaluating(model), torch.inference_mode():
         output = model(target.clone())  # because the model may modify it
@@ -110,7 +110,7 @@ def plot_comparison(
     """Draw the originals, and a row of reconstructions for each option; a dot marks a wrong cell."""
     target, options = _series("reconstructions of", originals, reconstructions.items())
     return draw_columns(
-        np.stack([_symbols(target, target), *(_dotted(target, predicted) for _, predicted in options)]),
+        np.stack([_symbols(target, target), *(dotted(target, predicted) for _, predicted in options)]),
         labels=["Original", *(name for name, _ in options)],
         captions={row: ("Accuracy", _shares(target, each)) for row, (_, each) in enumerate(options, 1)},
         note=NOTE if options else "",
@@ -135,7 +135,7 @@ def plot_filmstrip(
     target, strip = _series("reconstructions at", originals, spread(checkpoints))
     rows = zip([""] * len(target), *(_shares(target, predicted) for _, predicted in strip), strict=True)
     return draw_grid_image(
-        np.stack([_symbols(target, target), *(_dotted(target, predicted) for _, predicted in strip)], axis=1),
+        np.stack([_symbols(target, target), *(dotted(target, predicted) for _, predicted in strip)], axis=1),
         labels=[f"Grid {number}" for number in range(1, len(target) + 1)],
         captions={row: ("Accuracy", shares) for row, shares in enumerate(rows)} if strip else {},
         headers=["Original", *(label for label, _ in strip)],
@@ -163,7 +163,7 @@ def plot_examples(
     for number, (name, chosen) in enumerate(examples.items()):
         originals, predicted = (np.stack([each[part] for each in chosen]) for part in (1, 2))
         target, drawn = _pair(f"reconstructions of {name!r}", originals, predicted)
-        pairs = zip(_symbols(target, target), _dotted(target, drawn), strict=True)
+        pairs = zip(_symbols(target, target), dotted(target, drawn), strict=True)
         rows.append([grid for pair in pairs for grid in pair])
         texts = [
             f"{_fraction(iou)}\n{share}"
@@ -238,7 +238,7 @@ def _logits(output: Any, grids: Tensor) -> Tensor:
     return torch.as_tensor(found).float()
 
 
-def _classes(name: str, grids: Grids) -> Classes:
+def checked_grids(name: str, grids: Grids) -> Classes:
     """Return grids as int64 on the CPU. Raises ValueError that says what is wrong with them."""
     given = np.asarray(grids.tolist() if isinstance(grids, Tensor) else grids)
     count, *sides = given.shape or (0,)
@@ -260,7 +260,7 @@ def _classes(name: str, grids: Grids) -> Classes:
 
 def _pair(name: str, originals: Grids, predicted: Grids) -> tuple[Classes, Classes]:
     """Return originals and other grids of the same shape, with OUTSIDE where the originals are outside."""
-    target, other = _classes("originals", originals), _classes(name, predicted)
+    target, other = checked_grids("originals", originals), checked_grids(name, predicted)
     if other.shape != target.shape:
         raise ValueError(f"{name}: shape {other.shape}; expected that of the originals, {target.shape}")
     if ((other == OUTSIDE) & (target != OUTSIDE)).any():
@@ -273,7 +273,7 @@ def _series(
 ) -> tuple[Classes, list[tuple[str, Classes]]]:
     """Return the originals, and other grids of the same shape by name."""
     others = [(name, _pair(f"{kind} {name!r}", originals, predicted)[1]) for name, predicted in named]
-    return _classes("originals", originals), others
+    return checked_grids("originals", originals), others
 
 
 def spread(checkpoints: Sequence[Item]) -> list[Item]:
@@ -287,7 +287,8 @@ def _symbols(target: Classes, symbols: Classes) -> Classes:
     return np.where(target == OUTSIDE, BLANK, symbols)
 
 
-def _dotted(target: Classes, predicted: Classes) -> Classes:
+def dotted(target: Classes, predicted: Classes) -> Classes:
+    """Return the symbols of a picture in which a dot marks each cell that differs from the target."""
     return _symbols(target, np.where(predicted == target, predicted, DOTTED + predicted))
 
 

@@ -6,6 +6,8 @@ import importlib.resources
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,13 +124,18 @@ def test_the_report_has_no_error_and_makes_no_other_request(page: Chrome, report
     expand_all(page)
     errors = [entry for entry in page.get_log("browser") if entry["level"] != "INFO"]
     assert errors == []
+    assert requested(page) == {report.as_uri()}
+
+
+def requested(page: Chrome) -> set[str]:
+    """Return the addresses that were requested since the log was last read, pictures in the page left out."""
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     asked = {
         event["params"]["request"]["url"].partition("?")[0]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
     }
-    assert {url for url in asked if not url.startswith("data:image/")} == {report.as_uri()}
+    return {url for url in asked if not url.startswith("data:image/")}
 
 
 def test_every_picture_decodes_and_has_a_text_alternative(page: Chrome) -> None:
@@ -286,11 +293,34 @@ def test_axe_finds_nothing_serious(page: Chrome, width: int, state: str) -> None
     if state == "expanded":
         expand_all(page)
         page.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    assert serious_faults(page) == []
+
+
+def serious_faults(page: Chrome) -> list[tuple[str, str, list[str]]]:
+    """Return what axe finds."""
     page.execute_script((importlib.resources.files("axe_core_python") / "axe.min.js").read_text("utf-8"))
     found = page.execute_async_script("axe.run().then((result) => arguments[0](result.violations))")
-    grave = [
+    return [
         (violation["id"], violation["impact"], [node["html"][:200] for node in violation["nodes"]])
         for violation in found
         if violation["impact"] in ("serious", "critical")
     ]
-    assert grave == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_without_pytest_asks_for_nothing_else_fits_and_has_no_serious_faults(
+    page: Chrome, report: Path, tmp_path: Path, width: int
+) -> None:
+    written = tmp_path / "page.html"
+    command = [sys.executable, "-m", "bvae", "report", "runs/latest", "--html", str(written)]
+    with FileLock(report.with_name(".lock")):
+        subprocess.run(command, cwd=report.parent, check=True, capture_output=True)
+    page.get_log("performance")
+    page.get(written.as_uri())
+    resize(page, width)
+    page.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    assert page.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0
+    assert HOSTILE in find(page, "main")[0].text
+    assert serious_faults(page) == []
+    assert [entry for entry in page.get_log("browser") if entry["level"] != "INFO"] == []
+    assert requested(page) == {written.as_uri()}

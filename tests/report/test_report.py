@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from lab import QUICK, ROOT, TINY, newest, run_pytest
 from PIL import Image
 
+from bvae.__main__ import main
 from bvae.beta_vae import option_weights
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption
 from bvae.corpus import load_corpus
 from bvae.judging.baseline import difference
-from bvae.judging.comparison import Outcomes, compare, painting_threshold
+from bvae.judging.comparison import Comparison, Outcomes, compare, painting_threshold
 from bvae.judging.explanation import (
     Diagnosis,
     RulesMet,
@@ -38,7 +39,15 @@ from bvae.judging.explanation import (
 )
 from bvae.losses import focal_loss
 from bvae.records import EpochRecord
-from bvae.report.html import TEMPLATES, Picture, code_snippet, report_head, show_differences
+from bvae.report.html import (
+    TEMPLATES,
+    Picture,
+    code_snippet,
+    report_head,
+    report_page,
+    show_differences,
+    show_run,
+)
 from bvae.report.text import Cell
 from bvae.session import Session, SessionRecord
 from bvae.verdict import RULES, judge_run
@@ -120,10 +129,12 @@ def test_names_and_reasons_change_only_the_text_of_a_report(
     for name in ("plain", text):
         reason = dataclasses.replace(result("B", 0, "mode_collapse"), reason=name)
         runs = {"A": {0: f"A-seed0 {name}"}, "B": {0: reason}}
-        html = head(tmp_path_factory.getbasetemp(), runs, name=name)
+        session, comparison = compared(tmp_path_factory.getbasetemp(), runs, name=name)
+        sections = {name: show_run(session, reason, None)}
+        html = report_head(session, comparison) + report_page(session, comparison, sections)
         pages.append(Reader(html))
     assert pages[0].tags == pages[1].tags
-    assert text in pages[1].text
+    assert pages[1].text.count(text) > 5
 
 
 @unit
@@ -245,8 +256,8 @@ def test_the_trend_compares_the_last_two_epochs() -> None:
 # ---- the head
 
 
-def head(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> str:
-    """Return the head of a report on constructed runs."""
+def compared(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> tuple[Session, Comparison]:
+    """Return a session of constructed runs, and their comparison."""
     record = SessionRecord(
         created="2026-01-01T00:00:00+00:00",
         command=("experiments/",),
@@ -257,8 +268,12 @@ def head(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> str:
         hardware={},
     )
     corpus = dataclasses.replace(CORPUS, **changes)
-    comparison = compare(corpus, record.config, outcomes, REFERENCES)
-    return report_head(Session(tmp_path, record, "here"), comparison)
+    return Session(tmp_path, record, "here"), compare(corpus, record.config, outcomes, REFERENCES)
+
+
+def head(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> str:
+    """Return the head of a report on constructed runs."""
+    return report_head(*compared(tmp_path, outcomes, **changes))
 
 
 @unit
@@ -269,6 +284,21 @@ def test_style_and_script_are_in_the_page_even_if_no_run_was_begun(tmp_path: Pat
     for page in (without, head(tmp_path, {"B": {0: result("B", 0)}})):
         assert "<style>/* Style of the report" in page
         assert "documentElement.lang = 'en'" in page
+
+
+@unit
+def test_the_page_without_pytest_is_a_whole_document_with_every_run(tmp_path: Path) -> None:
+    runs = {"A": {0: result("A", 0, "mode_collapse")}, "B": {0: result("B", 0)}}
+    session, comparison = compared(tmp_path, runs)
+    sections = {f"{name}-seed0": show_run(session, run[0], None) for name, run in runs.items()}
+    page = report_page(session, comparison, sections, [difference("B", "object_iou", [0.1, 0.2], [0.3, 0.4])])
+    assert page.startswith("<!doctype html>")
+    assert page.rstrip().endswith("</html>")
+    tags = [tag for tag, *_ in Reader(page).tags]
+    assert [tags.count(tag) for tag in ("html", "main", "h1", "script")] == [1, 1, 1, 0]
+    for text in ("A-seed0", "B-seed0", "Differences to the baseline", "The gate was not run", "Select a run"):
+        assert text in page
+    assert "XFailed" not in page
 
 
 def rows_of(page: str, label: str) -> list[list[str]]:
@@ -514,3 +544,16 @@ def test_the_head_of_the_report_says_that_the_gate_was_not_run(lab: Path) -> Non
     assert "The gate was not run; this is a comparison of the existing results." in head
     pictures = head.count("<img ") - head.count('<img src=""')
     assert pictures == 5  # training grids, validation grids, curves, and why for A and for B
+
+
+@slow
+def test_the_command_writes_the_report_as_one_page(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_pytest("experiments/", *QUICK, *TINY, "-n0", "-k", "A-seed0")
+    session = newest(lab)
+    for arguments, path in (([], session / "report.html"), (["--html", "mine.html"], Path("mine.html"))):
+        assert main(["report", "runs/latest", *arguments]) == 0
+        assert capsys.readouterr().out.endswith(f"Report: {path}\n")
+        page = path.read_text()
+        assert "<summary>A-seed0: " in page
+        assert len(re.findall("data:image/png;base64,", page)) == 8  # four of the head, four of the run
+        assert not re.search(r"(src|href)=\"(?!data:)", page)

@@ -16,7 +16,7 @@ from bvae.options import parse_experiment
 from bvae.records import Progress
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import load_checkpoint
-from bvae.training.schedule import epoch_order
+from bvae.training.optimization import epoch_order
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from bvae.corpus import Corpus, load_corpus
 from bvae.models import ModelError, check_model, load_model, reconstruct
 from bvae.records import CheckpointSaved, Event
 from bvae.trainer import Trainer
-from bvae.training.schedule import step_seed
+from bvae.training.optimization import step_seed
 
 pytestmark = pytest.mark.unit
 

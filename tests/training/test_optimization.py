@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from bvae.training.optimizer import Adam
+from bvae.training.optimization import Adam
 
 pytestmark = pytest.mark.unit
 

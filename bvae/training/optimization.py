@@ -1,18 +1,64 @@
-"""Adam with clipped gradients, through the function that `torch.optim.Adam` calls."""
+"""The order of the grids in each epoch, the seed and the learning rate of each step, and Adam."""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
+BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
+"""Cells (one byte each) per block, which is read at once, and per window, which is shuffled at once."""
+
+
+def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[np.int64]:
+    """Return the order in which an epoch visits n training grids of `cells` cells each.
+
+    It depends only on the arguments. For up to 256 MiB of grids all orders are equally likely. Larger corpora
+    are shuffled in blocks of 256 KiB first, and then grid by grid within windows of 1024 blocks, so that a
+    file larger than the page cache is read about once per epoch.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    windows = window_edges(n, cells=cells)
+    if len(windows) == 2:
+        return rng.permutation(n)
+    block = BLOCK_CELLS // cells
+    starts = rng.permutation(np.arange(0, n, block))
+    order = np.concatenate([np.arange(start, min(start + block, n)) for start in starts])
+    for start, stop in itertools.pairwise(windows):
+        rng.shuffle(order[start:stop])
+    return order
+
+
+def window_edges(n: int, *, cells: int) -> list[int]:
+    """Return the index in `epoch_order` at which each window starts, and n."""
+    windows = math.ceil(n / (WINDOW_CELLS // cells))
+    size, larger = divmod(n, windows)
+    return [window * size + min(window, larger) for window in range(windows + 1)]
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the 32-bit seed of the global generators in a step of a run."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
+    """Return the rate of a step: linear warm-up over at most a quarter of all steps, then a cosine to 0."""
+    warmup = min(warmup, total // 4)
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
 
 class Adam:
-    """Adam with the 2-norm of the gradient clipped.
+    """Adam with the 2-norm of the gradient clipped, through the function that `torch.optim.Adam` calls.
 
     Results are bit for bit those of `torch.optim.Adam(fused=True)`. That class imports a compiler, which
     takes a second in every process; the function that it calls does not.

@@ -1,0 +1,266 @@
+"""Runs and comparisons in Python, for notebooks: `bvae.open_run` and `bvae.compare`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from bvae.beta_vae import GridModel
+from bvae.config import (
+    DEFAULT_MODEL,
+    LOSS_OPTIONS,
+    OUTSIDE,
+    ExperimentConfig,
+    LossOption,
+    RunConfig,
+    TrainingConfig,
+    select_options,
+)
+from bvae.experiment import Experiment
+from bvae.judging.comparison import Comparison
+from bvae.models import decode, encode, load_model, reconstruct
+from bvae.records import EpochRecord, Progress
+from bvae.session_files import checkpoints
+from bvae.storage import atomic_write, printable
+from bvae.training.checkpoint import load_checkpoint
+from bvae.visualization import plot_reconstructions, plot_samples, plot_traversals
+from bvae.visualization.latents import VALUES, sample_prior, traverse
+
+Grids = NDArray[np.uint8]
+Latents = NDArray[np.float32]
+
+BATCH = 256
+"""Grids per batch."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained run: its model, and what can be asked of it. Arrays are NumPy's.
+
+    Grids are integers `[B, S, S]` for the grid size S of the run: classes, and `bvae.corpus.OUTSIDE` (255) in
+    cells outside a grid. Returned grids are uint8, and 255 where the given ones are. Latents are decoded, and
+    grids reconstructed, in evaluation mode: from the posterior mean, without random numbers.
+
+    Attributes:
+        checkpoint: the file that the model was read from.
+        model: the model, in evaluation mode, on the CPU or the device that it was trained on.
+        config: everything needed to train the run again.
+        history: the epochs that were complete when the checkpoint was saved, oldest first.
+    """
+
+    checkpoint: Path
+    model: GridModel
+    config: RunConfig
+    history: tuple[EpochRecord, ...]
+
+    def encode(self, grids: Grids) -> tuple[Latents, Latents]:
+        """Return posterior mean and log variance, each `[B, Z]`. Raises ValueError for other grids."""
+        parts = [encode(self.model, part) for part in _batches(self._checked(grids))]
+        mean, log_variance = (np.concatenate(each) for each in zip(*parts, strict=True))
+        return mean, log_variance
+
+    def decode(self, latents: Latents) -> Grids:
+        """Return the most probable classes `[B, S, S]` of latents `[B, Z]`. Raises ValueError for others."""
+        given, size = np.asarray(latents), self.config.training.latent_dim
+        if given.ndim != 2 or not len(given) or given.shape[1] != size or not np.isfinite(given).all():
+            raise ValueError(f"latents: shape {given.shape}; expected finite numbers [B, {size}]")
+        return np.concatenate([decode(self.model, part) for part in _batches(given)])
+
+    def reconstruct(self, grids: Grids) -> Grids:
+        """Return the reconstructions `[B, S, S]`. Raises ValueError for other grids."""
+        given = self._checked(grids)
+        found = np.concatenate([reconstruct(self.model, part) for part in _batches(given)])
+        return np.where(given == OUTSIDE, given, found)
+
+    def traverse(self, grid: Grids, dimension: int, values: Sequence[float] = VALUES) -> Grids:
+        """Return what is decoded `[V, S, S]` while one latent dimension of a grid takes each of V values.
+
+        Args:
+            grid: `[S, S]`; the other dimensions keep its posterior mean.
+            dimension: index from 0.
+            values: in standard deviations of the prior.
+
+        Raises:
+            ValueError: for another grid, dimension or values.
+        """
+        return traverse(self.model, self._mean(grid), dimension, values)
+
+    def interpolate(self, first: Grids, second: Grids, steps: int = 7) -> Grids:
+        """Return what is decoded `[steps, S, S]` on the line between the posterior means of two grids.
+
+        Args:
+            first, second: `[S, S]`; the first and the last result are their reconstructions.
+            steps: 2 or more.
+
+        Raises:
+            ValueError: for other grids or steps.
+        """
+        if steps < 2:
+            raise ValueError(f"steps is {steps}; expected a whole number of at least 2")
+        return self.decode(np.linspace(self._mean(first), self._mean(second), steps))
+
+    def sample(self, count: int, seed: int = 0) -> Grids:
+        """Return grids `[count, S, S]` decoded from samples of the prior. Raises ValueError below 1."""
+        return sample_prior(self.model, count, self.config.training.latent_dim, seed)
+
+    @property
+    def metrics(self) -> list[dict[str, float | None]]:
+        """Metrics by name of each epoch; means over training batches begin with `train_`."""
+        return [record.numbers() for record in self.history]
+
+    def metrics_frame(self) -> Any:
+        """Return the metrics as a `pandas.DataFrame`, a row per epoch. Raises ImportError without pandas."""
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise ImportError(
+                "metrics_frame needs pandas, which is not installed: pip install pandas, or use `metrics`"
+            ) from error
+        return pandas.DataFrame(self.metrics).set_index("epoch")
+
+    def plot_reconstructions(self, grids: Grids, **more: Any) -> Figure:
+        """Draw `bvae.visualization.plot_reconstructions` of this model."""
+        return plot_reconstructions(self.model, self._checked(grids), **more)
+
+    def plot_traversals(
+        self,
+        grid: Grids,
+        dimensions: Sequence[int] | None = None,
+        values: Sequence[float] = VALUES,
+        **more: Any,
+    ) -> Figure:
+        """Draw `bvae.visualization.plot_traversals` of this model."""
+        return plot_traversals(self.model, self._one(grid), dimensions, values, **more)
+
+    def plot_samples(self, count: int, **more: Any) -> Figure:
+        """Draw `bvae.visualization.plot_samples` of this model."""
+        return plot_samples(self.model, count, latent_dim=self.config.training.latent_dim, **more)
+
+    def export(self, path: str | Path) -> None:
+        """Write the weights alone as a safetensors file, for `load_state_dict`. Raises StorageError."""
+        weights = {
+            name: tensor.cpu().clone().contiguous() for name, tensor in self.model.state_dict().items()
+        }
+        atomic_write(Path(path), safetensors.torch.save(weights))
+
+    def _mean(self, grid: Grids) -> Latents:
+        (mean,), _ = encode(self.model, self._one(grid)[None])
+        return np.asarray(mean)
+
+    def _one(self, grid: Grids) -> Grids:
+        if np.ndim(grid) != 2:
+            raise ValueError(f"grid: shape {np.shape(grid)}; expected one grid, such as grids[0]")
+        (checked,) = self._checked(np.asarray(grid)[None])
+        return np.asarray(checked)
+
+    def _checked(self, grids: Grids) -> Grids:
+        """Return grids as uint8. Raises ValueError that says what is wrong with them."""
+        given, size, classes = np.asarray(grids), self.config.grid_size, self.config.classes
+        if given.ndim != 3 or not len(given) or given.shape[1:] != (size, size):
+            raise ValueError(
+                f"grids: shape {given.shape}; expected [B, {size}, {size}]: write grid[None] for one grid, "
+                f"and fill up a smaller one with {OUTSIDE} (bvae.corpus.OUTSIDE)"
+            )
+        if given.dtype.kind not in "iu":
+            raise ValueError(f"grids: {given.dtype} values; expected whole numbers: grids.astype('uint8')")
+        if wrong := np.unique(given[((given < 0) | (given >= classes)) & (given != OUTSIDE)])[:3].tolist():
+            raise ValueError(
+                f"grids: values {wrong}; expected the classes 0–{classes - 1}, {OUTSIDE} outside a grid"
+            )
+        return given.astype(np.uint8)
+
+
+def open_run(path: str | Path, model: str = DEFAULT_MODEL) -> Run:
+    """Return a run from its folder, such as `runs/latest/B-seed0`, or from one of its checkpoints.
+
+    Args:
+        path: of a folder, for its newest checkpoint, or of a `.safetensors` file.
+        model: `package.module:factory` of the model; only what is named here is imported.
+
+    Raises:
+        ValueError: where there is no checkpoint, it is damaged, or it is of another model.
+    """
+    place = Path(path).expanduser()
+    if place.is_dir():
+        found = checkpoints(place)
+        if not found:
+            raise ValueError(
+                f"{printable(str(place))} has no checkpoint; expected the folder of a run, such as "
+                "runs/latest/B-seed0, or a .safetensors file"
+            )
+        place = found[0]
+    loaded, config = load_model(place, model)
+    history = load_checkpoint(place, Progress).state.history
+    return Run(checkpoint=place, model=loaded, config=config, history=tuple(history))
+
+
+def compare(
+    options: str | Sequence[str | LossOption] = "A,B,C",
+    corpus: str | Path = "objects",
+    *,
+    epochs: int = TrainingConfig.epochs,
+    seeds: int = ExperimentConfig.seeds,
+    run_dir: str | Path = "runs",
+    **settings: Any,
+) -> Comparison:
+    """Train every loss option with every seed in this process, and return their comparison.
+
+    Writes the same session folder as `pytest experiments/`, but no HTML: see `bvae report`.
+
+    Args:
+        options: names separated by commas, or a list of names and of `bvae.config.LossOption`.
+        corpus: see `bvae.corpus.load_corpus`.
+        epochs, seeds: of each run, and runs of each option.
+        run_dir: folder for sessions.
+        settings: other fields of `bvae.config.ExperimentConfig` and `bvae.config.TrainingConfig`.
+
+    Raises:
+        ValueError: for a setting or a corpus that cannot be used.
+        StorageError: where a file cannot be written.
+    """
+    names = [field.name for field in dataclasses.fields(TrainingConfig)]
+    training = {name: settings.pop(name) for name in names if name in settings}
+    if unknown := settings.keys() - {"grid_size", "padding_value", "classes", "band"}:
+        raise ValueError(f"compare has no setting {min(unknown)!r}; see ExperimentConfig and TrainingConfig")
+    config = ExperimentConfig(
+        corpus=str(corpus),
+        options=_selected(options),
+        seeds=seeds,
+        training=TrainingConfig(epochs=epochs, **training),
+        **{"grid_size": "auto", **settings},
+    )
+    experiment, threads = Experiment.prepare(config, Path(run_dir), ["bvae.compare"]), torch.get_num_threads()
+    experiment.open_session()
+    interrupted = True
+    try:
+        experiment.select([(option, seed) for option in config.options for seed in range(seeds)])
+        names = [run.name for run in experiment.runs]
+        experiment.show_progress(names, sys.stderr.write, live=sys.stderr.isatty())
+        comparison = experiment.compare()
+        interrupted = False
+    finally:
+        experiment.close_session(interrupted=interrupted)
+        torch.set_num_threads(threads)
+    return comparison
+
+
+def _selected(options: str | Sequence[str | LossOption]) -> tuple[LossOption, ...]:
+    """Return loss options given by name or as they are. Raises ConfigError for an unknown name."""
+    given = options.split(",") if isinstance(options, str) else options
+    own = {option.name: option for option in given if isinstance(option, LossOption)}
+    names = [option.name if isinstance(option, LossOption) else option for option in given]
+    return select_options(",".join(names), {**LOSS_OPTIONS, **own})
+
+
+def _batches(values: NDArray[Any]) -> list[NDArray[Any]]:
+    return [values[start : start + BATCH] for start in range(0, len(values), BATCH)]

@@ -1,0 +1,185 @@
+"""Pictures of the latent space: what each latent dimension changes, and samples from the prior.
+
+Every picture is one axes, and a sentence that describes it is its text alternative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.figure import Figure
+
+from bvae.beta_vae import GridModel
+from bvae.config import OUTSIDE
+from bvae.losses import kl_divergence
+from bvae.models import decode, encode
+from bvae.visualization.canvas import Destination
+from bvae.visualization.grid_image import draw_columns, draw_grid_image
+from bvae.visualization.reconstructions import MAX_GRIDS, Classes, Grids, checked_grids, dotted
+
+VALUES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
+"""Values of a latent dimension in standard deviations of the prior, N(0, 1)."""
+
+MAX_DIMENSIONS = 8
+"""Number of dimensions that are drawn by default."""
+
+MAX_VALUES = 12
+
+
+def traverse(
+    model: GridModel, latent: npt.NDArray[np.floating[Any]], dimension: int, values: Sequence[float]
+) -> npt.NDArray[np.uint8]:
+    """Return the classes `[V, H, W]` decoded from a latent `[Z]` while one dimension takes each of V values.
+
+    Raises:
+        ValueError: for a dimension that the latent does not have, and for values that are not finite.
+    """
+    if not 0 <= dimension < len(latent):
+        raise ValueError(f"dimension is {dimension}; expected a whole number from 0 to {len(latent) - 1}")
+    if np.ndim(values) != 1 or not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"values is {values}; expected a list of one or more finite numbers")
+    latents = np.tile(latent, (len(values), 1))
+    latents[:, dimension] = values
+    return decode(model, latents)
+
+
+def sample_prior(model: GridModel, count: int, latent_dim: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Return the classes `[count, H, W]` decoded from samples of the prior, N(0, 1) in each dimension.
+
+    Raises:
+        ValueError: for a count below 1 or a seed below 0.
+    """
+    for name, value, least in (("count", count, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; expected a whole number of at least {least}")
+    return decode(model, np.random.default_rng(seed).standard_normal((count, latent_dim)))
+
+
+def plot_traversals(
+    model: GridModel,
+    grid: Grids,
+    dimensions: Sequence[int] | None = None,
+    values: Sequence[float] = VALUES,
+    *,
+    path: Destination | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw, in a row for each latent dimension, what is decoded while this dimension takes other values.
+
+    The other dimensions keep the posterior mean of the grid. A dot marks a cell whose class differs from the
+    reconstruction. In a row without dots, the dimension changes nothing.
+
+    Args:
+        model: see `bvae.models`.
+        grid: `[H, W]`, classes and `bvae.corpus.OUTSIDE`.
+        dimensions: up to 40 indices; by default the `MAX_DIMENSIONS` with the largest KL divergence of the
+            grid's posterior, largest first.
+        values: up to `MAX_VALUES`, in standard deviations of the prior.
+
+    Raises:
+        ValueError: for another grid, and for dimensions or values that cannot be drawn.
+    """
+    original = checked_grids("grid", grid[None])
+    mean, log_variance = encode(model, original.astype(np.uint8))
+    kl = kl_divergence(torch.from_numpy(mean), torch.from_numpy(log_variance))[0].numpy()
+    chosen = [*np.argsort(-kl, kind="stable")[:MAX_DIMENSIONS].tolist()] if dimensions is None else dimensions
+    for name, given, most in (("dimensions", chosen, MAX_GRIDS), ("values", values, MAX_VALUES)):
+        if not 1 <= len(given) <= most:
+            raise ValueError(f"{name} has {len(given)} items; expected 1 to {most}")
+    base = _within(original, decode(model, mean))
+    rows = {index: _within(original, traverse(model, mean[0], index, values)) for index in chosen}
+    first = [*dotted(original, original), *dotted(base, base)]
+    return draw_grid_image(
+        np.array([[*first, *dotted(base, row)] for row in rows.values()]),
+        labels=[f"Dimension {index}\nKL {kl[index]:.2f} nats" for index in rows],
+        captions={},
+        headers=["Original", "Reconstruction", *map(_number, values)],
+        note="Value of the dimension in standard deviations of the prior. A dot: the class differs from the "
+        "reconstruction.",
+        path=path,
+        title=title,
+        description=describe_traversals(base[0], rows, values),
+    )
+
+
+def plot_samples(
+    model: GridModel,
+    count: int,
+    *,
+    latent_dim: int | None = None,
+    seed: int = 0,
+    path: Destination | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw grids decoded from samples of the prior, with the share of background of each.
+
+    Args:
+        model: see `bvae.models`.
+        count: 1 to 40.
+        latent_dim: number of latent dimensions; by default the attribute `latent_dim` of the model.
+        seed: of the samples.
+
+    Raises:
+        ValueError: for another count, and where the number of latent dimensions is unknown.
+    """
+    size = latent_dim if latent_dim is not None else getattr(model, "latent_dim", None)
+    if size is None:
+        raise ValueError(f"a {type(model).__name__} has no attribute latent_dim; expected latent_dim=Z")
+    if not 1 <= count <= MAX_GRIDS:
+        raise ValueError(f"count is {count}; expected a whole number from 1 to {MAX_GRIDS}")
+    samples = sample_prior(model, count, size, seed).astype(np.int64)
+    return draw_columns(
+        samples[None],
+        labels=["Samples"],
+        captions={0: ("Background", [f"{(grid == 0).mean():.0%}" for grid in samples])},
+        path=path,
+        title=title,
+        description=describe_samples(samples),
+    )
+
+
+def describe_traversals(
+    reconstruction: Classes, traversals: Mapping[int, Classes], values: Sequence[float]
+) -> str:
+    """Return a sentence on how many cells each latent dimension changes.
+
+    Args:
+        reconstruction: `[H, W]`.
+        traversals: `[V, H, W]` by dimension.
+        values: `[V]`.
+    """
+    cells = int((reconstruction != OUTSIDE).sum())
+    changed = ", ".join(
+        f"dimension {index} {int((row != reconstruction).any(0).sum())}" for index, row in traversals.items()
+    )
+    return (
+        f"Reconstructions of a grid while one latent dimension takes {len(values)} values from "
+        f"{_number(min(values))} to {_number(max(values))}. Of {cells} cells change: {changed}."
+    )
+
+
+def describe_samples(samples: Classes) -> str:
+    """Return a sentence on the background and the classes of grids `[B, H, W]` decoded from the prior."""
+    shares = (samples == 0).mean((1, 2))
+    classes = ", ".join(map(str, np.unique(samples)))
+    return (
+        f"Grids decoded from {len(samples)} samples of the prior: {shares.mean():.0%} of their cells are "
+        f"background ({shares.min():.0%} to {shares.max():.0%}); their classes are {classes}."
+    )
+
+
+def _within(original: Classes, predicted: npt.NDArray[np.integer[Any]]) -> Classes:
+    """Return predicted grids `[B, H, W]` with OUTSIDE where the original `[1, H, W]` is outside."""
+    if predicted.shape[1:] != original.shape[1:]:
+        raise ValueError(
+            f"grid: shape {original.shape[1:]}; expected that of the decoded grids, {predicted.shape[1:]}"
+        )
+    return np.where(original == OUTSIDE, OUTSIDE, predicted).astype(np.int64)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
