@@ -14,6 +14,7 @@ from typing import Literal, get_args
 
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
+BetaSchedule = Literal["constant", "linear", "cyclical"]
 
 Classes = int | Literal["auto"]
 GridSize = int | Literal["auto"]
@@ -182,7 +183,10 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training split.
-        beta: weight β of the KL divergence (Higgins et al. 2017), constant.
+        beta: full weight β of the KL divergence (Higgins et al. 2017).
+        beta_schedule: β of each step, see `bvae.training.schedule.beta_share`.
+        beta_warmup: epochs, also fractions, over which the schedule `linear` raises β from 0.
+        free_bits: nats of KL per latent dimension that cost nothing, see `bvae.losses.BetaVAELoss`.
         learning_rate: peak of the schedule: linear warm-up, then cosine to 0.
         batch_size: grids per step; the last partial batch of an epoch is dropped.
         latent_dim: number of latent dimensions.
@@ -197,6 +201,9 @@ class TrainingConfig:
 
     epochs: int = 5
     beta: float = 0.004
+    beta_schedule: BetaSchedule = "constant"
+    beta_warmup: float = 1.0
+    free_bits: float = 0.0
     learning_rate: float = 1e-3
     batch_size: int = 64
     latent_dim: int = 32
@@ -213,13 +220,15 @@ class TrainingConfig:
             _check_whole(name, getattr(self, name), at_least=1)
         for name in ("warmup_steps", "checkpoint_every_steps"):
             _check_whole(name, getattr(self, name), at_least=0)
-        _check_number("beta", self.beta)
-        _check_number("learning_rate", self.learning_rate, zero=False)
-        _check_number("max_gradient_norm", self.max_gradient_norm, zero=False)
-        allowed = get_args(Precision)
-        _check(
-            self.precision in allowed, "precision", f"is {self.precision!r}", f"one of {', '.join(allowed)}"
-        )
+        for name in ("beta", "free_bits"):
+            _check_number(name, getattr(self, name))
+        for name in ("beta_warmup", "learning_rate", "max_gradient_norm"):
+            _check_number(name, getattr(self, name), zero=False)
+        for name, kind in (("beta_schedule", BetaSchedule), ("precision", Precision)):
+            value, allowed = getattr(self, name), get_args(kind)
+            _check(value in allowed, name, f"is {value!r}", f"one of {', '.join(allowed)}")
+        in_time = self.beta_schedule != "linear" or self.beta_warmup <= self.epochs
+        _check(in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most the epochs, {self.epochs}")
 
 
 @dataclasses.dataclass(frozen=True)

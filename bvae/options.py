@@ -176,6 +176,16 @@ OPTIONS = (
         takes_path=True,
     ),
     CommandLineOption("beta", "BETA", "Weight of the KL divergence"),
+    CommandLineOption(
+        "beta-schedule",
+        "SCHEDULE",
+        "β of each step: constant, linear (from 0 over --beta-warmup) or cyclical (four such rises); see "
+        "docs/loss-options.md",
+    ),
+    CommandLineOption("beta-warmup", "N", "Epochs over which --beta-schedule linear raises β from 0"),
+    CommandLineOption(
+        "free-bits", "NATS", "KL divergence of a latent dimension, averaged over a batch, that costs nothing"
+    ),
     CommandLineOption("learning-rate", "RATE", "Peak learning rate of Adam: warm-up, then cosine to 0"),
     CommandLineOption("batch-size", "N", "Grids per step"),
     CommandLineOption("latent-dim", "N", "Latent dimensions"),

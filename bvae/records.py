@@ -166,7 +166,10 @@ class TrainingMeans:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One line of `metrics.jsonl`: losses in nats, learning rate of the last step, wall time in seconds."""
+    """One line of `metrics.jsonl`: losses in nats, learning rate and β of the last step, wall time in s.
+
+    Losses of training and validation have the full β and no free bits; β is null in lines of older versions.
+    """
 
     epoch: int
     step: int
@@ -174,6 +177,7 @@ class EpochRecord:
     seconds: float
     train: TrainingMeans
     validation: Evaluation
+    beta: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ from bvae.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from bvae.training.schedule import epoch_order, learning_rate, step_seed, window_edges
+from bvae.training.schedule import beta_share, epoch_order, learning_rate, step_seed, window_edges
 from bvae.training.step import (
     keep_freed_memory,
     make_step,
@@ -191,7 +191,7 @@ class Trainer:
         """
         target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
         seed_generators(step_seed(self.config.seed, self.progress.step), self._device)
-        means, norm = self._train_step.forward_backward(target, self._noise)
+        means, norm = self._train_step.forward_backward(target, self._noise, self._beta(self.progress.step))
         numbers = {
             "loss": means.total.item(),
             "reconstruction": means.reconstruction.item(),
@@ -210,6 +210,12 @@ class Trainer:
             step, total=self.steps, warmup=training.warmup_steps, peak=training.learning_rate
         )
 
+    def _beta(self, step: int) -> float:
+        training = self.config.training
+        warmup = training.beta_warmup * self.steps_per_epoch
+        share = beta_share(step, total=self.steps, warmup=warmup, schedule=training.beta_schedule)
+        return share * training.beta
+
     def _end_epoch(self) -> None:
         progress = self.progress
         started = time.perf_counter()
@@ -222,6 +228,7 @@ class Trainer:
             epoch=self.epoch + 1,
             step=progress.step,
             learning_rate=self._learning_rate(progress.step - 1),
+            beta=self._beta(progress.step - 1),
             seconds=progress.epoch_seconds + time.perf_counter() - started,
             train=means,
             validation=validation,
@@ -288,4 +295,7 @@ class Trainer:
 def run_loss(config: RunConfig, corpus: Corpus) -> BetaVAELoss:
     """Return the loss of a run, with class weights from the counts of the training split."""
     weight = option_weights(config.option, corpus.class_counts).to(config.training.device)
-    return BetaVAELoss(gamma=config.option.gamma, weight=weight, beta=config.training.beta)
+    training = config.training
+    return BetaVAELoss(
+        gamma=config.option.gamma, weight=weight, beta=training.beta, free_bits=training.free_bits
+    )

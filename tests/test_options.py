@@ -62,6 +62,9 @@ def option_of_weights(count: int) -> LossOption:
     [
         (lambda: TrainingConfig(epochs=0), "epochs"),
         (lambda: TrainingConfig(beta=-1.0), "beta"),
+        (lambda: TrainingConfig(free_bits=-1.0), "free_bits"),
+        (lambda: TrainingConfig(beta_warmup=0.0), "beta_warmup"),
+        (lambda: TrainingConfig(beta_schedule="up"), "beta_schedule"),  # type: ignore[arg-type]
         (lambda: TrainingConfig(precision="fp16"), "precision"),  # type: ignore[arg-type]
         (lambda: ExperimentConfig(seeds=0), "seeds"),
         (lambda: ExperimentConfig(options=()), "options"),

@@ -36,9 +36,16 @@ def corpus(folder: Path) -> Corpus:
     return load_corpus(str(folder / "corpus.npz"), 8)
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+SCHEDULED = {"beta_schedule": "cyclical", "free_bits": "0.05", "precision": "bf16"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{"precision": "fp32"}, {"precision": "bf16"}, SCHEDULED],
+    ids=["fp32", "bf16", "scheduled"],
+)
 def run(corpus: Corpus, request: pytest.FixtureRequest) -> RunConfig:
-    experiment = parse_experiment(SETTINGS | {"corpus": corpus.spec, "precision": request.param})
+    experiment = parse_experiment(SETTINGS | {"corpus": corpus.spec} | request.param)
     return experiment.run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
 
 
@@ -91,7 +98,7 @@ def test_pictures_that_failed_before_the_interruption_are_reported_with_the_run(
     with pytest.warns(EvidenceWarning, match="lacks a picture"):
         experiment.obtain((LOSS_OPTIONS["B"], 0))
     failures = json.loads((directory / "result.json").read_text())["failed_pictures"]
-    assert "reconstructions_epoch_001.png: was not drawn before the run was taken up again" in failures
+    assert "reconstructions_epoch_001.png: was not drawn before the run was resumed" in failures
     assert {f"epoch_{epoch:03d}" for epoch in range(1, 5)} == set(
         re.findall(r"epoch_\d+", " ".join(failures))
     )
