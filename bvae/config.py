@@ -18,6 +18,7 @@ BetaSchedule = Literal["constant", "linear", "cyclical"]
 
 Classes = int | Literal["auto"]
 GridSize = int | Literal["auto"]
+KeepCheckpoints = int | Literal["all"]
 
 DEFAULT_CLASSES = 10
 """ARC's colours 0–9; class 0 is the background."""
@@ -194,6 +195,7 @@ class TrainingConfig:
         max_gradient_norm: the gradient's 2-norm is clipped to this.
         checkpoint_every: epochs between checkpoints.
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
+        keep_checkpoints: how many of the newest checkpoint files stay, beside the best; or all.
         model: `package.module:factory` of the model, see `bvae.models`.
         device: where to train: cpu, cuda or cuda:INDEX.
         precision: precision of matrix products; the loss is always float32.
@@ -211,6 +213,7 @@ class TrainingConfig:
     max_gradient_norm: float = 1.0
     checkpoint_every: int = 1
     checkpoint_every_steps: int = 0
+    keep_checkpoints: KeepCheckpoints = "all"
     model: str = DEFAULT_MODEL
     device: str = "cpu"
     precision: Precision = "auto"
@@ -220,6 +223,8 @@ class TrainingConfig:
             _check_whole(name, getattr(self, name), at_least=1)
         for name in ("warmup_steps", "checkpoint_every_steps"):
             _check_whole(name, getattr(self, name), at_least=0)
+        if self.keep_checkpoints != "all":
+            _check_whole("keep_checkpoints", self.keep_checkpoints, at_least=1)
         for name in ("beta", "free_bits"):
             _check_number(name, getattr(self, name))
         for name in ("beta_warmup", "learning_rate", "max_gradient_norm"):

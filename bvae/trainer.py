@@ -36,7 +36,8 @@ from bvae.records import (
     Stepped,
     TrainingMeans,
 )
-from bvae.storage import make_folder
+from bvae.session_files import checkpoints
+from bvae.storage import make_folder, remove
 from bvae.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -259,6 +260,17 @@ class Trainer:
         paths = tuple(self.checkpoints / f"{name}.safetensors" for name in names)
         self.write(*paths)
         self._announce(CheckpointSaved(paths, self.epoch, self.progress.step, self.model))
+        self._remove_older(paths[0])
+
+    def _remove_older(self, newest: Path) -> None:
+        """Remove the checkpoints that are no longer to be kept; `best` stays. Raises StorageError."""
+        keep = self.config.training.keep_checkpoints
+        if keep != "all":
+            saved = checkpoints(self.checkpoints.parent)
+            # Files of later names are damaged: training goes on from an older one and overwrites them.
+            for path in saved[saved.index(newest) + keep :]:
+                if path.stem != "best":
+                    remove(path)
 
     def _diverge(self, numbers: dict[str, float], rows: NDArray[np.int64]) -> None:
         self.divergence = Divergence(

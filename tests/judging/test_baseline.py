@@ -213,6 +213,7 @@ OTHERS: dict[str, Any] = {
     "device": "cuda",
     "checkpoint_every": 2,
     "checkpoint_every_steps": 3,
+    "keep_checkpoints": 1,
 }
 
 
