@@ -14,9 +14,11 @@ from typing import Literal, get_args
 
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
+BetaSchedule = Literal["constant", "linear", "cyclical"]
 
 Classes = int | Literal["auto"]
 GridSize = int | Literal["auto"]
+KeepCheckpoints = int | Literal["all"]
 
 DEFAULT_CLASSES = 10
 """ARC's colours 0–9; class 0 is the background."""
@@ -182,7 +184,10 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training split.
-        beta: weight β of the KL divergence (Higgins et al. 2017), constant.
+        beta: full weight β of the KL divergence (Higgins et al. 2017).
+        beta_schedule: β of each step, see `bvae.training.optimization.beta_share`.
+        beta_warmup: epochs, also fractions, over which the schedule `linear` raises β from 0.
+        free_bits: nats of KL per latent dimension that cost nothing, see `bvae.losses.BetaVAELoss`.
         learning_rate: peak of the schedule: linear warm-up, then cosine to 0.
         batch_size: grids per step; the last partial batch of an epoch is dropped.
         latent_dim: number of latent dimensions.
@@ -190,6 +195,7 @@ class TrainingConfig:
         max_gradient_norm: the gradient's 2-norm is clipped to this.
         checkpoint_every: epochs between checkpoints.
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
+        keep_checkpoints: how many of the newest checkpoint files stay, beside the best; or all.
         model: `package.module:factory` of the model, see `bvae.models`.
         device: where to train: cpu, cuda or cuda:INDEX.
         precision: precision of matrix products; the loss is always float32.
@@ -197,6 +203,9 @@ class TrainingConfig:
 
     epochs: int = 5
     beta: float = 0.004
+    beta_schedule: BetaSchedule = "constant"
+    beta_warmup: float = 1.0
+    free_bits: float = 0.0
     learning_rate: float = 1e-3
     batch_size: int = 64
     latent_dim: int = 32
@@ -204,6 +213,7 @@ class TrainingConfig:
     max_gradient_norm: float = 1.0
     checkpoint_every: int = 1
     checkpoint_every_steps: int = 0
+    keep_checkpoints: KeepCheckpoints = "all"
     model: str = DEFAULT_MODEL
     device: str = "cpu"
     precision: Precision = "auto"
@@ -213,13 +223,17 @@ class TrainingConfig:
             _check_whole(name, getattr(self, name), at_least=1)
         for name in ("warmup_steps", "checkpoint_every_steps"):
             _check_whole(name, getattr(self, name), at_least=0)
-        _check_number("beta", self.beta)
-        _check_number("learning_rate", self.learning_rate, zero=False)
-        _check_number("max_gradient_norm", self.max_gradient_norm, zero=False)
-        allowed = get_args(Precision)
-        _check(
-            self.precision in allowed, "precision", f"is {self.precision!r}", f"one of {', '.join(allowed)}"
-        )
+        if self.keep_checkpoints != "all":
+            _check_whole("keep_checkpoints", self.keep_checkpoints, at_least=1)
+        for name in ("beta", "free_bits"):
+            _check_number(name, getattr(self, name))
+        for name in ("beta_warmup", "learning_rate", "max_gradient_norm"):
+            _check_number(name, getattr(self, name), zero=False)
+        for name, kind in (("beta_schedule", BetaSchedule), ("precision", Precision)):
+            value, allowed = getattr(self, name), get_args(kind)
+            _check(value in allowed, name, f"is {value!r}", f"one of {', '.join(allowed)}")
+        in_time = self.beta_schedule != "linear" or self.beta_warmup <= self.epochs
+        _check(in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most the epochs, {self.epochs}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, R
 from bvae.judging.explanation import Diagnosis
 from bvae.models import load_model, newest_model, reconstruct
 from bvae.records import RunResult
-from bvae.report.text import to_markdown
+from bvae.report.text import describe_beta, to_markdown
 from bvae.session import Session
 from bvae.session.folder import compare_outcomes, comparison_folder, shown_history
 from bvae.session.run import RunScheduler
@@ -206,7 +206,7 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
         band=(record.config.band.lo, record.config.band.hi),
         options=option_names(session),
         path=picture,
-        title=title,
+        title="\n".join(filter(None, [title, describe_beta(record.config.training)])),
     )
     return picture.getvalue()
 

@@ -45,7 +45,7 @@ from bvae.session.folder import (
     read_comparison,
 )
 from bvae.session.progress import ProgressDisplay
-from bvae.session_files import LATEST
+from bvae.session_files import LATEST, disk_usage
 from bvae.storage import atomic_write, printable, refuse_foreign_entries, to_json
 
 if TYPE_CHECKING:
@@ -313,7 +313,9 @@ class Experiment:
             return resume
         differences = compare_with(self.baseline, comparison)
         lines = to_terminal(comparison, differences, self.own_gates, gate_ran=self._gate_ran)
-        return [*lines, f"Session: {printable(str(self.session.path))}", *resume]
+        size, of_checkpoints = (f"{size / 1e6:,.1f} MB" for size in disk_usage(self.session.path))
+        where = f"Session: {printable(str(self.session.path))}"
+        return [*lines, f"{where} ({size}, of which {of_checkpoints} are checkpoints)", *resume]
 
     def how_to_resume(
         self, command: str, comparison: Comparison | None = None, *, interrupted: bool

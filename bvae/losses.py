@@ -223,11 +223,18 @@ class Gradient(NamedTuple):
 class BetaVAELoss:
     """`mean over cells of the focal loss + β·(KL summed over latent dimensions)`, one value per grid.
 
-    Source: Higgins et al., β-VAE, 2017, eq. 4, with the focal loss as reconstruction term.
+    Args:
+        gamma, weight: see `focal_loss`.
+        beta: the full β.
+        free_bits: λ ≥ 0 in nats. The gradient is that of Σ max(λ, KL), with the KL divergence of each latent
+            dimension averaged over the batch: a dimension below λ is not pulled towards the prior.
+
+    Source: Higgins et al., β-VAE, 2017, eq. 4, with the focal loss as reconstruction term; free bits from
+    Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016, eq. 15.
     """
 
-    def __init__(self, *, gamma: float, weight: Tensor | None, beta: float) -> None:
-        self.gamma, self.weight, self.beta = gamma, weight, beta
+    def __init__(self, *, gamma: float, weight: Tensor | None, beta: float, free_bits: float = 0.0) -> None:
+        self.gamma, self.weight, self.beta, self.free_bits = gamma, weight, beta, free_bits
 
     def __call__(self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor) -> LossTerms:
         """Return the terms for logits `[B, C, H, W]`, posterior `[B, Z]` and target `[B, H, W]`."""
@@ -240,9 +247,18 @@ class BetaVAELoss:
 
     @torch.no_grad()
     def with_gradient(
-        self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor
+        self,
+        logits: Tensor,
+        mean: Tensor,
+        log_variance: Tensor,
+        target: Tensor,
+        *,
+        beta: float | None = None,
     ) -> tuple[LossTerms, Gradient]:
-        """Return the terms of a batch and the gradient of the total, in float32 or wider.
+        """Return the terms of a batch and the gradient of what a step minimizes, in float32 or wider.
+
+        The step minimizes the total with its own `beta` (None: the full one) and with free bits. The terms
+        have the full β and no free bits, so that they can be compared between steps and with validation.
 
         Raises ValueError like `focal_loss`, and for a posterior that is not `[B, Z]`.
         """
@@ -254,11 +270,14 @@ class BetaVAELoss:
         mean, log_variance = _wide(mean), _wide(log_variance)
         found = _focal(_checked(logits, target, self.gamma, self.weight), target, self.weight, self.gamma)
         cells = cell_count(target)
-        reconstruction, kl = found.loss.sum() / cells, kl_divergence(mean, log_variance).sum() / len(mean)
+        of_latents = kl_divergence(mean, log_variance)
+        reconstruction, kl = found.loss.sum() / cells, of_latents.sum() / len(mean)
         terms = LossTerms(
             reconstruction + self.beta * kl, reconstruction, kl, found.hit.float().sum() / cells
         )
-        by_kl = self.beta / len(mean)
+        by_kl: float | Tensor = (self.beta if beta is None else beta) / len(mean)
+        if self.free_bits:
+            by_kl = by_kl * (of_latents.mean(0) > self.free_bits).to(mean)
         return terms, Gradient(
             found.direction * (found.slope / cells.clamp(min=1)),
             mean * by_kl,

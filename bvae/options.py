@@ -21,6 +21,7 @@ from bvae.config import (
     Classes,
     ConfigError,
     ExperimentConfig,
+    KeepCheckpoints,
     LossOption,
     TrainingConfig,
     select_options,
@@ -39,6 +40,7 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     float: float,
     AccuracyBand: AccuracyBand.parse,
     Classes: lambda text: text if text == "auto" else int(text),
+    KeepCheckpoints: lambda text: "all" if text == "all" else 1 if text in ("last", "best") else int(text),
 }
 """Parsers by type of field; for other types the value is the text itself."""
 EXPECTED = {
@@ -46,6 +48,7 @@ EXPECTED = {
     int | None: "a whole number",
     float: "a number",
     Classes: "a whole number, or auto",
+    KeepCheckpoints: "all, last, best, or a whole number",
 }
 
 
@@ -176,6 +179,16 @@ OPTIONS = (
         takes_path=True,
     ),
     CommandLineOption("beta", "BETA", "Weight of the KL divergence"),
+    CommandLineOption(
+        "beta-schedule",
+        "SCHEDULE",
+        "β of each step: constant, linear (from 0 over --beta-warmup) or cyclical (four such rises); see "
+        "docs/loss-options.md",
+    ),
+    CommandLineOption("beta-warmup", "N", "Epochs over which --beta-schedule linear raises β from 0"),
+    CommandLineOption(
+        "free-bits", "NATS", "Mean KL divergence that each latent dimension may have at no cost"
+    ),
     CommandLineOption("learning-rate", "RATE", "Peak learning rate of Adam: warm-up, then cosine to 0"),
     CommandLineOption("batch-size", "N", "Grids per step"),
     CommandLineOption("latent-dim", "N", "Latent dimensions"),
@@ -185,6 +198,12 @@ OPTIONS = (
         "Epochs between checkpoints, each with its picture; the last epoch and the best are always saved",
     ),
     CommandLineOption("checkpoint-every-steps", "K", "Steps between checkpoints inside an epoch; 0 for none"),
+    CommandLineOption(
+        "keep-checkpoints",
+        "KEEP",
+        "Checkpoint files to keep: all, or the newest K of each run; last and best both stand for 1, as the "
+        "newest and the best always stay. Pictures are never removed",
+    ),
     CommandLineOption(
         "model",
         "MODULE:FACTORY",

@@ -172,7 +172,10 @@ class TrainingMeans:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One line of `metrics.jsonl`: losses in nats, learning rate of the last step, wall time in seconds."""
+    """One line of `metrics.jsonl`: losses in nats, learning rate and β of the last step, wall time in s.
+
+    Losses of training and validation have the full β and no free bits; β is null in lines of older versions.
+    """
 
     epoch: int
     step: int
@@ -180,6 +183,7 @@ class EpochRecord:
     seconds: float
     train: TrainingMeans
     validation: Evaluation
+    beta: float | None = None
 
     def numbers(self) -> dict[str, float | None]:
         """Return all numbers by name; means over training batches begin with `train_`."""
@@ -250,9 +254,7 @@ class RunResult:
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
     """Return the metrics that are one number (None: undefined), and the recall of each class."""
-    recalls = {
-        f"class_recall_{label}": recall for label, recall in enumerate(metrics.get("class_recall", ()))
-    }
+    recalls = {f"class_recall_{i}": recall for i, recall in enumerate(metrics.get("class_recall", ()))}
     found = {**metrics, **recalls}
     return {
         f"{prefix}{name}": value for name, value in found.items() if isinstance(value, int | float | None)

@@ -13,7 +13,8 @@ runs/<when>-<id>/                     `folder.Session.create`
     config.json                       `run`: everything needed to train it again
     metrics.jsonl                     `run.MetricsLog`: one line for each epoch
     checkpoints/
-      epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch
+      epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch;
+                                      `--keep-checkpoints` removes older ones, but no pictures
       best.safetensors                another name of the epoch file with the lowest validation loss
       reconstructions_epoch_001.png   `CheckpointPictures`: one picture for each checkpoint file
     filmstrip.png                     `CheckpointPictures`: the same grids at every epoch's checkpoint
@@ -31,6 +32,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from bvae.storage import MAX_JSON, file_digest
@@ -76,9 +78,20 @@ def is_session_file(path: Path) -> bool:
 
 def checkpoints(directory: Path) -> list[Path]:
     """Return the checkpoints of a run, newest first; `best` comes last, as its name does not give its age."""
+    return _newest_first(path for path in (directory / CHECKPOINTS).glob("*.safetensors") if path.is_file())
+
+
+def pictured_checkpoints(directory: Path) -> list[Path]:
+    """Return the checkpoints of a run that have a picture, newest first; their files may be removed."""
+    pictures = (directory / CHECKPOINTS).glob("reconstructions_*.png")
+    names = (path.stem.removeprefix("reconstructions_") for path in pictures)
+    return _newest_first(directory / CHECKPOINTS / f"{name}.safetensors" for name in names)
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
     found = {}
-    for path in (directory / CHECKPOINTS).glob("*.safetensors"):
-        if (name := re.fullmatch(_CHECKPOINT, path.stem)) and path.is_file():
+    for path in paths:
+        if name := re.fullmatch(_CHECKPOINT, path.stem):
             numbers = [int(number) for number in name.groups() if number]
             found[path] = (*numbers, math.inf) if numbers else ()  # epoch_002 is after epoch_002_step_000123
     return sorted(found, key=found.__getitem__, reverse=True)
@@ -97,6 +110,18 @@ def digests(directory: Path) -> dict[str, str]:
         with contextlib.suppress(FileNotFoundError):
             found[path.relative_to(directory).as_posix()] = file_digest(path, limit)
     return found
+
+
+def disk_usage(session: Path) -> tuple[int, int]:
+    """Return the bytes of all files in a session folder, and of its checkpoints; hard links count once."""
+    sizes: dict[bool, dict[tuple[int, int], int]] = {False: {}, True: {}}
+    for path in session.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # of another process
+            if path.is_file():
+                found = path.stat()
+                sizes[path.suffix == ".safetensors"][found.st_dev, found.st_ino] = found.st_size
+    others, of_checkpoints = (sum(each.values()) for each in sizes.values())
+    return others + of_checkpoints, of_checkpoints
 
 
 def picture_of(checkpoint: Path) -> Path:

@@ -124,6 +124,14 @@ def atomic_write(path: Path, data: bytes, *others: Path) -> None:
             _write(other, data)
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if there is one. Raises StorageError."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(path, "removed", error) from error
+
+
 def _link(path: Path, other: Path) -> None:
     part = other.with_name(f".{other.name}.{secrets.token_hex(4)}.part")
     part.hardlink_to(path)

@@ -36,7 +36,8 @@ from bvae.records import (
     Stepped,
     TrainingMeans,
 )
-from bvae.storage import make_folder
+from bvae.session_files import checkpoints
+from bvae.storage import make_folder, remove
 from bvae.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -44,7 +45,7 @@ from bvae.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from bvae.training.optimization import epoch_order, learning_rate, step_seed, window_edges
+from bvae.training.optimization import beta_share, epoch_order, learning_rate, step_seed, window_edges
 from bvae.training.step import (
     keep_freed_memory,
     make_step,
@@ -191,7 +192,7 @@ class Trainer:
         """
         target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
         seed_generators(step_seed(self.config.seed, self.progress.step), self._device)
-        means, norm = self._train_step.forward_backward(target, self._noise)
+        means, norm = self._train_step.forward_backward(target, self._noise, self._beta(self.progress.step))
         numbers = {
             "loss": means.total.item(),
             "reconstruction": means.reconstruction.item(),
@@ -210,6 +211,12 @@ class Trainer:
             step, total=self.steps, warmup=training.warmup_steps, peak=training.learning_rate
         )
 
+    def _beta(self, step: int) -> float:
+        training = self.config.training
+        warmup = training.beta_warmup * self.steps_per_epoch
+        share = beta_share(step, total=self.steps, warmup=warmup, schedule=training.beta_schedule)
+        return share * training.beta
+
     def _end_epoch(self) -> None:
         progress = self.progress
         started = time.perf_counter()
@@ -222,6 +229,7 @@ class Trainer:
             epoch=self.epoch + 1,
             step=progress.step,
             learning_rate=self._learning_rate(progress.step - 1),
+            beta=self._beta(progress.step - 1),
             seconds=progress.epoch_seconds + time.perf_counter() - started,
             train=means,
             validation=validation,
@@ -252,6 +260,17 @@ class Trainer:
         paths = tuple(self.checkpoints / f"{name}.safetensors" for name in names)
         self.write(*paths)
         self._announce(CheckpointSaved(paths, self.epoch, self.progress.step, self.model))
+        self._remove_older(paths[0])
+
+    def _remove_older(self, newest: Path) -> None:
+        """Remove the checkpoints that are no longer to be kept; `best` stays. Raises StorageError."""
+        keep = self.config.training.keep_checkpoints
+        if keep != "all":
+            saved = checkpoints(self.checkpoints.parent)
+            # Files of later names are damaged: training goes on from an older one and overwrites them.
+            for path in saved[saved.index(newest) + keep :]:
+                if path.stem != "best":
+                    remove(path)
 
     def _diverge(self, numbers: dict[str, float], rows: NDArray[np.int64]) -> None:
         self.divergence = Divergence(
@@ -288,4 +307,7 @@ class Trainer:
 def run_loss(config: RunConfig, corpus: Corpus) -> BetaVAELoss:
     """Return the loss of a run, with class weights from the counts of the training split."""
     weight = option_weights(config.option, corpus.class_counts).to(config.training.device)
-    return BetaVAELoss(gamma=config.option.gamma, weight=weight, beta=config.training.beta)
+    training = config.training
+    return BetaVAELoss(
+        gamma=config.option.gamma, weight=weight, beta=training.beta, free_bits=training.free_bits
+    )

@@ -409,6 +409,24 @@ def test_the_handwritten_gradient_is_that_of_autograd(
     assert not any(term.requires_grad for term in terms)
 
 
+@given(seeds, gammas, st.floats(0.0, 10.0), st.floats(0.0, 1.0), st.floats(0.0, 2.0), st.booleans())
+def test_a_step_follows_its_own_beta_and_the_free_bits_while_terms_keep_the_full_beta(
+    seed: int, gamma: float, beta: float, share: float, free_bits: float, outside: bool
+) -> None:
+    logits, target, weight = draw(seed, 1.0, dtype=torch.float64)
+    target = cut(target, seed) if outside else target
+    logits, mean, log_variance = (x.requires_grad_() for x in (logits, *posteriors(logits, seed)))
+    loss = BetaVAELoss(gamma=gamma, weight=weight, beta=beta, free_bits=free_bits)
+    terms, gradient = loss.with_gradient(logits, mean, log_variance, target, beta=share * beta)
+    per_dim = reference_kl(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).mean(0)
+    reconstruction = focal_loss(logits, target, gamma=gamma, weight=weight)
+    minimized = reconstruction + share * beta * per_dim.clamp(min=free_bits).sum()
+    expected = torch.autograd.grad(minimized, (logits, mean, log_variance))
+    torch.testing.assert_close([*gradient], [*expected])
+    torch.testing.assert_close(terms.total, (reconstruction + beta * per_dim.sum()).detach())
+    torch.testing.assert_close(terms.kl, per_dim.sum().detach())
+
+
 @pytest.mark.parametrize("shapes", [((2, 3), (1, 3)), ((1, 3), (1, 3)), ((2,), (2,))])
 def test_a_posterior_of_another_shape_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     loss = BetaVAELoss(gamma=1.0, weight=None, beta=1.0)

@@ -62,6 +62,10 @@ def option_of_weights(count: int) -> LossOption:
     [
         (lambda: TrainingConfig(epochs=0), "epochs"),
         (lambda: TrainingConfig(beta=-1.0), "beta"),
+        (lambda: TrainingConfig(free_bits=-1.0), "free_bits"),
+        (lambda: TrainingConfig(keep_checkpoints=0), "keep_checkpoints"),
+        (lambda: TrainingConfig(beta_warmup=0.0), "beta_warmup"),
+        (lambda: TrainingConfig(beta_schedule="up"), "beta_schedule"),  # type: ignore[arg-type]
         (lambda: TrainingConfig(precision="fp16"), "precision"),  # type: ignore[arg-type]
         (lambda: ExperimentConfig(seeds=0), "seeds"),
         (lambda: ExperimentConfig(options=()), "options"),
@@ -84,6 +88,15 @@ def test_an_error_names_the_field_that_is_wrong(make, field: str) -> None:
         make()
     assert caught.value.field == field
     assert str(caught.value.shown_as("--this")).startswith(f"--this {caught.value.problem}; expected ")
+
+
+def test_checkpoints_to_keep_are_a_number_or_a_word() -> None:
+    texts = {"all": "all", "last": 1, "best": 1, "3": 3}
+    for text, kept in texts.items():
+        assert parse_experiment({"keep_checkpoints": text}).training.keep_checkpoints == kept
+    for text, expected in {"some": "all, last, best, or a whole number", "0": "a whole number of at"}.items():
+        with pytest.raises(ConfigError, match=f"^--keep-checkpoints is '?{text}'?; expected {expected}"):
+            parse_experiment({"keep_checkpoints": text})
 
 
 def test_each_option_sets_its_own_field() -> None:

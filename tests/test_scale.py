@@ -23,7 +23,7 @@ from bvae.config import LOSS_OPTIONS, ExperimentConfig, Precision, TrainingConfi
 from bvae.corpus import Corpus, LazyGrids, load_corpus, splits
 from bvae.evaluation import evaluate, measure
 from bvae.trainer import Trainer
-from bvae.training import schedule
+from bvae.training import optimization
 from bvae.training.optimization import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
 
 # Blocks of 2 grids and windows of 2048 grids.
@@ -109,8 +109,8 @@ def test_training_on_a_memory_map_is_bit_identical_to_training_on_grids_in_memor
 def test_a_run_resumes_inside_an_epoch_that_is_shuffled_by_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision
 ) -> None:
-    monkeypatch.setattr(schedule, "BLOCK_CELLS", 4 * 256)
-    monkeypatch.setattr(schedule, "WINDOW_CELLS", 16 * 256)
+    monkeypatch.setattr(optimization, "BLOCK_CELLS", 4 * 256)
+    monkeypatch.setattr(optimization, "WINDOW_CELLS", 16 * 256)
     corpus = load_corpus("atomic:100")
     whole, resumed = (trainer_of(corpus, tmp_path, precision, every=2) for _ in range(2))
     whole.fit()
@@ -158,8 +158,8 @@ def test_prefetching_reads_only_the_pages_of_the_requested_grids(tmp_path: Path)
 def test_a_window_is_read_before_its_first_grid_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: int
 ) -> None:
-    monkeypatch.setattr(schedule, "BLOCK_CELLS", 4 * 256)
-    monkeypatch.setattr(schedule, "WINDOW_CELLS", 40 * 256)
+    monkeypatch.setattr(optimization, "BLOCK_CELLS", 4 * 256)
+    monkeypatch.setattr(optimization, "WINDOW_CELLS", 40 * 256)
     monkeypatch.setattr(splits, "IN_MEMORY_BYTES", 0)
     np.save(tmp_path / "grids.npy", load_corpus("atomic:160").train[:])
     corpus = load_corpus(str(tmp_path / "grids.npy"))

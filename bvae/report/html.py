@@ -34,7 +34,7 @@ from bvae.report.text import (
 )
 from bvae.session import Session
 from bvae.session.folder import shown_history
-from bvae.session_files import FILMSTRIP, checkpoints, picture_of
+from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
 from bvae.storage import printable, read_bounded
 from bvae.verdict import MEANINGS, RULES, Rule
 
@@ -270,7 +270,7 @@ def _why(session: Session, name: str, option: OptionSummary) -> dict[str, Any]:
 
 def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
     """Return the pictures of checkpoints to show, oldest first, and remarks on those left out."""
-    found = {path: read_png(picture_of(path)) for path in reversed(checkpoints(directory))}
+    found = {path: read_png(picture_of(path)) for path in reversed(pictured_checkpoints(directory))}
     drawn = {path: png for path, png in found.items() if png is not None}
     best = [path for path in drawn if path.stem == "best"]
     timed = [path for path in drawn if path.stem != "best"]

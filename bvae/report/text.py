@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from bvae.config import AccuracyBand
+from bvae.config import AccuracyBand, TrainingConfig
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import METRICS, Comparison, OptionSummary
 from bvae.records import ControlledMetrics, MeanStd
@@ -208,6 +208,7 @@ def describe_setting(comparison: Comparison) -> str:
         *corpus.remarks(),
         # Papers give β for a loss that is a sum over cells.
         f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells).",
+        *filter(None, [describe_beta(comparison.training)]),
         f"Accuracy band {band}.",
     ]
     if band.hi < corpus.background_rate:
@@ -216,6 +217,18 @@ def describe_setting(comparison: Comparison) -> str:
             "cells right than one that predicts only background, which is the cost of predicting objects."
         )
     return " ".join(sentences)
+
+
+def describe_beta(training: TrainingConfig) -> str:
+    """Return a sentence on the schedule of β and on free bits; empty for a constant β without them."""
+    parts = {
+        "constant": [],
+        "linear": [f"β rises from 0 over {training.beta_warmup:g} epochs"],
+        "cyclical": ["β rises from 0 in four cycles"],
+    }[training.beta_schedule]
+    if training.free_bits:
+        parts = [*parts, f"{training.free_bits:g} nats per latent dimension are free"]
+    return f"In training, {' and '.join(parts)}; shown losses have the full β." if parts else ""
 
 
 def to_terminal(

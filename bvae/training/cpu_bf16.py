@@ -190,7 +190,9 @@ class HandwrittenStep:
         self._is_synced = True
 
     @torch.no_grad()
-    def forward_backward(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
+    def forward_backward(
+        self, target: Tensor, noise: torch.Generator, beta: float | None = None
+    ) -> tuple[LossTerms, Tensor]:
         exact = self._weights.dtype
         if self._is_synced:
             self._load(target[:2])
@@ -200,7 +202,7 @@ class HandwrittenStep:
         latent = sample_posterior(mean, log_variance, noise)
         logits = forward(self._decoder, latent.to(self._dtype, copy=True))
         logits = logits.to(exact, memory_format=torch.contiguous_format)
-        terms, gradient = self._loss.with_gradient(logits, mean, log_variance, target)
+        terms, gradient = self._loss.with_gradient(logits, mean, log_variance, target, beta=beta)
         of_logits = gradient.logits.to(self._dtype).contiguous(memory_format=torch.channels_last)
         of_latent = backward(self._decoder, of_logits).to(exact)
         # latent = mean + exp(log variance / 2)·noise; its slope w.r.t. log variance is half the last term.

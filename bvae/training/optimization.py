@@ -1,4 +1,4 @@
-"""The order of the grids in each epoch, the seed and the learning rate of each step, and Adam."""
+"""The order of the grids in each epoch; the seed, learning rate and β of each step; Adam."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from bvae.config import BetaSchedule
+
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
 """Cells (one byte each) per block, which is read at once, and per window, which is shuffled at once."""
+
+BETA_CYCLES, BETA_RISE = 4, 0.5
+"""Cycles of the schedule `cyclical` in a whole run, and the share of a cycle in which β rises."""
 
 
 def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[np.int64]:
@@ -55,6 +60,22 @@ def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+
+def beta_share(step: int, *, total: int, warmup: float, schedule: BetaSchedule) -> float:
+    """Return the β of a step as a share of the full one.
+
+    `linear` rises from 0 over `warmup` steps and stays at 1. `cyclical` does so in each of `BETA_CYCLES`
+    cycles, over the first half of the cycle.
+
+    Source: Bowman et al., Generating Sentences from a Continuous Space, 2016, for the warm-up; Fu et al.,
+    Cyclical Annealing Schedule, 2019, with the M = 4 and R = 0.5 of their experiments.
+    """
+    if schedule == "linear":
+        return min(1.0, step / warmup)
+    if schedule == "cyclical":
+        return min(1.0, step * BETA_CYCLES % total / (total * BETA_RISE))
+    return 1.0
 
 
 class Adam:

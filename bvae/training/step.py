@@ -66,14 +66,18 @@ class TrainStep(Protocol):
     are up to date after `sync_model`, until the next `forward_backward`.
     """
 
-    def forward_backward(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
+    def forward_backward(
+        self, target: Tensor, noise: torch.Generator, beta: float | None = None
+    ) -> tuple[LossTerms, Tensor]:
         """Compute the gradient of a batch's mean loss, and clip it.
 
         Args:
             target: `[B, H, W]`, class indices.
             noise: the generator of the posterior samples.
+            beta: the β of this step; None for that of the loss.
 
-        Returns: the mean loss and its terms, and the 2-norm of the gradient before clipping.
+        Returns: the mean loss and its terms, see `BetaVAELoss.with_gradient`, and the 2-norm of the gradient
+            before clipping.
         """
 
     def step(self, learning_rate: float) -> None:
@@ -114,7 +118,9 @@ class AutogradStep:
         self._parameters = dict(model.named_parameters())
         self._adam = Adam(self._parameters, max_norm=max_norm)
 
-    def forward_backward(self, target: Tensor, noise: torch.Generator) -> tuple[LossTerms, Tensor]:
+    def forward_backward(
+        self, target: Tensor, noise: torch.Generator, beta: float | None = None
+    ) -> tuple[LossTerms, Tensor]:
         """See `TrainStep`. Raises ValueError if no output of the model depends on a trained parameter."""
         for parameter in self._parameters.values():
             parameter.grad = None
@@ -122,7 +128,7 @@ class AutogradStep:
             mean, log_variance = self._model.encode(target.clone())  # because the model may modify it
             logits = self._model.decode(sample_posterior(mean, log_variance, noise))
         outputs = (logits, mean, log_variance)
-        terms, gradients = self._loss.with_gradient(*outputs, target)
+        terms, gradients = self._loss.with_gradient(*outputs, target, beta=beta)
         trained = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
         if not trained:
             raise ValueError("nothing that the model returns depends on a parameter that is trained")

@@ -73,10 +73,14 @@ class CheckpointPictures:
                 self.failures.append(f"{picture.name}: was not drawn before the run was resumed")
 
     def draw_filmstrip(self, directory: Path) -> None:
-        """Draw the grids as the checkpoints in a run's directory reconstruct them, one column per epoch."""
+        """Draw the grids as the checkpoints of a run reconstruct them, one column per epoch.
+
+        Checkpoints that were removed have a column only if this process saved them.
+        """
         name = f"Option {self.run.option.name}, seed {self.run.seed}"
         try:
-            epochs = [path for path in reversed(checkpoints(directory)) if EPOCH.fullmatch(path.stem)]
+            known = {*checkpoints(directory), *self.predicted}
+            epochs = sorted((p for p in known if EPOCH.fullmatch(p.stem)), key=_epoch)
             if not epochs:
                 return
             strip = []
@@ -87,7 +91,7 @@ class CheckpointPictures:
                         raise CheckpointError(f"{path.name} is of another run")
                     with reproducible(torch.device("cpu")):
                         self.predicted[path] = reconstruct(model, self.grids)
-                strip.append((f"Epoch {int(path.stem[6:])}", self.predicted[path]))
+                strip.append((f"Epoch {_epoch(path)}", self.predicted[path]))
             picture = io.BytesIO()
             plot_filmstrip(self.grids, strip, path=picture, title=f"{name}: training grids epoch by epoch")
         except Exception as error:
@@ -113,6 +117,10 @@ class CheckpointPictures:
                 f"{_share(self.last.shuffled.object_iou)}), loss {self.last.loss:.3f}"
             )
         return title
+
+
+def _epoch(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("epoch_"))
 
 
 def _share(value: float | None) -> str:

@@ -200,6 +200,9 @@ def test_a_regression_is_shown_with_option_metric_and_numbers_everywhere(tmp_pat
 OTHERS: dict[str, Any] = {
     "epochs": 6,
     "beta": 0.5,
+    "beta_schedule": "cyclical",
+    "beta_warmup": 2.0,
+    "free_bits": 0.1,
     "learning_rate": 0.5,
     "batch_size": 1,
     "latent_dim": 3,
@@ -210,6 +213,7 @@ OTHERS: dict[str, Any] = {
     "device": "cuda",
     "checkpoint_every": 2,
     "checkpoint_every_steps": 3,
+    "keep_checkpoints": 1,
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from bvae.experiment import Experiment
 from bvae.models import initial_model
 from bvae.options import parse_experiment
 from bvae.records import CheckpointSaved
+from bvae.session.folder import verified_result
 from bvae.session.run import restored_trainer
 from bvae.session_files import picture_of
 from bvae.trainer import Trainer
@@ -36,9 +38,17 @@ def corpus(folder: Path) -> Corpus:
     return load_corpus(str(folder / "corpus.npz"), 8)
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+SCHEDULED = {"beta_schedule": "cyclical", "free_bits": "0.05", "precision": "bf16"}
+KEPT = {"checkpoint_every_steps": "2", "keep_checkpoints": "1", "precision": "fp32"}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[{"precision": "fp32"}, {"precision": "bf16"}, SCHEDULED, KEPT],
+    ids=["fp32", "bf16", "scheduled", "few kept"],
+)
 def run(corpus: Corpus, request: pytest.FixtureRequest) -> RunConfig:
-    experiment = parse_experiment(SETTINGS | {"corpus": corpus.spec, "precision": request.param})
+    experiment = parse_experiment(SETTINGS | {"corpus": corpus.spec} | request.param)
     return experiment.run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
 
 
@@ -83,6 +93,31 @@ def test_a_missing_picture_that_is_drawn_after_the_interruption_is_not_called_mi
     assert picture.exists()
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_newest_checkpoints_and_the_best_are_kept_and_the_pictures_of_all(
+    folder: Path, keep: int, damaged: bool
+) -> None:
+    experiment, directory = interrupted(folder, 5, checkpoint_every_steps="2", keep_checkpoints=str(keep))
+    saved = ["epoch_001_step_000002", "epoch_001", "epoch_002_step_000004"]
+    assert stems(directory, "*.safetensors") == {"best", *saved[-keep:]}
+    if damaged:
+        newest = directory / f"checkpoints/{saved[-1]}.safetensors"
+        newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.warns(EvidenceWarning, match="an older checkpoint") if damaged else nullcontext():
+        experiment.obtain((LOSS_OPTIONS["B"], 0))
+    saved += ["epoch_002", "epoch_003_step_000008", "epoch_003"]
+    assert stems(directory, "*.safetensors") == {"best", *saved[-keep:]}
+    assert stems(directory, "*.png") == {f"reconstructions_{name}" for name in ("best", *saved)}
+    run = next(run for run in experiment.runs if run.name == directory.name)
+    assert verified_result(directory, run) is not None
+
+
+def stems(directory: Path, pattern: str) -> set[str]:
+    """Return the names of files among a run's checkpoints, without their suffix."""
+    return {path.stem for path in (directory / "checkpoints").glob(pattern)}
+
+
 def test_pictures_that_failed_before_the_interruption_are_reported_with_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -91,7 +126,7 @@ def test_pictures_that_failed_before_the_interruption_are_reported_with_the_run(
     with pytest.warns(EvidenceWarning, match="lacks a picture"):
         experiment.obtain((LOSS_OPTIONS["B"], 0))
     failures = json.loads((directory / "result.json").read_text())["failed_pictures"]
-    assert "reconstructions_epoch_001.png: was not drawn before the run was taken up again" in failures
+    assert "reconstructions_epoch_001.png: was not drawn before the run was resumed" in failures
     assert {f"epoch_{epoch:03d}" for epoch in range(1, 5)} == set(
         re.findall(r"epoch_\d+", " ".join(failures))
     )

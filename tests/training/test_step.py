@@ -73,6 +73,7 @@ options = st.builds(
     gamma=st.sampled_from([0.0, 1.0, 2.0]),
     weight=st.none() | st.just(torch.linspace(0.1, 5, 10)),
     beta=st.sampled_from([0.0, 0.012, 1.0]),
+    free_bits=st.sampled_from([0.0, 0.05, 1e6]),
 )
 
 
@@ -114,8 +115,8 @@ def exact_gradient(model: BetaVAE, loss: BetaVAELoss, target: Tensor) -> dict[st
         y = labels[inside]
         own = logits.permute(0, 2, 3, 1)[inside].log_softmax(1).gather(1, y[:, None])[:, 0]
         total = (weight[y] * (1 - own.exp()) ** loss.gamma * -own).mean()
-    kl = (mean**2 + log_variance.exp() - 1 - log_variance).sum(1) / 2
-    (total + loss.beta * kl.mean()).backward()
+    kl = (mean**2 + log_variance.exp() - 1 - log_variance).mean(0) / 2
+    (total + loss.beta * kl.clamp(min=loss.free_bits).sum()).backward()
     return {
         name: parameter.grad for name, parameter in exact.named_parameters() if parameter.grad is not None
     }
