@@ -186,9 +186,7 @@ OPTIONS = (
         "docs/loss-options.md",
     ),
     CommandLineOption("beta-warmup", "N", "Epochs over which --beta-schedule linear raises β from 0"),
-    CommandLineOption(
-        "free-bits", "NATS", "Mean KL divergence that each latent dimension may have at no cost"
-    ),
+    CommandLineOption("free-bits", "NATS", "Mean KL divergence of a latent dimension that costs nothing"),
     CommandLineOption("learning-rate", "RATE", "Peak learning rate of Adam: warm-up, then cosine to 0"),
     CommandLineOption("batch-size", "N", "Grids per step"),
     CommandLineOption("latent-dim", "N", "Latent dimensions"),
