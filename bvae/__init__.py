@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bvae.notebook import compare, open_run
 
 __all__ = ["EvidenceWarning", "compare", "open_run"]
-__version__ = "0.7.0"
+__version__ = "0.8.0"
 
 
 class EvidenceWarning(UserWarning):
