@@ -26,7 +26,6 @@ from lab import (
     running,
     sabotage,
     squares,
-    wait_for,
 )
 
 from bvae import session_files
@@ -135,16 +134,6 @@ def test_an_option_is_explained_before_the_next_option_is_complete(lab: Path) ->
     explained = (session / "comparison/why_A.png").stat().st_mtime_ns
     assert explained < max((session / f"C-seed{n}/result.json").stat().st_mtime_ns for n in range(2))
     assert (session / "comparison/why_C.png").exists()
-
-
-def test_a_worker_that_would_be_idle_at_the_end_begins_the_last_run(lab: Path) -> None:
-    sabotage(lab, slow=0.3)
-    run = lab / "runs/latest/C-seed0"
-    with running(lab, *TINY, "-n2") as process:
-        wait_for((run / "checkpoints/epoch_001.safetensors").exists)
-        assert not (run / ".begun").exists()
-        assert process.wait(timeout=120) == 1
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 def test_runs_go_in_order_and_the_gate_last(lab: Path, session_here: SessionHere) -> None:
