@@ -127,9 +127,10 @@ class _Focal(NamedTuple):
 def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) -> _Focal:
     """Return the focal loss per cell `[B, H, W]`, whether the target has the largest logit, and the gradient.
 
-    With s = σ(m) and l = softplus(m), d(s^γ·l)/dm = s^γ·(γ·(1 − s)·l + s), the slope `[B, 1, H, W]`; and
-    dm/dz, the direction `[B, C, H, W]`, is the softmax of the other classes, with −1 for the target. The
-    gradient is their product. Outside a grid, loss, slope and hit are 0 and the logits are not used.
+    The gradient is the product of two factors. The slope `[B, 1, H, W]` is d(s^γ·l)/dm =
+    s^γ·(γ·(1 − s)·l + s), where s = σ(m) and l = softplus(m). The direction `[B, C, H, W]` is dm/dz: −1 for
+    the target, and the softmax over the other classes for these. Outside a grid, loss, slope and hit are 0
+    and the logits are not used.
 
     Raises ValueError for a target that is neither a class nor OUTSIDE.
     """

@@ -164,8 +164,8 @@ def check_model(
             raise ModelError(f"model {name!r}: {what} is {list(tensor.shape)}; expected {list(shape)}")
     if (logits[:1] - alone).abs().max() > ROUNDING * max(1.0, alone.abs().max().item()):
         raise ModelError(
-            f"model {name!r}: decode returns other logits for a latent in another batch; expected each to be "
-            "decoded independently in evaluation, because the shuffled control requires it"
+            f"model {name!r}: decode returns different logits for a latent when the batch changes; expected "
+            "each latent to be decoded independently in evaluation, because the shuffled control requires it"
         )
     _check_resumption(name, build, grids)
 

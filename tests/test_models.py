@@ -60,7 +60,7 @@ def test_checking_a_model_leaves_the_random_state_unchanged() -> None:
         ("wrong:Narrow", r"the posterior mean of encode is \[2, 1\]; expected \[2, 3\]"),
         ("wrong:Raising", "failed on two grids: KeyError"),
         ("wrong:Squeezing", r"decode \(of one latent\) is \[10, 8, 8\]; expected \[1, 10, 8, 8\]"),
-        ("wrong:Mixing", "decode returns other logits for a latent in another batch"),
+        ("wrong:Mixing", "decode returns different logits for a latent when the batch changes"),
     ],
 )
 def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:

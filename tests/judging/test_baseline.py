@@ -96,7 +96,7 @@ def test_the_order_of_the_seeds_does_not_matter(baseline: list[float], now: list
 @unit
 @given(st.lists(FRACTIONS, min_size=2, max_size=6), st.lists(FRACTIONS, min_size=2, max_size=6))
 @example([0.1, 0.1], [0.1, 0.1, 0.1])
-def test_the_interval_contains_the_difference_and_its_sign_gives_the_words(
+def test_the_judgement_agrees_with_the_interval_around_the_difference(
     baseline: list[float], now: list[float]
 ) -> None:
     found = difference("B", "foreground_iou", baseline, now)

@@ -216,7 +216,7 @@ def test_the_epochs_that_met_and_broke_the_rules_are_named(recalls: list) -> Non
 
 @unit
 @given(st.lists(st.sampled_from([None, 0.0, 0.3, 0.5]), max_size=6))
-def test_whether_the_rules_are_met_at_the_end_agrees_with_the_verdict(recalls: list) -> None:
+def test_the_rules_met_after_the_last_epoch_agree_with_the_verdict(recalls: list) -> None:
     records = epochs(recalls)
     assume(records)
     first, lost, _ = when_rules_met(records)

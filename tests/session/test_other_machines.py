@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from lab import TINY, newest, run_pytest
+from lab import TINY, newest, run_pytest, running, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -152,3 +153,12 @@ def test_a_session_is_shown_in_full_where_the_terminal_cannot_show_greek(lab: Pa
     assert done.returncode == 1, done.stdout + done.stderr
     assert "INTERNALERROR" not in done.stdout
     assert "Session: " in done.stdout
+
+
+def test_a_session_ends_if_its_folder_is_removed_while_workers_start(lab: Path) -> None:
+    with running(lab, *TINY, "-n2") as process:
+        wait_for(lambda: any(lab.glob("runs/2*/session.json")))
+        (session,) = sessions(lab)
+        shutil.rmtree(session)
+        assert process.wait(timeout=60) == 1
+    assert f"The session folder {session} was removed" in (lab / "output.txt").read_text()

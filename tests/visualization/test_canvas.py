@@ -27,7 +27,7 @@ latin = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, 
 
 
 def inked(text: str, *, width: float = WIDTH, **look: object) -> tuple[int, int, int, int]:
-    """Return first and last column and row of the ink of a text at the middle of a picture, from there."""
+    """Draw a text at the center of a picture. Return its extent from there: left, right, top, bottom."""
     with house_style():
         figure = pixel_figure(WIDTH, HEIGHT)
         write(figure, WIDTH // 2, HEIGHT // 2, text, width=width, **look)
