@@ -66,8 +66,8 @@ def make_nan_at(run: str, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             now[0] = ("", 0)
 
-    def disturbed_loss(self: BetaVAELoss, *arguments: Any) -> Any:
-        found = loss(self, *arguments)
+    def disturbed_loss(self: BetaVAELoss, *arguments: Any, **keywords: Any) -> Any:
+        found = loss(self, *arguments, **keywords)
         if now[0] != (run, step):
             return found
         return tuple(type(numbers)(*(number * torch.nan for number in numbers)) for numbers in found)

@@ -17,6 +17,7 @@ from bvae.experiment import Experiment
 from bvae.models import initial_model
 from bvae.options import parse_experiment
 from bvae.records import CheckpointSaved
+from bvae.session import run as run_module
 from bvae.session.folder import verified_result
 from bvae.session.run import restored_trainer
 from bvae.session_files import picture_of
@@ -148,3 +149,13 @@ def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
     pictures(event)
     assert not picture_of(saved).exists()
     assert pictures.failures == ["reconstructions_best.png: RuntimeError: no ink"]
+
+
+def test_a_temporary_file_that_another_process_removes_first_does_not_fail_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that waits for a run tries the lock with a temporary file in the run's folder."""
+    found = run_module.leftovers
+    monkeypatch.setattr(run_module, "leftovers", lambda path: [*found(path), path / "..lock.0123abcd.part"])
+    experiment, _ = interrupted(folder, 1)
+    assert experiment.obtain((LOSS_OPTIONS["B"], 0)).option == "B"
