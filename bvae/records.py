@@ -223,7 +223,7 @@ class RunResult:
         divergence: the step at which training stopped because a number was not finite, else null.
         seconds: wall time of training and evaluation.
         failed_pictures: the pictures that could not be drawn, each with its reason.
-        digests: SHA-256 of the files of the run that belong to this result, by name in its folder.
+        digests: size and SHA-256 of the run's files that belong to this result, by name in its folder.
         seal: SHA-256 of this record with an empty seal, see `bvae.storage.sealed`.
 
     Raises:

@@ -32,8 +32,9 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from bvae.storage import MAX_JSON, file_digest
 
@@ -97,8 +98,11 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
     return sorted(found, key=found.__getitem__, reverse=True)
 
 
-def digests(directory: Path) -> dict[str, str]:
-    """Return the SHA-256 of a run's configuration, metrics and newest checkpoint, by name in its folder.
+def digests(directory: Path, expected: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return the digests of a run's configuration, metrics and newest checkpoint, by name in its folder.
+
+    Args:
+        expected: digests that these files had, see `file_digest`.
 
     Raises:
         ValueError: if one of them is not a file, is too large or cannot be read.
@@ -108,7 +112,8 @@ def digests(directory: Path) -> dict[str, str]:
     found = {}
     for path, limit in files.items():
         with contextlib.suppress(FileNotFoundError):
-            found[path.relative_to(directory).as_posix()] = file_digest(path, limit)
+            name = path.relative_to(directory).as_posix()
+            found[name] = file_digest(path, limit, expected.get(name, ""))
     return found
 
 

@@ -227,10 +227,17 @@ def read_bounded(path: Path, limit: int) -> bytes:
         return file.read(limit)
 
 
-def file_digest(path: Path, limit: int) -> str:
-    """Return the SHA-256 of a regular file of at most `limit` bytes; raises like `open_bounded`."""
+def file_digest(path: Path, limit: int, expected: str = "") -> str:
+    """Return the size in bytes and the SHA-256 of a regular file, as `SIZE:SHA-256`.
+
+    If the size differs from that in the expected digest, only `SIZE:` is returned, and the file is not read.
+    Raises like `open_bounded`.
+    """
     with open_bounded(path, limit) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        size = f"{os.fstat(file.fileno()).st_size}:"
+        if expected and not expected.startswith(size):
+            return size
+        return size + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_foreign_entries(folder: Path) -> None:

@@ -174,7 +174,7 @@ def _context(
     session: Session, comparison: Comparison | None, own_gates: Mapping[str, bool], gate_ran: bool
 ) -> dict[str, Any]:
     """Return the variables of `comparison.jinja`, and the style of the page."""
-    common = {"style": _file("page.css"), "comparison": comparison, "gate_ran": gate_ran}
+    common = {"style": _file("page.css"), "comparison": comparison}
     if comparison is None:
         return common
     return common | _head_context(session, comparison) | _outcome(comparison, own_gates, gate_ran)

@@ -128,20 +128,26 @@ def _divergence(kl: MeanStd) -> Cell:
     return Cell(_short(kl), "undefined" if kl.mean is None else f"{kl.mean / math.log(2):.3g}")
 
 
-def explain_gate(comparison: Comparison) -> str:
-    """Return the gate's outcome: a sentence, then a line of numbers for each candidate."""
+def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
+    """Return the gate's outcome: a sentence, then a line of numbers for each candidate.
+
+    Args:
+        ran: whether the gate's test was run; if not, the sentence says what its outcome would be.
+    """
     gate, band = comparison.gate, AccuracyBand(*comparison.band)
+    passed, failed = "The gate passed", "The gate failed"
+    if not ran:
+        given = "The gate was not run; by the existing results it would"
+        passed, failed = f"{given} pass", f"{given} fail"
     if gate.passed:
         learned = (
             f"{name} trained stably and {what_was_learned(comparison, name)}" for name in gate.passed_by
         )
-        head = f"The gate passed: {'; '.join(learned)}."
+        head = f"{passed}: {'; '.join(learned)}."
     elif not gate.candidates:
-        head = (
-            "The gate failed: no run of a candidate was selected. Select one, such as --loss-options=A,B,C."
-        )
+        head = f"{failed}: no run of a candidate was selected. Select one, such as --loss-options=A,B,C."
     else:
-        head = f"The gate failed: no candidate is healthy (stable, no rule broken, accuracy in {band})."
+        head = f"{failed}: no candidate is healthy (stable, no rule broken, accuracy in {band})."
     rate = f"background rate {comparison.corpus.background_rate:.3f}"
     lines = [
         f"  {name}: {words(option.verdict)}: object IoU {option.object_iou} (shuffled "
@@ -170,11 +176,12 @@ def explain_outcome(
     comparison: Comparison, own_gates: Mapping[str, bool], *, gate_ran: bool
 ) -> tuple[bool, str]:
     """Return whether all gates that were run passed, and sentences on them, the decisive one first."""
-    own, packaged = explain_own_gates(own_gates), explain_gate(comparison).splitlines()[0]
+    own, own_passed = explain_own_gates(own_gates), all(own_gates.values())
+    packaged = explain_gate(comparison, ran=gate_ran).splitlines()[0]
     if own and not gate_ran:
-        return all(own_gates.values()), own
-    sentences = [own, packaged] if not all(own_gates.values()) else [packaged, own]
-    return comparison.gate.passed and all(own_gates.values()), " ".join(filter(None, sentences))
+        return own_passed, own
+    sentences = [packaged, own] if own_passed else [own, packaged]
+    return own_passed and comparison.gate.passed, " ".join(filter(None, sentences))
 
 
 def what_was_learned(comparison: Comparison, option: str) -> str:
@@ -241,8 +248,6 @@ def to_terminal(
     """Return the lines that a terminal shows of a comparison."""
     _, outcome = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
     lines = [describe_setting(comparison), "", *to_text_table(comparison), ""]
-    if not gate_ran:
-        lines += ["The gate was not run; this is a comparison of the existing results.", ""]
     lines += [outcome, *explain_gate(comparison).splitlines()[1:], comparison.recommendation]
     return [*lines, *(["", *table] if (table := differences_to_text(differences)) else [])]
 

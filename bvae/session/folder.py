@@ -260,7 +260,7 @@ def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
         raise ValueError(f"{run.name}: {RESULT} is not what bvae wrote: its seal does not match")
     if (result.option, result.seed) != (run.option.name, run.seed):
         raise ValueError(f"{run.name}: {RESULT} is that of {result.option}-seed{result.seed}")
-    now = digests(directory)
+    now = digests(directory, result.digests)
     if changed := sorted(name for name in now | result.digests if now.get(name) != result.digests.get(name)):
         fault = "has changed since" if changed[0] in now else "was removed after"
         raise ValueError(f"{run.name}: {changed[0]} {fault} {RESULT} was written")

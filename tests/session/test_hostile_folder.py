@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import random
 import shutil
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +29,7 @@ from bvae.records import RunResult
 from bvae.session import SessionRecord
 from bvae.session.folder import found_outcomes, read_comparison, read_history, read_result
 from bvae.session_files import checkpoints
-from bvae.storage import read_bounded, read_json, sealed, to_json
+from bvae.storage import file_digest, read_bounded, read_json, sealed, to_json
 from bvae.visualization import checkpoint_pictures
 
 pytestmark = pytest.mark.slow
@@ -459,6 +461,17 @@ def test_every_failure_to_read_is_one_sentence_that_names_the_file(
         read_json(path, RunResult)
     assert str(refused.value).isprintable()
     assert r"\x1b[31m.json" in str(refused.value)
+
+
+def test_a_file_of_another_size_than_its_digest_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "best.safetensors"
+    path.write_bytes(b"weights")
+    known = file_digest(path, 2**32)
+    assert file_digest(path, 2**32, known) == known == f"7:{hashlib.sha256(b'weights').hexdigest()}"
+    os.truncate(path, 3 * 10**9)
+    began = time.process_time()
+    assert file_digest(path, 2**32, known) == "3000000000:"
+    assert time.process_time() - began < 1
 
 
 def test_a_file_within_its_bound_is_read_whole(tmp_path: Path) -> None:
