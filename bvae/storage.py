@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import msgspec
-from filelock import BaseFileLock, FileLock, SoftFileLock
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from bvae import EvidenceWarning
 
@@ -67,10 +67,16 @@ def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
 
     Raises:
         Timeout: if another process holds it.
-        OSError: if the file cannot be made.
+        StorageError: if the file cannot be made.
     """
-    lock = (FileLock if _has_locks(path.parent) else SoftFileLock)(path, timeout)
-    lock.acquire()
+    try:
+        lock = (FileLock if _has_locks(path.parent) else SoftFileLock)(path, timeout)
+        lock.acquire()
+    except Timeout:
+        raise
+    except OSError as error:
+        problem = f"{path} could not be locked: {error.strerror or error}"
+        raise StorageError(f"{problem}; remove it, or restore access to its folder") from error
     return lock
 
 

@@ -1,5 +1,6 @@
 """Mutate the files of a finished session, one at a time: what is read is what was written, or one sentence.
 
+With --resume, each mutated session is also trained to its end, and must have its weights and metrics again.
 Exits with 1 as soon as another exception escapes, a case takes more than 10 s, or something else is believed.
 """
 
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import safetensors.torch
 from lab import furnish
 
 from bvae import EvidenceWarning
@@ -29,7 +31,7 @@ from bvae.session import Session, SessionRecord
 from bvae.session.folder import found_outcomes, is_begun, read_history
 from bvae.session.progress import Note
 from bvae.session_files import PROGRESS, checkpoints
-from bvae.storage import read_json
+from bvae.storage import StorageError, read_json
 from bvae.training.checkpoint import CheckpointError, load_checkpoint
 
 MAX_SECONDS = 10.0
@@ -65,13 +67,18 @@ def finished_session(folder: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a session says: its record, and results, histories, checkpoints and pictures of its runs."""
+    """What a session says: its record, and results, histories, checkpoints and pictures of its runs.
+
+    Attributes:
+        weights: the tensors of the newest checkpoint of each run, as the bytes of a safetensors file.
+    """
 
     record: SessionRecord
     results: dict[str, RunResult]
     histories: dict[str, list[EpochRecord]]
     checkpoints: frozenset[bytes]
     pictures: frozenset[bytes]
+    weights: dict[str, bytes]
 
     @classmethod
     def of(cls, path: Path) -> Content:
@@ -90,10 +97,14 @@ class Content:
             histories={name: read_history(path / name) for name in outcomes},
             checkpoints=frozenset(file.read_bytes() for file in files),
             pictures=frozenset(file.read_bytes() for file in path.rglob("*.png")),
+            weights={name: newest_weights(path / name) for name in outcomes},
         )
 
-    def check(self, path: Path, changed: Path) -> str:
+    def check(self, path: Path, changed: Path, *, resume: bool = False) -> str:
         """Read a session with one changed file: return the first complaint, empty where all is right.
+
+        Args:
+            resume: whether to train what is incomplete, as `--resume` does.
 
         Raises:
             AssertionError: where it says something else.
@@ -103,7 +114,9 @@ class Content:
         except SetupError as error:
             return one_sentence(error)
         try:
-            return self._check_runs(experiment, changed)
+            complaint = self._check_runs(experiment, changed)
+            blocked = self._check_resumed(experiment) if resume else ""
+            return complaint or blocked
         finally:
             experiment._lock.release()
 
@@ -131,6 +144,18 @@ class Content:
             assert png in self.pictures, "another picture is shown"
         return next(filter(None, complaints), "")
 
+    def _check_resumed(self, experiment: Experiment) -> str:
+        """Obtain all runs and compare their weights and metrics with those of the sound session."""
+        for run in experiment.runs:
+            try:
+                metrics = experiment.obtain((run.option, run.seed)).metrics
+            except StorageError as error:
+                return one_sentence(error)
+            assert metrics == self.results[run.name].metrics, f"{run.name} ends with other metrics"
+            weights = newest_weights(experiment.session.path / run.name)
+            assert weights == self.weights[run.name], f"{run.name} ends with other weights"
+        return ""
+
     def _check_files(self, directory: Path, run: object) -> list[str]:
         complaints, foreign = [], False
         for file in checkpoints(directory):
@@ -150,6 +175,12 @@ class Content:
         except (FileNotFoundError, ValueError) as error:
             complaints.append(one_sentence(error))
         return complaints
+
+
+def newest_weights(directory: Path) -> bytes:
+    """Return the tensors of a run's newest checkpoint, without the state, which contains times."""
+    newest, *_ = checkpoints(directory)
+    return safetensors.torch.save(dict(load_checkpoint(newest, Progress).tensors))
 
 
 def one_sentence(error: object) -> str:
@@ -225,32 +256,30 @@ class Mutant:
         self.session, self.content = session, Content.of(session)
         self.sound = {path: path.read_bytes() for path in sorted(session.rglob("*")) if path.is_file()}
 
-    def check(self, seed: str, number: int) -> tuple[Path, str, str]:
-        """Mutate one file and read the session: return the file, the mutation and the complaint."""
+    def check(self, seed: str, number: int, *, resume: bool = False) -> tuple[Path, str, str]:
+        """Mutate one file and read or resume the session: return file, mutation and complaint."""
         rng, files = random.Random(f"{seed}-{number}"), [*self.sound]
         path, mutate = files[number % len(files)], rng.choice(MUTATIONS)
         mutate(rng, path, files)
         try:
-            return path, mutate.__name__, self.content.check(self.session, path)
+            return path, mutate.__name__, self.content.check(self.session, path, resume=resume)
         except Exception as error:
             raise AssertionError(f"case {number}: {mutate.__name__} of {path}: {error!r}") from error
         finally:
-            self._restore(path)
+            self._restore()
 
-    def _restore(self, changed: Path) -> None:
-        if changed.is_dir() and not changed.is_symlink():
-            changed.rmdir()
-        else:
-            changed.unlink(missing_ok=True)
-        for path in (changed, *self.sound):
-            if not path.exists() or path == changed:
-                path.write_bytes(self.sound[path])
+    def _restore(self) -> None:
+        shutil.rmtree(self.session)
+        for path, data in self.sound.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2_000, help="mutations to try (default: %(default)s)")
     parser.add_argument("--seed", default="0", help="seed of the mutations (default: %(default)s)")
+    parser.add_argument("--resume", action="store_true", help="also train each mutated session to its end")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", EvidenceWarning)
     started, complaints, slowest = time.monotonic(), 0, 0.0
@@ -259,7 +288,7 @@ def main() -> int:
         for number in range(arguments.cases):
             before = time.monotonic()
             try:
-                complaints += bool(mutant.check(arguments.seed, number)[2])
+                complaints += bool(mutant.check(arguments.seed, number, resume=arguments.resume)[2])
             except AssertionError as failure:
                 print(f"FAILED {failure}")
                 return 1

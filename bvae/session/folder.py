@@ -201,8 +201,6 @@ def hold(path: Path) -> BaseFileLock:
         raise SessionHeldError(
             f"session {path} is in use by process {pid}; wait for it or interrupt it, then resume"
         ) from None
-    except OSError as error:
-        raise StorageError(f"session {path} could not be locked: {error.strerror or error}") from error
     atomic_write(holder, str(os.getpid()).encode())
     # Files of earlier invocations. Those in the folder of a run are removed by the process that trains it.
     links = path.parent.glob(f".{glob.escape(path.name)}.{LATEST}-*")

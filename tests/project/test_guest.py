@@ -155,15 +155,24 @@ def run_alone(path: str, *arguments: str, cwd: Path) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+OTHER_PLUGINS = (
+    *("pytest-asyncio", "pytest-randomly", "pytest-playwright", "playwright", "pytest-base-url"),
+    *("python-slugify", "text-unidecode", "greenlet", "pyee", "requests"),
+)
+"""Plugins of other projects and what they import."""
+
+
 @pytest.mark.slow
 def test_a_wheel_that_is_installed_changes_nothing_where_it_is_not_asked_for(guest: Path) -> None:
-    source, built, site = (guest / name for name in ("source", "built", "site"))
+    source, built, site, others = (guest / name for name in ("source", "built", "site", "others"))
     ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "runs", "tests", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
     wheel = ("wheel", str(source), "--no-deps", "--no-build-isolation", "--wheel-dir", str(built))
     subprocess.run([*pip, *wheel], check=True)
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), *built.iterdir()], check=True)
+    into = ("install", "--no-deps", "--constraint", str(ROOT / "constraints.txt"), "--target")
+    subprocess.run([*pip, *into, str(site), *built.iterdir()], check=True)
+    subprocess.run([*pip, *into, str(others), *OTHER_PLUGINS], check=True)
     assert (site / "bvae/experiments/test_loss_options.py").exists()
     assert "pytest11" not in next(site.glob("*.dist-info/entry_points.txt")).read_text()
     shutil.rmtree(source)
@@ -180,13 +189,26 @@ def test_a_wheel_that_is_installed_changes_nothing_where_it_is_not_asked_for(gue
         "import pytest\n@pytest.mark.gate\ndef test_a(loss_run, pytestconfig):\n"
         "    assert pytestconfig.getoption('beta')\ndef test_b(loss_baseline): pass\n"
     )
-    said = []
-    for path in ("", str(site)):
-        done = run_alone(path, "-v", "--strict-markers", "--beta=1", "-p", "no:cacheprovider", cwd=project)
-        assert done.returncode == 0, done.stdout + done.stderr
-        said.append([line for line in done.stdout.splitlines() if " passed in " not in line])
-    assert said[0] == said[1]
-    assert {path.name for path in project.iterdir()} - {"__pycache__"} == {"conftest.py", "experiments"}
+    (project / "experiments/test_b.py").write_text(
+        "import pytest\n@pytest.mark.asyncio\nasync def test_coroutine(): pass\n"
+    )
+    ours = (
+        "-p",
+        "no:playwright",
+        "--beta=1",
+    )  # pytest-playwright has an option --device, as has the conftest
+    theirs = ("--noconftest", "--device=iPhone 13", "experiments/test_b.py")
+    for asked in (ours, theirs):
+        said = []
+        for path in (others, f"{others}{os.pathsep}{site}"):
+            done = run_alone(str(path), "-v", "--strict-markers", "--randomly-seed=1", *asked, cwd=project)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "asyncio: mode" in done.stdout
+            assert "Using --randomly-seed=1" in done.stdout
+            said.append([line for line in done.stdout.splitlines() if " passed" not in line])
+        assert said[0] == said[1]
+    left = {path.name for path in project.iterdir()}
+    assert left - {"__pycache__"} == {".pytest_cache", "conftest.py", "experiments"}
     asked = run_alone(str(site), *PACKAGED, "--collect-only", "-q", cwd=guest)
     assert "test_loss_options.py::test_loss_option[B-seed0]" in asked.stdout, asked.stdout + asked.stderr
 

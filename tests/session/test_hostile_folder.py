@@ -29,7 +29,7 @@ from bvae.records import RunResult
 from bvae.session import SessionRecord
 from bvae.session.folder import found_outcomes, read_comparison, read_history, read_result
 from bvae.session_files import checkpoints
-from bvae.storage import file_digest, read_bounded, read_json, sealed, to_json
+from bvae.storage import StorageError, file_digest, lock_file, read_bounded, read_json, sealed, to_json
 from bvae.visualization import checkpoint_pictures
 
 pytestmark = pytest.mark.slow
@@ -483,6 +483,12 @@ def test_a_file_within_its_bound_is_read_whole(tmp_path: Path) -> None:
         read_bounded(tmp_path / "none", 100)
 
 
+def test_a_folder_in_place_of_a_lock_ends_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(StorageError, match=r"\.lock could not be locked: Is a directory; remove it, or"):
+        lock_file(tmp_path / ".lock")
+
+
 def test_of_every_mutated_file_the_content_is_right_or_one_sentence_says_what_is_wrong(
     session: Path,
 ) -> None:
@@ -490,6 +496,6 @@ def test_of_every_mutated_file_the_content_is_right_or_one_sentence_says_what_is
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", EvidenceWarning)
         for number in range(500):
-            found += bool(mutant.check("suite", number)[2])
+            found += bool(mutant.check("suite", number, resume=number % 20 == 0)[2])
     assert found > 300
     assert Content.of(session) == mutant.content
