@@ -258,7 +258,7 @@ def _recommendation(
     nearest = max(gate.candidates, key=lambda name: _nearness(options[name]))
     return (
         f"Nothing can be recommended: no candidate learned the objects. The nearest miss is {nearest} "
-        f"({options[nearest].verdict.replace('_', ' ')}): {options[nearest].reason}."
+        f"({options[nearest].verdict.replace('_', ' ')})."
     )
 
 

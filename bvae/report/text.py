@@ -81,6 +81,11 @@ PICTURES = {
 }
 """Pictures of the Markdown report, each with its text alternative."""
 
+TABLE_CAPTION = (
+    "Mean ± standard deviation over seeds. In brackets: the shuffled control, which decodes each grid from "
+    "another grid's latent and thus scores what can be predicted without seeing the grid."
+)
+
 TERMINAL_COLUMNS = 1 + len(FIRST_COLUMNS)
 """Number of columns that a terminal shows, including the name."""
 
@@ -247,7 +252,7 @@ def to_terminal(
 ) -> list[str]:
     """Return the lines that a terminal shows of a comparison."""
     _, outcome = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
-    lines = [describe_setting(comparison), "", *to_text_table(comparison), ""]
+    lines = [describe_setting(comparison), "", *to_text_table(comparison), TABLE_CAPTION, ""]
     lines += [outcome, *explain_gate(comparison).splitlines()[1:], comparison.recommendation]
     return [*lines, *(["", *table] if (table := differences_to_text(differences)) else [])]
 
@@ -290,8 +295,7 @@ def to_markdown(
         _row(["---"] * (1 + len(COLUMNS))),
         *(_row([str(cell) for cell in row]) for row in table_rows(comparison)),
         "",
-        "Mean ± standard deviation over seeds. In brackets: the shuffled control, which decodes each grid "
-        "from another grid's latent and thus scores what can be predicted without seeing the grid.",
+        TABLE_CAPTION,
         "",
         "## Verdicts",
         "",

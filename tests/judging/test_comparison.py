@@ -186,7 +186,7 @@ def test_if_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_is_
     comparison = compared(seeds("A", "healthy") | grave | mild)
     assert comparison.recommended is None
     assert comparison.recommendation.startswith("Nothing can be recommended: no candidate learned")
-    assert "nearest miss is C (partial collapse): 1 of 1 seeds" in comparison.recommendation
+    assert "nearest miss is C (partial collapse)." in comparison.recommendation
     for iou, nearest in ((0.05, "C"), (0.2, "B")):
         alike = compared(seeds("B", "partial_collapse", object_iou=iou) | mild)
         assert f"nearest miss is {nearest} (partial collapse)" in alike.recommendation
