@@ -175,8 +175,8 @@ def test_relabelling_changes_no_described_share_of_samples(new: Sequence[int], s
 def test_the_chart_of_thresholds_has_no_bar_for_the_background() -> None:
     why = Diagnosis((0.2,) * 9, ((0.5,),), np.eye(10, dtype=np.int64), background=7)
     axes = plot_why(why).axes[0]
-    assert [round(bar.get_x() + bar.get_width() / 2) for bar in axes.patches] == [*range(7), 8, 9]
-    assert axes.get_xticks().tolist() == [*range(7), 8, 9]
+    assert len(axes.patches) == 9
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == list("012345689")
 
 
 @unit
