@@ -182,9 +182,8 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     output, name = Path(arguments.output or f"{kind}.png"), printable(arguments.checkpoint)
     if samples is not None:
         title = f"{name}: samples from the prior"
-        engine.plot_samples(
-            model, int(samples), latent_dim=config.training.latent_dim, path=output, title=title
-        )
+        more = {"latent_dim": config.training.latent_dim, "background": config.background}
+        engine.plot_samples(model, int(samples), path=output, title=title, **more)
     else:
         spec = arguments.grids or config.corpus
         padding_value = None if is_built_in(spec) else config.padding_value
@@ -194,7 +193,8 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             title = f"{name}: traversals of a grid of {corpus.name}"
             engine.plot_traversals(model, grids[0], path=output, title=title)
         else:
-            engine.plot_reconstructions(model, grids, path=output, title=f"{name}: grids of {corpus.name}")
+            title = f"{name}: grids of {corpus.name}"
+            engine.plot_reconstructions(model, grids, path=output, title=title, background=config.background)
     print(f"Wrote {printable(str(output))}")
     return 0
 

@@ -18,10 +18,11 @@ BetaSchedule = Literal["constant", "linear", "cyclical"]
 
 Classes = int | Literal["auto"]
 GridSize = int | Literal["auto"]
+Background = int | Literal["auto"]
 KeepCheckpoints = int | Literal["all"]
 
 DEFAULT_CLASSES = 10
-"""ARC's colours 0–9; class 0 is the background."""
+"""ARC's colours 0–9."""
 
 MIN_CLASSES, MAX_CLASSES = 2, 64
 """Limits of the number of classes; pictures have that many colours."""
@@ -79,9 +80,8 @@ def _check_whole(field: str, value: int, *, at_least: int) -> None:
 
 def _check_number(field: str, value: float, *, zero: bool = True) -> None:
     """Raise ConfigError unless a number is finite and above 0, or equal to 0 if `zero` is true."""
-    bound = "of at least 0" if zero else "above 0"
     ok = math.isfinite(value) and (value > 0 or (zero and value == 0))
-    _check(ok, field, f"is {value}", f"a finite number {bound}")
+    _check(ok, field, f"is {value}", f"a finite number {'of at least' if zero else 'above'} 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,20 +134,21 @@ class LossOption:
         return self.weight_method + parameters.get(self.weight_method, "")
 
 
-def _check_classes(classes: Classes, options: tuple[LossOption, ...]) -> None:
-    """Raise ConfigError if the number of classes is out of bounds or differs from the explicit weights."""
-    if classes == "auto":
-        return
+def _check_classes(classes: Classes, background: Background, options: tuple[LossOption, ...]) -> None:
+    """Raise ConfigError if classes or background are out of bounds, or explicit weights not one per class."""
+    count = MAX_CLASSES if classes == "auto" else classes
     expected = f"a whole number of at least {MIN_CLASSES} and at most {MAX_CLASSES}, or auto"
-    _check(MIN_CLASSES <= classes <= MAX_CLASSES, "classes", f"is {classes}", expected)
+    _check(MIN_CLASSES <= count <= MAX_CLASSES, "classes", f"is {classes}", expected)
+    is_class = background == "auto" or 0 <= background < count
+    _check(is_class, "background", f"is {background}", f"a class from 0 to {count - 1}, or auto")
     for option in options:
         if isinstance(option.class_weights, tuple):
             problem = f"of option {option.name} has {len(option.class_weights)} numbers"
-            enough = len(option.class_weights) == classes
+            enough = classes in ("auto", len(option.class_weights))
             _check(enough, "class_weights", problem, f"{classes}, one for each class")
 
 
-def _number(field: str, value: Classes | GridSize) -> int:
+def _number(field: str, value: Classes | GridSize | Background) -> int:
     if value == "auto":
         raise ValueError(f"{field} is 'auto'; expected the number of the corpus, see Experiment.prepare")
     return value
@@ -259,8 +260,7 @@ class AccuracyBand:
         try:
             lo, hi = map(float, text.split(":"))
         except ValueError:
-            expected = "LO:HI with 0 <= LO < HI <= 1, such as 0.70:0.80"
-            raise ConfigError("band", f"is {text!r}", expected) from None
+            raise ConfigError("band", f"is {text!r}", "LO:HI, such as 0.70:0.80") from None
         return cls(lo, hi)
 
 
@@ -276,9 +276,10 @@ class RunConfig:
     padding_value: int | None
     training: TrainingConfig
     classes: int = DEFAULT_CLASSES
+    background: int = 0
 
     def __post_init__(self) -> None:
-        _check_classes(self.classes, (self.option,))
+        _check_classes(self.classes, self.background, (self.option,))
 
     @property
     def name(self) -> str:
@@ -291,13 +292,14 @@ class ExperimentConfig:
     """A comparison of loss options: every option with every seed, on one corpus.
 
     Attributes:
-        corpus, grid_size, padding_value, classes: see `bvae.corpus.load_corpus`.
+        corpus, grid_size, padding_value, classes, background: see `bvae.corpus.load_corpus`.
     """
 
     corpus: str = "objects"
     grid_size: GridSize = 16
     padding_value: int | None = None
     classes: Classes = DEFAULT_CLASSES
+    background: Background = 0
     options: tuple[LossOption, ...] = tuple(LOSS_OPTIONS.values())
     seeds: int = 3
     band: AccuracyBand = AccuracyBand()
@@ -309,7 +311,7 @@ class ExperimentConfig:
         _check(bool(names), "options", "is empty", "at least one, such as A,B,C")
         distinct = len({name.casefold() for name in names}) == len(names)  # folders may ignore case
         _check(distinct, "options", f"is {','.join(names)}", "each option once")
-        _check_classes(self.classes, self.options)
+        _check_classes(self.classes, self.background, self.options)
 
     @property
     def size(self) -> int:
@@ -327,6 +329,7 @@ class ExperimentConfig:
             padding_value=self.padding_value,
             training=self.training,
             classes=_number("classes", self.classes),
+            background=_number("background", self.background),
         )
 
 

@@ -217,7 +217,8 @@ def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
     title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
     picture = io.BytesIO()
     colour = colour_of(option_names(session).index(name))
-    plot_why(Diagnosis.of(option, histories), colour=colour, path=picture, title=title)
+    why = Diagnosis.of(option, histories, session.record.corpus.background)
+    plot_why(why, colour=colour, path=picture, title=title)
     return picture.getvalue()
 
 

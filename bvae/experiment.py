@@ -72,6 +72,10 @@ def load_engine() -> ModuleType:
     return engine
 
 
+RESOLVED = ("grid_size", "classes", "background")
+"""The settings that may be "auto" until the corpus is loaded."""
+
+
 class Experiment:
     """The experiment of one invocation, in the controller or in one of its workers.
 
@@ -110,9 +114,8 @@ class Experiment:
             )
             experiment = cls(dataclasses.replace(config, training=training), run_dir, command)
             corpus = CorpusRecord.of(experiment.corpus)  # loading also validates the grid size
-            size, classes = experiment.corpus.grid_size, experiment.corpus.classes
-            config = dataclasses.replace(experiment.config, grid_size=size, classes=classes)
-            experiment.config = config
+            found = {name: getattr(experiment.corpus, name) for name in RESOLVED}
+            experiment.config = config = dataclasses.replace(experiment.config, **found)
             if training.model != DEFAULT_MODEL:
                 load_engine().RunScheduler.check(config, corpus)
             if baseline is not None:
@@ -177,10 +180,8 @@ class Experiment:
     @cached_property
     def corpus(self) -> Corpus:
         """The grids, loaded once per process. Raises CorpusError, also if they changed since the start."""
-        asked = self.config
-        corpus = load_corpus(
-            asked.corpus, asked.grid_size, padding_value=asked.padding_value, classes=asked.classes
-        )
+        asked = {name: getattr(self.config, name) for name in RESOLVED}
+        corpus = load_corpus(self.config.corpus, padding_value=self.config.padding_value, **asked)
         if self._session is not None and corpus.fingerprint != self._session.record.corpus.fingerprint:
             raise CorpusError(f"{corpus.name} changed while it was in use; start again")
         return corpus

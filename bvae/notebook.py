@@ -130,6 +130,7 @@ class Run:
 
     def plot_reconstructions(self, grids: Grids, **more: Any) -> Figure:
         """Draw `bvae.visualization.plot_reconstructions` of this model."""
+        more = {"background": self.config.background, **more}
         return plot_reconstructions(self.model, self._checked(grids), **more)
 
     def plot_traversals(
@@ -144,6 +145,7 @@ class Run:
 
     def plot_samples(self, count: int, **more: Any) -> Figure:
         """Draw `bvae.visualization.plot_samples` of this model."""
+        more = {"background": self.config.background, **more}
         return plot_samples(self.model, count, latent_dim=self.config.training.latent_dim, **more)
 
     def export(self, path: str | Path) -> None:
@@ -230,7 +232,7 @@ def compare(
     """
     names = [field.name for field in dataclasses.fields(TrainingConfig)]
     training = {name: settings.pop(name) for name in names if name in settings}
-    if unknown := settings.keys() - {"grid_size", "padding_value", "classes", "band"}:
+    if unknown := settings.keys() - {"grid_size", "padding_value", "classes", "background", "band"}:
         raise ValueError(f"compare has no setting {min(unknown)!r}; see ExperimentConfig and TrainingConfig")
     config = ExperimentConfig(
         corpus=str(corpus),

@@ -161,6 +161,7 @@ OPTIONS = (
         "N",
         "Number of classes, 2 to 64; auto is one more than the largest in a file, 10 for other corpora",
     ),
+    CommandLineOption("background", "C", "Background class; auto is the most frequent class in training"),
     CommandLineOption("epochs", "N", "Epochs to train each run"),
     CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1", commands=PYTEST),
     CommandLineOption(

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from bvae.beta_vae import GridModel
     from bvae.corpus import Corpus
 
-
 VerdictName = Literal[
     "incomplete",
     "diverged",
@@ -268,7 +267,7 @@ class CorpusRecord:
     Attributes:
         class_counts: `[C]`, cells of each class in the training split.
         weight_ratio: by class-weight method, the largest weight divided by the smallest.
-        has_outside, duplicates, duplicates_sampled: see `bvae.corpus.Corpus`.
+        background, has_outside, duplicates, duplicates_sampled: see `bvae.corpus.Corpus`.
     """
 
     name: str
@@ -281,6 +280,11 @@ class CorpusRecord:
     has_outside: bool
     duplicates: int
     duplicates_sampled: bool
+    background: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.background < len(self.class_counts):
+            raise ValueError(f"background is {self.background}; expected a class of the corpus")
 
     def remarks(self) -> list[str]:
         """Return one sentence on each unusual property of the corpus."""
@@ -294,29 +298,24 @@ class CorpusRecord:
             )
         elif self.duplicates_sampled:
             found.append("A sample of the file has no training grids that are also validation grids.")
-        most = max(range(len(self.class_counts)), key=self.class_counts.__getitem__)
-        if most:
+        most, background = self.class_counts.index(max(self.class_counts)), self.background
+        if self.class_counts[most] > self.class_counts[background]:
             found.append(
-                f"Class {most} is more frequent than class 0, which counts as the background: foreground "
-                "metrics and the accuracy band mean less here."
+                f"Class {most} is more frequent than class {background}, which counts as the background: "
+                "foreground metrics and the accuracy band mean less here; --background auto makes class "
+                f"{most} the background."
             )
+        elif background:
+            found.append(f"Class {background} is the background.")
         return found
 
     @classmethod
     def of(cls, corpus: Corpus) -> CorpusRecord:
         """Return the record of a corpus."""
-        return cls(
-            name=corpus.name,
-            fingerprint=corpus.fingerprint,
-            train=len(corpus.train),
-            val=len(corpus.val),
-            class_counts=corpus.class_counts,
-            background_rate=corpus.background_rate,
-            weight_ratio={method: corpus.weight_ratio(method) for method in ("inverse", "sqrt_inverse")},
-            has_outside=corpus.has_outside,
-            duplicates=corpus.duplicates,
-            duplicates_sampled=corpus.duplicates_sampled,
-        )
+        same = {field.name: getattr(corpus, field.name) for field in dataclasses.fields(CorpusRecord)}
+        sizes = {"train": len(corpus.train), "val": len(corpus.val)}
+        ratios = {method: corpus.weight_ratio(method) for method in ("inverse", "sqrt_inverse")}
+        return cls(**same | sizes | {"weight_ratio": ratios})
 
 
 @dataclasses.dataclass(frozen=True)

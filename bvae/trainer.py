@@ -99,7 +99,11 @@ class Trainer:
         example = torch.from_numpy(corpus.train[:2].copy())
         self._train_step = make_step(self.model, self.loss, training, example)
         self._evaluator = Evaluator(
-            corpus.val, self.loss, precision=training.precision, classes=config.classes
+            corpus.val,
+            self.loss,
+            precision=training.precision,
+            classes=config.classes,
+            background=config.background,
         )
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE, Classes, GridSize
+from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE, Background, Classes, GridSize
 from bvae.corpus import arc, atomic, objects
 from bvae.corpus.array_files import CorpusError, read_grids
 from bvae.corpus.splits import Grids, LazyGrids, Source, hold_out, named, split
@@ -37,11 +37,11 @@ class Corpus:
     Attributes:
         name, spec: the name of the corpus, and the `spec` given to `load_corpus`.
         grid_size: S, the side of the square in which each grid is stored.
-        train, val: uint8 `[N, S, S]`, class indices (0 is the background) and `OUTSIDE`; large splits are
-            read lazily.
+        train, val: uint8 `[N, S, S]`, class indices and `OUTSIDE`; large splits are read lazily.
         fingerprint: the SHA-256 (hex) of the grid size and, for both splits, the number of grids and the
             SHA-256 of the contents; independent of name and path.
         class_counts: `[C]`, cells of each class in the training split.
+        background: the class that counts as the background; all others are foreground.
         background_rate: fraction of background cells in the validation split.
         has_outside: whether any grid is smaller than the square.
         duplicates: number of training grids removed because they are also validation grids.
@@ -55,6 +55,7 @@ class Corpus:
     val: Grids
     fingerprint: str
     class_counts: tuple[int, ...]
+    background: int = 0
     background_rate: float
     has_outside: bool
     duplicates: int
@@ -98,6 +99,7 @@ def load_corpus(
     *,
     padding_value: int | None = None,
     classes: Classes = DEFAULT_CLASSES,
+    background: Background = 0,
 ) -> Corpus:
     """Load a corpus of grids of at most `grid_size` rows and columns.
 
@@ -114,6 +116,8 @@ def load_corpus(
         padding_value: the integer, not a class, that marks cells outside a grid in a file.
         classes: number of classes, 2 to 64; "auto" is one more than the largest class of a file, and 10 for
             a built-in corpus.
+        background: the class that counts as the background; "auto" is the most frequent class in training,
+            of equally frequent ones the smallest.
 
     Raises:
         CorpusError: if the corpus does not exist, cannot be read, or has nothing to learn from.
@@ -137,7 +141,7 @@ def load_corpus(
     else:
         name, size, sources = _read(spec, grid_size, padding_value, bound)
     try:
-        found = split(sources, size, classes)
+        found = split(sources, size, classes, background)
     except CorpusError as error:
         raise CorpusError(f"{printable(spec)}: {error}") from None
     _check_padding(padding_value, len(found.class_counts))

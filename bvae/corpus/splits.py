@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE, Classes
+from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE, Background, Classes
 from bvae.corpus.array_files import CorpusError, Integers, walk
 
 PREFETCH_BYTES = 2**16
@@ -114,6 +114,7 @@ class Splits:
     val: Grids
     fingerprint: str
     class_counts: tuple[int, ...]
+    background: int
     background_rate: float
     has_outside: bool
     duplicates: int
@@ -136,13 +137,20 @@ def hold_out(stored: Integers, padding_value: int | None = None) -> list[Source]
     return [Source(stored, held_out, padding_value)]
 
 
-def split(sources: Sequence[Source], grid_size: int, classes: Classes = DEFAULT_CLASSES) -> Splits:
+def split(
+    sources: Sequence[Source],
+    grid_size: int,
+    classes: Classes = DEFAULT_CLASSES,
+    background: Background = 0,
+) -> Splits:
     """Check, count and fingerprint all grids in one pass; remove training grids that also validate.
 
-    If `classes` is "auto", their number is one more than the largest class in either split.
+    If `classes` is "auto", their number is one more than the largest class in either split. If `background`
+    is "auto", it is the most frequent class in training, of equally frequent ones the smallest.
 
     Raises:
-        CorpusError: if a value is not a class, or if nothing can be learned from a split.
+        CorpusError: if a value is not a class, if nothing can be learned from a split, or if a background
+            other than 0 does not occur in training.
     """
     first, last = sources[0], sources[-1]
     train = _subset(first, ~first.held_out, grid_size)
@@ -168,16 +176,26 @@ def split(sources: Sequence[Source], grid_size: int, classes: Classes = DEFAULT_
         raise CorpusError(
             f"all {len(duplicates)} training grids are also validation grids; expected some that are not"
         )
-    counts, background = training.cells(), validation.cells()
+    counts, validating = training.cells(), validation.cells()
     if classes == "auto":
-        counts = counts[: np.flatnonzero(counts + background)[-1] + 1]
+        counts = counts[: np.flatnonzero(counts + validating)[-1] + 1]
+    if background == "auto":
+        background = int(counts.argmax())
+    occurring = {label: count for label, count in enumerate(counts.tolist()) if count}
+    if background and background not in occurring:
+        shown = ", ".join(f"{label}: {count:,}" for label, count in occurring.items())
+        raise CorpusError(
+            f"no training cell has the class {background} of --background; expected auto, or a class with "
+            f"cells ({shown})"
+        )
     in_memory = (len(train) + len(val)) * grid_size**2 <= IN_MEMORY_BYTES
     return Splits(
         train=train[:] if in_memory else train,
         val=val[:] if in_memory else val,
         fingerprint=hashlib.sha256(f"{grid_size} {training} {validation}\n".encode()).hexdigest(),
         class_counts=tuple(counts.tolist()),
-        background_rate=float(background[0] / background.sum()),
+        background=background,
+        background_rate=float(validating[background] / validating.sum()),
         has_outside=training.has_outside or validation.has_outside,
         duplicates=len(duplicates),
         duplicates_sampled=sampled,

@@ -74,8 +74,8 @@ def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def references(corpus: Corpus, latent_dim: int) -> dict[str, ControlledMetrics]:
     """Return the metrics of the references on up to 2,000 validation grids of a corpus.
 
-    "background only" predicts class 0 everywhere. "nearest training grid" predicts the training grid with the
-    most equal cells, counted equally or weighted by class (`sqrt_inverse`, as in option B).
+    "background only" predicts the background everywhere. "nearest training grid" predicts the training grid
+    with the most equal cells, counted equally or weighted by class (`sqrt_inverse`, as in option B).
     "PCA" keeps as many principal components of one-hot cells as the model has latents, and predicts the class
     with the largest product of weight and reconstructed value.
     """
@@ -83,16 +83,17 @@ def references(corpus: Corpus, latent_dim: int) -> dict[str, ControlledMetrics]:
     train = _sample(corpus.train, MAX_REFERENCE_CELLS // (corpus.classes * corpus.grid_size**2))
     weights = class_weights(corpus.class_counts, "sqrt_inverse")
     known, asked = (_one_hot_cells(grids, corpus.classes) for grids in (train, val))
-    whole = np.where(train == OUTSIDE, np.uint8(0), train)  # outside a training grid, class 0 is predicted
+    background = np.uint8(corpus.background)
+    whole = np.where(train == OUTSIDE, background, train)  # outside a training grid, background is predicted
     predictions = {
-        "background only": np.zeros_like(val),
+        "background only": np.full_like(val, background),
         "nearest training grid": whole[_nearest(known, asked, torch.ones(corpus.classes))],
         "nearest training grid, weighted": whole[_nearest(known, asked, weights)],
         "PCA": _principal_components(known, asked, latent_dim, weights).reshape(val.shape),
     }
     objects, other = find_objects(val, corpus.classes), derangement(len(val))
     return {
-        name: score_with_control(objects, predicted, predicted[other])
+        name: score_with_control(objects, predicted, predicted[other], corpus.background)
         for name, predicted in predictions.items()
     }
 

@@ -29,7 +29,9 @@ WINDOW_CELLS = 2**22
 """Maximum number of cells, and of predictions for them, held in memory at a time."""
 
 
-def foreground_gradient_share(logits: Tensor, target: Tensor, loss: BetaVAELoss) -> float | None:
+def foreground_gradient_share(
+    logits: Tensor, target: Tensor, loss: BetaVAELoss, background: int = 0
+) -> float | None:
     """Return the share of foreground cells in Σ|∂loss/∂logits|; None if the sum is 0.
 
     Args:
@@ -42,7 +44,7 @@ def foreground_gradient_share(logits: Tensor, target: Tensor, loss: BetaVAELoss)
         (gradient,) = torch.autograd.grad(cells.sum(), logits)
     size = gradient.abs().sum(1, dtype=torch.float64)
     total = size.sum().item()
-    foreground = (target > 0) & (target != OUTSIDE)
+    foreground = (target != background) & (target != OUTSIDE)
     return size[foreground].sum().item() / total if total > 0 else None
 
 
@@ -54,9 +56,10 @@ def evaluate(
     batch_size: int = 256,
     precision: str = "fp32",
     classes: int = DEFAULT_CLASSES,
+    background: int = 0,
 ) -> Evaluation:
     """Measure a model on grids `[N, H, W]`, N ≥ 2, without changing its mode, weights or random states."""
-    evaluator = Evaluator(grids, loss, precision=precision, classes=classes)
+    evaluator = Evaluator(grids, loss, precision=precision, classes=classes, background=background)
     return evaluator.measure(model, batch_size=batch_size)
 
 
@@ -68,18 +71,27 @@ class Evaluator:
         loss: the training objective.
         precision: "bf16" runs models under autocast.
         classes: number of classes.
+        background: the class that counts as the background.
     """
 
     def __init__(
-        self, grids: Grids, loss: BetaVAELoss, *, precision: str = "fp32", classes: int = DEFAULT_CLASSES
+        self,
+        grids: Grids,
+        loss: BetaVAELoss,
+        *,
+        precision: str = "fp32",
+        classes: int = DEFAULT_CLASSES,
+        background: int = 0,
     ) -> None:
-        self._grids, self._loss, self._precision, self._classes = grids, loss, precision, classes
+        self._grids, self._loss, self._precision = grids, loss, precision
+        self._classes, self._background = classes, background
         self._sampled = sample_rows(len(grids), MAX_OBJECT_GRIDS)
         if isinstance(grids, LazyGrids):
             grids.prefetch(self._sampled)
         self._objects = find_objects(grids[self._sampled], classes)
         filled = extent(self._objects.grids, classes)
-        self._extent = score_with_control(self._objects, filled, filled[derangement(len(filled))])
+        other = filled[derangement(len(filled))]
+        self._extent = score_with_control(self._objects, filled, other, background)
 
     @torch.inference_mode()
     def measure(self, model: GridModel, *, batch_size: int = 256) -> Evaluation:
@@ -88,7 +100,8 @@ class Evaluator:
         The shuffled control reuses the prediction for another grid of the same window of up to
         `WINDOW_CELLS` cells. Therefore, `decode` must treat the grids of a batch independently.
         """
-        terms, seen, shuffled = _LossSums(self._loss), Tally(self._classes), Tally(self._classes)
+        terms = _LossSums(self._loss, self._background)
+        seen, shuffled = (Tally(self._classes, self._background) for _ in range(2))
         samples: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]] = []
         with evaluating(model):
             for window in _windows(len(self._grids), WINDOW_CELLS // self._objects.grids[0].size):
@@ -134,8 +147,8 @@ class Evaluator:
 class _LossSums:
     """The loss and its terms, summed over batches."""
 
-    def __init__(self, loss: BetaVAELoss) -> None:
-        self._loss = loss
+    def __init__(self, loss: BetaVAELoss, background: int) -> None:
+        self._loss, self._background = loss, background
         self._grids = 0
         # Total, reconstruction, KL divergence, reconstruction weighted by cells, cells.
         self._sums = torch.zeros(5, dtype=torch.float64)
@@ -144,7 +157,7 @@ class _LossSums:
 
     def add(self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor) -> None:
         if not self._grids:
-            self._gradient_share = foreground_gradient_share(logits, target, self._loss)
+            self._gradient_share = foreground_gradient_share(logits, target, self._loss, self._background)
         self._grids += len(target)
         found = self._loss(logits, mean, log_variance, target)
         terms = torch.stack((found.total, found.reconstruction, found.kl)).double()

@@ -23,11 +23,14 @@ class Tally:
 
     Attributes:
         confusion: `[C, C]` cells by true class (row) and predicted class (column).
+        background, foreground: the background class, and the other classes `[C - 1]`.
         perfect, grids: how many grids have no wrong cell, and how many there are.
     """
 
-    def __init__(self, classes: int = DEFAULT_CLASSES) -> None:
+    def __init__(self, classes: int = DEFAULT_CLASSES, background: int = 0) -> None:
         self.confusion = np.zeros((classes, classes), np.int64)
+        self.background = background
+        self.foreground = [label for label in range(classes) if label != background]
         self.perfect = self.grids = 0
 
     def add(self, target: Grids, predicted: Grids) -> None:
@@ -47,7 +50,7 @@ class Tally:
     def present(self) -> list[int]:
         """The foreground classes with at least `PRESENT` of the cells."""
         true = self.confusion.sum(1)
-        return [label for label in range(1, len(true)) if true[label] >= PRESENT * true.sum() > 0]
+        return [label for label in self.foreground if true[label] >= PRESENT * true.sum() > 0]
 
     def learned(self, shuffled: Tally) -> list[int]:
         """The present classes whose recall exceeds that of the shuffled control by `CLASS_GAIN`."""
@@ -56,17 +59,17 @@ class Tally:
 
     def metrics(self, objects: GridObjects, predicted: Grids) -> ReconstructionMetrics:
         """Return all metrics; those of objects come from the predictions `[N, H, W]` for `objects.grids`."""
-        confusion = self.confusion
+        confusion, back, fore = self.confusion, self.background, self.foreground
         cells, true, right = int(confusion.sum()), confusion.sum(1), np.diag(confusion)
         known = [share for share in self.recall if share is not None]
         return ReconstructionMetrics(
             pixel_accuracy=_ratio(right.sum(), cells),
-            background_rate=_ratio(true[0], cells),
-            foreground_rate=_ratio(true[1:].sum(), cells),
-            predicted_foreground_rate=_ratio(confusion[:, 1:].sum(), cells),
-            flooded_rate=_ratio(confusion[0, 1:].sum(), true[0]),
-            foreground_iou=_ratio(confusion[1:, 1:].sum(), cells - int(confusion[0, 0])),
-            foreground_recall=_ratio(right[1:].sum(), true[1:].sum()),
+            background_rate=_ratio(true[back], cells),
+            foreground_rate=_ratio(true[fore].sum(), cells),
+            predicted_foreground_rate=_ratio(confusion[:, fore].sum(), cells),
+            flooded_rate=_ratio(confusion[back, fore].sum(), true[back]),
+            foreground_iou=_ratio(confusion[fore][:, fore].sum(), cells - int(confusion[back, back])),
+            foreground_recall=_ratio(right[fore].sum(), true[fore].sum()),
             balanced_accuracy=float(np.mean(known)) if known else None,
             perfect_rate=_ratio(self.perfect, self.grids),
             class_recall=self.recall,
@@ -82,9 +85,11 @@ def confusion_matrix(target: Grids, predicted: Grids, classes: int = DEFAULT_CLA
     return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
 
 
-def score_with_control(objects: GridObjects, predicted: Grids, shuffled: Grids) -> ControlledMetrics:
+def score_with_control(
+    objects: GridObjects, predicted: Grids, shuffled: Grids, background: int = 0
+) -> ControlledMetrics:
     """Return the metrics of reconstructions `[N, H, W]` beside those of another grid's reconstructions."""
-    seen, control = Tally(objects.classes), Tally(objects.classes)
+    seen, control = (Tally(objects.classes, background) for _ in range(2))
     seen.add(objects.grids, predicted)
     control.add(objects.grids, shuffled)
     return ControlledMetrics(

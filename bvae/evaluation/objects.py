@@ -1,7 +1,7 @@
 """Find the objects of grids, and score how well a reconstruction shows them.
 
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of its
-grid. (Class 0 is the background of a corpus, but in a grid that is mostly orange, orange is the background.)
+grid. (A corpus has one background class, but in a grid that is mostly orange, orange is the background.)
 """
 
 from __future__ import annotations

@@ -72,10 +72,11 @@ class BaselineOption:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineCorpus:
-    """The fingerprint of the baseline's corpus, and its class counts `[C]`."""
+    """The fingerprint of the baseline's corpus, its class counts `[C]` and its background class."""
 
     fingerprint: Fingerprint
     class_counts: Annotated[tuple[int, ...], Meta(max_length=MAX_CLASSES)]
+    background: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,8 @@ def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: Corpu
     then = _decisive(baseline.corpus, baseline.grid_size, baseline.training)
     for new in shared:
         old = baseline.options[new.name]
-        now |= _loss(new.name, new.gamma, new.weighting, painting_threshold(corpus.class_counts, new))
+        thresholds = painting_threshold(corpus.class_counts, new, corpus.background)
+        now |= _loss(new.name, new.gamma, new.weighting, thresholds)
         then |= _loss(new.name, old.gamma, old.weighting, old.painting_threshold)
     return [change[:200] for change in differences(now, then)]
 
@@ -163,7 +165,7 @@ def _decisive(
     settings = dataclasses.asdict(training)
     kept = {name: value for name, value in settings.items() if name not in SAME_RESULT}
     identity = {"corpus fingerprint": corpus.fingerprint, "classes": len(corpus.class_counts)}
-    return identity | {"grid_size": grid_size} | kept
+    return identity | {"background": corpus.background, "grid_size": grid_size} | kept
 
 
 DIFFERENCE_HEADINGS = ("option", "metric", "baseline", "now", "difference", "95 % interval", "in words")

@@ -153,9 +153,7 @@ def compare(
     """
     band = experiment.band
     asked = [option for option in experiment.options if outcomes.get(option.name)]
-    summaries = {
-        option.name: _summary(option, outcomes[option.name], band, corpus.class_counts) for option in asked
-    }
+    summaries = {option.name: _summary(option, outcomes[option.name], band, corpus) for option in asked}
     evaluations = [run.metrics for option in summaries.values() for run in option.runs if run.metrics]
     candidates = tuple(option.name for option in asked if option.candidate)
     passed_by = tuple(name for name in candidates if summaries[name].healthy)
@@ -178,33 +176,36 @@ def compare(
     )
 
 
-def painting_threshold(counts: Sequence[int], option: LossOption) -> tuple[float | None, ...]:
+def painting_threshold(
+    counts: Sequence[int], option: LossOption, background: int = 0
+) -> tuple[float | None, ...]:
     """Return the likelihood against the background above which each foreground class is predicted.
 
     The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. A
-    cell is therefore predicted as class c instead of background if p_c/p_0 > w_0/w_c, that is, if
-    p_c/(p_c + p_0) > w_0/(w_0 + w_c). The right-hand side is returned; it is 0.5 for equal weights.
+    cell is therefore predicted as class c instead of background b if p_c/p_b > w_b/w_c, that is, if
+    p_c/(p_c + p_b) > w_b/(w_b + w_c). The right-hand side is returned; it is 0.5 for equal weights.
 
     Args:
         counts: `[C]`, cells of each class in the training split.
 
     Returns: `[C - 1]`, fractions; None for a class that never occurs.
     """
-    background, *weights = weights_of_option(option, counts).tolist()
+    weights = weights_of_option(option, counts).tolist()
     return tuple(
-        background / (background + weight) if count else None
-        for weight, count in zip(weights, counts[1:], strict=True)
+        weights[background] / (weights[background] + weight) if count else None
+        for label, (weight, count) in enumerate(zip(weights, counts, strict=True))
+        if label != background
     )
 
 
 def _summary(
-    option: LossOption, runs: Mapping[int, RunResult | str], band: AccuracyBand, counts: Sequence[int]
+    option: LossOption, runs: Mapping[int, RunResult | str], band: AccuracyBand, corpus: CorpusRecord
 ) -> OptionSummary:
     summaries = tuple(_run_summary(option.name, seed, runs[seed]) for seed in sorted(runs))
     evaluations = [run.metrics for run in summaries]
     accuracies = [e.pixel_accuracy if e else None for e in evaluations]
     verdict = judge_option([Verdict(run.verdict, run.reason) for run in summaries], accuracies, band)
-    weights = weights_of_option(option, counts)
+    weights = weights_of_option(option, corpus.class_counts)
 
     def over_seeds(metric: str) -> MeanStd:
         return MeanStd.of([attrgetter(metric)(e) if e else None for e in evaluations])
@@ -219,7 +220,7 @@ def _summary(
         healthy=verdict.healthy,
         **{name: over_seeds(name) for name in (*METRICS, "classes_learned", "kl", "active_units")},
         **{f"shuffled_{name}": over_seeds(f"shuffled.{name}") for name in METRICS},
-        painting_threshold=painting_threshold(counts, option),
+        painting_threshold=painting_threshold(corpus.class_counts, option, corpus.background),
         runs=summaries,
     )
 

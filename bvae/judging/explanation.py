@@ -28,14 +28,18 @@ class Diagnosis:
         gradient_shares: per seed and epoch, the fraction of the gradient that comes from foreground cells.
         confusion: `[C, C]` validation cells by true class (row) and predicted class (column), summed over the
             last epochs of all seeds; zero if no epoch was completed.
+        background: the background class.
     """
 
     thresholds: tuple[float | None, ...]
     gradient_shares: tuple[tuple[float | None, ...], ...]
     confusion: npt.NDArray[np.int64]
+    background: int = 0
 
     @classmethod
-    def of(cls, option: OptionSummary, histories: Sequence[Sequence[EpochRecord]]) -> Diagnosis:
+    def of(
+        cls, option: OptionSummary, histories: Sequence[Sequence[EpochRecord]], background: int = 0
+    ) -> Diagnosis:
         """Gather the evidence from an option's summary and the epoch records of its runs."""
         evaluations = [[record.validation for record in history] for history in histories if history]
         shape = (len(option.painting_threshold) + 1,) * 2
@@ -43,13 +47,19 @@ class Diagnosis:
             thresholds=option.painting_threshold,
             gradient_shares=tuple(tuple(e.foreground_gradient_share for e in run) for run in evaluations),
             confusion=sum((np.array(run[-1].confusion) for run in evaluations), np.zeros(shape, np.int64)),
+            background=background,
         )
+
+    @property
+    def foreground(self) -> list[int]:
+        """The foreground classes `[C - 1]`, in the order of the thresholds."""
+        return [label for label in range(len(self.confusion)) if label != self.background]
 
     @property
     def foreground_rate(self) -> float | None:
         """Fraction of validation cells that are foreground; None if no epoch was completed."""
         cells = int(self.confusion.sum())
-        return float(self.confusion[1:].sum() / cells) if cells else None
+        return float(self.confusion[self.foreground].sum() / cells) if cells else None
 
     @property
     def last_gradient_share(self) -> float | None:
@@ -69,7 +79,8 @@ def describe_why(why: Diagnosis) -> str:
 
 
 def _explain_thresholds(why: Diagnosis) -> str:
-    known = {c: share for c, share in enumerate(why.thresholds, 1) if share is not None}
+    by_class = zip(why.foreground, why.thresholds, strict=True)
+    known = {c: share for c, share in by_class if share is not None}
     if not known:
         return "No foreground class occurs in training."
     rarest, commonest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
@@ -101,11 +112,12 @@ def _explain_gradient(why: Diagnosis) -> str:
 
 
 def _explain_confusion(why: Diagnosis) -> str:
-    objects, background = why.confusion[1:].sum(), why.confusion[0].sum()
+    confusion, back, fore = why.confusion, why.background, why.foreground
+    objects, background = confusion[fore].sum(), confusion[back].sum()
     if not objects or not background:
         return "The confusion of classes is unknown, because no epoch was completed."
-    right, erased = np.diag(why.confusion)[1:].sum() / objects, why.confusion[1:, 0].sum() / objects
-    flooded = why.confusion[0, 1:].sum() / background
+    right, erased = np.diag(confusion)[fore].sum() / objects, confusion[fore, back].sum() / objects
+    flooded = confusion[back, fore].sum() / background
     return (
         f"Of the foreground cells, {percent(right)} are predicted correctly, {percent(erased)} as background "
         f"and {percent(max(0.0, 1 - right - erased))} as another class; {percent(flooded)} of the "

@@ -53,7 +53,12 @@ class CheckpointPictures:
                     self.predicted |= dict.fromkeys(epochs, reconstruct(event.model, self.grids))
             picture = io.BytesIO()
             plot_reconstructions(
-                event.model, self.grids, path=picture, title=self._title(event), loss=self._loss
+                event.model,
+                self.grids,
+                path=picture,
+                title=self._title(event),
+                loss=self._loss,
+                background=self.run.background,
             )
         except Exception as error:
             names = ", ".join(picture_of(path).name for path in event.paths)

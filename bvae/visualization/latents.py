@@ -112,6 +112,7 @@ def plot_samples(
     *,
     latent_dim: int | None = None,
     seed: int = 0,
+    background: int = 0,
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -122,6 +123,7 @@ def plot_samples(
         count: 1 to 40.
         latent_dim: number of latent dimensions; by default the attribute `latent_dim` of the model.
         seed: of the samples.
+        background: the background class.
 
     Raises:
         ValueError: for another count, and where the number of latent dimensions is unknown.
@@ -135,10 +137,10 @@ def plot_samples(
     return draw_columns(
         samples[None],
         labels=["Samples"],
-        captions={0: ("Background", [f"{(grid == 0).mean():.0%}" for grid in samples])},
+        captions={0: ("Background", [f"{(grid == background).mean():.0%}" for grid in samples])},
         path=path,
         title=title,
-        description=describe_samples(samples),
+        description=describe_samples(samples, background),
     )
 
 
@@ -162,9 +164,9 @@ def describe_traversals(
     )
 
 
-def describe_samples(samples: Classes) -> str:
+def describe_samples(samples: Classes, background: int = 0) -> str:
     """Return a sentence on the background and the classes of grids `[B, H, W]` decoded from the prior."""
-    shares = (samples == 0).mean((1, 2))
+    shares = (samples == background).mean((1, 2))
     classes = ", ".join(map(str, np.unique(samples)))
     return (
         f"Grids decoded from {len(samples)} samples of the prior: {shares.mean():.0%} of their cells are "

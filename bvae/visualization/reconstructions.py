@@ -49,6 +49,7 @@ def plot_reconstructions(
     path: Destination | None = None,
     title: str | None = None,
     loss: Callable[[Any, Tensor], Tensor] | None = None,
+    background: int = 0,
 ) -> Figure:
     """Draw grids, their reconstructions and the wrong cells, with the accuracy, object IoU and loss of each.
 
@@ -60,6 +61,7 @@ def plot_reconstructions(
             64; or an object with `.logits`, or a tuple that begins with logits.
         loss: function of the model's output and the grids that returns each grid's loss `[B]`; by default
             the cross-entropy in nats per cell.
+        background: the class whose right cells are paler than those of other classes.
 
     Raises:
         ValueError: for grids, logits or losses of another shape or type.
@@ -71,7 +73,7 @@ def plot_reconstructions(
         logits = _logits(output, target)
         losses = loss(output, target) if loss else _cross_entropy(logits, target)
         predicted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()
-    return draw_reconstructions(originals, predicted, each, path=path, title=title)
+    return draw_reconstructions(originals, predicted, each, path=path, title=title, background=background)
 
 
 def draw_reconstructions(
@@ -81,12 +83,13 @@ def draw_reconstructions(
     *,
     path: Destination | None = None,
     title: str | None = None,
+    background: int = 0,
 ) -> Figure:
     """Draw originals, reconstructions and wrong cells in three rows; `losses` `[B]` in nats."""
     target, predicted = _pair("reconstructions", originals, reconstructions)
     if np.shape(losses) != (len(target),):
         raise ValueError(f"losses has shape {np.shape(losses)}; expected one for each grid: ({len(target)},)")
-    right = np.where(target == 0, RIGHT_BACKGROUND, RIGHT_OBJECT)
+    right = np.where(target == background, RIGHT_BACKGROUND, RIGHT_OBJECT)
     wrong = np.where(target == predicted, right, WRONG)
     each = zip(_shares(target, predicted), _object_iou(target, predicted), losses, strict=True)
     numbers = [f"{share}\n{_fraction(iou)}\n{_number(loss)}" for share, iou, loss in each]
