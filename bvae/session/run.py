@@ -36,7 +36,7 @@ from bvae.session_files import (
 )
 from bvae.storage import atomic_write, lock_file, make_folder, printable, sealed, to_json
 from bvae.trainer import Trainer
-from bvae.training.checkpoint import CheckpointError
+from bvae.training.checkpoint import CheckpointError, StrippedError
 from bvae.verdict import judge_run
 from bvae.visualization.checkpoint_pictures import CheckpointPictures
 
@@ -130,7 +130,8 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
 def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[Trainer, CheckpointPictures]:
     """Return a run's trainer, restored from its newest valid checkpoint, and its `CheckpointPictures`.
 
-    Damaged checkpoints are skipped with a warning.
+    Only checkpoints with optimizer state count. Damaged ones are skipped with a warning; if none is left, the
+    run starts again from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
         left.unlink(missing_ok=True)  # a process that waits for this run may remove its own
@@ -138,12 +139,22 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
     pictures = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)
     trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, pictures])
-    for path in checkpoints(directory):
+    for path in (saved := checkpoints(directory)):
         try:
             trainer.restore(path)
             break
+        except StrippedError:
+            continue  # it was not one of the newest
         except CheckpointError as error:
-            warnings.warn(f"{error}; an older checkpoint is used", EvidenceWarning, stacklevel=2)
+            warnings.warn(f"{error}; it is skipped", EvidenceWarning, stacklevel=2)
+    else:
+        if saved:
+            warnings.warn(
+                f"{run.name} has no valid checkpoint with optimizer state, which only the newest two hold; "
+                "the run starts again from the beginning",
+                EvidenceWarning,
+                stacklevel=2,
+            )
     if not trainer.epoch and (directory / METRICS).exists():
         atomic_write(directory / METRICS, b"")  # drops epochs that no valid checkpoint has
     return trainer, pictures
