@@ -14,6 +14,7 @@ runs/<when>-<id>/                     `folder.Session.create`
     metrics.jsonl                     `run.MetricsLog`: one line for each epoch
     checkpoints/
       epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch;
+                                      only the newest two hold optimizer state;
                                       `--keep-checkpoints` removes older ones, but no pictures
       best.safetensors                another name of the epoch file with the lowest validation loss
       reconstructions_epoch_001.png   `CheckpointPictures`: one picture for each checkpoint file

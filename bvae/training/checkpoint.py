@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files with everything that training needs to continue bit for bit.
+"""Checkpoints: safetensors files; the newest of a run hold all that training needs to continue bit for bit.
 
 A checkpoint is data: nothing in it is executed or unpickled. A SHA-256 of the whole file, in which the
 checksum itself counts as zeros, detects truncation and flipped bits before any content is used.

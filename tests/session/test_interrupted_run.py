@@ -179,13 +179,22 @@ def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "CheckpointPictures", lambda run, corpus: lambda event: None)
 
 
+def short_run(corpus: Corpus, folder: Path) -> tuple[RunConfig, dict[str, str]]:
+    """Train a run of six steps with four checkpoints in `folder/whole`, and return it with its evidence."""
+    given = SETTINGS | {"corpus": corpus.spec, "epochs": "2", "checkpoint_every_steps": "2"}
+    run = parse_experiment(given).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
+    (folder / "whole").mkdir()
+    restored_trainer(run, corpus, folder / "whole")[0].fit()
+    return run, evidence(folder / "whole")
+
+
 @pytest.mark.usefixtures("unpictured")
 @pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_run_that_ends_at_any_write_of_a_checkpoint_goes_on_with_identical_results(
-    run: RunConfig, corpus: Corpus, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     """The writes are those of saves, of the second name of a file, and of optimizer state being removed."""
-    countdown = 0
+    run, whole, countdown = *short_run(corpus, tmp_path), 0
 
     def ending(write: Callable[..., None]) -> Callable[..., None]:
         def write_or_end(path: Path, *more: object) -> None:
@@ -210,31 +219,31 @@ def test_a_run_that_ends_at_any_write_of_a_checkpoint_goes_on_with_identical_res
             break
         countdown = -1
         restored_trainer(run, corpus, directory)[0].fit()
-        found = evidence(directory)
-        assert {name: found[name] for name in evidence(whole)} == evidence(whole)
+        assert evidence(directory) == whole
     assert number > 6
 
 
 @pytest.mark.usefixtures("unpictured")
 def test_without_the_newest_two_checkpoints_a_run_starts_again_and_says_so(
-    run: RunConfig, corpus: Corpus, whole: Path, tmp_path: Path
+    corpus: Corpus, tmp_path: Path
 ) -> None:
-    restored_trainer(run, corpus, tmp_path)[0].fit()
-    damaged = with_optimizer(tmp_path)
-    for path in {path.resolve() for path in checkpoints(tmp_path) if path.stem in damaged}:
-        path.write_bytes(path.read_bytes()[:-1])  # in place, with all names of the file
+    run, whole = short_run(corpus, tmp_path)
+    directory = tmp_path / "whole"
+    damaged = with_optimizer(directory)
+    for name in damaged:
+        (directory / f"checkpoints/{name}.safetensors").write_bytes(b"")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        trainer, _ = restored_trainer(run, corpus, tmp_path)
+        trainer, _ = restored_trainer(run, corpus, directory)
     said = [str(warning.message) for warning in caught]
     assert said[-1].startswith("B-seed0 has no valid checkpoint with optimizer state")
     assert len(said) == 1 + len(damaged)
     assert trainer.progress.step == 0
     trainer.fit(4)
-    assert restored_trainer(run, corpus, tmp_path)[0].progress.step in (3, 4)
+    with warnings.catch_warnings(action="ignore"):
+        assert restored_trainer(run, corpus, directory)[0].progress.step == 4
     trainer.fit()
-    found = evidence(tmp_path)
-    assert {name: found[name] for name in evidence(whole)} == evidence(whole)
+    assert evidence(directory) == whole
 
 
 def without_ink(*_: object, **__: object) -> None:
