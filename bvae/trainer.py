@@ -152,9 +152,11 @@ class Trainer:
         checkpoint = load_checkpoint(path, Progress)
         if checkpoint.state.config != self.config:
             raise CheckpointError(f"{path} is of another run: its configuration differs")
-        if not any(name.startswith(OPTIMIZER) for name in checkpoint.tensors):
-            raise StrippedError(f"{path} holds no optimizer state; expected one of the newest checkpoints")
         own = training_state(self.model, self._train_step)
+        if not any(name.startswith(OPTIMIZER) for name in checkpoint.tensors):
+            weights = {name: tensor for name, tensor in own.items() if not name.startswith(OPTIMIZER)}
+            check_tensors(path, checkpoint.tensors, weights)
+            raise StrippedError(f"{path} holds no optimizer state; expected one of the newest checkpoints")
         check_tensors(path, checkpoint.tensors, own)
         noise = self._check_progress(path, checkpoint.state)
         restore_tensors(
