@@ -20,6 +20,7 @@ Classes = int | Literal["auto"]
 GridSize = int | Literal["auto"]
 Background = int | Literal["auto"]
 KeepCheckpoints = int | Literal["all"]
+Log = Literal["none", "tensorboard"]
 
 DEFAULT_CLASSES = 10
 """ARC's colours 0–9."""
@@ -197,6 +198,7 @@ class TrainingConfig:
         checkpoint_every: epochs between checkpoints.
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
         keep_checkpoints: how many of the newest checkpoint files stay, beside the best; or all.
+        log: tensorboard to write scalars and pictures for TensorBoard too, or none.
         model: `package.module:factory` of the model, see `bvae.models`.
         device: where to train: cpu, cuda or cuda:INDEX.
         precision: precision of matrix products; the loss is always float32.
@@ -215,6 +217,7 @@ class TrainingConfig:
     checkpoint_every: int = 1
     checkpoint_every_steps: int = 0
     keep_checkpoints: KeepCheckpoints = "all"
+    log: Log = "none"
     model: str = DEFAULT_MODEL
     device: str = "cpu"
     precision: Precision = "auto"
@@ -230,7 +233,7 @@ class TrainingConfig:
             _check_number(name, getattr(self, name))
         for name in ("beta_warmup", "learning_rate", "max_gradient_norm"):
             _check_number(name, getattr(self, name), zero=False)
-        for name, kind in (("beta_schedule", BetaSchedule), ("precision", Precision)):
+        for name, kind in (("beta_schedule", BetaSchedule), ("log", Log), ("precision", Precision)):
             value, allowed = getattr(self, name), get_args(kind)
             _check(value in allowed, name, f"is {value!r}", f"one of {', '.join(allowed)}")
         in_time = self.beta_schedule != "linear" or self.beta_warmup <= self.epochs

@@ -21,7 +21,7 @@ from filelock import BaseFileLock
 from bvae import EvidenceWarning
 from bvae.config import DEFAULT_MODEL, ExperimentConfig, LossOption, RunConfig
 from bvae.corpus import Corpus, CorpusError, load_corpus
-from bvae.hardware import resolve_precision
+from bvae.hardware import check_log, resolve_precision
 from bvae.judging.baseline import (
     BASELINE_FILE,
     Baseline,
@@ -106,6 +106,7 @@ class Experiment:
         """Validate an experiment, its corpus and the path of its baseline. Raises SetupError."""
         try:
             training = config.training
+            check_log(training.log)
             training = dataclasses.replace(
                 training,
                 precision=resolve_precision(training.precision)

@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 
 from bvae import __version__
-from bvae.config import Precision
+from bvae.config import Log, Precision
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Processor flags with which matrix products are faster in bf16."""
@@ -25,6 +25,12 @@ def resolve_precision(precision: Precision) -> Precision:
     if precision != "auto":
         return precision
     return "bf16" if BF16_FLAGS & _processor()[1] else "fp32"
+
+
+def check_log(log: Log) -> None:
+    """Raise ValueError if the package that a log needs is not installed."""
+    if log != "none" and importlib.util.find_spec(log) is None:
+        raise ValueError(f"--log {log} needs the package {log}, which is not installed: pip install {log}")
 
 
 def describe_hardware() -> dict[str, str | int]:

@@ -203,6 +203,7 @@ OPTIONS = (
         "Checkpoint files to keep: all, or the newest K of each run; last and best both stand for 1, as the "
         "newest and the best always stay. Pictures are never removed",
     ),
+    CommandLineOption("log", "LOG", "none, or tensorboard: also write scalars and pictures for TensorBoard"),
     CommandLineOption(
         "model",
         "MODULE:FACTORY",

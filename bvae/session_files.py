@@ -14,10 +14,12 @@ runs/<when>-<id>/                     `folder.Session.create`
     metrics.jsonl                     `run.MetricsLog`: one line for each epoch
     checkpoints/
       epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch;
+                                      only the newest two hold optimizer state;
                                       `--keep-checkpoints` removes older ones, but no pictures
       best.safetensors                another name of the epoch file with the lowest validation loss
       reconstructions_epoch_001.png   `CheckpointPictures`: one picture for each checkpoint file
     filmstrip.png                     `CheckpointPictures`: the same grids at every epoch's checkpoint
+    tensorboard/events.out.tfevents.* `run.TensorBoardLog`, with `--log tensorboard`
     result.json                       `run.train_run`; written last: its presence means complete
   comparison/                         `bvae.session.folder`
     why_A.png …  curves.png  reconstructions.png  examples.png  comparison.md
@@ -49,6 +51,7 @@ CONFIG, METRICS, RESULT = "config.json", "metrics.jsonl", "result.json"
 CHECKPOINTS = "checkpoints"
 REPORT = "report.html"
 FILMSTRIP = "filmstrip.png"
+TENSORBOARD = "tensorboard"
 
 MAX_MARKER, MAX_METRICS, MAX_CHECKPOINT = 4096, 256 * 2**20, 4 * 2**30
 """Bytes of the largest marker, `metrics.jsonl` and checkpoint that are read."""

@@ -39,11 +39,14 @@ from bvae.records import (
 from bvae.session_files import checkpoints
 from bvae.storage import make_folder, remove
 from bvae.training.checkpoint import (
+    OPTIMIZER,
     Checkpoint,
     CheckpointError,
+    StrippedError,
     check_tensors,
     load_checkpoint,
     save_checkpoint,
+    strip_older,
 )
 from bvae.training.optimization import beta_share, epoch_order, learning_rate, step_seed, window_edges
 from bvae.training.step import (
@@ -95,6 +98,7 @@ class Trainer:
         self.steps = training.epochs * self.steps_per_epoch
         self.model = initial_model(config).to(self._device)
         self.loss = run_loss(config, corpus)
+        self._stripped: set[Path] = set()
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         example = torch.from_numpy(corpus.train[:2].copy())
         self._train_step = make_step(self.model, self.loss, training, example)
@@ -147,11 +151,16 @@ class Trainer:
 
         Raises:
             CheckpointError: if the file is damaged or is not a checkpoint of this run.
+            StrippedError: if it holds no optimizer state, as it was not one of the newest.
         """
         checkpoint = load_checkpoint(path, Progress)
         if checkpoint.state.config != self.config:
             raise CheckpointError(f"{path} is of another run: its configuration differs")
         own = training_state(self.model, self._train_step)
+        if not any(name.startswith(OPTIMIZER) for name in checkpoint.tensors):
+            weights = {name: tensor for name, tensor in own.items() if not name.startswith(OPTIMIZER)}
+            check_tensors(path, checkpoint.tensors, weights)
+            raise StrippedError(f"{path} holds no optimizer state; expected one of the newest checkpoints")
         check_tensors(path, checkpoint.tensors, own)
         noise = self._check_progress(path, checkpoint.state)
         restore_tensors(
@@ -265,6 +274,9 @@ class Trainer:
         self.write(*paths)
         self._announce(CheckpointSaved(paths, self.epoch, self.progress.step, self.model))
         self._remove_older(paths[0])
+        saved = checkpoints(self.checkpoints.parent)
+        self._stripped.difference_update(paths)
+        strip_older(saved[saved.index(paths[0]) :], Progress, self._stripped)
 
     def _remove_older(self, newest: Path) -> None:
         """Remove the checkpoints that are no longer to be kept; `best` stays. Raises StorageError."""

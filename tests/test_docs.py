@@ -93,6 +93,24 @@ def test_other_commands_work(trained: Path) -> None:
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
 
 
+def test_the_notebook_runs_and_is_stored_with_its_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    stored = ROOT / "docs/notebook.ipynb"
+    assert stored.stat().st_size <= 300_000
+    notebook = nbformat.read(stored, as_version=4)
+    outputs = [cell.get("outputs", []) for cell in notebook.cells]
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "no-other-kernels"))
+    executed = nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()  # raises if a cell does
+    assert [len(cell.get("outputs", [])) for cell in executed.cells] == [*map(len, outputs)]
+    pictures = [output for each in outputs for output in each if "image/png" in output.get("data", {})]
+    assert len(pictures) == 3
+
+
 def test_python_snippets_run(trained: Path) -> None:
     for name, block in blocks("python"):
         done = subprocess.run(

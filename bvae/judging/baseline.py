@@ -24,7 +24,7 @@ BASELINE_FILE = "baseline.json"
 MAX_BYTES = 16 * 2**20
 MAX_OPTIONS = 64
 
-SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps", "keep_checkpoints")
+SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "log")
 """Training settings that do not change a result."""
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files with everything that training needs to continue bit for bit.
+"""Checkpoints: safetensors files; the newest of a run hold all that training needs to continue bit for bit.
 
 A checkpoint is data: nothing in it is executed or unpickled. A SHA-256 of the whole file, in which the
 checksum itself counts as zeros, detects truncation and flipped bits before any content is used.
@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -20,7 +21,14 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bvae import EvidenceWarning
 from bvae.storage import atomic_write, from_json, printable, to_json
+
+OPTIMIZER = "optimizer."
+"""Prefix of the names of the tensors that only training needs: two thirds of a checkpoint."""
+
+WITH_OPTIMIZER = 2
+"""Number of the newest checkpoints of a run that hold optimizer state: training can continue from these."""
 
 MAX_BYTES = 4 * 2**30
 _KEY = "bvae"
@@ -42,6 +50,10 @@ class CheckpointError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+class StrippedError(CheckpointError):
+    """A checkpoint holds no optimizer state, so training cannot continue from it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +101,35 @@ def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:
     except CONTENT_ERRORS as error:
         raise CheckpointError(f"{path} has a valid checksum but no checkpoint in it: {error}") from error
     return Checkpoint(tensors, state)
+
+
+def strip_older(saved: Sequence[Path], kind: type[State], stripped: set[Path]) -> None:
+    """Remove the optimizer state from all checkpoints of a run but the newest two.
+
+    A damaged checkpoint is left as it is, with a warning.
+
+    Args:
+        saved: checkpoints with a state of type `kind`, newest first.
+        stripped: those that are known to hold no optimizer state; the others are read, and added.
+
+    Raises:
+        StorageError: if a file cannot be written.
+    """
+    for path in saved[WITH_OPTIMIZER:]:
+        if path in stripped:
+            continue
+        names = [other for other in saved if other.samefile(path)]  # `best` is that of an epoch too
+        if names[0] in saved[:WITH_OPTIMIZER]:
+            continue
+        stripped.update(names)
+        try:
+            found = load_checkpoint(path, kind)
+        except CheckpointError as error:
+            warnings.warn(f"{error}; it is left as it is", EvidenceWarning, stacklevel=2)
+            continue
+        kept = {name: tensor for name, tensor in found.tensors.items() if not name.startswith(OPTIMIZER)}
+        if len(kept) < len(found.tensors):
+            save_checkpoint(Checkpoint(kept, found.state), *names)
 
 
 def _read(path: Path) -> bytes:

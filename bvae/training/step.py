@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bvae.beta_vae import BetaVAE, GridModel, sample_posterior
 from bvae.config import TrainingConfig
 from bvae.losses import BetaVAELoss, LossTerms
+from bvae.training.checkpoint import OPTIMIZER
 from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
 from bvae.training.optimization import Adam
 
@@ -93,7 +94,7 @@ class TrainStep(Protocol):
 def training_state(model: nn.Module, step: TrainStep) -> dict[str, Tensor]:
     """Return model and optimizer state by name, for a checkpoint; up to date after `step.sync_model`."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    return tensors | {f"optimizer.{name}": tensor for name, tensor in step.tensors().items()}
+    return tensors | {f"{OPTIMIZER}{name}": tensor for name, tensor in step.tensors().items()}
 
 
 @torch.no_grad()

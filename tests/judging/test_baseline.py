@@ -214,6 +214,7 @@ OTHERS: dict[str, Any] = {
     "checkpoint_every": 2,
     "checkpoint_every_steps": 3,
     "keep_checkpoints": 1,
+    "log": "tensorboard",
 }
 
 

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import re
+import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from lab import evidence, furnish
+from torch import Tensor
 
-from bvae import EvidenceWarning
+from bvae import EvidenceWarning, storage
 from bvae.config import LOSS_OPTIONS, RunConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.experiment import Experiment
-from bvae.models import initial_model
+from bvae.models import initial_model, load_model
 from bvae.options import parse_experiment
-from bvae.records import CheckpointSaved
+from bvae.records import CheckpointSaved, Event, Progress
 from bvae.session import run as run_module
 from bvae.session.folder import verified_result
 from bvae.session.run import restored_trainer
-from bvae.session_files import picture_of
+from bvae.session_files import checkpoints, picture_of
 from bvae.trainer import Trainer
+from bvae.training.checkpoint import OPTIMIZER, load_checkpoint
 from bvae.visualization import checkpoint_pictures
 
 pytestmark = pytest.mark.slow
@@ -105,7 +112,7 @@ def test_the_newest_checkpoints_and_the_best_are_kept_and_the_pictures_of_all(
     if damaged:
         newest = directory / f"checkpoints/{saved[-1]}.safetensors"
         newest.write_bytes(newest.read_bytes()[:-1])
-    with pytest.warns(EvidenceWarning, match="an older checkpoint") if damaged else nullcontext():
+    with pytest.warns(EvidenceWarning, match="it is skipped") if damaged else nullcontext():
         experiment.obtain((LOSS_OPTIONS["B"], 0))
     saved += ["epoch_002", "epoch_003_step_000008", "epoch_003"]
     assert stems(directory, "*.safetensors") == {"best", *saved[-keep:]}
@@ -131,6 +138,112 @@ def test_pictures_that_failed_before_the_interruption_are_reported_with_the_run(
     assert {f"epoch_{epoch:03d}" for epoch in range(1, 5)} == set(
         re.findall(r"epoch_\d+", " ".join(failures))
     )
+
+
+def with_optimizer(directory: Path) -> set[str]:
+    """Return the names of a run's checkpoints that hold optimizer state; all must be readable."""
+    return {
+        path.stem
+        for path in checkpoints(directory)
+        if any(name.startswith(OPTIMIZER) for name in load_checkpoint(path, Progress).tensors)
+    }
+
+
+@pytest.mark.parametrize("every", ["1", "2"])
+def test_the_newest_two_checkpoints_hold_optimizer_state_and_all_hold_their_model(
+    corpus: Corpus, tmp_path: Path, every: str
+) -> None:
+    given = SETTINGS | {"corpus": corpus.spec, "epochs": "5", "checkpoint_every": every}
+    run = parse_experiment(given).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
+    written: dict[Path, dict[str, Tensor]] = {}
+
+    def note(event: Event) -> None:
+        if isinstance(event, CheckpointSaved):
+            written.update({path: load_checkpoint(path, Progress).tensors for path in event.paths})
+
+    Trainer(run, corpus, tmp_path, listeners=[note]).fit()
+    saved = checkpoints(tmp_path)
+    newest = {path.stem for path in saved if any(path.samefile(other) for other in saved[:2])}
+    assert with_optimizer(tmp_path) == newest
+    for path in saved:
+        model, _ = load_model(path)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, written[path][f"model.{name}"])
+    sizes = sorted(path.stat().st_size for path in saved)
+    assert sizes[0] < 0.4 * sizes[-1]
+
+
+@pytest.fixture
+def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train without pictures, which take most of the time of a tiny run."""
+    monkeypatch.setattr(run_module, "CheckpointPictures", lambda run, corpus: lambda event: None)
+
+
+def short_run(corpus: Corpus, folder: Path) -> tuple[RunConfig, dict[str, str]]:
+    """Train a run of six steps with four checkpoints in `folder/whole`, and return it with its evidence."""
+    given = SETTINGS | {"corpus": corpus.spec, "epochs": "2", "checkpoint_every_steps": "2"}
+    run = parse_experiment(given).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
+    (folder / "whole").mkdir()
+    restored_trainer(run, corpus, folder / "whole")[0].fit()
+    return run, evidence(folder / "whole")
+
+
+@pytest.mark.usefixtures("unpictured")
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_run_that_ends_at_any_write_of_a_checkpoint_goes_on_with_identical_results(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """The writes are those of saves, of the second name of a file, and of optimizer state being removed."""
+    run, whole, countdown = *short_run(corpus, tmp_path), 0
+
+    def ending(write: Callable[..., None]) -> Callable[..., None]:
+        def write_or_end(path: Path, *more: object) -> None:
+            nonlocal countdown
+            countdown -= path.suffix == ".safetensors"
+            if countdown or moment == "after":
+                write(path, *more)
+            if not countdown:
+                raise KeyboardInterrupt
+
+        return write_or_end
+
+    for name in ("_write", "_link"):
+        monkeypatch.setattr(storage, name, ending(getattr(storage, name)))
+    for number in itertools.count(1):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        countdown = number
+        with contextlib.suppress(KeyboardInterrupt):
+            restored_trainer(run, corpus, directory)[0].fit()
+        if countdown > 0:
+            break
+        countdown = -1
+        restored_trainer(run, corpus, directory)[0].fit()
+        assert evidence(directory) == whole
+    assert number > 6
+
+
+@pytest.mark.usefixtures("unpictured")
+def test_without_the_newest_two_checkpoints_a_run_starts_again_and_says_so(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    run, whole = short_run(corpus, tmp_path)
+    directory = tmp_path / "whole"
+    damaged = with_optimizer(directory)
+    for name in damaged:
+        (directory / f"checkpoints/{name}.safetensors").write_bytes(b"")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer, _ = restored_trainer(run, corpus, directory)
+    said = [str(warning.message) for warning in caught]
+    assert said[-1].startswith("B-seed0 has no valid checkpoint with optimizer state")
+    assert len(said) == 1 + len(damaged)
+    assert trainer.progress.step == 0
+    trainer.fit(4)
+    with warnings.catch_warnings(action="ignore"):
+        assert restored_trainer(run, corpus, directory)[0].progress.step == 4
+    trainer.fit()
+    assert evidence(directory) == whole
 
 
 def without_ink(*_: object, **__: object) -> None:
