@@ -157,7 +157,8 @@ def run_alone(path: str, *arguments: str, cwd: Path) -> subprocess.CompletedProc
 
 OTHER_PLUGINS = (
     *("pytest-asyncio", "pytest-randomly", "pytest-playwright", "playwright", "pytest-base-url"),
-    *("python-slugify", "text-unidecode", "greenlet", "pyee", "requests"),
+    *("python-slugify", "text-unidecode", "greenlet", "pyee"),
+    *("requests", "charset-normalizer", "certifi", "idna", "urllib3"),
 )
 """Plugins of other projects and what they import."""
 
