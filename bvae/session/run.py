@@ -136,7 +136,7 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
         left.unlink(missing_ok=True)  # a process that waits for this run may remove its own
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)
-    progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)
+    progress, metrics = ProgressNote(directory, run.training), MetricsLog(directory / METRICS)
     trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, pictures])
     for path in checkpoints(directory):
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -166,8 +165,7 @@ def plot_verdicts(
     canvas.name_panel(axes, "", "epoch")
     for strip, edge in zip(runs.values(), tops, strict=True):
         _draw_strip(axes, strip, edge)
-    last = max((epoch for strip in runs.values() for epoch in strip.verdicts), default=1)
-    axes.set(xlim=(0.5, last + 0.5), ylim=(int(edges[-1]), 0))
+    axes.set(xlim=(0.5, max(1.5, axes.dataLim.x1)), ylim=(int(edges[-1]), 0))
     axes.set_yticks([edge + ROW / 2 for edge in tops], names)
     axes.tick_params(axis="y", length=0)
     axes.spines[:].set_visible(False)
@@ -177,17 +175,18 @@ def plot_verdicts(
 
 
 def _draw_strip(axes: Axes, strip: Strip, top: int) -> None:
-    """Draw the cells of a run, each up to its epoch, with a letter in the first of equal ones."""
+    """Draw cells of equal width for the verdicts on a run, with a letter in the first of equal ones."""
     if not strip.verdicts:
         return
-    ends, verdicts = 0.5 + np.array([0, *strip.verdicts]), [*strip.verdicts.values()]
+    verdicts = [*strip.verdicts.values()]
+    ends = 0.5 + min(strip.verdicts) * np.arange(len(verdicts) + 1)
     colours = ListedColormap([colour for _, colour in MARKS.values()])
     look: dict[str, Any] = {"cmap": colours, "vmin": 0, "vmax": len(MARKS) - 1, "edgecolors": "white"}
     axes.pcolormesh(ends, (top, top + ROW), [[SEVERITY[name] for name in verdicts]], linewidth=2, **look)
     middle = top + ROW / 2
     look = {"fontsize": NUMBER_SIZE, "va": "center_baseline"}
-    for cell, (before, verdict) in enumerate(itertools.pairwise([None, *verdicts])):
-        if verdict != before:
+    for cell, verdict in enumerate(verdicts):
+        if not cell or verdict != verdicts[cell - 1]:
             x, colour = (ends[cell] + ends[cell + 1]) / 2, _ink(verdict)
             axes.text(x, middle, MARKS[verdict][0], ha="center", color=colour, **look)
     axes.text(ends[-1], middle, f" {strip.end}", color=canvas.SOFT_INK, **look)
@@ -199,7 +198,7 @@ def _draw_verdict_legend(figure: Figure, top: int, verdicts: Sequence[VerdictNam
         x = canvas.EDGE + ROW / 2 + column * (WIDTH - canvas.EDGE) / LEGEND_COLUMNS
         letter, colour = MARKS[verdict]
         look: dict[str, Any] = {"size": NUMBER_SIZE, "width": WIDTH, "va": "center_baseline"}
-        box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.3"}
+        box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.25"}
         y = top + (row + 0.5) * ROW
         canvas.write(figure, x, y, letter, ha="center", color=_ink(verdict), bbox=box, **look)
         canvas.write(figure, x + ROW, y, verdict.replace("_", " "), **look)
