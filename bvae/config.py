@@ -182,7 +182,7 @@ class TrainingConfig:
     """How a model is trained, apart from loss option, seed and corpus.
 
     Attributes:
-        epochs: passes over the training split; at most, with `until_plateau`.
+        epochs: passes over the training split, at most with `until_plateau`.
         until_plateau: epochs without a lower validation loss that end a run; 0 trains all epochs.
         beta: full weight β of the KL divergence (Higgins et al. 2017).
         beta_schedule: β of each step, see `bvae.training.optimization.beta_share`.

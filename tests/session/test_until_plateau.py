@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 LIMIT, PATIENCE = 30, 2
 PLATEAU = (
-    *(*TINY, "--loss-options", "A,B", "--learning-rate", "0.1", "--checkpoint-every", "2"),
+    *(*TINY, "--loss-options", "A", "--learning-rate", "0.1", "--checkpoint-every", "2"),
     *("--checkpoint-every-steps", "2", "--epochs", f"{LIMIT}", "--until-plateau", f"{PATIENCE}"),
 )
 """With this rate, the loss rises after a few epochs."""
@@ -43,14 +43,13 @@ def test_runs_end_on_a_plateau_also_if_they_are_interrupted(lab: Path, uninterru
 
     training = TrainingConfig(epochs=LIMIT, until_plateau=PATIENCE)
     page, listed = (lab / "report.html").read_text(), (session / "comparison/comparison.md").read_text()
-    for name in ("A-seed0", "B-seed0"):
-        history = read_history(session / name)
-        ends = [on_plateau(history[:epoch], training) for epoch in range(1, len(history) + 1)]
-        assert ends == [False] * (len(history) - 1) + [True]
-        assert {record.learning_rate for record in history[-2:]} <= {0.1 * step / 50 for step in range(1, 51)}
-        assert (session / name / f"checkpoints/epoch_{len(history):03d}.safetensors").exists()
-        assert f"ended after epoch {len(history)}, on a plateau" in page
-        assert re.search(rf"{name}.*epochs? .*{len(history)}, ended by the plateau", listed)
+    history = read_history(session / "A-seed0")
+    ends = [on_plateau(history[:epoch], training) for epoch in range(1, len(history) + 1)]
+    assert ends == [False] * (len(history) - 1) + [True]
+    assert history[-1].learning_rate == pytest.approx(0.1 * min(1, history[-1].step / 50))
+    assert (session / f"A-seed0/checkpoints/epoch_{len(history):03d}.safetensors").exists()
+    assert f"ended after epoch {len(history)}, on a plateau" in page
+    assert re.search(rf"A-seed0: .* {len(history)}, ended by the plateau", listed)
     assert f"after at most {LIMIT} epochs" in said
     assert "after the last epoch of each run" in " ".join(page.split())
     assert json.loads((session / "A-seed0/config.json").read_text())["training"]["until_plateau"] == PATIENCE
