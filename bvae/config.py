@@ -15,7 +15,6 @@ from typing import Literal, get_args
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
 BetaSchedule = Literal["constant", "linear", "cyclical"]
-
 Classes = int | Literal["auto"]
 GridSize = int | Literal["auto"]
 Background = int | Literal["auto"]
@@ -185,15 +184,16 @@ class TrainingConfig:
     """How a model is trained, apart from loss option, seed and corpus.
 
     Attributes:
-        epochs: passes over the training split.
+        epochs: passes over the training split, at most with `until_plateau`.
+        until_plateau: epochs without a lower validation loss that end a run; 0 trains all epochs.
         beta: full weight β of the KL divergence (Higgins et al. 2017).
         beta_schedule: β of each step, see `bvae.training.optimization.beta_share`.
         beta_warmup: epochs, also fractions, over which the schedule `linear` raises β from 0.
         free_bits: nats of KL per latent dimension that cost nothing, see `bvae.losses.BetaVAELoss`.
-        learning_rate: peak of the schedule: linear warm-up, then cosine to 0.
+        learning_rate: peak of the schedule, see `bvae.training.optimization.learning_rate`.
         batch_size: grids per step; the last partial batch of an epoch is dropped.
         latent_dim: number of latent dimensions.
-        warmup_steps: steps of the linear warm-up, at most a quarter of all steps.
+        warmup_steps: steps of the linear warm-up.
         max_gradient_norm: the gradient's 2-norm is clipped to this.
         checkpoint_every: epochs between checkpoints.
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
@@ -205,6 +205,7 @@ class TrainingConfig:
     """
 
     epochs: int = 5
+    until_plateau: int = 0
     beta: float = 0.004
     beta_schedule: BetaSchedule = "constant"
     beta_warmup: float = 1.0
@@ -225,7 +226,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "latent_dim", "checkpoint_every"):
             _check_whole(name, getattr(self, name), at_least=1)
-        for name in ("warmup_steps", "checkpoint_every_steps"):
+        for name in ("until_plateau", "warmup_steps", "checkpoint_every_steps"):
             _check_whole(name, getattr(self, name), at_least=0)
         if self.keep_checkpoints != "all":
             _check_whole("keep_checkpoints", self.keep_checkpoints, at_least=1)
@@ -238,6 +239,8 @@ class TrainingConfig:
             _check(value in allowed, name, f"is {value!r}", f"one of {', '.join(allowed)}")
         in_time = self.beta_schedule != "linear" or self.beta_warmup <= self.epochs
         _check(in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most the epochs, {self.epochs}")
+        patience, expected = self.until_plateau, f"fewer than the epochs, {self.epochs}, or 0"
+        _check(patience < self.epochs, "until_plateau", f"is {patience}", expected)
 
 
 @dataclasses.dataclass(frozen=True)

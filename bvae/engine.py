@@ -25,7 +25,7 @@ from bvae.evaluation.controls import references, sample_rows
 from bvae.evaluation.objects import grid_object_iou
 from bvae.judging.baseline import Baseline, compare_with
 from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, RunOutcomes
-from bvae.judging.explanation import Diagnosis
+from bvae.judging.explanation import Diagnosis, Strip, describe_strips, how_it_ended, verdicts_by_epoch
 from bvae.models import load_model, newest_model, reconstruct
 from bvae.records import RunResult
 from bvae.report.text import describe_beta, to_markdown
@@ -36,7 +36,7 @@ from bvae.storage import atomic_write, make_folder, printable, to_json
 from bvae.visualization import plot_reconstructions, plot_samples, plot_traversals
 from bvae.visualization.charts import plot_curves
 from bvae.visualization.reconstructions import plot_comparison, plot_examples
-from bvae.visualization.why_chart import plot_why
+from bvae.visualization.why_chart import plot_verdicts, plot_why
 
 __all__ = [
     "RunScheduler",
@@ -53,6 +53,9 @@ __all__ = [
 
 EXAMPLES = 500
 """Number of validation grids from which the worst, the median and the best are chosen."""
+
+STRIPS, CELLS = 200, 60
+"""Maximum number of runs whose verdicts are drawn by epoch, and of cells for each."""
 
 
 def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
@@ -132,7 +135,10 @@ def write_comparison(
     write_picture(folder / "curves.png", partial(draw_curves, session, comparison))
     write_picture(folder / "reconstructions.png", partial(draw_reconstructions, session, corpus, comparison))
     write_picture(folder / "examples.png", partial(draw_examples, session, corpus, comparison))
-    atomic_write(folder / "comparison.md", to_markdown(comparison, differences).encode())
+    strips = verdict_strips(session, comparison)
+    write_picture(folder / "verdicts.png", partial(draw_verdicts, comparison, strips))
+    by_epoch = describe_strips({name: strip for option in strips for name, strip in option.items()})
+    atomic_write(folder / "comparison.md", to_markdown(comparison, differences, by_epoch).encode())
     atomic_write(folder / "comparison.json", to_json(comparison))
     return comparison
 
@@ -208,6 +214,35 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
         path=picture,
         title="\n".join(filter(None, [title, describe_beta(record.config.training)])),
     )
+    return picture.getvalue()
+
+
+def verdict_strips(session: Session, comparison: Comparison) -> list[dict[str, Strip]]:
+    """Return, for each option, the verdicts by epoch of its first runs; of many epochs, some are judged."""
+    config = session.record.config
+    options = [
+        option.runs[: max(1, STRIPS // len(comparison.options))] for option in comparison.options.values()
+    ]
+    histories = {run.path: shown_history(session, run.path) for runs in options for run in runs}
+    stride = -(-max(map(len, histories.values())) // CELLS) or 1
+    return [
+        {
+            run.path: Strip(
+                verdicts_by_epoch(histories[run.path], run.verdict, config.band, stride=stride),
+                how_it_ended(histories[run.path], config.training),
+            )
+            for run in runs
+        }
+        for runs in options
+    ]
+
+
+def draw_verdicts(comparison: Comparison, strips: Sequence[Mapping[str, Strip]]) -> bytes:
+    """Return a PNG of the verdict on each run by epoch."""
+    picture, runs = io.BytesIO(), sum(len(option.runs) for option in comparison.options.values())
+    shown = sum(map(len, strips))
+    title = f"Verdict by epoch on {comparison.corpus.name}\nThe verdict on each run if it had ended there"
+    plot_verdicts(strips, path=picture, title=title + f"; {shown} of {runs} runs" * (shown < runs))
     return picture.getvalue()
 
 

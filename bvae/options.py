@@ -162,7 +162,8 @@ OPTIONS = (
         "Number of classes, 2 to 64; auto is one more than the largest in a file, 10 for other corpora",
     ),
     CommandLineOption("background", "C", "Background class; auto is the most frequent class in training"),
-    CommandLineOption("epochs", "N", "Epochs to train each run"),
+    CommandLineOption("epochs", "N", "Epochs to train each run, at most with --until-plateau"),
+    CommandLineOption("until-plateau", "N", "End a run after N epochs without a lower validation loss, or 0"),
     CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1", commands=PYTEST),
     CommandLineOption(
         "loss-options",

@@ -56,6 +56,7 @@ from bvae.training.step import (
     restore_tensors,
     training_state,
 )
+from bvae.verdict import on_plateau
 
 
 class Trainer:
@@ -69,7 +70,7 @@ class Trainer:
 
     Attributes:
         model: the trained model; up to date at each checkpoint and after `fit`, even if `fit` raised.
-        steps: number of steps of the whole run.
+        steps: number of steps of the whole run, at most.
         progress: steps done, epoch records, best validation loss.
         divergence: the step at which a number was not finite and training stopped, or None.
 
@@ -111,7 +112,7 @@ class Trainer:
         )
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
-        """Train up to step `last`, by default the whole run; stop earlier if a number is not finite.
+        """Train up to step `last`, by default the whole run; stop if a number is not finite or on a plateau.
 
         Returns: one record for each completed epoch.
 
@@ -121,7 +122,7 @@ class Trainer:
         keep_freed_memory()
         last = self.steps if last is None else last
         with reproducible(self._device), seeded(self.config.seed, self._device):
-            while self.divergence is None and self.progress.step < last:
+            while self.divergence is None and self.progress.step < last and not self.has_ended:
                 try:
                     self._train_epoch(last)
                 finally:
@@ -142,6 +143,12 @@ class Trainer:
     def epoch(self) -> int:
         """Number of completed epochs."""
         return len(self.progress.history)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether no epoch follows: the last one is completed, or the validation loss is on a plateau."""
+        history, training = self.progress.history, self.config.training
+        return self.epoch == training.epochs or on_plateau(history, training)
 
     def restore(self, path: Path) -> None:
         """Continue from a checkpoint, and send the events of its epoch and its save again.
@@ -220,9 +227,8 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         training = self.config.training
-        return learning_rate(
-            step, total=self.steps, warmup=training.warmup_steps, peak=training.learning_rate
-        )
+        total = None if training.until_plateau else self.steps
+        return learning_rate(step, total=total, warmup=training.warmup_steps, peak=training.learning_rate)
 
     def _beta(self, step: int) -> float:
         training = self.config.training
@@ -260,7 +266,7 @@ class Trainer:
             due = every and self.progress.step % every == 0
             return [f"epoch_{self.epoch + 1:03d}_step_{self.progress.step:06d}"] if due else []
         names = []
-        if self.epoch % training.checkpoint_every == 0 or self.epoch == training.epochs:
+        if self.epoch % training.checkpoint_every == 0 or self.has_ended:
             names.append(f"epoch_{self.epoch:03d}")
         if min(history, key=lambda record: record.validation.loss).epoch == self.epoch:
             names.append("best")

@@ -8,11 +8,12 @@ controls that see no objects. `docs/verdicts.md` says how the bounds were chosen
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import string
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
-from bvae.config import AccuracyBand
+from bvae.config import AccuracyBand, TrainingConfig
 from bvae.records import Divergence, EpochRecord, Evaluation, MeanStd, VerdictName
 
 SEVERITY = {name: rank for rank, name in enumerate(get_args(VerdictName))}
@@ -204,6 +205,17 @@ def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, ban
     return judge_accuracy(last.pixel_accuracy, band)
 
 
+def on_plateau(history: Sequence[EpochRecord], training: TrainingConfig) -> bool:
+    """Return whether training ends after these epochs because the validation loss no longer falls.
+
+    That is the case if the last `until_plateau` epochs are not strictly below the least loss before them. An
+    epoch that ends before β has its full weight does not count.
+    """
+    losses, patience = [e.validation.loss for e in history if e.beta == training.beta], training.until_plateau
+    before, recent = losses[:-patience], losses[-patience:]  # nothing is before the last 0 epochs
+    return bool(before) and min(before) <= min(recent)
+
+
 def broken_rule(evaluation: Evaluation) -> Rule | None:
     """Return the first rule that a model breaks, or None for a model that learned the objects."""
     return next((rule for rule in RULES if rule.is_broken(evaluation)), None)
@@ -240,11 +252,11 @@ def judge_option(
 
 def _instability(losses: Sequence[float]) -> str:
     """Return why the training loss is unstable; an empty text if it is stable."""
-    for epoch in range(1, len(losses)):
-        best = min(losses[:epoch])
-        if losses[epoch] > best * (1 + REBOUND):
+    least = itertools.accumulate(losses, min)
+    for epoch, (loss, best) in enumerate(zip(losses[1:], least, strict=False), 2):
+        if loss > best * (1 + REBOUND):
             return (
-                f"training loss rebounded to {losses[epoch]:.4g} in epoch {epoch + 1}, "
+                f"training loss rebounded to {loss:.4g} in epoch {epoch}, "
                 f"more than {REBOUND:.0%} above the {best:.4g} reached before"
             )
     if len(losses) > 1 and losses[-1] >= losses[0]:

@@ -1,22 +1,27 @@
 """Explanations in sentences: why an option predicts what it does, and when its runs met the rules.
 
 `Diagnosis` gathers prediction thresholds, the origin of the gradient, and the confusion of classes over the
-seeds of an option. `describe_rules_met` and `describe_last_epoch` follow one run over its epochs.
+seeds of an option. `describe_rules_met`, `describe_last_epoch`, `describe_end` and `describe_strips` follow
+runs over their epochs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from itertools import takewhile
+from collections.abc import Mapping, Sequence
+from itertools import groupby, takewhile
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from bvae.config import AccuracyBand, TrainingConfig
 from bvae.judging.comparison import OptionSummary
-from bvae.records import EpochRecord, Evaluation
-from bvae.verdict import broken_rule
+from bvae.records import EpochRecord, Evaluation, VerdictName
+from bvae.verdict import broken_rule, judge_run, on_plateau
+
+MOST_PARTS = 8
+"""Maximum number of phases of a run in a sentence, so that it stays readable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +191,78 @@ def describe_last_epoch(history: Sequence[EpochRecord]) -> str:
         f"The last epoch changed object IoU from {before.object_iou:.3f} to {last.object_iou:.3f} and "
         f"validation loss from {before.loss:.4g} to {last.loss:.4g}."
     )
+
+
+def how_it_ended(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
+    """Return "plateau" or "limit"; empty for a run that did not end, or if all epochs were to be trained."""
+    if not training.until_plateau:
+        return ""
+    return "plateau" if on_plateau(history, training) else "limit" * (len(history) == training.epochs)
+
+
+def describe_end(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
+    """Return a sentence on why training ended; empty if all epochs were to be trained."""
+    if not training.until_plateau or not history:
+        return ""
+    last, best = len(history), min(history, key=lambda record: record.validation.loss)
+    why = {
+        "plateau": f"ended after epoch {last}, on a plateau: the last {training.until_plateau} epochs did "
+        "not lower the validation loss",
+        "limit": f"ended after epoch {last}, the limit, before the validation loss was on a plateau",
+        "": f"stopped after epoch {last}, before a plateau and the limit of {training.epochs} epochs",
+    }[how_it_ended(history, training)]
+    return f"Training {why}. The lowest validation loss is {best.validation.loss:.4g} in epoch {best.epoch}."
+
+
+class Strip(NamedTuple):
+    """The verdicts on a run over its epochs.
+
+    Attributes:
+        verdicts: by epoch, counted from 1, see `verdicts_by_epoch`.
+        end: how the run ended, see `how_it_ended`.
+    """
+
+    verdicts: Mapping[int, VerdictName]
+    end: str = ""
+
+
+def verdicts_by_epoch(
+    history: Sequence[EpochRecord], verdict: VerdictName, band: AccuracyBand, *, stride: int = 1
+) -> dict[int, VerdictName]:
+    """Return the verdict on a run as if it had ended after every `stride`-th epoch, and after the last.
+
+    Args:
+        verdict: the verdict on the whole run. If it diverged or is incomplete, the epoch after the last
+            completed one has this verdict. Epochs without foreground to judge by are incomplete.
+    """
+    last = len(history) + (verdict in ("diverged", "incomplete"))
+    ends = (min(end, last) for end in range(stride, last + stride, stride))
+    return {end: _judge_epochs(history[:end], band) if end <= len(history) else verdict for end in ends}
+
+
+def _judge_epochs(history: Sequence[EpochRecord], band: AccuracyBand) -> VerdictName:
+    return judge_run(history, None, band).name if history[-1].validation.foreground_rate else "incomplete"
+
+
+def describe_strips(strips: Mapping[str, Strip]) -> list[str]:
+    """Return a sentence for all runs, given by name, that have the same strip."""
+    alike: dict[str, list[str]] = {}
+    for name, strip in strips.items():
+        alike.setdefault(_describe_strip(strip), []).append(name)
+    return [f"{', '.join(names)}: {said}." for said, names in alike.items()]
+
+
+def _describe_strip(strip: Strip) -> str:
+    parts, begin = [], 1
+    for verdict, epochs in groupby(strip.verdicts, strip.verdicts.__getitem__):
+        *_, end = epochs
+        span = f"epochs {begin} to {end}" if begin < end else f"epoch {end}"
+        parts.append(f"{verdict.replace('_', ' ')} in {span}")
+        begin = end + 1
+    if len(parts) > MOST_PARTS:
+        parts[MOST_PARTS - 2 : -1] = [f"{len(parts) - MOST_PARTS + 1} more changes"]
+    ended = [f"ended by the {strip.end}"] if strip.end else []
+    return ", ".join([*parts, *ended]) or "no epoch is known"
 
 
 def _evidence(found: Evaluation) -> str:

@@ -21,7 +21,13 @@ from bvae.class_weights import weights_of_option
 from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption, colour_of
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import Comparison, OptionSummary
-from bvae.judging.explanation import Diagnosis, describe_last_epoch, describe_rules_met, explain_why
+from bvae.judging.explanation import (
+    Diagnosis,
+    describe_end,
+    describe_last_epoch,
+    describe_rules_met,
+    explain_why,
+)
 from bvae.records import Evaluation, RunResult
 from bvae.report.text import (
     Cell,
@@ -140,11 +146,12 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
     """
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
+    history = shown_history(session, directory.name)
     return _render(
         "run.jinja",
         name=directory.name,
         result=result,
-        rules_met=describe_rules_met(shown_history(session, directory.name)),
+        sentences=[describe_rules_met(history), describe_end(history, session.record.config.training)],
         filmstrip=Picture.of_file(directory / FILMSTRIP, "Filmstrip: the same grids, epoch by epoch"),
         pictures=[Picture.of(curves, "Curves") if curves else Picture("Curves"), *pictures],
         remarks=remarks,
@@ -191,6 +198,7 @@ def _head_context(session: Session, comparison: Comparison) -> dict[str, Any]:
         "options": _options_table(comparison, [option.name for option in record.config.options]),
         "reconstructions": Picture.of_file(folder / "reconstructions.png", "Newest checkpoint, first seed"),
         "examples": Picture.of_file(folder / "examples.png", "By object IoU, first seed"),
+        "verdicts": Picture.of_file(folder / "verdicts.png", "Verdict on each run by epoch"),
         "lost_accuracy": _lost_accuracy(comparison),
         "setting": describe_setting(comparison),
         "training": record.config.training,
@@ -262,7 +270,8 @@ def _why(session: Session, name: str, option: OptionSummary) -> dict[str, Any]:
         "sentences": explain_why(Diagnosis.of(option, [*histories.values()])),
         "picture": Picture.of_file(session.path / "comparison" / f"why_{name}.png", f"Option {name}: why"),
         "by_seed": [
-            f"Seed {seed}: {describe_rules_met(history)} {describe_last_epoch(history)}"
+            f"Seed {seed}: {describe_rules_met(history)} {describe_last_epoch(history)} "
+            f"{describe_end(history, session.record.config.training)}".rstrip()
             for seed, history in histories.items()
         ],
     }

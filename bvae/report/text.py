@@ -75,6 +75,7 @@ The second text of a heading is a template with the `background` rate and the bo
 """
 
 PICTURES = {
+    "verdicts.png": "The verdict on each run after each of its epochs, as listed above",
     "curves.png": "Curves of loss, accuracy, object IoU, object recall and KL by epoch",
     "reconstructions.png": "The same training grids, and what each option reconstructs",
     "examples.png": "The worst, the median and the best validation grids under each option",
@@ -220,7 +221,7 @@ def describe_setting(comparison: Comparison) -> str:
         *corpus.remarks(),
         # Papers give β for a loss that is a sum over cells.
         f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells).",
-        *filter(None, [describe_beta(comparison.training)]),
+        *filter(None, [describe_beta(comparison.training), describe_length(comparison.training)]),
         f"Accuracy band {band}.",
     ]
     if band.hi < corpus.background_rate:
@@ -241,6 +242,16 @@ def describe_beta(training: TrainingConfig) -> str:
     if training.free_bits:
         parts = [*parts, f"{training.free_bits:g} nats per latent dimension are free"]
     return f"In training, {' and '.join(parts)}; shown losses have the full β." if parts else ""
+
+
+def describe_length(training: TrainingConfig) -> str:
+    """Return a sentence on how long runs are trained; empty if all are trained for the same epochs."""
+    if not training.until_plateau:
+        return ""
+    return (
+        f"A run ends when {training.until_plateau} epochs did not lower its validation loss, after at most "
+        f"{training.epochs} epochs; the learning rate is constant after the warm-up."
+    )
 
 
 def to_terminal(
@@ -279,9 +290,17 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def to_markdown(
-    comparison: Comparison, differences: Sequence[Difference] = (), *, pictures: bool = True
+    comparison: Comparison,
+    differences: Sequence[Difference] = (),
+    by_epoch: Sequence[str] = (),
+    *,
+    pictures: bool = True,
 ) -> str:
-    """Return the comparison as a Markdown document, with links to the pictures in the same folder."""
+    """Return the comparison as a Markdown document, with links to the pictures in the same folder.
+
+    Args:
+        by_epoch: sentences on the verdicts by epoch, see `bvae.judging.explanation.describe_strips`.
+    """
     lines = [
         "# Comparison of loss options",
         "",
@@ -303,6 +322,8 @@ def to_markdown(
     for name, option in comparison.options.items():
         lines.append(f"- **{name}** {words(option.verdict)}: {markdown(option.reason)}")
         lines += [f"  - seed {run.seed}: {words(run.verdict)}: {markdown(run.reason)}" for run in option.runs]
+    if by_epoch:
+        lines += ["", "## Verdicts by epoch", "", *(f"- {markdown(sentence)}" for sentence in by_epoch)]
     if differences:
         rows = [DIFFERENCE_HEADINGS, ["---"] * len(DIFFERENCE_HEADINGS), *difference_rows(differences)]
         lines += ["", "## Against the baseline", "", *map(_row, rows), "", CAPTION]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bvae.config import RunConfig
+from bvae.config import RunConfig, TrainingConfig
 from bvae.records import Event, Stepped
 from bvae.session_files import PROGRESS, RESULT
 from bvae.storage import read_json, to_json
@@ -21,13 +21,18 @@ LOOK_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """How far a run is, and how fast (images per second over the last steps)."""
+    """How far a run is, and how fast (images per second over the last steps).
+
+    Attributes:
+        may_end: whether the run may end before `steps`, on a plateau.
+    """
 
     step: int
     steps: int
     epoch: int
     epochs: int
     images_per_second: float
+    may_end: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.step <= self.steps and self.steps > 0 and self.images_per_second >= 0.0):
@@ -37,8 +42,8 @@ class Note:
 class ProgressNote:
     """Listens to a trainer and writes the progress of its run to `.progress`, which is never flushed."""
 
-    def __init__(self, directory: Path, epochs: int) -> None:
-        self.path, self.epochs = directory / PROGRESS, epochs
+    def __init__(self, directory: Path, training: TrainingConfig) -> None:
+        self.path, self.training = directory / PROGRESS, training
         self._since: float | None = None
         self._images = 0
 
@@ -56,7 +61,8 @@ class ProgressNote:
             step=event.step,
             steps=event.steps,
             epoch=event.epoch,
-            epochs=self.epochs,
+            epochs=self.training.epochs,
+            may_end=self.training.until_plateau > 0,
             images_per_second=self._images / max(now - self._since, 1e-9),
         )
         _keep(note, self.path)
@@ -80,17 +86,21 @@ def _read(directory: Path) -> Note | None:
 def describe_progress(notes: Mapping[str, Note], finished: int, runs: int, elapsed: float) -> str:
     """Return one line: the runs in training by name, the number of finished ones, and the time left.
 
-    The time left is extrapolated from the share of all runs that was trained in `elapsed` seconds.
+    The time left is extrapolated from the share of all runs that was trained in `elapsed` seconds. It is not
+    shown for runs that may end early.
     """
     training = [
-        f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
+        f"{name} epoch {note.epoch} of at most {note.epochs}"
+        if note.may_end
+        else f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
         for name, note in notes.items()
     ]
     if finished == runs:
         return f"{runs} of {runs} runs done"
     pace = sum(note.images_per_second for note in notes.values())
     done = finished + sum(note.step / note.steps for note in notes.values())
-    left = f", about {_duration(elapsed * (runs - done) / done)} left" if done > 0 and elapsed > 2 else ""
+    known = done > 0 and elapsed > 2 and not any(note.may_end for note in notes.values())
+    left = f", about {_duration(elapsed * (runs - done) / done)} left" if known else ""
     rate = f", {pace:,.0f} images/s" if notes else ""
     return f"{finished} of {runs} runs done; {', '.join(training) or 'starting'}{rate}{left}"
 

@@ -150,7 +150,7 @@ def restored_trainer(
         left.unlink(missing_ok=True)  # a process that waits for this run may remove its own
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)
-    progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)
+    progress, metrics = ProgressNote(directory, run.training), MetricsLog(directory / METRICS)
     trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, pictures, *more])
     for path in (saved := checkpoints(directory)):
         try:

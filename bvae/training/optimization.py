@@ -54,11 +54,16 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-def learning_rate(step: int, *, total: int, warmup: int, peak: float) -> float:
-    """Return the rate of a step: linear warm-up over at most a quarter of all steps, then a cosine to 0."""
-    warmup = min(warmup, total // 4)
+def learning_rate(step: int, *, total: int | None, warmup: int, peak: float) -> float:
+    """Return the rate of a step: a linear warm-up, then a cosine to 0 at step `total`.
+
+    The warm-up takes at most a quarter of `total` steps. If `total` is None, the rate stays at the peak.
+    """
+    warmup = warmup if total is None else min(warmup, total // 4)
     if step < warmup:
         return peak * (step + 1) / warmup
+    if total is None:
+        return peak
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / (total - warmup)))
 
 

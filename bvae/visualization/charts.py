@@ -124,10 +124,10 @@ def plot_curves(
 
 
 def describe_curves(histories: Histories) -> str:
-    """Return a sentence with the final accuracy and object IoU of each option, as means over seeds."""
+    """Return a sentence with accuracy and object IoU after each run's last epoch, as means over seeds."""
 
     def end(seeds: Sequence[Sequence[Record]], panel: Panel) -> str:
-        value = curve(seeds, panel.keys).mean[-1]
+        (value,) = curve([[{**history[-1], "epoch": 0}] for history in seeds], panel.keys).mean
         return f"{value:.1%}" if math.isfinite(value) else "undefined"
 
     ends = [
@@ -268,7 +268,11 @@ def _draw_legend(
         handlelength=LEGEND_LINE / size,
     )
     notes = ["each option has its own loss"] * (len(known) > 1)
-    notes += ["line: mean over seeds", "shade: lowest to highest seed"] * (max(map(len, known.values())) > 1)
+    several = max(map(len, known.values())) > 1
+    mean = "line: mean over seeds" + ", while trained" * (
+        len({len(h) for s in known.values() for h in s}) > 1
+    )
+    notes += [mean, "shade: lowest to highest seed"] * several
     below = 1 - (pitch * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
     look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}
     axes.text(0, below, "\n".join(notes), transform=axes.transAxes, **look)

@@ -109,8 +109,9 @@ class CheckpointPictures:
 
     def _title(self, saved: CheckpointSaved) -> str:
         option, training = self.run.option, self.run.training
+        of = "of at most" if training.until_plateau else "of"
         title = (
-            f"Option {option.name}, seed {self.run.seed}, epoch {saved.epoch} of {training.epochs} "
+            f"Option {option.name}, seed {self.run.seed}, epoch {saved.epoch} {of} {training.epochs} "
             f"(step {saved.step:,}) on {self.corpus_name}\n"
             f"Training grids; γ = {option.gamma:g}, class weights {option.weighting}"
         )

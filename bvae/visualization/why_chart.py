@@ -1,16 +1,20 @@
-"""Chart that explains the predictions of an option."""
+"""Charts that explain verdicts: the predictions of an option, and the verdict on every run by epoch."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from bvae.config import colour_of
-from bvae.judging.explanation import Diagnosis, describe_why, percent
+from bvae.judging.explanation import Diagnosis, Strip, describe_strips, describe_why, percent
+from bvae.records import VerdictName
+from bvae.verdict import SEVERITY
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
 
@@ -21,6 +25,23 @@ REFERENCE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0,
 MOST_NUMBERED = 12  # classes; with more, the numbers would overlap
 TOLD = 0.05
 """Smallest share that is written into its cell of the confusion matrix."""
+
+ROW, GAP, ENDS = 36, 12, 110
+"""Pixels of a run, between options, and beside the cells, in the picture of verdicts."""
+NAME_LETTERS, LEGEND_COLUMNS = 24, 5
+MARKS: dict[VerdictName, tuple[str, str]] = {
+    "incomplete": ("?", "#E0E0E0"),
+    "diverged": ("∞", "#000000"),
+    "unstable": ("U", "#8C8C8C"),
+    "mode_collapse": ("M", "#D55E00"),
+    "posterior_collapse": ("P", "#CC79A7"),
+    "flooding": ("F", "#E69F00"),
+    "partial_collapse": ("½", "#F0E442"),
+    "below_band": ("–", "#56B4E9"),
+    "above_band": ("+", "#0072B2"),
+    "healthy": ("H", "#009E73"),
+}
+"""Letter and colour of each verdict, worst first; the palette of Okabe and Ito with two shades of grey."""
 
 
 @canvas.house_style()
@@ -115,3 +136,81 @@ def _stride(classes: int) -> int:
 def _note(axes: Axes, height: float, text: str) -> None:
     """Write text that ends at the right edge, at a fraction of the height of the axes."""
     axes.text(1, height, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=NUMBER_SIZE)
+
+
+@canvas.house_style()
+def plot_verdicts(
+    options: Sequence[Mapping[str, Strip]],
+    *,
+    path: canvas.Destination | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw a row of cells for each run: the verdict after each epoch, as a colour and a letter.
+
+    Args:
+        options: for each option, the strips of its runs by name.
+        path: destination of the PNG, which is `WIDTH` pixels wide.
+        title: the first line becomes a headline.
+    """
+    rows = [row for option in options for row in (*option.items(), ("", None))][:-1]
+    runs = {name: strip for name, strip in rows if strip}  # the other rows are gaps between options
+    edges = np.cumsum([0, *(ROW if strip else GAP for _, strip in rows)])
+    tops = [int(edge) for edge, (_, strip) in zip(edges, rows, strict=False) if strip]
+    used = {verdict for strip in runs.values() for verdict in strip.verdicts.values()}
+    legend = -(-len(used) // LEGEND_COLUMNS) * ROW + canvas.EDGE
+    figure, top = canvas.titled_figure(WIDTH, legend + int(edges[-1]) + FOOT, title)
+    _draw_verdict_legend(figure, top, [verdict for verdict in MARKS if verdict in used])
+    names = [canvas.printable(_shortened(name)) for name in runs]
+    left = max(canvas.text_width(name, canvas.TICK_SIZE) for name in names) + 2 * canvas.EDGE
+    wide, high = figure.bbox.size
+    axes = figure.add_axes((left / wide, FOOT / high, 1 - (left + ENDS) / wide, int(edges[-1]) / high))
+    canvas.name_panel(axes, "", "epoch")
+    for strip, edge in zip(runs.values(), tops, strict=True):
+        _draw_strip(axes, strip, edge)
+    axes.set(xlim=(0.5, max(1.5, axes.dataLim.x1)), ylim=(int(edges[-1]), 0))
+    axes.set_yticks([edge + ROW / 2 for edge in tops], names)
+    axes.tick_params(axis="y", length=0)
+    axes.spines[:].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
+    canvas.save_png(figure, path, " ".join(describe_strips(runs)))
+    return figure
+
+
+def _draw_strip(axes: Axes, strip: Strip, top: int) -> None:
+    """Draw cells of equal width for the verdicts on a run, with a letter in the first of equal ones."""
+    if not strip.verdicts:
+        return
+    verdicts = [*strip.verdicts.values()]
+    ends = 0.5 + min(strip.verdicts) * np.arange(len(verdicts) + 1)
+    colours = ListedColormap([colour for _, colour in MARKS.values()])
+    look: dict[str, Any] = {"cmap": colours, "vmin": 0, "vmax": len(MARKS) - 1, "edgecolors": "white"}
+    axes.pcolormesh(ends, (top, top + ROW), [[SEVERITY[name] for name in verdicts]], linewidth=2, **look)
+    middle = top + ROW / 2
+    look = {"fontsize": NUMBER_SIZE, "va": "center_baseline"}
+    for cell, verdict in enumerate(verdicts):
+        if not cell or verdict != verdicts[cell - 1]:
+            x, colour = (ends[cell] + ends[cell + 1]) / 2, _ink(verdict)
+            axes.text(x, middle, MARKS[verdict][0], ha="center", color=colour, **look)
+    axes.text(ends[-1], middle, f" {strip.end}", color=canvas.SOFT_INK, **look)
+
+
+def _draw_verdict_legend(figure: Figure, top: int, verdicts: Sequence[VerdictName]) -> None:
+    for place, verdict in enumerate(verdicts):
+        row, column = divmod(place, LEGEND_COLUMNS)
+        x = canvas.EDGE + ROW / 2 + column * (WIDTH - canvas.EDGE) / LEGEND_COLUMNS
+        letter, colour = MARKS[verdict]
+        look: dict[str, Any] = {"size": NUMBER_SIZE, "width": WIDTH, "va": "center_baseline"}
+        box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.25"}
+        y = top + (row + 0.5) * ROW
+        canvas.write(figure, x, y, letter, ha="center", color=_ink(verdict), bbox=box, **look)
+        canvas.write(figure, x + ROW, y, verdict.replace("_", " "), **look)
+
+
+def _ink(verdict: VerdictName) -> str:
+    return "white" if verdict in ("diverged", "above_band") else INK
+
+
+def _shortened(name: str) -> str:
+    """Return the name of a run with the start of its option's name only, if it is long."""
+    option, _, seed = name.rpartition("-")
+    return name if len(name) <= NAME_LETTERS else f"{option[: NAME_LETTERS - len(seed) - 2]}…-{seed}"

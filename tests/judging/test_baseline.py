@@ -199,6 +199,7 @@ def test_a_regression_is_shown_with_option_metric_and_numbers_everywhere(tmp_pat
 
 OTHERS: dict[str, Any] = {
     "epochs": 6,
+    "until_plateau": 2,
     "beta": 0.5,
     "beta_schedule": "cyclical",
     "beta_warmup": 2.0,

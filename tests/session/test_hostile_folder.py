@@ -352,6 +352,7 @@ PICTURES = {
     "plot_comparison": "reconstructions.png",
     "plot_examples": "examples.png",
     "plot_why": "why_A.png",
+    "plot_verdicts": "verdicts.png",
 }
 
 

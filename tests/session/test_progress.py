@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvae.config import ExperimentConfig
+from bvae.config import ExperimentConfig, TrainingConfig
 from bvae.records import Stepped
 from bvae.session.progress import Note, ProgressDisplay, ProgressNote, describe_progress
 from bvae.storage import read_json, to_json
@@ -25,6 +25,15 @@ def test_the_progress_line_shows_runs_speed_and_time_left() -> None:
     )
 
 
+def test_a_run_that_may_end_on_a_plateau_has_a_limit_and_no_time_left(tmp_path: Path) -> None:
+    listener = ProgressNote(tmp_path, TrainingConfig(epochs=50, until_plateau=3))
+    for step in (1, 20):
+        listener(Stepped(step=step, steps=20, epoch=2, images=64))
+    line = describe_progress({"A-seed0": read_json(tmp_path / ".progress", Note)}, 1, 3, 30.0)
+    assert line.startswith("1 of 3 runs done; A-seed0 epoch 2 of at most 50, ")
+    assert "left" not in line
+
+
 @given(st.integers(0, 3), st.integers(0, 6), st.floats(0, 1e5), st.integers(0, 100))
 def test_every_state_gives_a_progress_line(training: int, finished: int, elapsed: float, step: int) -> None:
     runs = training + finished + 1
@@ -34,7 +43,7 @@ def test_every_state_gives_a_progress_line(training: int, finished: int, elapsed
 
 
 def test_the_note_of_a_run_has_its_last_step(tmp_path: Path) -> None:
-    listener = ProgressNote(tmp_path, epochs=2)
+    listener = ProgressNote(tmp_path, TrainingConfig(epochs=2))
     for step in range(1, 21):
         listener(Stepped(step=step, steps=20, epoch=1 + step // 11, images=64))
     assert read_json(tmp_path / ".progress", Note).step == 20
