@@ -10,7 +10,7 @@ from pathlib import Path
 from string import ascii_lowercase
 
 from bvae.config import TrainingConfig, colour_of
-from bvae.judging.baseline import CONFIDENCE, Difference, difference, difference_rows
+from bvae.judging.baseline import Difference, difference, difference_rows
 from bvae.judging.comparison import Comparison, RunSummary
 from bvae.report.html import Picture, packaged_text, render
 from bvae.report.text import COLUMNS_ACROSS_SESSIONS, Cell, aligned
@@ -20,19 +20,19 @@ from bvae.storage import by_field, printable, refuse_foreign_entries
 
 TITLE = "Sessions side by side"
 DIFFERENCE_HEADINGS = (
-    *("sessions", "option", "metric", "first", "other", "difference", f"{CONFIDENCE:.0%} interval"),
-    "in words",
+    *("sessions", "option", "metric", "first", "other", "difference"),
+    *("95 % interval", "in words"),
 )
 CAPTION = (
-    "Difference: the mean over seeds of the other session, minus that of the first, with its confidence "
-    "interval by Welch's t for unequal variances. Better or worse: the whole interval is above or below 0; "
-    "if options are equal, one in forty comparisons is worse by chance."
+    "Difference: the mean over seeds of the other session, minus that of the first, with its 95 % "
+    "confidence interval by Welch's t for unequal variances. Better or worse: the whole interval is above or "
+    "below 0; if options are equal, one in forty comparisons is worse by chance."
 )
 NOTHING = "No option of the first session is in another session, so there is no difference to show."
 COMPARED = ("object_iou", "pixel_accuracy")
 """Metrics whose difference to the first session is shown."""
 
-OPTIONS = "the definitions of options"
+OPTIONS = "the definitions of their options"
 LONGEST = 120
 """Characters of a setting that are shown."""
 
@@ -205,14 +205,13 @@ def remarks(sides: Sequence[Side]) -> list[str]:
 
 def options_table(sides: Sequence[Side]) -> list[list[Cell]]:
     """Return the table of options, headings first: a row for each session and option."""
-    names = map(Cell, ("session", "option", "seeds"))
-    rows = [[*names, *(column.heading for column in COLUMNS_ACROSS_SESSIONS)]]
+    rows = [[Cell("option"), Cell("seeds"), *(column.heading for column in COLUMNS_ACROSS_SESSIONS)]]
     for side in sides:
         for name, option in side.comparison.options.items():
             ended, begun = sum(run.metrics is not None for run in option.runs), len(option.runs)
             seeds = str(begun) if ended == begun else f"{ended} of {begun}"
             cells = [column.of_option(side.comparison, option) for column in COLUMNS_ACROSS_SESSIONS]
-            rows.append([Cell(side.label), Cell(name), Cell(seeds), *cells])
+            rows.append([Cell(f"{side.label} {name}"), Cell(seeds), *cells])
     return rows
 
 
@@ -280,7 +279,7 @@ def to_page(sides: Sequence[Side], chart: bytes) -> str:
         options={
             "head": head,
             "rows": rows,
-            "colours": [colour_of(colours[row[1].text]) for row in rows],
+            "colours": [colour_of(colours[name]) for side in sides for name in side.comparison.options],
         },
         remarks=remarks(sides),
         chart=Picture.of(chart, "KL divergence and object IoU of each run"),

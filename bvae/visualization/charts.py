@@ -38,7 +38,7 @@ SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "da
 EXTENT_LOOK: dict[str, Any] = {"color": "#808080", "linewidth": 2, "linestyle": (0, (6, 2, 1, 2))}
 RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
 NOTHING_YET = "No run has finished an epoch yet."
-PLOT_WIDTH, PLOT_HEIGHT = 1060, 640
+PLOT_WIDTH, PLOT_HEIGHT = 1160, 640
 SESSION_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 Points = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -255,7 +255,7 @@ def _draw_legend(
     named.append(("extent, filled", Line2D([], [], **EXTENT_LOOK)))
     if rate is not None:
         named.append((f"all background: {rate:.1%}", Line2D([], [], **RATE_LOOK)))
-    names = [name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…" for name, _ in named]
+    names = [shortened(name) for name, _ in named]
     widest = max(canvas.text_width(name, TICK_SIZE) for name in names)
     room = PANEL_WIDTH - LEGEND_LINE - canvas.EDGE
     size = TICK_SIZE * min(1, room / widest, PANEL_HEIGHT / (1.2 * TICK_SIZE * len(names)))
@@ -304,15 +304,18 @@ def plot_rate_distortion(
         axes = figure.add_axes((canvas.LEFT / wide, FOOT / high, PLOT_WIDTH / wide, PLOT_HEIGHT / high))
         canvas.name_panel(axes, OBJECT_IOU.heading, "KL per grid (bits)")
         axes.grid(visible=True)
-        means = {label: values.mean(0) for label, values in known.items()}
+        size = min(TICK_SIZE, PLOT_HEIGHT / (1.6 * len(known)))
         for label, values in known.items():
             colour, marker = looks[label]
             shape = SESSION_MARKERS[marker % len(SESSION_MARKERS)]
             look: dict[str, Any] = {"color": colour_of(colour), "edgecolor": "white", "marker": shape}
+            name, mean = canvas.printable(shortened(label)), values.mean(0)
             axes.scatter(values[:, 0], values[:, 1], s=130, alpha=0.6, zorder=3, **look)
-            axes.scatter(means[label][0], means[label][1], s=380, zorder=4, **look)
+            axes.scatter(mean[0], mean[1], s=380, zorder=4, label=name, **look)
+            beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": size}
+            axes.annotate(name, mean.tolist(), (canvas.GAP, 0), zorder=5, **beside)
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, fontsize=size)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
-        _label_means(axes, means)
     else:
         canvas.write(figure, canvas.EDGE, top, NOTHING_YET, size=canvas.TEXT_SIZE, width=WIDTH)
     canvas.save_png(figure, path, describe_rate_distortion(points))
@@ -326,25 +329,13 @@ def describe_rate_distortion(points: Points) -> str:
     return f"KL per grid and object IoU, means over runs: {'; '.join(ends)}." if ends else NOTHING_YET
 
 
+def shortened(name: str) -> str:
+    """Return a name with at most `LEGEND_LETTERS` letters; a name that is cut ends in "…"."""
+    return name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…"
+
+
 def _finite_points(points: Points) -> dict[str, Values]:
     """Return the points `[seeds, 2]` in bits that can be drawn, of each label that has any."""
     arrays = {label: np.array(each, dtype=float).reshape(-1, 2) for label, each in points.items()}
     kept = {label: each[(np.abs(each) <= LARGEST).all(1)] for label, each in arrays.items()}
     return {label: each / (math.log(2), 1) for label, each in kept.items() if len(each)}
-
-
-def _label_means(axes: Axes, means: Mapping[str, Values]) -> None:
-    """Write the labels beside the axes in the order of their object IoU, each with a line to its mean."""
-    room, pitch = WIDTH - canvas.LEFT - PLOT_WIDTH - 4 * canvas.EDGE, PLOT_HEIGHT / len(means)
-    for place, label in enumerate(sorted(means, key=lambda label: float(means[label][1]))):
-        name = canvas.printable(label if len(label) <= LEGEND_LETTERS else f"{label[: LEGEND_LETTERS - 1]}…")
-        fitted = min(1, room / canvas.text_width(name, TICK_SIZE), pitch / (1.2 * TICK_SIZE))
-        axes.annotate(
-            name,
-            means[label].tolist(),
-            (1 + 2 * canvas.EDGE / PLOT_WIDTH, (place + 0.5) * pitch / PLOT_HEIGHT),
-            textcoords="axes fraction",
-            va="center",
-            fontsize=TICK_SIZE * fitted,
-            arrowprops={"arrowstyle": "-", "color": canvas.SOFT_INK, "linewidth": 0.8},
-        )
