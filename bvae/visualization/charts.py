@@ -304,17 +304,18 @@ def plot_rate_distortion(
         axes = figure.add_axes((canvas.LEFT / wide, FOOT / high, PLOT_WIDTH / wide, PLOT_HEIGHT / high))
         canvas.name_panel(axes, OBJECT_IOU.heading, "KL per grid (bits)")
         axes.grid(visible=True)
-        size = min(TICK_SIZE, PLOT_HEIGHT / (1.6 * len(known)))
+        size, marks = min(TICK_SIZE, PLOT_HEIGHT / (1.6 * len(known))), {}
         for label, values in known.items():
             colour, marker = looks[label]
             shape = SESSION_MARKERS[marker % len(SESSION_MARKERS)]
             look: dict[str, Any] = {"color": colour_of(colour), "edgecolor": "white", "marker": shape}
             name, mean = canvas.printable(shortened(label)), values.mean(0)
             axes.scatter(values[:, 0], values[:, 1], s=130, alpha=0.6, zorder=3, **look)
-            axes.scatter(mean[0], mean[1], s=380, zorder=4, label=name, **look)
+            marks[name] = axes.scatter(mean[0], mean[1], s=380, zorder=4, **look)
             beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": size}
             axes.annotate(name, mean.tolist(), (canvas.GAP, 0), zorder=5, **beside)
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), borderaxespad=0, fontsize=size)
+        beyond: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
+        axes.legend(marks.values(), marks, fontsize=size, **beyond)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     else:
         canvas.write(figure, canvas.EDGE, top, NOTHING_YET, size=canvas.TEXT_SIZE, width=WIDTH)
