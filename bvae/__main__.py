@@ -18,6 +18,7 @@ from bvae.experiment import Experiment, load_engine
 from bvae.experiments import EXAMPLE
 from bvae.hooks import Interruptions
 from bvae.options import OPTIONS, options_document, options_of, parse_experiment, path_text
+from bvae.report import side_by_side
 from bvae.session_files import REPORT
 from bvae.storage import atomic_write, printable
 
@@ -33,6 +34,8 @@ examples:
   {0} train --option B --epochs 50          one run, with a progress bar
   {0} train --resume=runs/latest            resume after an interruption
   {0} report runs/latest                    compare again from the files of the session
+  {0} compare before runs/latest --html compare.html
+                                            sessions side by side
   {0} show runs/latest/B-seed0/checkpoints/best.safetensors
   {0} show CHECKPOINT my_grids.npy          reconstruct your own grids
   {0} show CHECKPOINT --traversals          what each latent dimension changes"""
@@ -74,6 +77,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parsers["report"].add_argument(
         "session", type=path_text, metavar="RUN_DIR", help="A session folder, such as runs/latest"
+    )
+    parsers["compare"].add_argument(
+        "runs",
+        nargs="+",
+        type=path_text,
+        metavar="RUN",
+        help="The folder of a session or of one of its runs, such as runs/latest or runs/latest/B-seed0",
     )
     parsers["show"].add_argument(
         "checkpoint", type=path_text, metavar="CHECKPOINT", help="A .safetensors file of a run"
@@ -164,6 +174,29 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     return int(bool(experiment.complaint))
 
 
+def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Set finished sessions side by side, whatever they differ in.
+
+    Prints what they share, what differs, and the options of all sessions with their differences to the first.
+    Nothing is trained, and nothing in the folders is changed. Example: bvae compare before runs/latest --html
+    compare.html
+    """
+    sides = side_by_side.read_sides(arguments.runs)
+    print(*side_by_side.to_text(sides), sep="\n")
+    written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}
+    if arguments.html:
+        points, looks = side_by_side.chart_points(sides)
+        picture = io.BytesIO()
+        load_engine().plot_rate_distortion(
+            points, looks=looks, path=picture, title="Object IoU against KL: large marks are means over seeds"
+        )
+        written[arguments.html] = side_by_side.to_page(sides, picture.getvalue())
+    for path, text in written.items():
+        atomic_write(Path(path), text.encode())
+        print(f"Wrote {printable(path)}")
+    return 0
+
+
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Draw reconstructions by a checkpoint, what its latent dimensions change, or samples.
 
@@ -205,7 +238,7 @@ def options(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = (init, train, report, show, options)
+COMMANDS = (init, train, report, compare, show, options)
 """The commands; the name of each function is typed, and its docstring is the help text."""
 
 

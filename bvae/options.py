@@ -133,7 +133,7 @@ class CommandLineOption:
             raise ConfigError(self.field, f"is {text!r}", EXPECTED[kind]) from None
 
 
-PYTEST, TRAIN, SHOW = ("pytest",), ("train",), ("show",)
+PYTEST, TRAIN, SHOW, PAGES = ("pytest",), ("train",), ("show",), ("report", "compare")
 
 OPTIONS = (
     CommandLineOption(
@@ -255,8 +255,9 @@ OPTIONS = (
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
     CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
     CommandLineOption(
-        "html", "FILE", "File to write the report to. Default: report.html in RUN_DIR", commands=("report",)
+        "html", "FILE", "HTML page to write; of a report by default report.html in RUN_DIR", commands=PAGES
     ),
+    CommandLineOption("csv", "FILE", "CSV file to write, with a row for each run", commands=("compare",)),
     CommandLineOption(
         "traversals", "", "Draw what each latent dimension changes in a grid, instead", commands=SHOW
     ),

@@ -300,12 +300,16 @@ def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
 
 def differences(ours: Any, theirs: Any) -> list[str]:
     """Return the fields in which two dataclasses or mappings differ, each with both values."""
+    pairs = by_field(theirs, ours).items()
+    return [f"{key} was {then!r} and is {now!r}" for key, (then, now) in pairs if then != now]
+
+
+def by_field(*records: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the fields of dataclasses or mappings, each with its value in every record, None if missing."""
     # Unlike msgspec's conversion, this one includes fields that were not in the JSON (their defaults).
-    ours, theirs = (
-        _flat(each if isinstance(each, dict) else dataclasses.asdict(each)) for each in (ours, theirs)
-    )
-    pairs = [(key, theirs.get(key), ours.get(key)) for key in theirs | ours]
-    return [f"{key} was {then!r} and is {now!r}" for key, then, now in pairs if then != now]
+    flat = [_flat(each if isinstance(each, dict) else dataclasses.asdict(each)) for each in records]
+    names = dict.fromkeys(name for each in flat for name in each)
+    return {name: tuple(each.get(name) for each in flat) for name in names}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The report of a session: text for terminals, Markdown, and HTML for the page of pytest-html.
 
 text.py           columns of the table of options, sentences, terminal table, Markdown
+side_by_side.py   several sessions, as text, HTML and CSV
 html.py           HTML by templates/*.jinja, and the code of the recommended loss
 page.css, page.js style and script of the page
 """

@@ -116,9 +116,8 @@ def report_head(
         own_gates: for each gate that a project added, by name, whether it passed.
         gate_ran: whether the gate's test was run.
     """
-    return _render(
-        "head.jinja", script=_file("page.js"), runs=None, **_context(session, comparison, own_gates, gate_ran)
-    )
+    context = _context(session, comparison, own_gates, gate_ran)
+    return render("head.jinja", script=packaged_text("page.js"), runs=None, **context)
 
 
 def report_page(
@@ -135,7 +134,7 @@ def report_page(
     """
     context = _context(session, comparison, {}, gate_ran=False)
     shown = show_differences(differences) if differences else ""
-    return _render("page.jinja", title=TITLE, runs=runs, differences=shown, **context)
+    return render("page.jinja", title=TITLE, runs=runs, differences=shown, **context)
 
 
 def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
@@ -147,7 +146,7 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
     history = shown_history(session, directory.name)
-    return _render(
+    return render(
         "run.jinja",
         name=directory.name,
         result=result,
@@ -160,20 +159,22 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
 
 def show_gate(comparison: Comparison) -> str:
     """Return HTML of the gate's outcome, a line of numbers for each candidate, and the recommendation."""
-    return _render("gate.jinja", lines=[*explain_gate(comparison).splitlines(), comparison.recommendation])
+    return render("gate.jinja", lines=[*explain_gate(comparison).splitlines(), comparison.recommendation])
 
 
 def show_differences(differences: Sequence[Difference]) -> str:
     """Return the table of differences to the baseline."""
     head, *rows = ([*map(Cell, row)] for row in (DIFFERENCE_HEADINGS, *difference_rows(differences)))
-    return _render("differences.jinja", head=head, rows=rows, caption=CAPTION)
+    return render("differences.jinja", head=head, rows=rows, caption=CAPTION)
 
 
-def _render(template: str, **context: Any) -> str:
+def render(template: str, **context: Any) -> str:
+    """Return a template of this package with its variables, which it escapes."""
     return TEMPLATES.get_template(template).render(context)
 
 
-def _file(name: str) -> str:
+def packaged_text(name: str) -> str:
+    """Return the text of a file of this package."""
     return (importlib.resources.files("bvae.report") / name).read_text("utf-8")
 
 
@@ -181,7 +182,7 @@ def _context(
     session: Session, comparison: Comparison | None, own_gates: Mapping[str, bool], gate_ran: bool
 ) -> dict[str, Any]:
     """Return the variables of `comparison.jinja`, and the style of the page."""
-    common = {"style": _file("page.css"), "comparison": comparison}
+    common = {"style": packaged_text("page.css"), "comparison": comparison}
     if comparison is None:
         return common
     return common | _head_context(session, comparison) | _outcome(comparison, own_gates, gate_ran)

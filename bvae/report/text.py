@@ -74,6 +74,20 @@ COLUMNS = (
 The second text of a heading is a template with the `background` rate and the bounds `lo`, `hi` of the band.
 """
 
+COLUMNS_ACROSS_SESSIONS = (
+    FIRST_COLUMNS[0],
+    Column(
+        Cell("accuracy", "background"),
+        lambda comparison, option: Cell(
+            str(option.pixel_accuracy), _number(comparison.corpus.background_rate)
+        ),
+    ),
+    *(_metric(name) for name in ("object_iou", "object_recall")),
+    Column(Cell("KL per grid", "bits"), lambda _, option: Cell(_short(_in_bits(option.kl)))),
+    COLUMNS[-1],
+)
+"""Columns of the table of options of several sessions, whose corpora and bands may differ."""
+
 PICTURES = {
     "verdicts.png": "The verdict on each run after each of its epochs, as listed above",
     "curves.png": "Curves of loss, accuracy, object IoU, object recall and KL by epoch",
@@ -128,6 +142,10 @@ def _classes(option: OptionSummary) -> Cell:
     counts = sorted({metrics.classes_learned for metrics in known})
     learned = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     return Cell(f"{learned} of {known[0].classes_present}")
+
+
+def _in_bits(kl: MeanStd) -> MeanStd:
+    return MeanStd(*(None if nats is None else nats / math.log(2) for nats in (kl.mean, kl.sd)))
 
 
 def _divergence(kl: MeanStd) -> Cell:
@@ -271,18 +289,19 @@ def to_terminal(
 def to_text_table(comparison: Comparison) -> list[str]:
     """Return the first `TERMINAL_COLUMNS` of the table of options as aligned lines."""
     rows = [table_head(comparison), *table_rows(comparison)]
-    return _aligned([[str(cell) for cell in row[:TERMINAL_COLUMNS]] for row in rows])
+    return aligned([[str(cell) for cell in row[:TERMINAL_COLUMNS]] for row in rows])
 
 
 def differences_to_text(differences: Sequence[Difference]) -> list[str]:
     """Return the table of differences to the baseline as aligned lines; empty without differences."""
     if not differences:
         return []
-    table = _aligned([DIFFERENCE_HEADINGS, *difference_rows(differences)])
+    table = aligned([DIFFERENCE_HEADINGS, *difference_rows(differences)])
     return ["Against the baseline:", "", *table, "", CAPTION, ""]
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

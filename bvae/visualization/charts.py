@@ -1,4 +1,4 @@
-"""Curves of every loss option by epoch: losses, accuracy, foreground, objects with their controls, KL."""
+"""Curves of every loss option by epoch, with controls; and object IoU against the KL divergence of runs."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "da
 EXTENT_LOOK: dict[str, Any] = {"color": "#808080", "linewidth": 2, "linestyle": (0, (6, 2, 1, 2))}
 RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
 NOTHING_YET = "No run has finished an epoch yet."
+PLOT_WIDTH, PLOT_HEIGHT = 1160, 640
+SESSION_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+Points = Mapping[str, Sequence[tuple[float, float]]]
 
 
 class Panel(NamedTuple):
@@ -252,7 +255,7 @@ def _draw_legend(
     named.append(("extent, filled", Line2D([], [], **EXTENT_LOOK)))
     if rate is not None:
         named.append((f"all background: {rate:.1%}", Line2D([], [], **RATE_LOOK)))
-    names = [name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…" for name, _ in named]
+    names = [shortened(name) for name, _ in named]
     widest = max(canvas.text_width(name, TICK_SIZE) for name in names)
     room = PANEL_WIDTH - LEGEND_LINE - canvas.EDGE
     size = TICK_SIZE * min(1, room / widest, PANEL_HEIGHT / (1.2 * TICK_SIZE * len(names)))
@@ -276,3 +279,68 @@ def _draw_legend(
     below = 1 - (pitch * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
     look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}
     axes.text(0, below, "\n".join(notes), transform=axes.transAxes, **look)
+
+
+@canvas.house_style()
+def plot_rate_distortion(
+    points: Points,
+    *,
+    looks: Mapping[str, tuple[int, int]] | None = None,
+    path: canvas.Destination | None = None,
+    title: str = "",
+) -> Figure:
+    """Draw the object IoU of runs against their KL divergence, with a larger, labelled mark at each mean.
+
+    Points that are not finite in single precision are left out.
+
+    Args:
+        points: for each label, the KL per grid in nats and the object IoU of each seed.
+        looks: for each label, the positions of its colour and of its marker; by default that of the label.
+        path: destination of the PNG.
+        title: the first line becomes a headline.
+    """
+    known = _finite_points(points)
+    looks = looks or {label: (place, place) for place, label in enumerate(points)}
+    height = HEADING + PLOT_HEIGHT + FOOT if known else 2 * canvas.TEXT_SIZE
+    figure, top = canvas.titled_figure(WIDTH, height, title)
+    if known:
+        wide, high = figure.bbox.size
+        axes = figure.add_axes((canvas.LEFT / wide, FOOT / high, PLOT_WIDTH / wide, PLOT_HEIGHT / high))
+        canvas.name_panel(axes, OBJECT_IOU.heading, "KL per grid (bits)")
+        axes.grid(visible=True)
+        size, marks = min(TICK_SIZE, PLOT_HEIGHT / (1.6 * len(known))), {}
+        for label, values in known.items():
+            colour, marker = looks[label]
+            shape = SESSION_MARKERS[marker % len(SESSION_MARKERS)]
+            look: dict[str, Any] = {"color": colour_of(colour), "edgecolor": "white", "marker": shape}
+            name, mean = canvas.printable(shortened(label)), values.mean(0)
+            axes.scatter(values[:, 0], values[:, 1], s=130, alpha=0.6, zorder=3, **look)
+            marks[name] = axes.scatter(mean[0], mean[1], s=380, zorder=4, **look)
+            beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": size}
+            axes.annotate(name, mean.tolist(), (canvas.GAP, 0), zorder=5, **beside)
+        beyond: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
+        axes.legend(marks.values(), marks, fontsize=size, **beyond)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    else:
+        canvas.write(figure, canvas.EDGE, top, NOTHING_YET, size=canvas.TEXT_SIZE, width=WIDTH)
+    canvas.save_png(figure, path, describe_rate_distortion(points))
+    return figure
+
+
+def describe_rate_distortion(points: Points) -> str:
+    """Return a sentence with the mean KL divergence and object IoU of each label."""
+    means = {label: values.mean(0) for label, values in _finite_points(points).items()}
+    ends = [f"{label} {bits:.3g} bits and {iou:.1%}" for label, (bits, iou) in means.items()]
+    return f"KL per grid and object IoU, means over runs: {'; '.join(ends)}." if ends else NOTHING_YET
+
+
+def shortened(name: str) -> str:
+    """Return a name with at most `LEGEND_LETTERS` letters; a name that is cut ends in "…"."""
+    return name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…"
+
+
+def _finite_points(points: Points) -> dict[str, Values]:
+    """Return the points `[seeds, 2]` in bits that can be drawn, of each label that has any."""
+    arrays = {label: np.array(each, dtype=float).reshape(-1, 2) for label, each in points.items()}
+    kept = {label: each[(np.abs(each) <= LARGEST).all(1)] for label, each in arrays.items()}
+    return {label: each / (math.log(2), 1) for label, each in kept.items() if len(each)}

@@ -307,14 +307,20 @@ def serious_faults(page: Chrome) -> list[tuple[str, str, list[str]]]:
     ]
 
 
+@pytest.mark.parametrize("command", ["report", "compare"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_without_pytest_asks_for_nothing_else_fits_and_has_no_serious_faults(
-    page: Chrome, report: Path, tmp_path: Path, width: int
+def test_a_page_without_pytest_asks_for_nothing_else_fits_and_has_no_serious_faults(
+    page: Chrome, report: Path, tmp_path: Path, width: int, command: str
 ) -> None:
     written = tmp_path / "page.html"
-    command = [sys.executable, "-m", "bvae", "report", "runs/latest", "--html", str(written)]
+    others = [shutil.copytree(report.with_name("runs") / "latest", tmp_path / "copy")] * (
+        command == "compare"
+    )
+    arguments = [command, "runs/latest", *others, "--html", written]
     with FileLock(report.with_name(".lock")):
-        subprocess.run(command, cwd=report.parent, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "bvae", *arguments], cwd=report.parent, check=True, capture_output=True
+        )
     page.get_log("performance")
     page.get(written.as_uri())
     resize(page, width)
