@@ -23,15 +23,12 @@ from bvae.config import (
     ExperimentConfig,
     KeepCheckpoints,
     LossOption,
-    TrainingConfig,
-    select_options,
 )
-from bvae.option_files import OptionFileError, read_options
+from bvae.option_files import TRAINING_TYPES, OptionFileError, read_options, select_options
 from bvae.storage import printable
 
 EXPERIMENT = ExperimentConfig(grid_size="auto")
 """The settings if no option is given."""
-TRAINING_TYPES = get_type_hints(TrainingConfig)
 FIELD_TYPES = get_type_hints(ExperimentConfig) | TRAINING_TYPES
 RENAMED_FIELDS = {"accuracy_band": "band", "loss_options": "options"}
 PARSERS: Mapping[Any, Callable[[str], Any]] = {

@@ -20,7 +20,8 @@ runs/<when>-<id>/                     `folder.Session.create`
     filmstrip.png                     `CheckpointPictures`: the same grids at every epoch's checkpoint
     result.json                       `run.train_run`; written last: its presence means complete
   comparison/                         `bvae.session.folder`
-    why_A.png …  curves.png  reconstructions.png  examples.png  comparison.md
+    why_A.png …  curves.png  tradeoff.png  reconstructions.png  examples.png
+    comparison.md
     comparison.json                   written last: its presence means complete
 runs/latest                           `folder.Session.point_latest`: the newest session in which a run began
 runs/.<session>.latest-*              the same, before it is renamed
@@ -60,7 +61,8 @@ _FILES = "|".join(
         _SESSION_FILES,
         r"\.begun|\.progress|config\.json|metrics\.jsonl|result\.json",
         rf"{_CHECKPOINT}\.safetensors|reconstructions_{_CHECKPOINT}\.png|filmstrip\.png",
-        r"why_[A-Za-z0-9_-]+\.png|curves\.png|reconstructions\.png|examples\.png|comparison\.(?:md|json)",
+        r"why_[A-Za-z0-9_-]+\.png|(?:curves|tradeoff|reconstructions|examples)\.png",
+        r"comparison\.(?:md|json)",
     )
 )
 _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|{re.escape(STOP)}[0-9a-f]+")

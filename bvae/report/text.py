@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from bvae.config import AccuracyBand, TrainingConfig
+from bvae.config import AccuracyBand, Setting, TrainingConfig
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import METRICS, Comparison, OptionSummary
 from bvae.records import ControlledMetrics, MeanStd
@@ -66,7 +66,7 @@ COLUMNS = (
     Column(Cell("KL per grid", "nats; bits"), lambda _, option: _divergence(option.kl)),
     Column(
         Cell("active units"),
-        lambda comparison, option: Cell(f"{_short(option.active_units)} of {comparison.training.latent_dim}"),
+        lambda comparison, option: Cell(f"{_short(option.active_units)} of {_latents(comparison, option)}"),
     ),
 )
 """Columns of the table of options after the name, for terminal, Markdown and HTML.
@@ -76,6 +76,7 @@ The second text of a heading is a template with the `background` rate and the bo
 
 PICTURES = {
     "curves.png": "Curves of loss, accuracy, object IoU, object recall and KL by epoch",
+    "tradeoff.png": "KL in bits per grid and object IoU of every run",
     "reconstructions.png": "The same training grids, and what each option reconstructs",
     "examples.png": "The worst, the median and the best validation grids under each option",
 }
@@ -122,6 +123,10 @@ def _classes(option: OptionSummary) -> Cell:
     counts = sorted({metrics.classes_learned for metrics in known})
     learned = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     return Cell(f"{learned} of {known[0].classes_present}")
+
+
+def _latents(comparison: Comparison, option: OptionSummary) -> int:
+    return comparison.training.changed(option.training).latent_dim
 
 
 def _divergence(kl: MeanStd) -> Cell:
@@ -215,7 +220,7 @@ def describe_setting(comparison: Comparison) -> str:
         *corpus.remarks(),
         # Papers give β for a loss that is a sum over cells.
         f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells).",
-        *filter(None, [describe_beta(comparison.training)]),
+        *filter(None, [describe_beta(comparison.training), describe_changes(comparison)]),
         f"Accuracy band {band}.",
     ]
     if band.hi < corpus.background_rate:
@@ -236,6 +241,30 @@ def describe_beta(training: TrainingConfig) -> str:
     if training.free_bits:
         parts = [*parts, f"{training.free_bits:g} nats per latent dimension are free"]
     return f"In training, {' and '.join(parts)}; shown losses have the full β." if parts else ""
+
+
+def describe_changes(comparison: Comparison) -> str:
+    """Return a sentence on the training settings in which options differ; empty if in none."""
+    common, options = vars(comparison.training), []
+    for name, option in comparison.options.items():
+        changes = [
+            f"{setting} {_setting(value)} instead of {_setting(common[setting])}"
+            for setting, value in option.training.items()
+            if value != common[setting]
+        ]
+        if changes:
+            options.append(f"{name}: {', '.join(changes)}")
+    return f"Settings of options that differ: {'; '.join(options)}." if options else ""
+
+
+def _setting(value: Setting) -> str:
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
+
+
+def describe_epochs(comparison: Comparison) -> str:
+    """Return how many epochs the options are trained, such as `5` or `5 to 10`."""
+    counts = sorted({comparison.training_of(name).epochs for name in comparison.options})
+    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
 
 
 def to_terminal(

@@ -1,4 +1,4 @@
-"""Curves of every loss option by epoch: losses, accuracy, foreground, objects with their controls, KL."""
+"""Curves of every loss option by epoch, and the KL divergence and object IoU of every run as a scatter."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
-from bvae.config import colour_of
+from bvae.judging.comparison import colour_of
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK, TICK_SIZE
 
@@ -37,6 +38,7 @@ BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "li
 SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"}
 EXTENT_LOOK: dict[str, Any] = {"color": "#808080", "linewidth": 2, "linestyle": (0, (6, 2, 1, 2))}
 RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
+SCATTER_WIDTH, SCATTER_HEIGHT, BESIDE = 1100, 500, 24  # pixels; the last from a mark to its name
 NOTHING_YET = "No run has finished an epoch yet."
 
 
@@ -193,7 +195,8 @@ def _draw_panel(
         for look, seeds in zip(looks, options, strict=True):
             drawn = curve(seeds, (split, "shuffled", metric))
             axes.plot(drawn.epochs, drawn.mean, color=look["color"], **SHUFFLED_LOOK)
-        drawn = curve(options[0], (split, "extent", metric))
+        longest = max(options, key=lambda seeds: max(map(len, seeds)))  # the control is the same for all
+        drawn = curve(longest, (split, "extent", metric))
         axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
     _scale(axes, panel, curves)
 
@@ -272,3 +275,70 @@ def _draw_legend(
     below = 1 - (pitch * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
     look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}
     axes.text(0, below, "\n".join(notes), transform=axes.transAxes, **look)
+
+
+@canvas.house_style()
+def plot_tradeoff(
+    runs: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    options: Sequence[str] | None = None,
+    path: canvas.Destination | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw a mark at the KL divergence and the object IoU of every run, and an outline at each mean.
+
+    Runs with a number that is not finite in single precision are left out.
+
+    Args:
+        runs: for each option, the KL divergence in bits per grid and the object IoU of each run.
+        options: the names of all options of the experiment, in the order that determines their looks; by
+            default those of `runs`.
+        path: destination of the PNG.
+        title: the first line becomes a headline.
+    """
+    order, known = list(options or runs), {}
+    for name, values in runs.items():
+        if found := [run for run in values if all(abs(value) <= LARGEST for value in run)]:
+            known[name] = np.array(found)
+    figure, _ = canvas.titled_figure(SCATTER_WIDTH, HEADING + SCATTER_HEIGHT + FOOT, title)
+    (axes,) = canvas.panel_grid(figure, (1, 1), (HEADING, SCATTER_HEIGHT, FOOT))
+    canvas.name_panel(axes, "Object IoU", "KL per grid (bits)")
+    axes.grid(visible=True)
+    axes.margins(0.1)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
+    for name, marks in known.items():
+        look = _look(order.index(name)) | {"linestyle": "none"}
+        axes.plot(*marks.T, **look | {"markersize": 11, "markeredgewidth": 0.5})
+        ring = {"markersize": 24, "markeredgewidth": 3, "markeredgecolor": look["color"]}
+        axes.plot(*marks.mean(0), **look | ring | {"markerfacecolor": "none"})
+    if known:
+        _name_marks(axes, known)
+    canvas.save_png(figure, path, describe_tradeoff(known))
+    return figure
+
+
+def describe_tradeoff(runs: Mapping[str, Values]) -> str:
+    """Return a sentence with the mean KL divergence and object IoU of each option."""
+    means = [(name, *known.mean(0)) for name, known in runs.items()]
+    listed = [f"option {name} {bits:.4g} bits per grid and object IoU {iou:.1%}" for name, bits, iou in means]
+    return f"Means over runs: {'; '.join(listed)}." if listed else NOTHING_YET
+
+
+def _name_marks(axes: Axes, runs: Mapping[str, Values]) -> None:
+    """Write each option's name beside its mean, as near as marks and other names permit."""
+    axes.autoscale_view()
+    height, inside = canvas.LINE_HEIGHT * TICK_SIZE, axes.bbox
+    places = axes.transData.transform(np.vstack([*runs.values()]))
+    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]
+    for name, values in runs.items():
+        mean, shown = values.mean(0), canvas.printable(name)
+        x, y = axes.transData.transform(mean)
+        width = canvas.text_width(shown, TICK_SIZE)
+        left = x + BESIDE if x + BESIDE + width < inside.x1 else x - BESIDE - width
+        rises = sorted(np.arange(inside.y0 + height - y, inside.y1 - height - y, 4), key=abs)
+        boxes = {rise: Bbox.from_bounds(left, y + rise - height / 2, width, height) for rise in (0, *rises)}
+        rise = next((rise for rise, box in boxes.items() if not box.count_overlaps(taken)), 0)
+        taken.append(boxes[rise])
+        line = {"arrowstyle": "-", "color": canvas.SOFT_INK, "shrinkA": 0, "shrinkB": 12}
+        look: dict[str, Any] = {"va": "center", "arrowprops": line if abs(rise) > height / 2 else None}
+        axes.annotate(shown, mean, (left - x, rise), textcoords="offset pixels", **look)
