@@ -202,7 +202,8 @@ OPTIONS = (
     CommandLineOption(
         "model",
         "MODULE:FACTORY",
-        "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md",
+        "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md. To "
+        "resume or report, all models of the session, separated by commas",
         commands=("pytest", "train", "report", "show"),
     ),
     CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),

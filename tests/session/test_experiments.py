@@ -54,7 +54,7 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
         assert json.loads((run / "config.json").read_text())["option"]["name"] == option
     assert {path.name for path in (session / "comparison").iterdir()} == {
         *("comparison.json", "comparison.md", "curves.png", "examples.png", "reconstructions.png"),
-        *("why_A.png", "why_B.png", "why_C.png"),
+        *("why_A.png", "why_B.png", "why_C.png", "tradeoff.png"),
     }
     for path in filter(Path.is_file, session.rglob("*")):
         name = re.sub(r"\d{3}", "001", path.name).replace("_best", "_epoch_001").replace("why_C", "why_A")
