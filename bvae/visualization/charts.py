@@ -311,6 +311,10 @@ def plot_tradeoff(
         axes.plot(*marks.T, **look | {"markersize": 11, "markeredgewidth": 0.5})
         ring = {"markersize": 24, "markeredgewidth": 3, "markeredgecolor": look["color"]}
         axes.plot(*marks.mean(0), **look | ring | {"markerfacecolor": "none"})
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    axes.set(
+        xlim=(max(left, -0.04 * right), right), ylim=(max(bottom, -0.04 * top), top)
+    )  # nothing is negative
     if known:
         _name_marks(axes, known)
     canvas.save_png(figure, path, describe_tradeoff(known))
@@ -326,7 +330,6 @@ def describe_tradeoff(runs: Mapping[str, Values]) -> str:
 
 def _name_marks(axes: Axes, runs: Mapping[str, Values]) -> None:
     """Write each option's name beside its mean, as near as marks and other names permit."""
-    axes.autoscale_view()
     height, inside = canvas.LINE_HEIGHT * TICK_SIZE, axes.bbox
     places = axes.transData.transform(np.vstack([*runs.values()]))
     taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]

@@ -188,6 +188,13 @@ def test_names_in_the_scatter_overlap_neither_marks_nor_each_other(apart: float)
         assert axes.bbox.x0 < box.x0 < box.x1 < figure.bbox.x1
 
 
+@pytest.mark.parametrize("place", [(0.0, 0.0), (1.0, 0.0), (50.0, 0.2)])
+def test_the_scatter_has_no_room_for_negative_numbers(place: tuple[float, float]) -> None:
+    axes = plot_tradeoff({"A": [place]}).axes[0]
+    for (low, high), value in zip((axes.get_xlim(), axes.get_ylim()), place, strict=True):
+        assert -0.04 * high <= low < value < high
+
+
 def test_a_scatter_without_a_number_says_so() -> None:
     png = io.BytesIO()
     assert plot_tradeoff({"A": [(math.nan, 0.1)]}, path=png).axes[0].lines[:] == []
