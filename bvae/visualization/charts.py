@@ -315,8 +315,7 @@ def plot_tradeoff(
     axes.set(
         xlim=(max(left, -0.04 * right), right), ylim=(max(bottom, -0.04 * top), top)
     )  # nothing is negative
-    if known:
-        _name_marks(axes, known)
+    _name_marks(axes, known)
     canvas.save_png(figure, path, describe_tradeoff(known))
     return figure
 
@@ -331,17 +330,21 @@ def describe_tradeoff(runs: Mapping[str, Values]) -> str:
 def _name_marks(axes: Axes, runs: Mapping[str, Values]) -> None:
     """Write each option's name beside its mean, as near as marks and other names permit."""
     height, inside = canvas.LINE_HEIGHT * TICK_SIZE, axes.bbox
-    places = axes.transData.transform(np.vstack([*runs.values()]))
-    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for x, y in places]
+    place = axes.transData.transform
+    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for marks in runs.values() for x, y in place(marks)]
     for name, values in runs.items():
         mean, shown = values.mean(0), canvas.printable(name)
-        x, y = axes.transData.transform(mean)
+        x, y = place(mean)
         width = canvas.text_width(shown, TICK_SIZE)
-        left = x + BESIDE if x + BESIDE + width < inside.x1 else x - BESIDE - width
+        right, left = x + BESIDE, x - BESIDE - width
+        sides = [right, left] if right + width < inside.x1 else [left]
         rises = sorted(np.arange(inside.y0 + height - y, inside.y1 - height - y, 4), key=abs)
-        boxes = {rise: Bbox.from_bounds(left, y + rise - height / 2, width, height) for rise in (0, *rises)}
-        rise = next((rise for rise, box in boxes.items() if not box.count_overlaps(taken)), 0)
-        taken.append(boxes[rise])
+        offers = [
+            Bbox.from_bounds(x0, y + r - height / 2, width, height) for r in (0, *rises) for x0 in sides
+        ]
+        box = next((offer for offer in offers if not offer.count_overlaps(taken)), offers[0])
+        taken.append(box)
+        rise = box.y0 + height / 2 - y
         line = {"arrowstyle": "-", "color": canvas.SOFT_INK, "shrinkA": 0, "shrinkB": 12}
         look: dict[str, Any] = {"va": "center", "arrowprops": line if abs(rise) > height / 2 else None}
-        axes.annotate(shown, mean, (left - x, rise), textcoords="offset pixels", **look)
+        axes.annotate(shown, mean, (box.x0 - x, rise), textcoords="offset pixels", **look)
