@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -20,6 +20,7 @@ GridSize = int | Literal["auto"]
 Background = int | Literal["auto"]
 KeepCheckpoints = int | Literal["all"]
 Log = Literal["none", "tensorboard"]
+Setting = int | float | str
 
 DEFAULT_CLASSES = 10
 """ARC's colours 0–9."""
@@ -39,6 +40,9 @@ DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
 LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
 """Upper limits of whole numbers, far above useful values, so that a typo cannot fill the memory."""
+
+SHARED_SETTINGS = ("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "device", "precision")
+"""Fields of `TrainingConfig` that are the same for all options of an experiment."""
 
 MAX_ROLE = 200
 """Maximum length of a loss option's role, in characters."""
@@ -97,6 +101,7 @@ class LossOption:
         role: purpose of the option, in a few words.
         exponent: exponent of the method `power`, at least 0; None for other methods.
         beta: β of the method `effective`, in [0, 1); None for other methods. Not the β of the KL divergence.
+        training: fields of `TrainingConfig` by name whose values differ from those of the experiment.
     """
 
     name: str
@@ -106,6 +111,7 @@ class LossOption:
     role: str = ""
     exponent: float | None = None
     beta: float | None = None
+    training: Mapping[str, Setting] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         valid_name = OPTION_NAME.fullmatch(self.name) is not None
@@ -121,6 +127,8 @@ class LossOption:
         one_line = len(self.role) <= MAX_ROLE and self.role.isprintable()
         _check(one_line, "role", f"is {self.role[:80]!r}", ROLE_EXPECTED)
         check_weight_parameters(self.weight_method, self.exponent, self.beta)
+        if self.training:
+            TrainingConfig(epochs=LIMITS["epochs"]).changed(self.training)
 
     @property
     def weight_method(self) -> str:
@@ -166,16 +174,12 @@ def check_weight_parameters(method: str, exponent: float | None, beta: float | N
         _check(value is not None and 0 <= value < bound, name, f"is {value}", expected)  # not for NaN
 
 
-LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType(
-    {
-        option.name: option
-        for option in (
-            LossOption(name="A", gamma=2.0, class_weights="none", candidate=False, role="known-bad baseline"),
-            LossOption(name="B", gamma=2.0, class_weights="sqrt_inverse", candidate=True, role="proposed"),
-            LossOption(name="C", gamma=1.0, class_weights="inverse", candidate=True, role="fallback"),
-        )
-    }
+_BUILT_IN = (
+    LossOption(name="A", gamma=2.0, class_weights="none", candidate=False, role="known-bad baseline"),
+    LossOption(name="B", gamma=2.0, class_weights="sqrt_inverse", candidate=True, role="proposed"),
+    LossOption(name="C", gamma=1.0, class_weights="inverse", candidate=True, role="fallback"),
 )
+LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType({option.name: option for option in _BUILT_IN})
 """The built-in options. Add an option in Python here; `bvae.option_files` reads options from files."""
 
 
@@ -241,6 +245,16 @@ class TrainingConfig:
         _check(in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most the epochs, {self.epochs}")
         patience, expected = self.until_plateau, f"fewer than the epochs, {self.epochs}, or 0"
         _check(patience < self.epochs, "until_plateau", f"is {patience}", expected)
+
+    def changed(self, changes: Mapping[str, Setting]) -> TrainingConfig:
+        """Return these settings with the changes of an option. Raises ConfigError."""
+        known = [name for name in vars(self) if name not in SHARED_SETTINGS]
+        for name in changes:
+            _check(name in known, "training", f"has the key {name!r}", f"keys among {', '.join(known)}")
+        try:
+            return dataclasses.replace(self, **dict[str, Any](changes))
+        except ConfigError as error:
+            raise ConfigError(f"training.{error.field}", error.problem, error.expected) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,6 +332,12 @@ class ExperimentConfig:
         distinct = len({name.casefold() for name in names}) == len(names)  # folders may ignore case
         _check(distinct, "options", f"is {','.join(names)}", "each option once")
         _check_classes(self.classes, self.background, self.options)
+        for option in self.options:
+            try:
+                self.training.changed(option.training)
+            except ConfigError as error:
+                field = f"{error.field} of option {option.name}"
+                raise ConfigError(field, error.problem, error.expected) from None
 
     @property
     def size(self) -> int:
@@ -333,24 +353,7 @@ class ExperimentConfig:
             corpus_fingerprint=corpus_fingerprint,
             grid_size=self.size,
             padding_value=self.padding_value,
-            training=self.training,
+            training=self.training.changed(option.training),
             classes=_number("classes", self.classes),
             background=_number("background", self.background),
         )
-
-
-def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -> tuple[LossOption, ...]:
-    """Return the options of a comma-separated list of names. Raises ConfigError for an unknown name."""
-    chosen = [name.strip() for name in names.split(",")]
-    for name in chosen:
-        _check(name in known, "options", f"names {name!r}", f"names among {','.join(known)}")
-    return tuple(known[name] for name in chosen)
-
-
-OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Palette of Okabe and Ito, Color Universal Design, without yellow, which is hard to see on white."""
-
-
-def colour_of(option: int) -> str:
-    """Return the colour of an option by its position in the experiment."""
-    return OPTION_COLOURS[option % len(OPTION_COLOURS)]

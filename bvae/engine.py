@@ -19,12 +19,12 @@ import torch
 
 from bvae import EvidenceWarning
 from bvae.beta_vae import GridModel
-from bvae.config import Precision, colour_of
+from bvae.config import Precision
 from bvae.corpus import Corpus
 from bvae.evaluation.controls import references, sample_rows
 from bvae.evaluation.objects import grid_object_iou
 from bvae.judging.baseline import Baseline, compare_with
-from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, RunOutcomes
+from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, RunOutcomes, colour_of
 from bvae.judging.explanation import Diagnosis, Strip, describe_strips, how_it_ended, verdicts_by_epoch
 from bvae.models import load_model, newest_model, reconstruct
 from bvae.records import RunResult
@@ -128,12 +128,16 @@ def write_comparison(
     Raises:
         StorageError: if a file cannot be written.
     """
-    known = {} if in_haste else references(corpus, session.record.config.training.latent_dim)
+    config = session.record.config
+    settings = [config.training.changed(each.training) for each in config.options if each.name in outcomes]
+    latent_dims = sorted({each.latent_dim for each in settings})
+    known = {} if in_haste else references(corpus, *latent_dims)
     comparison = compare_outcomes(session, outcomes, known)
     differences = compare_with(baseline, comparison)
     folder = comparison_folder(session)
     make_folder(folder)
     write_picture(folder / "curves.png", partial(draw_curves, session, comparison))
+    write_picture(folder / "tradeoff.png", partial(draw_tradeoff, session, comparison))
     write_picture(folder / "reconstructions.png", partial(draw_reconstructions, session, corpus, comparison))
     write_picture(folder / "examples.png", partial(draw_examples, session, corpus, comparison))
     strips = verdict_strips(session, comparison)
@@ -201,9 +205,31 @@ def draw_curves(session: Session, comparison: Comparison) -> bytes:
     return _draw_curves(session, folders, f"Loss options on {comparison.corpus.name}")
 
 
+def draw_tradeoff(session: Session, comparison: Comparison) -> bytes | None:
+    """Return a PNG of the KL divergence and the object IoU of every run; None if no run has both."""
+    runs = {
+        name: [
+            (run.metrics.kl, run.metrics.object_iou)
+            for run in option.runs
+            if run.metrics is not None and run.metrics.object_iou is not None
+        ]
+        for name, option in comparison.options.items()
+    }
+    if not any(runs.values()):
+        return None
+    picture = io.BytesIO()
+    title = f"KL divergence and object IoU on {comparison.corpus.name}"
+    marks = "Small: runs after their last epoch. Large: the mean of an option"
+    looks = {name: (place, place) for place, name in enumerate(option_names(session))}
+    plot_rate_distortion(runs, looks=looks, path=picture, title=f"{title}\n{marks}")
+    return picture.getvalue()
+
+
 def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: str) -> bytes:
     """Return a PNG of the curves of each option's runs, given by their folder names in the session."""
     record, picture = session.record, io.BytesIO()
+    options = [option for option in record.config.options if option.name in folders]
+    schedules = {describe_beta(record.config.training.changed(option.training)) for option in options}
     plot_curves(
         {
             option: [msgspec.to_builtins(shown_history(session, name)) for name in names]
@@ -213,7 +239,7 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
         band=(record.config.band.lo, record.config.band.hi),
         options=option_names(session),
         path=picture,
-        title="\n".join(filter(None, [title, describe_beta(record.config.training)])),
+        title="\n".join(filter(None, [title, *(schedules if len(schedules) == 1 else ())])),
     )
     return picture.getvalue()
 

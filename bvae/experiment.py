@@ -31,6 +31,7 @@ from bvae.judging.baseline import (
     read_baseline,
 )
 from bvae.judging.comparison import Comparison, OptionOutcomes, RunOutcomes
+from bvae.option_files import allow_models
 from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
 from bvae.report import report_head, report_page, show_differences, show_gate, show_run
@@ -117,7 +118,7 @@ class Experiment:
             corpus = CorpusRecord.of(experiment.corpus)  # loading also validates the grid size
             found = {name: getattr(experiment.corpus, name) for name in RESOLVED}
             experiment.config = config = dataclasses.replace(experiment.config, **found)
-            if training.model != DEFAULT_MODEL:
+            if any(training.changed(option.training).model != DEFAULT_MODEL for option in config.options):
                 load_engine().RunScheduler.check(config, corpus)
             if baseline is not None:
                 experiment.baseline = comparable_baseline(Path(baseline), config, corpus)
@@ -137,11 +138,7 @@ class Experiment:
             path = (run_dir / LATEST if resumed == LATEST else Path(resumed)).resolve()
             session = Session.open(path, secrets.token_hex(8))
             refuse_foreign_entries(path)
-            if (model := session.record.config.training.model) not in (DEFAULT_MODEL, given.get("model")):
-                # Otherwise a session folder from another person could decide what is imported.
-                raise ValueError(
-                    f"the session trains the model {model!r}; name it again with --model to import it"
-                )
+            given = allow_models(session.record.config, given)
             baseline, stored = given.get("baseline"), path / BASELINE_FILE
             if baseline is None and stored.exists():
                 baseline = str(stored)

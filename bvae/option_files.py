@@ -1,4 +1,4 @@
-"""Loss options from TOML files with one table per option.
+"""Loss options by name, from TOML files with one table per option, and the models that they train.
 
 The file is read once, when an experiment is configured. A session records the options themselves, so it can
 be resumed without the file.
@@ -6,20 +6,24 @@ be resumed without the file.
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
 from bvae.config import (
     CLASS_WEIGHTS_EXPECTED,
+    DEFAULT_MODEL,
     LOSS_OPTIONS,
     OPTION_NAME,
     ROLE_EXPECTED,
     ConfigError,
+    ExperimentConfig,
     LossOption,
+    TrainingConfig,
 )
 from bvae.storage import printable
 
@@ -34,10 +38,14 @@ EXPECTED = {
     "exponent": "a number",
     "candidate": "true or false",
     "role": ROLE_EXPECTED,
+    "base": "the name of a built-in option or of an earlier table",
+    "training": "a table of training settings, such as [NAME.training] with latent_dim = 8",
 }
 """The keys of a table, and the expected value of each in words; types are those of `LossOption`."""
 
-TYPES = get_type_hints(LossOption)
+TYPES = get_type_hints(LossOption) | {"base": str, "training": dict[str, Any]}
+TRAINING_TYPES = get_type_hints(TrainingConfig)
+WORDS = {int: "a whole number", float: "a number", str: "a text", Any: "a setting"}
 
 
 class OptionFileError(ValueError):
@@ -79,7 +87,36 @@ def read_options(path: str) -> dict[str, LossOption]:
                 f"differs from {other} only in case; expected another name, or {other} itself to replace it",
                 table=name,
             )
-    return {name: _option(path, name, table) for name, table in tables.items()}
+    options: dict[str, LossOption] = {}
+    for name, table in tables.items():
+        options[name] = _option(path, name, table, {**LOSS_OPTIONS, **options})
+    return options
+
+
+def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -> tuple[LossOption, ...]:
+    """Return the options of a comma-separated list of names. Raises ConfigError for an unknown name."""
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
+        if name not in known:
+            raise ConfigError("options", f"names {name!r}", f"names among {','.join(known)}")
+    return tuple(known[name] for name in chosen)
+
+
+def allow_models(recorded: ExperimentConfig, given: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the option values for resuming a recorded experiment, whose models `--model` must name again.
+
+    Otherwise a session folder from another person could decide what is imported. Several models are separated
+    by commas.
+
+    Raises:
+        ValueError: if a model is not named.
+    """
+    models = {recorded.training.changed(option.training).model for option in recorded.options}
+    named = set((given.get("model") or DEFAULT_MODEL).split(","))
+    if unnamed := sorted(models - named - {DEFAULT_MODEL}):
+        again = f"name it again with --model {','.join(sorted(models - {DEFAULT_MODEL}))} to import it"
+        raise ValueError(f"the session trains the model {' and '.join(map(repr, unnamed))}; {again}")
+    return {**given, "model": None} if named <= models else dict(given)
 
 
 def _read_text(path: str) -> str:
@@ -102,8 +139,8 @@ def _read_text(path: str) -> str:
         raise OptionFileError(path, "is not UTF-8; save it in this encoding") from None
 
 
-def _option(path: str, name: str, table: Mapping[str, Any]) -> LossOption:
-    values: dict[str, Any] = {"name": name, "candidate": True}
+def _option(path: str, name: str, table: Mapping[str, Any], known: Mapping[str, LossOption]) -> LossOption:
+    values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in EXPECTED:
             problem = f"has the key {_shown(key)}; expected keys among {', '.join(EXPECTED)}"
@@ -113,14 +150,38 @@ def _option(path: str, name: str, table: Mapping[str, Any]) -> LossOption:
         except msgspec.ValidationError:
             problem = f"is {_shown(value)}; expected {EXPECTED[key]}"
             raise OptionFileError(path, problem, table=name, key=key) from None
+    _check_types(path, name, values.get("training", {}))
+    base = values.pop("base", None)
+    if base is not None and base not in known:
+        problem = f"is {_shown(base)}; expected {EXPECTED['base']}, one of {', '.join(known)}"
+        raise OptionFileError(path, problem, table=name, key="base")
     for key in ("gamma", "class_weights"):
-        if key not in values:
-            raise OptionFileError(path, f"has no {key}; expected gamma and class_weights", table=name)
+        if base is None and key not in values:
+            problem = f"has no {key}; expected gamma and class_weights, or base"
+            raise OptionFileError(path, problem, table=name)
     try:
-        return LossOption(**values)
+        if base is None:
+            return LossOption(**{"name": name, "candidate": True, **values})
+        if "class_weights" in values:  # without the parameter of the base's method
+            values = {"exponent": None, "beta": None} | values
+        values["training"] = {**known[base].training, **values.get("training", {})}
+        return dataclasses.replace(known[base], name=name, **values)
     except ConfigError as error:
         problem = f"{error.problem}; expected {error.expected}"
         raise OptionFileError(path, problem, table=name, key=error.field) from None
+
+
+def _check_types(path: str, name: str, training: Mapping[str, Any]) -> None:
+    """Raise OptionFileError for the value of a training setting that has another type than the setting."""
+    for key, value in training.items():
+        kind = TRAINING_TYPES.get(key, Any)
+        try:
+            msgspec.convert(value, kind)
+            str(value)  # Python refuses integers of thousands of digits
+        except (msgspec.ValidationError, ValueError):
+            expected = WORDS.get(kind) or f"one of {', '.join(get_args(kind))}"
+            problem = f"is {_shown(value)}; expected {expected}"
+            raise OptionFileError(path, problem, table=name, key=f"training.{_short(key)}") from None
 
 
 def _shown(value: object) -> str:

@@ -23,15 +23,12 @@ from bvae.config import (
     ExperimentConfig,
     KeepCheckpoints,
     LossOption,
-    TrainingConfig,
-    select_options,
 )
-from bvae.option_files import OptionFileError, read_options
+from bvae.option_files import TRAINING_TYPES, OptionFileError, read_options, select_options
 from bvae.storage import printable
 
 EXPERIMENT = ExperimentConfig(grid_size="auto")
 """The settings if no option is given."""
-TRAINING_TYPES = get_type_hints(TrainingConfig)
 FIELD_TYPES = get_type_hints(ExperimentConfig) | TRAINING_TYPES
 RENAMED_FIELDS = {"accuracy_band": "band", "loss_options": "options"}
 PARSERS: Mapping[Any, Callable[[str], Any]] = {
@@ -208,7 +205,8 @@ OPTIONS = (
     CommandLineOption(
         "model",
         "MODULE:FACTORY",
-        "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md",
+        "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md. To "
+        "resume or report, all models of the session, separated by commas",
         commands=("pytest", "train", "report", "show"),
     ),
     CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),

@@ -22,7 +22,8 @@ runs/<when>-<id>/                     `folder.Session.create`
     tensorboard/events.out.tfevents.* `run.TensorBoardLog`, with `--log tensorboard`
     result.json                       `run.train_run`; written last: its presence means complete
   comparison/                         `bvae.session.folder`
-    why_A.png …  verdicts.png  curves.png  reconstructions.png  examples.png  comparison.md
+    why_A.png …  verdicts.png  curves.png  tradeoff.png  reconstructions.png  examples.png
+    comparison.md
     comparison.json                   written last: its presence means complete
 runs/latest                           `folder.Session.point_latest`: the newest session in which a run began
 runs/.<session>.latest-*              the same, before it is renamed
@@ -63,7 +64,8 @@ _FILES = "|".join(
         _SESSION_FILES,
         r"\.begun|\.progress|config\.json|metrics\.jsonl|result\.json",
         rf"{_CHECKPOINT}\.safetensors|reconstructions_{_CHECKPOINT}\.png|filmstrip\.png",
-        r"why_[A-Za-z0-9_-]+\.png|(?:verdicts|curves|reconstructions|examples)\.png|comparison\.(?:md|json)",
+        r"why_[A-Za-z0-9_-]+\.png|(?:verdicts|curves|tradeoff|reconstructions|examples)\.png",
+        r"comparison\.(?:md|json)",
     )
 )
 _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|{re.escape(STOP)}[0-9a-f]+")

@@ -111,8 +111,21 @@ def test_a_model_is_checked_with_cells_outside_if_the_corpus_has_any(module: Pat
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_does_not_decide_what_is_imported(module: Path) -> None:
-    given = {"corpus": "atomic:40", "model": "linear_vae:make"}
+FILE = "[L]\nbase = 'B'\ntraining = {model = 'linear_vae:make'}"
+
+
+def test_the_model_of_every_option_is_checked_before_training(module: Path) -> None:
+    (module / "models.toml").write_text(f"{FILE}\n[X]\nbase = 'L'\ntraining = {{model = 'linear_vae:none'}}")
+    given = {"corpus": "atomic:40", "loss_options_file": "models.toml"}
+    Experiment.prepare(parse_experiment(given | {"loss_options": "B,L"}), module, [])
+    with pytest.raises(SetupError, match="model 'linear_vae:none' cannot be imported"):
+        Experiment.prepare(parse_experiment(given), module, [])
+
+
+@pytest.mark.parametrize("named", [{"model": "linear_vae:make"}, {"loss_options_file": "models.toml"}])
+def test_a_file_does_not_decide_what_is_imported(module: Path, named: dict[str, str]) -> None:
+    (module / "models.toml").write_text(FILE)
+    given = {"corpus": "atomic:40"} | named
     laboratory = Experiment.prepare(parse_experiment(given), module, [])
     laboratory.open_session()
     session = laboratory.session.path

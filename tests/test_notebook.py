@@ -249,7 +249,7 @@ def test_a_comparison_in_python_is_opened_run_by_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     threads = torch.get_num_threads()
-    own = LossOption(name="D", gamma=0.0, class_weights="none", candidate=False)
+    own = LossOption(name="D", gamma=0.0, class_weights="none", candidate=False, training={"latent_dim": 3})
     comparison = bvae.compare(
         ["B", own],
         furnish(tmp_path) / "corpus.npz",
@@ -265,5 +265,6 @@ def test_a_comparison_in_python_is_opened_run_by_run(
     run = bvae.open_run(tmp_path / "runs/latest/D-seed0")
     assert run.checkpoint.name == "epoch_002.safetensors"
     assert [record["epoch"] for record in run.metrics] == [1, 2]
+    assert run.config.training.latent_dim == run.model.latent_dim == 3
     assert run.metrics[-1]["object_iou"] == comparison.options["D"].object_iou.mean
     assert {"train_loss", "shuffled_object_iou", "extent_object_iou", "class_recall_9"} <= {*run.metrics[0]}

@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 from lab import QUICK, ROOT, TINY, SessionHere, comparison, newest, run_pytest
 
 from bvae.class_weights import WEIGHT_METHODS, weight_ratio, weights_of_option
-from bvae.config import LOSS_OPTIONS, OPTION_NAME, ExperimentConfig, LossOption
-from bvae.option_files import MAX_BYTES, OptionFileError, read_options
+from bvae.config import (
+    DEFAULT_MODEL,
+    LOSS_OPTIONS,
+    OPTION_NAME,
+    SHARED_SETTINGS,
+    ConfigError,
+    ExperimentConfig,
+    LossOption,
+    TrainingConfig,
+)
+from bvae.option_files import MAX_BYTES, OptionFileError, allow_models, read_options
 from bvae.options import parse_experiment, separated_path
 from bvae.session import SessionRecord
 from bvae.storage import differences, from_json, read_json, to_json
@@ -105,9 +114,7 @@ def test_options_recorded_by_versions_without_weight_parameters_are_read() -> No
 
 positive = st.floats(1e-300, 1e300)
 options = st.builds(
-    lambda name, gamma, candidate, role, weighing: LossOption(
-        name=name, gamma=gamma, candidate=candidate, role=role, **weighing
-    ),
+    lambda weighing, **values: LossOption(**values, **weighing),
     name=st.from_regex(OPTION_NAME, fullmatch=True).filter(lambda name: name.casefold() not in "abc"),
     gamma=st.floats(0, 1e300),
     candidate=st.booleans(),
@@ -118,15 +125,28 @@ options = st.builds(
         st.floats(0, 1, exclude_max=True).map(lambda value: {"class_weights": "effective", "beta": value}),
         st.tuples(*[positive] * 10).map(lambda weights: {"class_weights": weights}),
     ),
+    training=st.fixed_dictionaries(
+        {},
+        optional={
+            "epochs": st.integers(1, 1000),
+            "beta": st.floats(0, 10),
+            "beta_schedule": st.sampled_from(["constant", "cyclical"]),
+            "latent_dim": st.integers(1, 4096),
+            "model": st.text(st.characters(codec="utf-8").filter(str.isprintable), max_size=20),
+        },
+    ),
 )
 
 
 def toml(option: LossOption) -> str:
     """Return an option as a TOML table; its JSON values are also valid TOML."""
     values = {key: value for key, value in dataclasses.asdict(option).items() if value is not None}
-    name = values.pop("name")
-    assignments = [f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items()]
-    return f"[{name}]\n" + "".join(assignments)
+    name, training = values.pop("name"), values.pop("training")
+    tables = {name: values, f"{name}.training": training}
+    return "".join(
+        f"[{table}]\n" + "".join(f"{key} = {json.dumps(keys[key], ensure_ascii=False)}\n" for key in keys)
+        for table, keys in tables.items()
+    )
 
 
 @pytest.mark.unit
@@ -142,6 +162,7 @@ def test_every_option_survives_toml_and_json(
 
 VALID = 'class_weights = "none"\n'
 HEAD = "[D]\ngamma = 1\n"
+TRAINING = "[D]\nbase = 'B'\n[D.training]\n"
 MISTAKES = [
     ("[D]\ngamma = -1\n" + VALID, "D", "gamma", "is -1.0; expected a finite number of at least 0"),
     ("[D]\ngamma = nan\n" + VALID, "D", "gamma", "is nan; expected a finite number"),
@@ -194,6 +215,37 @@ MISTAKES = [
     ),
     (f"[E]\ngamma = 1\n{VALID}\n[D]\n{VALID}", "D", "", "has no gamma; expected gamma and class_weights"),
     (HEAD, "D", "", "has no class_weights; expected gamma and class_weights"),
+    (
+        f"{HEAD}{VALID}base = 'Z'",
+        "D",
+        "base",
+        "is 'Z'; expected the name of a built-in option or of an earlier",
+    ),
+    ("[D]\nbase = 'E'\n[E]\nbase = 'B'", "D", "base", "is 'E'; expected the name of a built-in option or of"),
+    ("[D]\nbase = 'D'", "D", "base", "is 'D'; expected the name of a built-in option or of an earlier table"),
+    ("[D]\nbase = 2", "D", "base", "is 2; expected the name of a built-in option or of an earlier table"),
+    ("[D]\nbase = 'B'\nbeta = 0.5", "D", "beta", "is 0.5; expected none, as it belongs to class weights"),
+    (
+        "[D]\nbase = 'B'\ntraining = 8",
+        "D",
+        "training",
+        "is 8; expected a table of training settings, such as",
+    ),
+    (f"{TRAINING}latents = 8", "D", "training", "has the key 'latents'; expected keys among epochs, "),
+    (f"{TRAINING}device = 'cuda'", "D", "training", "has the key 'device'; expected keys among epochs, "),
+    (f"{TRAINING}epochs = 2.0", "D", "training.epochs", "is 2.0; expected a whole number"),
+    (f"{TRAINING}epochs = true", "D", "training.epochs", "is True; expected a whole number"),
+    (f"{TRAINING}epochs = 0", "D", "training.epochs", "is 0; expected a whole number of at least 1 and"),
+    (f"{TRAINING}epochs = 0x{'f' * 5000}", "D", "training.epochs", "is a number of thousands of digits; exp"),
+    (f"{TRAINING}beta = nan", "D", "training.beta", "is nan; expected a finite number of at least 0"),
+    (f"{TRAINING}beta = '1'", "D", "training.beta", "is '1'; expected a number"),
+    (f"{TRAINING}model = 3", "D", "training.model", "is 3; expected a text"),
+    (
+        f"{TRAINING}beta_schedule = 'up'",
+        "D",
+        "training.beta_schedule",
+        "is 'up'; expected one of constant, linear, cyclical",
+    ),
     ("\ngamma = 1", "", "", "'gamma' is not a table; expected one for each option, such as [D]"),
     ("[[D]]\ngamma = 1", "", "", "'D' is not a table; expected one for each option, such as [D]"),
     (
@@ -251,6 +303,92 @@ def test_a_mistake_is_reported_with_its_table_its_key_and_the_expected_value(
     with pytest.raises(OptionFileError) as caught:
         read_options(str(path))
     assert (caught.value.path, caught.value.table, caught.value.key) == (str(path), table, key)
+
+
+def read(folder: Path, text: str) -> dict[str, LossOption]:
+    path = folder / "settings.toml"
+    path.write_text(text)
+    return read_options(str(path))
+
+
+@pytest.mark.unit
+def test_the_documented_settings_are_copies_with_other_training(tmp_path: Path) -> None:
+    documents = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/loss-options.md").read_text(), re.DOTALL)
+    b = LOSS_OPTIONS["B"]
+    assert list(read(tmp_path, documents[1]).values()) == [
+        dataclasses.replace(b, name="B-8", training={"latent_dim": 8}),
+        dataclasses.replace(b, name="B-8-long", training={"latent_dim": 8, "epochs": 10, "beta": 0.001}),
+        dataclasses.replace(b, name="B-linear", training={"model": "linear_vae:make"}),
+    ]
+
+
+@pytest.mark.unit
+@given(
+    option=options, base=options, kept=st.sets(st.sampled_from(["gamma", "candidate", "role", "training"]))
+)
+def test_a_table_with_a_base_is_the_base_with_the_given_keys(
+    tmp_path_factory: pytest.TempPathFactory, option: LossOption, base: LossOption, kept: set[str]
+) -> None:
+    base = dataclasses.replace(base, name="base0")
+    option = dataclasses.replace(option, name="option1")
+    expected = dataclasses.replace(option, **{key: getattr(base, key) for key in kept})
+    table = toml(option).replace("[option1]\n", "[option1]\nbase = 'base0'\n")
+    for key in kept - {"training"}:
+        table = re.sub(rf"^{key} = .*\n", "", table, count=1, flags=re.MULTILINE)
+    changes = {} if "training" in kept else option.training
+    table = table.partition("[option1.training]")[0] + "[option1.training]\n"
+    table += "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in changes.items())
+    found = read(tmp_path_factory.getbasetemp(), toml(base) + table)["option1"]
+    assert found == dataclasses.replace(expected, training={**base.training, **changes})
+
+
+@pytest.mark.unit
+def test_every_training_setting_is_either_shared_or_can_differ_between_options() -> None:
+    for field in dataclasses.fields(TrainingConfig):
+        value = getattr(TrainingConfig(epochs=7, latent_dim=3, device="cuda"), field.name)
+        if field.name in SHARED_SETTINGS:
+            with pytest.raises(
+                ConfigError, match=f"training has the key '{field.name}'; expected keys among"
+            ):
+                dataclasses.replace(LOSS_OPTIONS["B"], training={field.name: value})
+        else:
+            changed = dataclasses.replace(LOSS_OPTIONS["B"], training={field.name: value})
+            experiment = ExperimentConfig(options=(LOSS_OPTIONS["A"], changed))
+            runs = [experiment.run(option, 0, "f") for option in experiment.options]
+            assert runs[0].training == experiment.training
+            assert runs[1].training == dataclasses.replace(experiment.training, **{field.name: value})
+            assert runs[1].option == changed
+            assert hash(changed) == hash(dataclasses.replace(changed))
+
+
+@pytest.mark.unit
+def test_changes_that_do_not_fit_the_other_settings_are_refused_with_the_name_of_the_option(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "o.toml").write_text(f"{TRAINING}beta_schedule = 'linear'\nbeta_warmup = 8")
+    asked = {"loss_options_file": str(tmp_path / "o.toml")}
+    assert parse_experiment(asked | {"epochs": "8"})
+    with pytest.raises(
+        ValueError, match=r"training.beta_warmup of option D is 8; expected at most the epochs, 5"
+    ):
+        parse_experiment(asked)
+
+
+@pytest.mark.unit
+def test_a_session_is_resumed_only_with_every_model_of_its_options_named_again() -> None:
+    def trained_with(*models: str) -> ExperimentConfig:
+        b = LOSS_OPTIONS["B"]
+        changes = [dataclasses.replace(b, name=f"B{i}", training={"model": m}) for i, m in enumerate(models)]
+        return ExperimentConfig(options=(b, *changes))
+
+    two = trained_with("a:make", "b:make")
+    for given_model in (None, DEFAULT_MODEL, "a:make", "c:make"):
+        with pytest.raises(ValueError, match=r"'b:make'; name it again with --model a:make,b:make to import"):
+            allow_models(two, {"model": given_model})
+    assert allow_models(two, {"model": "b:make,a:make", "epochs": "3"}) == {"model": None, "epochs": "3"}
+    assert allow_models(trained_with(), {"model": None}) == {"model": None}
+    # A model that the session does not train remains, so that it is refused as a change.
+    assert allow_models(trained_with("a:make"), {"model": "a:make,z:make"}) == {"model": "a:make,z:make"}
 
 
 @pytest.mark.unit

@@ -16,8 +16,8 @@ from bvae.config import (
     ExperimentConfig,
     LossOption,
     TrainingConfig,
-    select_options,
 )
+from bvae.option_files import select_options
 from bvae.options import OPTIONS, CommandLineOption, options_document, options_of, parse_experiment
 
 pytestmark = pytest.mark.unit

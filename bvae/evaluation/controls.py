@@ -71,13 +71,13 @@ def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return after_first & before_last
 
 
-def references(corpus: Corpus, latent_dim: int) -> dict[str, ControlledMetrics]:
+def references(corpus: Corpus, *latent_dims: int) -> dict[str, ControlledMetrics]:
     """Return the metrics of the references on up to 2,000 validation grids of a corpus.
 
     "background only" predicts the background everywhere. "nearest training grid" predicts the training grid
     with the most equal cells, counted equally or weighted by class (`sqrt_inverse`, as in option B).
     "PCA" keeps as many principal components of one-hot cells as the model has latents, and predicts the class
-    with the largest product of weight and reconstructed value.
+    with the largest product of weight and reconstructed value. Several numbers are in its names.
     """
     val = _sample(corpus.val, MAX_OBJECT_GRIDS)
     train = _sample(corpus.train, MAX_REFERENCE_CELLS // (corpus.classes * corpus.grid_size**2))
@@ -89,8 +89,10 @@ def references(corpus: Corpus, latent_dim: int) -> dict[str, ControlledMetrics]:
         "background only": np.full_like(val, background),
         "nearest training grid": whole[_nearest(known, asked, torch.ones(corpus.classes))],
         "nearest training grid, weighted": whole[_nearest(known, asked, weights)],
-        "PCA": _principal_components(known, asked, latent_dim, weights).reshape(val.shape),
     }
+    for count in latent_dims:
+        name = "PCA" if len(latent_dims) == 1 else f"PCA, {count} components"
+        predictions[name] = _principal_components(known, asked, count, weights).reshape(val.shape)
     objects, other = find_objects(val, corpus.classes), derangement(len(val))
     return {
         name: score_with_control(objects, predicted, predicted[other], corpus.background)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import scipy
 from msgspec import Meta
 
-from bvae.config import MAX_CLASSES, OPTION_NAME, ExperimentConfig, TrainingConfig
+from bvae.config import MAX_CLASSES, OPTION_NAME, ExperimentConfig, Setting, TrainingConfig
 from bvae.judging.comparison import METRICS, Comparison, painting_threshold
 from bvae.records import CorpusRecord, MeanStd
 from bvae.storage import differences, from_json, printable, read_bounded
@@ -64,6 +64,7 @@ class BaselineOption:
     weighting: Annotated[str, Meta(max_length=64)]
     painting_threshold: Annotated[tuple[Share | None, ...], Meta(max_length=MAX_CLASSES)]
     runs: tuple[BaselineRun, ...]
+    training: Mapping[str, Setting] = dataclasses.field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if len({run.seed for run in self.runs}) < len(self.runs):
@@ -88,6 +89,10 @@ class Baseline:
     grid_size: int
     training: TrainingConfig
     options: Annotated[dict[OptionName, BaselineOption], Meta(max_length=MAX_OPTIONS)]
+
+    def __post_init__(self) -> None:
+        for option in self.options.values():
+            self.training.changed(option.training)  # raises ConfigError
 
 
 def read_baseline(path: Path) -> Baseline:
@@ -140,10 +145,13 @@ def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: Corpu
     shared = [option for option in experiment.options if option.name in baseline.options]
     if not shared:
         return [f"it has none of the options {','.join(option.name for option in experiment.options)}"]
-    now = _decisive(corpus, experiment.size, experiment.training)
-    then = _decisive(baseline.corpus, baseline.grid_size, baseline.training)
+    now = _identity(corpus, experiment.size)
+    then = _identity(baseline.corpus, baseline.grid_size)
     for new in shared:
         old = baseline.options[new.name]
+        changed = {*new.training, *old.training}
+        now |= _decisive(new.name, experiment.training.changed(new.training), changed)
+        then |= _decisive(new.name, baseline.training.changed(old.training), changed)
         thresholds = painting_threshold(corpus.class_counts, new, corpus.background)
         now |= _loss(new.name, new.gamma, new.weighting, thresholds)
         then |= _loss(new.name, old.gamma, old.weighting, old.painting_threshold)
@@ -159,13 +167,15 @@ def _loss(
     return {f"gamma of {name}": gamma, f"class weights of {name}": weighting}
 
 
-def _decisive(
-    corpus: CorpusRecord | BaselineCorpus, grid_size: int, training: TrainingConfig
-) -> dict[str, Any]:
-    settings = dataclasses.asdict(training)
-    kept = {name: value for name, value in settings.items() if name not in SAME_RESULT}
+def _identity(corpus: CorpusRecord | BaselineCorpus, grid_size: int) -> dict[str, Any]:
     identity = {"corpus fingerprint": corpus.fingerprint, "classes": len(corpus.class_counts)}
-    return identity | {"background": corpus.background, "grid_size": grid_size} | kept
+    return identity | {"background": corpus.background, "grid_size": grid_size}
+
+
+def _decisive(option: str, training: TrainingConfig, changed: Set[str]) -> dict[str, Any]:
+    """Return the settings of an option's runs by name; those that options change also name the option."""
+    kept = {name: value for name, value in vars(training).items() if name not in SAME_RESULT}
+    return {f"{name} of {option}" if name in changed else name: value for name, value in kept.items()}
 
 
 DIFFERENCE_HEADINGS = ("option", "metric", "baseline", "now", "difference", "95 % interval", "in words")

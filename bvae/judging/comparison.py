@@ -9,9 +9,17 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from bvae.class_weights import weight_ratio, weights_of_option
-from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
+from bvae.config import AccuracyBand, ExperimentConfig, LossOption, Setting, TrainingConfig
 from bvae.records import ControlledMetrics, CorpusRecord, Evaluation, MeanStd, RunResult, VerdictName
 from bvae.verdict import SEVERITY, Verdict, judge_option
+
+OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Palette of Okabe and Ito, Color Universal Design, without yellow, which is hard to see on white."""
+
+
+def colour_of(option: int) -> str:
+    """Return the colour of an option by its position in the experiment."""
+    return OPTION_COLOURS[option % len(OPTION_COLOURS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +83,7 @@ class OptionSummary(MetricsOverSeeds):
         weight_ratio: the largest class weight divided by the smallest.
         classes_learned: number of classes.
         painting_threshold: the prediction threshold of each foreground class, see `painting_threshold`.
+        training: the training settings that the option changes, see `LossOption.training`.
     """
 
     gamma: float
@@ -89,6 +98,7 @@ class OptionSummary(MetricsOverSeeds):
     active_units: MeanStd
     painting_threshold: tuple[float | None, ...]
     runs: tuple[RunSummary, ...]
+    training: Mapping[str, Setting] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def learned(self) -> bool:
@@ -131,6 +141,10 @@ class Comparison:
     gate: Gate
     recommended: str | None
     recommendation: str
+
+    def training_of(self, option: str) -> TrainingConfig:
+        """Return the training settings of an option's runs."""
+        return self.training.changed(self.options[option].training)
 
 
 OptionOutcomes = dict[int, RunResult | str]
@@ -222,6 +236,7 @@ def _summary(
         **{f"shuffled_{name}": over_seeds(f"shuffled.{name}") for name in METRICS},
         painting_threshold=painting_threshold(corpus.class_counts, option, corpus.background),
         runs=summaries,
+        training=option.training,
     )
 
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from bvae import EvidenceWarning
 from bvae.class_weights import weights_of_option
-from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption, colour_of
+from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-from bvae.judging.comparison import Comparison, OptionSummary
+from bvae.judging.comparison import Comparison, OptionSummary, colour_of
 from bvae.judging.explanation import (
     Diagnosis,
     describe_end,
@@ -31,6 +31,7 @@ from bvae.judging.explanation import (
 from bvae.records import Evaluation, RunResult
 from bvae.report.text import (
     Cell,
+    describe_epochs,
     describe_setting,
     explain_gate,
     explain_outcome,
@@ -202,7 +203,7 @@ def _head_context(session: Session, comparison: Comparison) -> dict[str, Any]:
         "verdicts": Picture.of_file(folder / "verdicts.png", "Verdict on each run by epoch"),
         "lost_accuracy": _lost_accuracy(comparison),
         "setting": describe_setting(comparison),
-        "training": record.config.training,
+        "epochs": describe_epochs(comparison),
         "seeds": max(len(option.runs) for option in comparison.options.values()),
         "rules": _rules_table(comparison),
         "meanings": MEANINGS,
@@ -211,6 +212,7 @@ def _head_context(session: Session, comparison: Comparison) -> dict[str, Any]:
         "command": printable(shlex.join(record.command)),
         "snippet": _recommended_code(session, comparison),
         "curves": Picture.of_file(folder / "curves.png", "Losses, accuracy, foreground and KL by epoch"),
+        "tradeoff": Picture.of_file(folder / "tradeoff.png", "One mark per run, outlined: mean over seeds"),
         "whys": [_why(session, name, option) for name, option in comparison.options.items()],
     }
 
@@ -313,9 +315,10 @@ def code_snippet(experiment: ExperimentConfig, option: LossOption, counts: Seque
     Args:
         counts: `[C]`, cells of each class in the training split; a comment shows the resulting weights.
     """
-    settings = ", ".join(f"{name}={value!r}" for name, value in vars(experiment.training).items())
+    training = experiment.training.changed(option.training)
+    settings = ", ".join(f"{name}={value!r}" for name, value in vars(training).items())
     lines = textwrap.wrap(f"{settings},", 84, break_long_words=False, break_on_hyphens=False)
-    training = textwrap.indent("\n".join(lines), "    ")
+    arguments = textwrap.indent("\n".join(lines), "    ")
     numbers = ", ".join(f"{weight:.4g}" for weight in weights_of_option(option, counts).tolist())
     if option.exponent is None and option.beta is None and isinstance(option.class_weights, str):
         source, weight = "class_weights", f"class_weights(counts, {option.class_weights!r})"
@@ -333,7 +336,7 @@ from bvae.corpus import load_corpus
 from bvae.losses import focal_loss
 
 training = TrainingConfig(
-{training}
+{arguments}
 )
 counts = load_corpus({corpus}).class_counts
 weight = {weight}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from bvae.config import AccuracyBand, TrainingConfig
+from bvae.config import AccuracyBand, Setting, TrainingConfig
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import METRICS, Comparison, OptionSummary
 from bvae.records import ControlledMetrics, MeanStd
@@ -66,7 +66,7 @@ COLUMNS = (
     Column(Cell("KL per grid", "nats; bits"), lambda _, option: _divergence(option.kl)),
     Column(
         Cell("active units"),
-        lambda comparison, option: Cell(f"{_short(option.active_units)} of {comparison.training.latent_dim}"),
+        lambda comparison, option: Cell(f"{_short(option.active_units)} of {_latents(comparison, option)}"),
     ),
 )
 """Columns of the table of options after the name, for terminal, Markdown and HTML.
@@ -91,6 +91,7 @@ COLUMNS_ACROSS_SESSIONS = (
 PICTURES = {
     "verdicts.png": "The verdict on each run after each of its epochs, as listed above",
     "curves.png": "Curves of loss, accuracy, object IoU, object recall and KL by epoch",
+    "tradeoff.png": "KL in bits per grid and object IoU of every run",
     "reconstructions.png": "The same training grids, and what each option reconstructs",
     "examples.png": "The worst, the median and the best validation grids under each option",
 }
@@ -146,6 +147,10 @@ def _classes(option: OptionSummary) -> Cell:
 
 def _in_bits(kl: MeanStd) -> MeanStd:
     return MeanStd(*(None if nats is None else nats / math.log(2) for nats in (kl.mean, kl.sd)))
+
+
+def _latents(comparison: Comparison, option: OptionSummary) -> int:
+    return comparison.training.changed(option.training).latent_dim
 
 
 def _divergence(kl: MeanStd) -> Cell:
@@ -240,6 +245,7 @@ def describe_setting(comparison: Comparison) -> str:
         # Papers give β for a loss that is a sum over cells.
         f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells).",
         *filter(None, [describe_beta(comparison.training), describe_length(comparison.training)]),
+        *filter(None, [describe_changes(comparison)]),
         f"Accuracy band {band}.",
     ]
     if band.hi < corpus.background_rate:
@@ -270,6 +276,33 @@ def describe_length(training: TrainingConfig) -> str:
         f"A run ends when {training.until_plateau} epochs did not lower its validation loss, after at most "
         f"{training.epochs} epochs; the learning rate is constant after the warm-up."
     )
+
+
+def describe_changes(comparison: Comparison) -> str:
+    """Return a sentence on the training settings in which options differ; empty if in none."""
+    common, options = vars(comparison.training), []
+    for name, option in comparison.options.items():
+        changes = [
+            f"{setting} {_setting(value)} instead of {_setting(common[setting])}"
+            for setting, value in option.training.items()
+            if value != common[setting]
+        ]
+        if changes:
+            options.append(f"{name}: {', '.join(changes)}")
+    return f"Settings of options that differ: {'; '.join(options)}." if options else ""
+
+
+def _setting(value: Setting) -> str:
+    return f"{value:g}" if isinstance(value, float) else printable(str(value))
+
+
+def describe_epochs(comparison: Comparison) -> str:
+    """Return after how many epochs the options are measured, such as `5 epochs` or `5 to 10 epochs`."""
+    settings = [comparison.training_of(name) for name in comparison.options]
+    if any(training.until_plateau for training in settings):
+        return "the last epoch of each run"
+    counts = sorted(training.epochs for training in settings)
+    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} epochs"
 
 
 def to_terminal(

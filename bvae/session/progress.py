@@ -83,11 +83,13 @@ def _read(directory: Path) -> Note | None:
         return None  # not begun
 
 
-def describe_progress(notes: Mapping[str, Note], finished: int, runs: int, elapsed: float) -> str:
+def describe_progress(
+    notes: Mapping[str, Note], finished: int, runs: int, share: float, elapsed: float
+) -> str:
     """Return one line: the runs in training by name, the number of finished ones, and the time left.
 
-    The time left is extrapolated from the share of all runs that was trained in `elapsed` seconds. It is not
-    shown for runs that may end early.
+    The time left is extrapolated from the share of all epochs that was trained in `elapsed` seconds. It is
+    not shown for runs that may end early.
     """
     training = [
         f"{name} epoch {note.epoch} of at most {note.epochs}"
@@ -98,9 +100,8 @@ def describe_progress(notes: Mapping[str, Note], finished: int, runs: int, elaps
     if finished == runs:
         return f"{runs} of {runs} runs done"
     pace = sum(note.images_per_second for note in notes.values())
-    done = finished + sum(note.step / note.steps for note in notes.values())
-    known = done > 0 and elapsed > 2 and not any(note.may_end for note in notes.values())
-    left = f", about {_duration(elapsed * (runs - done) / done)} left" if known else ""
+    known = share > 0 and elapsed > 2 and not any(note.may_end for note in notes.values())
+    left = f", about {_duration(elapsed * (1 - share) / share)} left" if known else ""
     rate = f", {pace:,.0f} images/s" if notes else ""
     return f"{finished} of {runs} runs done; {', '.join(training) or 'starting'}{rate}{left}"
 
@@ -149,10 +150,14 @@ class ProgressDisplay(threading.Thread):
             for run in self.runs
             if run.name not in finished and (note := _read(self.session / run.name))
         }
+        epochs = {run.name: run.training.epochs for run in self.runs if run.name not in self._finished_before}
+        done = sum(epochs[name] for name in finished - self._finished_before)
+        begun = sum(epochs[name] * note.step / note.steps for name, note in notes.items())
         line = describe_progress(
             notes,
             len(finished) - len(self._finished_before),
-            len(self.runs) - len(self._finished_before),
+            len(epochs),
+            (done + begun) / max(1, sum(epochs.values())),
             time.monotonic() - self._began,
         )
         if self.live:

@@ -66,14 +66,16 @@ class RunScheduler:
 
     @staticmethod
     def check(config: ExperimentConfig, corpus: CorpusRecord) -> None:
-        """Raise ModelError if the model cannot be trained on grids like those of a corpus."""
-        check_model(
-            config.training.model,
-            grid_size=config.size,
-            latent_dim=config.training.latent_dim,
-            classes=len(corpus.class_counts),
-            has_outside=corpus.has_outside,
-        )
+        """Raise ModelError if a model of the options cannot be trained on grids like those of a corpus."""
+        settings = [config.training.changed(option.training) for option in config.options]
+        for model, latent_dim in dict.fromkeys((each.model, each.latent_dim) for each in settings):
+            check_model(
+                model,
+                grid_size=config.size,
+                latent_dim=latent_dim,
+                classes=len(corpus.class_counts),
+                has_outside=corpus.has_outside,
+            )
 
     def obtain(self, run: RunConfig) -> RunResult:
         """Train, wait for, or read a run, and return its result. Raises RunCrashError or StorageError."""

@@ -120,7 +120,7 @@ def panel_grid(figure: Figure, shape: tuple[int, int], heights: tuple[int, int, 
         "wspace": LEFT / ((wide - EDGE) / columns - LEFT),
         "hspace": (heading + foot) / high,
     }
-    return list(figure.subplots(rows, columns, gridspec_kw=place).flat)
+    return list(figure.subplots(rows, columns, squeeze=False, gridspec_kw=place).flat)
 
 
 def name_panel(axes: Axes, heading: str, below: str) -> None:

@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
+from matplotlib.transforms import Bbox
 
-from bvae.config import colour_of
+from bvae.judging.comparison import colour_of
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK, TICK_SIZE
 
@@ -37,6 +38,7 @@ BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "li
 SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"}
 EXTENT_LOOK: dict[str, Any] = {"color": "#808080", "linewidth": 2, "linestyle": (0, (6, 2, 1, 2))}
 RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
+BESIDE = 24  # pixels from a mark to its name
 NOTHING_YET = "No run has finished an epoch yet."
 PLOT_WIDTH, PLOT_HEIGHT = 1160, 640
 SESSION_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
@@ -196,7 +198,8 @@ def _draw_panel(
         for look, seeds in zip(looks, options, strict=True):
             drawn = curve(seeds, (split, "shuffled", metric))
             axes.plot(drawn.epochs, drawn.mean, color=look["color"], **SHUFFLED_LOOK)
-        drawn = curve(options[0], (split, "extent", metric))
+        longest = max(options, key=lambda seeds: max(map(len, seeds)))  # the control is the same for all
+        drawn = curve(longest, (split, "extent", metric))
         axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
     _scale(axes, panel, curves)
 
@@ -316,9 +319,11 @@ def plot_rate_distortion(
             name, mean = canvas.printable(shortened(label)), values.mean(0)
             axes.scatter(values[:, 0], values[:, 1], s=130, alpha=0.6, zorder=3, **look)
             marks[name] = axes.scatter(mean[0], mean[1], s=380, zorder=4, **look)
-            beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": size}
-            axes.annotate(name, mean.tolist(), (canvas.GAP, 0), zorder=5, **beside)
         beyond: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
+        axes.margins(0.1)
+        (left, right), (bottom, above) = axes.get_xlim(), axes.get_ylim()
+        axes.set(xlim=(max(left, -0.04 * right), right), ylim=(max(bottom, -0.04 * above), above))
+        _name_marks(axes, known, size)
         axes.legend(marks.values(), marks, fontsize=size, **beyond)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     else:
@@ -344,3 +349,26 @@ def _finite_points(points: Points) -> dict[str, Values]:
     arrays = {label: np.array(each, dtype=float).reshape(-1, 2) for label, each in points.items()}
     kept = {label: each[(np.abs(each) <= LARGEST).all(1)] for label, each in arrays.items()}
     return {label: each / (math.log(2), 1) for label, each in kept.items() if len(each)}
+
+
+def _name_marks(axes: Axes, runs: Mapping[str, Values], size: float) -> None:
+    """Write each label beside its mean, as near as marks and other labels permit."""
+    height, inside = canvas.LINE_HEIGHT * size, axes.bbox
+    place = axes.transData.transform
+    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for marks in runs.values() for x, y in place(marks)]
+    for name, values in runs.items():
+        mean, shown = values.mean(0), canvas.printable(shortened(name))
+        x, y = place(mean)
+        width = canvas.text_width(shown, size)
+        right, left = x + BESIDE, x - BESIDE - width
+        sides = [right, left] if right + width < inside.x1 else [left]
+        rises = sorted(np.arange(inside.y0 + height - y, inside.y1 - height - y, 4), key=abs)
+        offers = [
+            Bbox.from_bounds(x0, y + r - height / 2, width, height) for r in (0, *rises) for x0 in sides
+        ]
+        box = next((offer for offer in offers if not offer.count_overlaps(taken)), offers[0])
+        taken.append(box)
+        rise = box.y0 + height / 2 - y
+        line = {"arrowstyle": "-", "color": canvas.SOFT_INK, "shrinkA": 0, "shrinkB": 12}
+        look: dict[str, Any] = {"va": "center", "fontsize": size, "arrowprops": line if abs(rise) > height / 2 else None}
+        axes.annotate(shown, mean, (box.x0 - x, rise), textcoords="offset pixels", **look)

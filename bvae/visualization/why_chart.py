@@ -11,7 +11,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from bvae.config import colour_of
+from bvae.judging.comparison import colour_of
 from bvae.judging.explanation import Diagnosis, Strip, describe_strips, describe_why, percent
 from bvae.records import VerdictName
 from bvae.verdict import SEVERITY

@@ -168,6 +168,15 @@ def test_as_many_components_as_dimensions_reconstruct_exactly(outside: bool) -> 
     assert few.pixel_accuracy < 1.0
 
 
+def test_each_of_several_numbers_of_components_has_the_metrics_that_it_has_alone() -> None:
+    rng = np.random.default_rng(7)
+    corpus = corpus_of(sparse_grids(rng, 40, 4), sparse_grids(rng, 10, 4))
+    found = references(corpus, 2, 5)
+    assert [*found] == [*NAMES[:-1], "PCA, 2 components", "PCA, 5 components"]
+    for count in (2, 5):
+        assert found[f"PCA, {count} components"] == references(corpus, count)["PCA"]
+
+
 @settings(max_examples=5)
 @given(seeds, st.integers(2, 6))
 def test_as_many_components_as_different_grids_reconstruct_exactly(seed: int, count: int) -> None:

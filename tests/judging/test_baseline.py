@@ -262,6 +262,30 @@ def test_explicit_class_weights_are_compared_by_their_ratios(tmp_path: Path) -> 
     assert len(incomparable(baseline, experiment(1.0, *[2.0] * 8, 4.0), CORPUS)) == 1
 
 
+@unit
+def test_settings_are_compared_as_each_shared_option_is_trained(tmp_path: Path) -> None:
+    def experiment(changes: dict[str, Any], **training: Any) -> ExperimentConfig:
+        own = dataclasses.replace(LOSS_OPTIONS["B"], name="B-8", training=changes)
+        return ExperimentConfig(options=(LOSS_OPTIONS["B"], own), training=TrainingConfig(**training))
+
+    first = experiment({"latent_dim": 8})
+    baseline = read_baseline(
+        stored(tmp_path / "baseline.json", compared(first, **{"B": (0.4,), "B-8": (0.3,)}))
+    )
+    assert incomparable(baseline, first, CORPUS) == []
+    assert incomparable(baseline, experiment({"latent_dim": 9}), CORPUS) == [
+        "latent_dim of B-8 was 8 and is 9"
+    ]
+    assert incomparable(baseline, experiment({}), CORPUS) == ["latent_dim of B-8 was 8 and is 32"]
+    assert incomparable(baseline, experiment({"latent_dim": 8}, epochs=6), CORPUS) == [
+        "epochs was 5 and is 6"
+    ]
+    alone = dataclasses.replace(first, options=(dataclasses.replace(first.options[1], training={}),))
+    assert incomparable(baseline, alone, CORPUS) == ["latent_dim of B-8 was 8 and is 32"]
+    same = dataclasses.replace(alone, training=TrainingConfig(latent_dim=8))  # for all options instead
+    assert incomparable(baseline, same, CORPUS) == []
+
+
 def damage(name: str) -> Callable[[dict], object]:
     def run(data: dict) -> dict:
         return data["options"]["B"]["runs"][0]
@@ -272,6 +296,9 @@ def damage(name: str) -> Callable[[dict], object]:
         "no training": lambda data: data.pop("training"),
         "no epochs": lambda data: data["training"].update(epochs=0),
         "options a list": lambda data: data.update(options=[]),
+        "a change of another setting": lambda data: data["options"]["B"].update(training={"device": "cpu"}),
+        "a change to no epochs": lambda data: data["options"]["B"].update(training={"epochs": 0}),
+        "a change to a word": lambda data: data["options"]["B"].update(training={"epochs": "many"}),
         "a name that is no option's": lambda data: data["options"].update(
             {"<script>\x1b[31m|": data["options"]["B"]}
         ),
@@ -288,6 +315,9 @@ def damage(name: str) -> Callable[[dict], object]:
 
 DAMAGES = (
     *(
+        "a change of another setting",
+        "a change to no epochs",
+        "a change to a word",
         "another schema",
         "a schema in words",
         "no training",

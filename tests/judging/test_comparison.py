@@ -13,16 +13,18 @@ from evidence_factory import CORPUS, REFERENCES, controlled, evaluation, result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvae.config import AccuracyBand, ExperimentConfig
+from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
 from bvae.judging.comparison import METRICS, Comparison, Outcomes, compare
 from bvae.records import ControlledMetrics, CorpusRecord, ReconstructionMetrics
 from bvae.report.text import (
     TERMINAL_COLUMNS,
+    describe_epochs,
     describe_setting,
     explain_gate,
     table_head,
     table_rows,
     to_markdown,
+    to_terminal,
     to_text_table,
 )
 from bvae.storage import from_json, to_json
@@ -394,6 +396,38 @@ def test_the_tables_have_a_row_for_each_option_control_and_reference() -> None:
         assert any(line.startswith(f"{name}  ") for line in text)
         assert f"\n| {name} | " in document
     assert set(list(column)[1:TERMINAL_COLUMNS]) >= {"verdict", "object IoU", "classes learned", "accuracy"}
+
+
+def varied(*options: LossOption, **training: Any) -> Comparison:
+    """Return a comparison of options that are trained with other settings."""
+    experiment = ExperimentConfig(options=options, training=TrainingConfig(**training))
+    return compare(CORPUS, experiment, {option.name: {0: result(option.name, 0)} for option in options})
+
+
+def test_texts_say_in_which_settings_options_differ() -> None:
+    b = LOSS_OPTIONS["B"]
+    changed = dataclasses.replace(b, name="B-8", training={"latent_dim": 8, "beta": 0.001, "epochs": 5})
+    other = dataclasses.replace(b, name="B-own", training={"model": "own:make\x1b", "epochs": 12})
+    comparison = varied(b, changed, other)
+    said = (
+        "Settings of options that differ: B-8: latent_dim 8 instead of 32, beta 0.001 instead of 0.004; "
+        "B-own: model own:make\\x1b instead of bvae.beta_vae:BetaVAE, epochs 12 instead of 5."
+    )
+    assert said in describe_setting(comparison)
+    assert said in "\n".join(to_terminal(comparison, [], {}, gate_ran=True))
+    assert said.replace("\\", "") in to_markdown(comparison).replace("\\", "")
+    assert describe_epochs(comparison) == "5 to 12"
+    column = [cell.text for cell in table_head(comparison)].index("active units")
+    latents = {row[0].text: row[column].text.split(" of ")[-1] for row in table_rows(comparison)}
+    assert (latents["B"], latents["B-8"]) == ("32", "8")
+    assert from_json(to_json(comparison), Comparison) == comparison
+
+
+@given(st.integers(1, 100), st.sampled_from([{}, {"latent_dim": 7}]))
+def test_without_a_difference_nothing_is_said_of_settings(epochs: int, changes: dict[str, int]) -> None:
+    comparison = varied(dataclasses.replace(LOSS_OPTIONS["B"], training=changes), epochs=epochs, latent_dim=7)
+    assert "instead of" not in describe_setting(comparison)
+    assert describe_epochs(comparison) == str(epochs)
 
 
 def test_the_tables_survive_undefined_numbers() -> None:

@@ -54,7 +54,7 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
         assert json.loads((run / "config.json").read_text())["option"]["name"] == option
     assert {path.name for path in (session / "comparison").iterdir()} == {
         *("comparison.json", "comparison.md", "curves.png", "examples.png", "reconstructions.png"),
-        "verdicts.png",
+        *("verdicts.png", "tradeoff.png"),
         *("why_A.png", "why_B.png", "why_C.png"),
     }
     for path in filter(Path.is_file, session.rglob("*")):

@@ -349,6 +349,7 @@ def without_ink(*_: object, **__: object) -> None:
 
 PICTURES = {
     "plot_curves": "curves.png",
+    "plot_rate_distortion": "tradeoff.png",
     "plot_comparison": "reconstructions.png",
     "plot_examples": "examples.png",
     "plot_why": "why_A.png",

@@ -19,7 +19,7 @@ def note(step: int = 50, steps: int = 100) -> Note:
 
 
 def test_the_progress_line_shows_runs_speed_and_time_left() -> None:
-    line = describe_progress({"A-seed0": note(), "C-seed0": note()}, 1, 3, 30.0)
+    line = describe_progress({"A-seed0": note(), "C-seed0": note()}, 1, 3, 2 / 3, 30.0)
     assert line == (
         "1 of 3 runs done; A-seed0 epoch 3/5 (50%), C-seed0 epoch 3/5 (50%), 4,000 images/s, about 15 s left"
     )
@@ -29,15 +29,18 @@ def test_a_run_that_may_end_on_a_plateau_has_a_limit_and_no_time_left(tmp_path: 
     listener = ProgressNote(tmp_path, TrainingConfig(epochs=50, until_plateau=3))
     for step in (1, 20):
         listener(Stepped(step=step, steps=20, epoch=2, images=64))
-    line = describe_progress({"A-seed0": read_json(tmp_path / ".progress", Note)}, 1, 3, 30.0)
+    notes = {"A-seed0": read_json(tmp_path / ".progress", Note)}
+    line = describe_progress(notes, 1, 3, 0.5, 30.0)
     assert line.startswith("1 of 3 runs done; A-seed0 epoch 2 of at most 50, ")
     assert "left" not in line
 
 
-@given(st.integers(0, 3), st.integers(0, 6), st.floats(0, 1e5), st.integers(0, 100))
-def test_every_state_gives_a_progress_line(training: int, finished: int, elapsed: float, step: int) -> None:
+@given(st.integers(0, 3), st.integers(0, 6), st.floats(0, 1), st.floats(0, 1e5))
+def test_every_state_gives_a_progress_line(
+    training: int, finished: int, share: float, elapsed: float
+) -> None:
     runs = training + finished + 1
-    line = describe_progress({f"A-seed{i}": note(step) for i in range(training)}, finished, runs, elapsed)
+    line = describe_progress({f"A-seed{i}": note() for i in range(training)}, finished, runs, share, elapsed)
     assert line.startswith(f"{finished} of {runs} runs done")
     assert "\n" not in line
 
