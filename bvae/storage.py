@@ -207,7 +207,7 @@ def open_bounded(path: Path, limit: int) -> Iterator[io.BufferedReader]:
         ValueError: if it is something else or cannot be read; the message is one sentence.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise ValueError(f"{printable(str(path))} is not a file; expected one that bvae wrote")
@@ -223,7 +223,8 @@ def open_bounded(path: Path, limit: int) -> Iterator[io.BufferedReader]:
         raise ValueError(f"{printable(str(path))} could not be read: {reason}") from error
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
+    """Open a file for `open`; a link is refused, and a pipe does not block."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 

@@ -10,6 +10,7 @@ decompression bomb, so only the size distinguishes them.
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import math
 import os
@@ -103,6 +104,30 @@ def brief(text: str) -> str:
     return printable(text if len(text) <= 80 else text[:80] + "…")
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Begin the message of a CorpusError with a path, and raise a CorpusError if the path cannot be read."""
+    try:
+        yield
+    except CorpusError as error:
+        raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
+    except OSError as error:
+        raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def open_archive(file: io.BufferedReader) -> Iterator[zipfile.ZipFile]:
+    """Open an archive. Raises CorpusError if it, or a member that is read meanwhile, is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except CorpusError:
+        raise
+    except ARCHIVE_ERRORS as error:
+        reason = brief(str(error)) or "it ends too early"
+        raise CorpusError(f"is a damaged or unsupported archive ({reason})") from None
+
+
 def read_grids(
     path: str | os.PathLike[str],
     grid_size: int,
@@ -117,22 +142,22 @@ def read_grids(
     `grid_size` rows and columns. The values of an `.npz` are checked: they are 0 to classes − 1, and the
     padding value becomes `OUTSIDE`. The values of a `.npy` are checked later, by `walk`. Raises CorpusError.
     """
-    try:
+    with naming(path):
         if not Path(path).is_file():
             raise CorpusError("is not a regular file; expected a .npy or .npz file")
         with BoundedReads(io.FileIO(path)) as file:
             start = file.read(MAX_HEADER_BYTES)
             if start.startswith(npy_format.MAGIC_PREFIX) and not member:
-                return StoredGrids(_map_npy(file, _parse_header(start, "array"), grid_size))
+                header = _parse_header(start, "array")
+                _check_claims(header, "array", os.fstat(file.fileno()).st_size, grid_size)
+                dtype, shape, order, length = header
+                return StoredGrids(np.memmap(file, dtype, "r", length, shape, order))
             if start.startswith(b"PK"):
-                return _read_npz(file, grid_size, padding_value, classes, member)
+                with open_archive(file) as archive:
+                    return _read_npz(archive, grid_size, padding_value, classes, member)
         if member:
             raise CorpusError(f"has no array {brief(member)}; expected a .npz file before the #")
         raise CorpusError("is not an array file; expected a file written by numpy.save or numpy.savez")
-    except CorpusError as error:
-        raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
-    except OSError as error:
-        raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
 
 
 def walk(
@@ -155,33 +180,17 @@ def walk(
         yield slice(start, start + len(block)), block
 
 
-def _map_npy(file: io.BufferedReader, header: _Header, grid_size: int) -> Integers:
-    """Map the array of an open `.npy` file."""
-    _check_claims(header, "array", os.fstat(file.fileno()).st_size, grid_size)
-    dtype, shape, order, length = header
-    return np.memmap(file, dtype=dtype, mode="r", offset=length, shape=shape, order=order)
-
-
 def _read_npz(
-    file: io.BufferedReader, grid_size: int, padding_value: int | None, classes: int, member: str
+    archive: zipfile.ZipFile, grid_size: int, padding_value: int | None, classes: int, asked: str
 ) -> StoredGrids:
     """Read the training and validation arrays of an open `.npz` file."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = _choose_members(archive, member)
-            if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
-                limit = MAX_NPZ_BYTES // 2**20
-                raise CorpusError(
-                    f"unpacks to more than {limit} MiB; save it as uint8, or as .npy, which has no such limit"
-                )
-            return StoredGrids(
-                *(_read_member(archive, member, grid_size, padding_value, classes) for member in members)
-            )
-    except CorpusError:
-        raise
-    except ARCHIVE_ERRORS as error:
-        reason = brief(str(error)) or "it ends too early"
-        raise CorpusError(f"is a damaged or unsupported archive ({reason})") from None
+    members = _choose_members(archive, asked)
+    if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
+        limit = MAX_NPZ_BYTES // 2**20
+        raise CorpusError(
+            f"unpacks to more than {limit} MiB; save it as uint8, or as .npy, which has no such limit"
+        )
+    return StoredGrids(*(_read_member(archive, each, grid_size, padding_value, classes) for each in members))
 
 
 def members_by_name(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
