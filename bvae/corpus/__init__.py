@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE, Classes, GridSize
-from bvae.corpus import arc, atomic, objects
-from bvae.corpus.array_files import CorpusError, read_grids
+from bvae.corpus import arc, atomic
+from bvae.corpus.array_files import CorpusError, naming, read_grids
 from bvae.corpus.splits import Grids, LazyGrids, Source, hold_out, named, split
 from bvae.corpus.task_files import is_array_file, read_tasks
 from bvae.storage import printable
@@ -136,10 +136,8 @@ def load_corpus(
         name, sources = _built_in(spec, size, padding_value)
     else:
         name, size, sources = _read(spec, grid_size, padding_value, bound)
-    try:
+    with naming(spec):
         found = split(sources, size, classes)
-    except CorpusError as error:
-        raise CorpusError(f"{printable(spec)}: {error}") from None
     _check_padding(padding_value, len(found.class_counts))
     return Corpus(name=name, spec=spec, grid_size=size, **vars(found))
 
@@ -159,10 +157,10 @@ def _built_in(spec: str, grid_size: int, padding_value: int | None) -> tuple[str
             f"padding value {padding_value} is for files only, and {printable(spec)} is built in"
         )
     if spec == "arc":
-        return spec, named(*arc.load(grid_size), OUTSIDE)
+        return spec, named(*arc.load_grids(grid_size), OUTSIDE)
     count = _generated_count(spec, grid_size)
     if spec.startswith("objects"):
-        return f"objects:{count}", named(*objects.load(count))
+        return f"objects:{count}", named(*arc.load_objects(count))
     return f"atomic:{count}", hold_out(atomic.generate(count).grids)
 
 

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab import ROOT
 
-from bvae.corpus import OUTSIDE, load_corpus, objects
-from bvae.corpus.arc import TaskGrid, task_grids
-from bvae.corpus.objects import ObjectGrids, Pool, generate, object_pools
+from bvae.corpus import OUTSIDE, arc, load_corpus
+from bvae.corpus.arc import ObjectGrids, Pool, TaskGrid, generate, object_pools, task_grids
 from bvae.evaluation.objects import class_counts, find_objects
 
 unit = pytest.mark.unit
@@ -52,7 +51,7 @@ def many(pools: tuple[Pool, Pool]) -> ObjectGrids:
 
 @pytest.fixture
 def tasks_read_once(tasks: list[TaskGrid], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "task_grids", lambda: tasks)
+    monkeypatch.setattr(arc, "task_grids", lambda: tasks)
 
 
 def as_object(cells: list[tuple[int, int]], colour: int) -> Object:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bvae.config import OUTSIDE
-from bvae.corpus.objects import Pool, generate
+from bvae.corpus.arc import Pool, generate
 from bvae.evaluation.controls import extent
 from bvae.evaluation.metrics import score_with_control
 from bvae.evaluation.objects import connected_sets, find_objects, grid_object_iou, score_objects
