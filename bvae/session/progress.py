@@ -59,15 +59,11 @@ class ProgressNote:
             epochs=self.epochs,
             images_per_second=self._images / max(now - self._since, 1e-9),
         )
-        _keep(note, self.path)
         self._since, self._images = now, 0
-
-
-def _keep(note: Note, path: Path) -> None:
-    new = path.with_suffix(".new")
-    with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
-        new.write_bytes(to_json(note))
-        new.replace(path)
+        new = self.path.with_suffix(".new")
+        with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
+            new.write_bytes(to_json(note))
+            new.replace(self.path)
 
 
 def _read(directory: Path) -> Note | None:
