@@ -17,7 +17,7 @@ import numpy.typing as npt
 from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE, Classes, GridSize
 from bvae.corpus import arc, atomic
 from bvae.corpus.array_files import CorpusError, naming, read_grids
-from bvae.corpus.splits import Grids, LazyGrids, Source, hold_out, named, split
+from bvae.corpus.splits import Grids, LazyGrids, Source, Splits, hold_out, named, split
 from bvae.corpus.task_files import is_array_file, read_tasks
 from bvae.storage import printable
 
@@ -31,7 +31,7 @@ GENERATED_SIZE = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Corpus:
+class Corpus(Splits):
     """Training and validation grids, and their statistics.
 
     Attributes:
@@ -51,14 +51,6 @@ class Corpus:
     name: str
     spec: str
     grid_size: int
-    train: Grids
-    val: Grids
-    fingerprint: str
-    class_counts: tuple[int, ...]
-    background_rate: float
-    has_outside: bool
-    duplicates: int
-    duplicates_sampled: bool
 
     @property
     def classes(self) -> int:
