@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def brief(text: str) -> str:
+    """Escape and shorten text from a file for use in a message."""
+    return printable(text if len(text) <= 80 else text[:80] + "…")
+
+
 def escaped(record: T) -> T:
     """Return a dataclass with every text in it printable."""
 
@@ -327,16 +332,11 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise ValueError(f"{printable(str(path))}: {error}") from error
 
 
-def digest(data: bytes) -> str:
-    """Return the SHA-256 of bytes, in hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def sealed(record: T) -> T:
     """Return a dataclass whose `seal` is the digest of its JSON with an empty seal."""
     unsealed = dataclasses.replace(record, seal="")  # type: ignore[type-var]
     as_read = msgspec.convert(msgspec.to_builtins(unsealed), type(record))  # a whole number becomes a float
-    return dataclasses.replace(record, seal=digest(to_json(as_read)))  # type: ignore[type-var]
+    return dataclasses.replace(record, seal=hashlib.sha256(to_json(as_read)).hexdigest())  # type: ignore[type-var]
 
 
 def is_sealed(record: Any) -> bool:

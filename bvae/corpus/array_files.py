@@ -29,7 +29,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE
-from bvae.storage import printable
+from bvae.storage import brief, printable
 
 MAX_GRIDS = 2**25
 MAX_NPZ_BYTES = 256 * 2**20
@@ -97,11 +97,6 @@ class BoundedReads(io.BufferedReader):
         if size > BLOCK_BYTES:
             raise zipfile.BadZipFile("its directory is too large")
         return super().read(size)
-
-
-def brief(text: str) -> str:
-    """Escape and shorten text from a file for use in a message."""
-    return printable(text if len(text) <= 80 else text[:80] + "…")
 
 
 @contextlib.contextmanager
@@ -186,9 +181,9 @@ def _read_npz(
     """Read the training and validation arrays of an open `.npz` file."""
     members = _choose_members(archive, asked)
     if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
-        limit = MAX_NPZ_BYTES // 2**20
+        limit = f"{MAX_NPZ_BYTES // 2**20} MiB"
         raise CorpusError(
-            f"unpacks to more than {limit} MiB; save it as uint8, or as .npy, which has no such limit"
+            f"unpacks to more than {limit}; save it as uint8, or as .npy, which has no such limit"
         )
     return StoredGrids(*(_read_member(archive, each, grid_size, padding_value, classes) for each in members))
 
@@ -243,12 +238,11 @@ def _read_member(
     """Decompress one array a block at a time, narrowing it to uint8 as it arrives."""
     name = brief(member.filename.removesuffix(".npy"))
     check_member(member, name)
-    with archive.open(member) as stream:
-        header = _parse_header(stream.read(MAX_HEADER_BYTES), name)
-    _check_claims(header, name, member.file_size, grid_size)
     cells = bytearray()
     with archive.open(member) as stream:
-        stream.read(header.length)
+        header = _parse_header(stream.read(MAX_HEADER_BYTES), name)
+        _check_claims(header, name, member.file_size, grid_size)
+        stream.seek(header.length)
         while block := stream.read(BLOCK_BYTES):
             if len(block) % header.dtype.itemsize:
                 break
@@ -305,16 +299,7 @@ def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int)
     count, rows, columns = header.shape
     if not count * rows * columns:
         raise CorpusError(f"{name} is empty: its shape is {header.shape}")
-    check_size(name, max(rows, columns), f"{rows}×{columns}", grid_size)
-    if count > MAX_GRIDS:
-        raise CorpusError(f"{name} has {count} grids; expected at most {MAX_GRIDS}")
-    promised, held = math.prod(header.shape) * header.dtype.itemsize, stored_bytes - header.length
-    if held != promised:
-        raise CorpusError(f"{name} declares {promised} bytes of grids, but the file holds {held}")
-
-
-def check_size(name: str, side: int, shown: str, grid_size: int) -> None:
-    """Refuse grids whose longer side does not fit."""
+    side, shown = max(rows, columns), f"{rows}×{columns}"
     if side > MAX_GRID_SIZE:
         raise CorpusError(f"{name} has grids of {shown}; expected at most {MAX_GRID_SIZE} rows and columns")
     if side > grid_size:
@@ -322,6 +307,11 @@ def check_size(name: str, side: int, shown: str, grid_size: int) -> None:
             f"{name} has grids of {shown}, larger than the grid size {grid_size}; add --grid-size={side} or "
             "--grid-size=auto"
         )
+    if count > MAX_GRIDS:
+        raise CorpusError(f"{name} has {count} grids; expected at most {MAX_GRIDS}")
+    promised, held = math.prod(header.shape) * header.dtype.itemsize, stored_bytes - header.length
+    if held != promised:
+        raise CorpusError(f"{name} declares {promised} bytes of grids, but the file holds {held}")
 
 
 def check_values(

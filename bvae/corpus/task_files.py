@@ -29,7 +29,6 @@ from bvae.corpus.array_files import (
     BLOCK_BYTES,
     BoundedReads,
     CorpusError,
-    brief,
     check_member,
     check_values,
     members_by_name,
@@ -37,7 +36,7 @@ from bvae.corpus.array_files import (
     open_archive,
 )
 from bvae.corpus.splits import Source, hold_out, is_held_out, named
-from bvae.storage import open_at_once, printable
+from bvae.storage import brief, open_at_once, printable
 
 MAX_FILES = 100_000
 """Maximum number of files and folders in a collection."""
