@@ -111,10 +111,8 @@ def _has_locks(folder: Path) -> bool:
 
 def make_folder(path: Path) -> None:
     """Make a folder in an existing parent folder, if it does not exist yet. Raises StorageError."""
-    try:
+    with _refusing(path, "made"):
         path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise _refused(path, "made", error) from error
 
 
 def atomic_write(path: Path, data: bytes, *others: Path) -> None:
@@ -137,10 +135,8 @@ def atomic_write(path: Path, data: bytes, *others: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, if there is one. Raises StorageError."""
-    try:
+    with _refusing(path, "removed"):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _refused(path, "removed", error) from error
 
 
 def _link(path: Path, other: Path) -> None:
@@ -154,7 +150,7 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    try:
+    with _refusing(path, "written"):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -168,8 +164,6 @@ def _write(path: Path, data: bytes) -> None:
                 Path(name).unlink()
             raise
         _flush_names(path.parent)
-    except OSError as error:
-        raise _refused(path, "written", error) from error
 
 
 def _open_to_readers(path: Path) -> None:
@@ -196,11 +190,16 @@ def _flush_names(folder: Path) -> None:
         )
 
 
-def _refused(path: Path, what: str, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path} could not be {what}: {error.strerror or error}. Files written before are complete; "
-        "make room or restore access and resume the session"
-    )
+@contextlib.contextmanager
+def _refusing(path: Path, what: str) -> Iterator[None]:
+    """Raise StorageError if the system refuses what is done to a path."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be {what}: {error.strerror or error}. Files written before are complete; "
+            "make room or restore access and resume the session"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -142,15 +142,10 @@ class ProgressDisplay(threading.Thread):
             time.monotonic() - self._began,
         )
         if self.live:
-            self.write(f"\r\x1b[K{line[: terminal_width()]}")
+            self.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
         elif (state := (finished, *((name, note.epoch) for name, note in notes.items()))) != self._shown:
             self._shown = state
             self.write(f"{line}\n")
 
     def _finished(self) -> frozenset[str]:
         return frozenset(run.name for run in self.runs if (self.session / run.name / RESULT).exists())
-
-
-def terminal_width() -> int:
-    """Return the number of columns that a line may take."""
-    return shutil.get_terminal_size().columns - 1
