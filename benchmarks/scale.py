@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.turns import MEGABYTE, STATUS, Measured, Plan, measure
 from bvae.corpus import COUNTS
-from bvae.corpus.atomic import SIZE, generate
+from bvae.corpus.built_in import SIZE, generate_atomic
 
 DESCRIPTION = """\
 Trains on procedural corpora of three sizes and on a .npy file that it writes into the temporary folder
@@ -42,7 +42,7 @@ ALLOWED_GROWTH = 600
 
 def write_grids(path: Path, megabytes: float) -> int:
     """Write about `megabytes` of procedural grids to a `.npy` file; return the number of grids."""
-    pool = generate(20_000).grids
+    pool = generate_atomic(20_000).grids
     count = max(20, round(megabytes * MEGABYTE / SIZE**2))
     rng = np.random.default_rng(0)
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIZE, SIZE)}

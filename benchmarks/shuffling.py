@@ -16,7 +16,7 @@ import torch
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import Corpus, load_corpus
-from bvae.corpus.atomic import generate
+from bvae.corpus.built_in import generate_atomic
 from bvae.hardware import resolve_precision
 from bvae.trainer import Trainer
 from bvae.training import optimization
@@ -38,7 +38,7 @@ BLOCKS = optimization.WINDOW_CELLS // optimization.BLOCK_CELLS
 
 def write_sorted(path: Path, count: int) -> None:
     """Save `count` procedural grids, sorted by increasing background."""
-    grids = generate(count).grids
+    grids = generate_atomic(count).grids
     np.save(path, grids[np.argsort((grids == 0).sum((1, 2)), kind="stable")])
 
 

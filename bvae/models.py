@@ -102,14 +102,10 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
 
 def _takes_classes(factory: Callable[..., object]) -> bool:
     try:
-        parameters = inspect.signature(factory).parameters.values()
-    except ValueError:  # some built-in functions have no signature
+        inspect.signature(factory).bind_partial(classes=DEFAULT_CLASSES)
+    except (TypeError, ValueError):  # some built-in functions have no signature
         return False
-    keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return any(
-        parameter.kind is parameter.VAR_KEYWORD or (parameter.name == "classes" and parameter.kind in keyword)
-        for parameter in parameters
-    )
+    return True
 
 
 def check_model(
@@ -297,29 +293,28 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
 
 def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a model's reconstruction of grids `[B, H, W]` in evaluation mode, from the posterior mean."""
-    with evaluating(model), torch.inference_mode():
-        predicted: NDArray[np.uint8] = model(_copied(model, grids))[0].argmax(1).byte().cpu().numpy()
-    return predicted
+    return _classes(_evaluated(model, model, grids)[0])
 
 
 def encode(model: GridModel, grids: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return posterior mean and log variance, each `[B, Z]`, of grids `[B, H, W]` in evaluation mode."""
-    with evaluating(model), torch.inference_mode():
-        mean, log_variance = (part.float().cpu().numpy() for part in model.encode(_copied(model, grids)))
+    mean, log_variance = (part.float().cpu().numpy() for part in _evaluated(model, model.encode, grids))
     return mean, log_variance
 
 
 def decode(model: GridModel, latents: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Return the most probable classes `[B, H, W]` of latents `[B, Z]` in evaluation mode."""
+    return _classes(_evaluated(model, model.decode, latents.astype(np.float32)))
+
+
+def _evaluated(model: GridModel, method: Callable[[Tensor], Any], values: NDArray[Any]) -> Any:
+    """Return what a method of the model returns in evaluation mode for a copy, which it may write into."""
     with evaluating(model), torch.inference_mode():
-        logits = model.decode(_copied(model, latents.astype(np.float32)))
-        predicted: NDArray[np.uint8] = logits.argmax(1).byte().cpu().numpy()
-    return predicted
+        return method(torch.tensor(values, device=next(model.parameters()).device))
 
 
-def _copied(model: GridModel, values: NDArray[Any]) -> Tensor:
-    """Return a copy on the device of the model, which may write into it."""
-    return torch.tensor(values, device=next(model.parameters()).device)
+def _classes(logits: Tensor) -> NDArray[np.uint8]:
+    return np.asarray(logits.argmax(1).byte().cpu())
 
 
 def newest_model(directory: Path, run: RunConfig) -> GridModel | None:

@@ -157,11 +157,8 @@ def uses_experiments(config: pytest.Config) -> bool:
     if is_worker(config):
         return joins_session(config)
     if USES not in config.stash:
-        sources = [path.read_bytes() for path in collected_files(config)]
-        used, defined = set[str](), set[str]()
-        for source in sources:
-            found = names_in(source)
-            used, defined = used | found[0], defined | found[1]
+        found = [names_in(path.read_bytes()) for path in collected_files(config)]
+        used, defined = (set[str]().union(*(names[part] for names in found)) for part in (0, 1))
         config.stash[USES] = bool(used - defined)
     return config.stash[USES]
 

@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def brief(text: str) -> str:
+    """Escape and shorten text from a file for use in a message."""
+    return printable(text if len(text) <= 80 else text[:80] + "…")
+
+
 def escaped(record: T) -> T:
     """Return a dataclass with every text in it printable."""
 
@@ -106,10 +111,8 @@ def _has_locks(folder: Path) -> bool:
 
 def make_folder(path: Path) -> None:
     """Make a folder in an existing parent folder, if it does not exist yet. Raises StorageError."""
-    try:
+    with _refusing(path, "made"):
         path.mkdir(exist_ok=True)
-    except OSError as error:
-        raise _refused(path, "made", error) from error
 
 
 def atomic_write(path: Path, data: bytes, *others: Path) -> None:
@@ -132,10 +135,8 @@ def atomic_write(path: Path, data: bytes, *others: Path) -> None:
 
 def remove(path: Path) -> None:
     """Remove a file, if there is one. Raises StorageError."""
-    try:
+    with _refusing(path, "removed"):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise _refused(path, "removed", error) from error
 
 
 def _link(path: Path, other: Path) -> None:
@@ -149,7 +150,7 @@ def _link(path: Path, other: Path) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    try:
+    with _refusing(path, "written"):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
@@ -163,8 +164,6 @@ def _write(path: Path, data: bytes) -> None:
                 Path(name).unlink()
             raise
         _flush_names(path.parent)
-    except OSError as error:
-        raise _refused(path, "written", error) from error
 
 
 def _open_to_readers(path: Path) -> None:
@@ -191,11 +190,16 @@ def _flush_names(folder: Path) -> None:
         )
 
 
-def _refused(path: Path, what: str, error: OSError) -> StorageError:
-    return StorageError(
-        f"{path} could not be {what}: {error.strerror or error}. Files written before are complete; "
-        "make room or restore access and resume the session"
-    )
+@contextlib.contextmanager
+def _refusing(path: Path, what: str) -> Iterator[None]:
+    """Raise StorageError if the system refuses what is done to a path."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{path} could not be {what}: {error.strerror or error}. Files written before are complete; "
+            "make room or restore access and resume the session"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -207,7 +211,7 @@ def open_bounded(path: Path, limit: int) -> Iterator[io.BufferedReader]:
         ValueError: if it is something else or cannot be read; the message is one sentence.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise ValueError(f"{printable(str(path))} is not a file; expected one that bvae wrote")
@@ -223,7 +227,8 @@ def open_bounded(path: Path, limit: int) -> Iterator[io.BufferedReader]:
         raise ValueError(f"{printable(str(path))} could not be read: {reason}") from error
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
+    """Open a file for `open`; a link is refused, and a pipe does not block."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -330,16 +335,11 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise ValueError(f"{printable(str(path))}: {error}") from error
 
 
-def digest(data: bytes) -> str:
-    """Return the SHA-256 of bytes, in hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def sealed(record: T) -> T:
     """Return a dataclass whose `seal` is the digest of its JSON with an empty seal."""
     unsealed = dataclasses.replace(record, seal="")  # type: ignore[type-var]
     as_read = msgspec.convert(msgspec.to_builtins(unsealed), type(record))  # a whole number becomes a float
-    return dataclasses.replace(record, seal=digest(to_json(as_read)))  # type: ignore[type-var]
+    return dataclasses.replace(record, seal=hashlib.sha256(to_json(as_read)).hexdigest())  # type: ignore[type-var]
 
 
 def is_sealed(record: Any) -> bool:

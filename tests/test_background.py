@@ -23,8 +23,7 @@ from bvae.config import LOSS_OPTIONS, OUTSIDE, ConfigError, ExperimentConfig
 from bvae.corpus import CorpusError, load_corpus
 from bvae.evaluation import controls
 from bvae.evaluation.measure import foreground_gradient_share
-from bvae.evaluation.metrics import score_with_control
-from bvae.evaluation.objects import class_counts, find_objects
+from bvae.evaluation.metrics import class_counts, find_objects, score_with_control
 from bvae.judging.baseline import incomparable, read_baseline
 from bvae.judging.comparison import Comparison, compare, painting_threshold
 from bvae.judging.explanation import Diagnosis, explain_why

@@ -19,8 +19,7 @@ from bvae.beta_vae import BetaVAE, one_hot, option_weights
 from bvae.config import LOSS_OPTIONS, OUTSIDE, LossOption, RunConfig, TrainingConfig
 from bvae.corpus import CorpusError, load_corpus
 from bvae.evaluation import controls, objects
-from bvae.evaluation.metrics import Tally
-from bvae.evaluation.objects import find_objects
+from bvae.evaluation.metrics import Tally, find_objects
 from bvae.losses import BetaVAELoss, focal_loss
 from bvae.models import ModelError, build_model, check_model, load_model
 from bvae.options import parse_experiment

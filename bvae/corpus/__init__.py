@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE, Background, Classes, GridSize
-from bvae.corpus import arc, atomic, objects
-from bvae.corpus.array_files import CorpusError, read_grids
-from bvae.corpus.splits import Grids, LazyGrids, Source, hold_out, named, split
+from bvae.corpus import built_in
+from bvae.corpus.array_files import CorpusError, naming, read_grids
+from bvae.corpus.splits import Grids, LazyGrids, Source, Splits, hold_out, named, split
 from bvae.corpus.task_files import is_array_file, read_tasks
 from bvae.storage import printable
 
@@ -26,12 +26,10 @@ __all__ = ["OUTSIDE", "Corpus", "CorpusError", "Grids", "LazyGrids", "load_corpu
 GRID_SIZES = range(1, MAX_GRID_SIZE + 1)
 COUNTS = range(20, 1_000_001)
 DEFAULT_COUNT = 20_000
-GENERATED_SIZE = 16
-"""Height and width of the grids of `objects` and `atomic`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Corpus:
+class Corpus(Splits):
     """Training and validation grids, and their statistics.
 
     Attributes:
@@ -51,15 +49,6 @@ class Corpus:
     name: str
     spec: str
     grid_size: int
-    train: Grids
-    val: Grids
-    fingerprint: str
-    class_counts: tuple[int, ...]
-    background: int = 0
-    background_rate: float
-    has_outside: bool
-    duplicates: int
-    duplicates_sampled: bool
 
     @property
     def classes(self) -> int:
@@ -126,7 +115,7 @@ def load_corpus(
         raise CorpusError(
             f"grid size {grid_size} is not supported; expected --grid-size from 1 to {MAX_GRID_SIZE}, or auto"
         )
-    size = GENERATED_SIZE if grid_size == "auto" else grid_size
+    size = built_in.SIZE if grid_size == "auto" else grid_size
     if is_built_in(spec):
         classes = DEFAULT_CLASSES if classes == "auto" else classes
         if classes < DEFAULT_CLASSES:
@@ -140,10 +129,8 @@ def load_corpus(
         name, sources = _built_in(spec, size, padding_value)
     else:
         name, size, sources = _read(spec, grid_size, padding_value, bound)
-    try:
+    with naming(spec):
         found = split(sources, size, classes, background)
-    except CorpusError as error:
-        raise CorpusError(f"{printable(spec)}: {error}") from None
     _check_padding(padding_value, len(found.class_counts))
     return Corpus(name=name, spec=spec, grid_size=size, **vars(found))
 
@@ -163,11 +150,11 @@ def _built_in(spec: str, grid_size: int, padding_value: int | None) -> tuple[str
             f"padding value {padding_value} is for files only, and {printable(spec)} is built in"
         )
     if spec == "arc":
-        return spec, named(*arc.load(grid_size), OUTSIDE)
+        return spec, named(*built_in.load_arc(grid_size), OUTSIDE)
     count = _generated_count(spec, grid_size)
     if spec.startswith("objects"):
-        return f"objects:{count}", named(*objects.load(count))
-    return f"atomic:{count}", hold_out(atomic.generate(count).grids)
+        return f"objects:{count}", named(*built_in.load_objects(count))
+    return f"atomic:{count}", hold_out(built_in.generate_atomic(count).grids)
 
 
 def _read(
@@ -178,9 +165,9 @@ def _read(
     if _is_missing(spec):
         path, _, member = spec.rpartition("#")
     if _is_missing(path):
-        built_in = f"objects, arc or atomic; objects:N or atomic:N with N of {COUNTS[0]} or more"
+        known = f"objects, arc or atomic; objects:N or atomic:N with N of {COUNTS[0]} or more"
         raise CorpusError(
-            f"'{printable(spec)}' is neither a built-in corpus ({built_in}) nor an existing file or folder"
+            f"'{printable(spec)}' is neither a built-in corpus ({known}) nor an existing file or folder"
         )
     name = printable(Path(spec).name or spec)
     if not (member or is_array_file(path)):
@@ -206,8 +193,8 @@ def _is_missing(path: str) -> bool:
 
 def _generated_count(spec: str, grid_size: int) -> int:
     """Read N of "objects:N" or "atomic:N"."""
-    if grid_size < GENERATED_SIZE:
-        size = f"{GENERATED_SIZE}×{GENERATED_SIZE}"
+    if grid_size < built_in.SIZE:
+        size = f"{built_in.SIZE}×{built_in.SIZE}"
         raise CorpusError(f"{printable(spec)}: grids of {size} do not fit the grid size {grid_size}")
     kind, colon, digits = spec.partition(":")
     if not colon:

@@ -10,6 +10,7 @@ decompression bomb, so only the size distinguishes them.
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import math
 import os
@@ -28,7 +29,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy_format
 
 from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE
-from bvae.storage import printable
+from bvae.storage import brief, printable
 
 MAX_GRIDS = 2**25
 MAX_NPZ_BYTES = 256 * 2**20
@@ -98,9 +99,28 @@ class BoundedReads(io.BufferedReader):
         return super().read(size)
 
 
-def brief(text: str) -> str:
-    """Escape and shorten text from a file for use in a message."""
-    return printable(text if len(text) <= 80 else text[:80] + "…")
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Begin the message of a CorpusError with a path, and raise a CorpusError if the path cannot be read."""
+    try:
+        yield
+    except CorpusError as error:
+        raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
+    except OSError as error:
+        raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
+
+
+@contextlib.contextmanager
+def open_archive(file: io.BufferedReader) -> Iterator[zipfile.ZipFile]:
+    """Open an archive. Raises CorpusError if it, or a member that is read meanwhile, is damaged."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except CorpusError:
+        raise
+    except ARCHIVE_ERRORS as error:
+        reason = brief(str(error)) or "it ends too early"
+        raise CorpusError(f"is a damaged or unsupported archive ({reason})") from None
 
 
 def read_grids(
@@ -117,22 +137,22 @@ def read_grids(
     `grid_size` rows and columns. The values of an `.npz` are checked: they are 0 to classes − 1, and the
     padding value becomes `OUTSIDE`. The values of a `.npy` are checked later, by `walk`. Raises CorpusError.
     """
-    try:
+    with naming(path):
         if not Path(path).is_file():
             raise CorpusError("is not a regular file; expected a .npy or .npz file")
         with BoundedReads(io.FileIO(path)) as file:
             start = file.read(MAX_HEADER_BYTES)
             if start.startswith(npy_format.MAGIC_PREFIX) and not member:
-                return StoredGrids(_map_npy(file, _parse_header(start, "array"), grid_size))
+                header = _parse_header(start, "array")
+                _check_claims(header, "array", os.fstat(file.fileno()).st_size, grid_size)
+                dtype, shape, order, length = header
+                return StoredGrids(np.memmap(file, dtype, "r", length, shape, order))
             if start.startswith(b"PK"):
-                return _read_npz(file, grid_size, padding_value, classes, member)
+                with open_archive(file) as archive:
+                    return _read_npz(archive, grid_size, padding_value, classes, member)
         if member:
             raise CorpusError(f"has no array {brief(member)}; expected a .npz file before the #")
         raise CorpusError("is not an array file; expected a file written by numpy.save or numpy.savez")
-    except CorpusError as error:
-        raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
-    except OSError as error:
-        raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
 
 
 def walk(
@@ -155,33 +175,17 @@ def walk(
         yield slice(start, start + len(block)), block
 
 
-def _map_npy(file: io.BufferedReader, header: _Header, grid_size: int) -> Integers:
-    """Map the array of an open `.npy` file."""
-    _check_claims(header, "array", os.fstat(file.fileno()).st_size, grid_size)
-    dtype, shape, order, length = header
-    return np.memmap(file, dtype=dtype, mode="r", offset=length, shape=shape, order=order)
-
-
 def _read_npz(
-    file: io.BufferedReader, grid_size: int, padding_value: int | None, classes: int, member: str
+    archive: zipfile.ZipFile, grid_size: int, padding_value: int | None, classes: int, asked: str
 ) -> StoredGrids:
     """Read the training and validation arrays of an open `.npz` file."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = _choose_members(archive, member)
-            if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
-                limit = MAX_NPZ_BYTES // 2**20
-                raise CorpusError(
-                    f"unpacks to more than {limit} MiB; save it as uint8, or as .npy, which has no such limit"
-                )
-            return StoredGrids(
-                *(_read_member(archive, member, grid_size, padding_value, classes) for member in members)
-            )
-    except CorpusError:
-        raise
-    except ARCHIVE_ERRORS as error:
-        reason = brief(str(error)) or "it ends too early"
-        raise CorpusError(f"is a damaged or unsupported archive ({reason})") from None
+    members = _choose_members(archive, asked)
+    if sum(member.file_size for member in members) > MAX_NPZ_BYTES:
+        limit = f"{MAX_NPZ_BYTES // 2**20} MiB"
+        raise CorpusError(
+            f"unpacks to more than {limit}; save it as uint8, or as .npy, which has no such limit"
+        )
+    return StoredGrids(*(_read_member(archive, each, grid_size, padding_value, classes) for each in members))
 
 
 def members_by_name(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -234,12 +238,11 @@ def _read_member(
     """Decompress one array a block at a time, narrowing it to uint8 as it arrives."""
     name = brief(member.filename.removesuffix(".npy"))
     check_member(member, name)
-    with archive.open(member) as stream:
-        header = _parse_header(stream.read(MAX_HEADER_BYTES), name)
-    _check_claims(header, name, member.file_size, grid_size)
     cells = bytearray()
     with archive.open(member) as stream:
-        stream.read(header.length)
+        header = _parse_header(stream.read(MAX_HEADER_BYTES), name)
+        _check_claims(header, name, member.file_size, grid_size)
+        stream.seek(header.length)
         while block := stream.read(BLOCK_BYTES):
             if len(block) % header.dtype.itemsize:
                 break
@@ -296,16 +299,7 @@ def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int)
     count, rows, columns = header.shape
     if not count * rows * columns:
         raise CorpusError(f"{name} is empty: its shape is {header.shape}")
-    check_size(name, max(rows, columns), f"{rows}×{columns}", grid_size)
-    if count > MAX_GRIDS:
-        raise CorpusError(f"{name} has {count} grids; expected at most {MAX_GRIDS}")
-    promised, held = math.prod(header.shape) * header.dtype.itemsize, stored_bytes - header.length
-    if held != promised:
-        raise CorpusError(f"{name} declares {promised} bytes of grids, but the file holds {held}")
-
-
-def check_size(name: str, side: int, shown: str, grid_size: int) -> None:
-    """Refuse grids whose longer side does not fit."""
+    side, shown = max(rows, columns), f"{rows}×{columns}"
     if side > MAX_GRID_SIZE:
         raise CorpusError(f"{name} has grids of {shown}; expected at most {MAX_GRID_SIZE} rows and columns")
     if side > grid_size:
@@ -313,6 +307,11 @@ def check_size(name: str, side: int, shown: str, grid_size: int) -> None:
             f"{name} has grids of {shown}, larger than the grid size {grid_size}; add --grid-size={side} or "
             "--grid-size=auto"
         )
+    if count > MAX_GRIDS:
+        raise CorpusError(f"{name} has {count} grids; expected at most {MAX_GRIDS}")
+    promised, held = math.prod(header.shape) * header.dtype.itemsize, stored_bytes - header.length
+    if held != promised:
+        raise CorpusError(f"{name} declares {promised} bytes of grids, but the file holds {held}")
 
 
 def check_values(

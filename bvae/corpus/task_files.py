@@ -29,13 +29,14 @@ from bvae.corpus.array_files import (
     BLOCK_BYTES,
     BoundedReads,
     CorpusError,
-    brief,
     check_member,
     check_values,
     members_by_name,
+    naming,
+    open_archive,
 )
 from bvae.corpus.splits import Source, hold_out, is_held_out, named
-from bvae.storage import printable
+from bvae.storage import brief, open_at_once, printable
 
 MAX_FILES = 100_000
 """Maximum number of files and folders in a collection."""
@@ -128,7 +129,7 @@ def read_tasks(
     Raises:
         CorpusError: if the collection cannot be read or has too few grids.
     """
-    try:
+    with naming(path):
         tasks = _read(_files(path), padding_value, classes)
         largest = max(chain(*tasks.values()), key=_side)
         size = _side(largest) if grid_size == "auto" else grid_size
@@ -146,10 +147,6 @@ def read_tasks(
         expected = "at least 1 and 2: whole tasks are held out by the hash of their ids, so add tasks"
         _check_enough(len(splits[0]) >= 1 and len(splits[1]) >= 2, found, expected, size, largest)
         return size, named(_stack(splits[0], size), _stack(splits[1], size), OUTSIDE)
-    except CorpusError as error:
-        raise CorpusError(f"{printable(path)}: {error}") from None
-    except OSError as error:
-        raise CorpusError(f"{printable(path)}: cannot be read ({error.strerror})") from None
 
 
 def _side(grid: Grid) -> int:
@@ -237,8 +234,7 @@ def _places(root: str) -> Iterator[str]:
 
 def _content(path: str, place: str) -> bytes:
     """Read a regular file; a symbolic link is refused."""
-    flags = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"))
-    with os.fdopen(os.open(path, os.O_RDONLY | flags), "rb") as file:
+    with open(path, "rb", opener=open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CorpusError(f"{brief(place)} is not a regular file")
         content = file.read(MAX_FILE_BYTES + 1)
@@ -254,30 +250,23 @@ def _check_size(size: int, place: str) -> None:
 
 def _archived(file: io.BufferedReader) -> Files:
     """Yield the JSON files of an open archive, decompressed block by block."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = {name: member for name, member in members_by_name(archive).items() if _is_json(name)}
-            if not members:
-                if any(name.endswith("data.pkl") for name in archive.namelist()):
-                    raise _other_file(b"PK")
-                raise CorpusError(f"holds neither arrays nor a .json file; {EXPECTED}")
-            size = sum(member.file_size for member in members.values())
-            packed = sum(member.compress_size for member in members.values())
-            if size > max(MAX_FILE_BYTES, MAX_RATIO * packed):
-                raise CorpusError(f"unpacks to more than {MAX_RATIO} times its size; pass it as a folder")
-            for name, member in sorted(members.items()):
-                check_member(member, brief(name))
-                _check_size(member.file_size, name)
-                if stat.S_ISLNK(member.external_attr >> 16):
-                    raise CorpusError(f"{brief(name)} is a symbolic link; expected the file itself")
-                with archive.open(member) as stream:
-                    yield name, b"".join(iter(lambda: stream.read(BLOCK_BYTES), b""))
-    except CorpusError:
-        raise
-    except ARCHIVE_ERRORS as error:
-        raise CorpusError(
-            f"is a damaged or unsupported archive ({brief(str(error)) or 'cut short'})"
-        ) from None
+    with open_archive(file) as archive:
+        members = {name: member for name, member in members_by_name(archive).items() if _is_json(name)}
+        if not members:
+            if any(name.endswith("data.pkl") for name in archive.namelist()):
+                raise _other_file(b"PK")
+            raise CorpusError(f"holds neither arrays nor a .json file; {EXPECTED}")
+        size = sum(member.file_size for member in members.values())
+        packed = sum(member.compress_size for member in members.values())
+        if size > max(MAX_FILE_BYTES, MAX_RATIO * packed):
+            raise CorpusError(f"unpacks to more than {MAX_RATIO} times its size; pass it as a folder")
+        for name, member in sorted(members.items()):
+            check_member(member, brief(name))
+            _check_size(member.file_size, name)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise CorpusError(f"{brief(name)} is a symbolic link; expected the file itself")
+            with archive.open(member) as stream:
+                yield name, b"".join(iter(lambda: stream.read(BLOCK_BYTES), b""))
 
 
 def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, list[Grid]]:

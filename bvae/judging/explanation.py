@@ -170,7 +170,7 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
     first, lost, again = when_rules_met(history)
     numbers = {record.epoch: f"({_evidence(record.validation)})" for record in history}
     if first is None:
-        nearest = max(history, key=_object_iou).epoch
+        nearest = max(history, key=lambda record: record.validation.object_iou or 0.0).epoch
         return f"The rules of the verdict were never met: the nearest was epoch {nearest} {numbers[nearest]}."
     met = f"The rules of the verdict were first met in epoch {first} {numbers[first]}"
     if lost is not None:
@@ -272,8 +272,3 @@ def _evidence(found: Evaluation) -> str:
         f"object IoU {found.object_iou:.3f}, object recall {found.object_recall:.3f}, "
         f"{found.classes_learned} of {found.classes_present} classes"
     )
-
-
-def _object_iou(record: EpochRecord) -> float:
-    value = record.validation.object_iou
-    return -1.0 if value is None else value

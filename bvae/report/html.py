@@ -186,17 +186,11 @@ def _context(
     common = {"style": packaged_text("page.css"), "comparison": comparison}
     if comparison is None:
         return common
-    return common | _head_context(session, comparison) | _outcome(comparison, own_gates, gate_ran)
-
-
-def _outcome(comparison: Comparison, own_gates: Mapping[str, bool], gate_ran: bool) -> dict[str, Any]:
     passed, sentences = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
-    return {"passed": passed, "outcome": f"{_SIGNS[passed]} {sentences}"}
-
-
-def _head_context(session: Session, comparison: Comparison) -> dict[str, Any]:
     record, folder = session.record, session.path / "comparison"
-    return {
+    return common | {
+        "passed": passed,
+        "outcome": f"{_SIGNS[passed]} {sentences}",
         "options": _options_table(comparison, [option.name for option in record.config.options]),
         "reconstructions": Picture.of_file(folder / "reconstructions.png", "Newest checkpoint, first seed"),
         "examples": Picture.of_file(folder / "examples.png", "By object IoU, first seed"),

@@ -65,15 +65,11 @@ class ProgressNote:
             may_end=self.training.until_plateau > 0,
             images_per_second=self._images / max(now - self._since, 1e-9),
         )
-        _keep(note, self.path)
         self._since, self._images = now, 0
-
-
-def _keep(note: Note, path: Path) -> None:
-    new = path.with_suffix(".new")
-    with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
-        new.write_bytes(to_json(note))
-        new.replace(path)
+        new = self.path.with_suffix(".new")
+        with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
+            new.write_bytes(to_json(note))
+            new.replace(self.path)
 
 
 def _read(directory: Path) -> Note | None:
@@ -161,15 +157,10 @@ class ProgressDisplay(threading.Thread):
             time.monotonic() - self._began,
         )
         if self.live:
-            self.write(f"\r\x1b[K{line[: terminal_width()]}")
+            self.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
         elif (state := (finished, *((name, note.epoch) for name, note in notes.items()))) != self._shown:
             self._shown = state
             self.write(f"{line}\n")
 
     def _finished(self) -> frozenset[str]:
         return frozenset(run.name for run in self.runs if (self.session / run.name / RESULT).exists())
-
-
-def terminal_width() -> int:
-    """Return the number of columns that a line may take."""
-    return shutil.get_terminal_size().columns - 1

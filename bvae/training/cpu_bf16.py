@@ -7,7 +7,7 @@ order that its layer reads, and layers write gradients directly to the vector th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -125,34 +125,6 @@ def leaves(model: nn.Module, chain: str) -> dict[str, nn.Module]:
     return {name: module for name, module in named if type(module) is not nn.Sequential}
 
 
-def build_layers(
-    modules: Iterable[tuple[nn.Module, Sequence[Tensor]]], *, channels: int = 1, of_data: bool = False
-) -> list[Layer]:
-    """Return the handwritten layers of a supported sequence.
-
-    Args:
-        modules: each with its four flat tensors, see `WeightedLayer`, or with none.
-        channels: number of channels of the input maps.
-        of_data: whether the input is data, so that its gradient is not needed.
-    """
-    layers: list[Layer] = []
-    modules = [*modules]
-    others = [None if isinstance(module, nn.ReLU) else module for module, _ in modules]
-    for i, (module, tensors) in enumerate(modules):
-        place = Place(
-            before=next(filter(None, reversed(others[:i])), None),
-            after=next(filter(None, others[i + 1 :]), None),
-            channels=channels,
-            is_first=of_data and i == 0,
-        )
-        layers.append(LAYERS[type(module)](module, place, *tensors))
-        if isinstance(module, nn.Unflatten):
-            channels = int(module.unflattened_size[0])
-        elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
-            channels = module.out_channels
-    return layers
-
-
 ALIGNMENT = 32
 """Each parameter starts at a multiple of this index in the vector (64 bytes in bfloat16)."""
 
@@ -253,17 +225,28 @@ class HandwrittenStep:
         return {name: room[: shape.numel()] for (name, shape), room in rooms}
 
     def _layers(self, chain: str, channels: int = 1) -> list[Layer]:
+        """Return the layers of a sequence whose input maps have this number of channels."""
         weights, gradients = self._parts(self._rounded), self._parts(self._rounded_gradient)
         modules = leaves(self._model, chain)
-        own = {name: [f"{name}.{key}" for key in LAYERS[type(m)].shapes(m)] for name, m in modules.items()}
-        given = [
-            (module, [vector[key] for vector in (weights, gradients) for key in own[name]])
-            for name, module in modules.items()
-        ]
-        layers = build_layers(given, channels=channels, of_data=chain == "encoder")
-        for keys, layer in zip(own.values(), layers, strict=True):
+        others = [None if isinstance(module, nn.ReLU) else module for module in modules.values()]
+        layers: list[Layer] = []
+        for i, (name, module) in enumerate(modules.items()):
+            kind = LAYERS[type(module)]
+            place = Place(
+                before=next(filter(None, reversed(others[:i])), None),
+                after=next(filter(None, others[i + 1 :]), None),
+                channels=channels,
+                is_first=chain == "encoder" and i == 0,
+            )
+            keys = [f"{name}.{key}" for key in kind.shapes(module)]
+            layer = kind(module, place, *(vector[key] for vector in (weights, gradients) for key in keys))
+            layers.append(layer)
             if isinstance(layer, WeightedLayer):
                 self._as_read |= dict.fromkeys(keys, layer.as_read)
+            if isinstance(module, nn.Unflatten):
+                channels = int(module.unflattened_size[0])
+            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                channels = module.out_channels
         return layers
 
 

@@ -163,12 +163,9 @@ def printable(text: str) -> str:
 @functools.cache
 def _characters() -> frozenset[str]:
     """Return the characters that both faces of the font have."""
-    normal, bold = (get_font(_font_file(weight)).get_charmap() for weight in ("normal", "bold"))
+    faces = (FontProperties(family="DejaVu Sans", weight=weight) for weight in ("normal", "bold"))
+    normal, bold = (get_font(findfont(face)).get_charmap() for face in faces)  # they come with matplotlib
     return frozenset(filter(str.isprintable, map(chr, set(normal) & set(bold))))
-
-
-def _font_file(weight: str) -> str:
-    return findfont(FontProperties(family="DejaVu Sans", weight=weight))  # comes with matplotlib
 
 
 def save_png(figure: Figure, path: Destination | None, description: str = "") -> None:

@@ -370,5 +370,9 @@ def _name_marks(axes: Axes, runs: Mapping[str, Values], size: float) -> None:
         taken.append(box)
         rise = box.y0 + height / 2 - y
         line = {"arrowstyle": "-", "color": canvas.SOFT_INK, "shrinkA": 0, "shrinkB": 12}
-        look: dict[str, Any] = {"va": "center", "fontsize": size, "arrowprops": line if abs(rise) > height / 2 else None}
+        look: dict[str, Any] = {
+            "va": "center",
+            "fontsize": size,
+            "arrowprops": line if abs(rise) > height / 2 else None,
+        }
         axes.annotate(shown, mean, (box.x0 - x, rise), textcoords="offset pixels", **look)

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvae.corpus.atomic import KINDS, AtomicGrids, generate
+from bvae.corpus.built_in import KINDS, AtomicGrids, generate_atomic
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.fixture(scope="module")
 def many() -> AtomicGrids:
-    return generate(50_000)
+    return generate_atomic(50_000)
 
 
 def objects(made: AtomicGrids, kind: str, grids: int) -> list[npt.NDArray[np.bool_]]:
@@ -106,17 +106,17 @@ def test_patterns_repeat_with_period_two(many: AtomicGrids) -> None:
 
 @given(count=st.integers(0, 60), seed=st.integers(0, 2**32))
 def test_the_same_count_and_seed_give_the_same_grids(count: int, seed: int) -> None:
-    first, second = generate(count, seed), generate(count, seed)
+    first, second = generate_atomic(count, seed), generate_atomic(count, seed)
     assert first.grids.shape == (count, 16, 16)
     assert first.grids.dtype == np.uint8
     np.testing.assert_array_equal(first.grids, second.grids)
 
 
 def test_another_seed_gives_other_grids() -> None:
-    assert (generate(100, seed=0).grids != generate(100, seed=1).grids).any()
+    assert (generate_atomic(100, seed=0).grids != generate_atomic(100, seed=1).grids).any()
 
 
 def test_one_core_generates_10000_grids_per_second() -> None:
     started = time.process_time()
-    generate(5_000)
+    generate_atomic(5_000)
     assert time.process_time() - started < 0.5

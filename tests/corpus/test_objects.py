@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab import ROOT
 
-from bvae.corpus import OUTSIDE, load_corpus, objects
-from bvae.corpus.arc import TaskGrid, task_grids
-from bvae.corpus.objects import ObjectGrids, Pool, generate, object_pools
-from bvae.evaluation.objects import class_counts, find_objects
+from bvae.corpus import OUTSIDE, built_in, load_corpus
+from bvae.corpus.built_in import ObjectGrids, Pool, TaskGrid, generate_objects, object_pools, task_grids
+from bvae.evaluation.metrics import class_counts, find_objects
 
 unit = pytest.mark.unit
 
@@ -47,12 +46,12 @@ def members(pools: tuple[Pool, Pool]) -> tuple[set[Object], set[Object]]:
 
 @pytest.fixture(scope="module")
 def many(pools: tuple[Pool, Pool]) -> ObjectGrids:
-    return generate(pools[0], 10_000, 0)
+    return generate_objects(pools[0], 10_000, 0)
 
 
 @pytest.fixture
 def tasks_read_once(tasks: list[TaskGrid], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objects, "task_grids", lambda: tasks)
+    monkeypatch.setattr(built_in, "task_grids", lambda: tasks)
 
 
 def as_object(cells: list[tuple[int, int]], colour: int) -> Object:
@@ -147,7 +146,7 @@ def test_a_grid_with_another_background_colour_than_0_gives_no_objects() -> None
 def test_every_object_of_a_grid_comes_from_its_pool(
     pools: tuple[Pool, Pool], members: tuple[set[Object], set[Object]], seed: int, validates: bool
 ) -> None:
-    made = generate(pools[validates], 20, seed)
+    made = generate_objects(pools[validates], 20, seed)
     np.testing.assert_array_equal(made.grids > 0, made.owner > 0)
     assert {each for grid in placed(made) for each in grid} <= members[validates]
 
@@ -172,7 +171,7 @@ def test_a_grid_has_at_most_7_objects_and_one_percent_have_fewer_than_2(many: Ob
 def test_objects_are_drawn_uniformly_from_the_pool_and_placed_uniformly(pools: tuple[Pool, Pool]) -> None:
     dominoes = np.zeros((3, 10, 10), np.bool_)
     dominoes[:, 0, :2] = True
-    made = generate(Pool(dominoes, np.array([1, 2, 3], np.uint8)), 9000, 0)
+    made = generate_objects(Pool(dominoes, np.array([1, 2, 3], np.uint8)), 9000, 0)
     first = made.owner == 1
     colours = np.bincount(made.grids[first], minlength=4)[1:]
     np.testing.assert_allclose(colours / colours.mean(), 1, atol=0.1)
@@ -188,7 +187,7 @@ def test_objects_are_drawn_uniformly_from_the_pool_and_placed_uniformly(pools: t
 def test_the_object_metrics_find_exactly_the_placed_objects(
     pools: tuple[Pool, Pool], seed: int, validates: bool
 ) -> None:
-    grids, owner = generate(pools[validates], 50, seed)
+    grids, owner = generate_objects(pools[validates], 50, seed)
     found = find_objects(grids)
     most_frequent = class_counts(grids).argmax(1)[:, None, None]
     number = np.where(np.isin(found.sets.label, found.number) & (grids > 0), found.sets.label, 0)
@@ -206,7 +205,7 @@ def test_the_object_metrics_find_exactly_the_placed_objects(
 def test_the_same_pool_count_and_seed_give_the_same_grids(
     pools: tuple[Pool, Pool], seed: int, count: int
 ) -> None:
-    first, second = generate(pools[0], count, seed), generate(pools[0], count, seed)
+    first, second = generate_objects(pools[0], count, seed), generate_objects(pools[0], count, seed)
     assert first.grids.shape == first.owner.shape == (count, 16, 16)
     assert first.grids.dtype == np.uint8
     np.testing.assert_array_equal(first.grids, second.grids)
@@ -215,7 +214,7 @@ def test_the_same_pool_count_and_seed_give_the_same_grids(
 
 @unit
 def test_another_seed_gives_other_grids(pools: tuple[Pool, Pool]) -> None:
-    assert (generate(pools[0], 100, 0).grids != generate(pools[0], 100, 1).grids).any()
+    assert (generate_objects(pools[0], 100, 0).grids != generate_objects(pools[0], 100, 1).grids).any()
 
 
 # The corpus

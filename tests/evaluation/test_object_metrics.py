@@ -13,10 +13,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bvae.config import OUTSIDE
-from bvae.corpus.objects import Pool, generate
+from bvae.corpus.built_in import Pool, generate_objects
 from bvae.evaluation.controls import extent
-from bvae.evaluation.metrics import score_with_control
-from bvae.evaluation.objects import connected_sets, find_objects, grid_object_iou, score_objects
+from bvae.evaluation.metrics import (
+    connected_sets,
+    find_objects,
+    grid_object_iou,
+    score_objects,
+    score_with_control,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -143,7 +148,9 @@ def real_objects(rng: np.random.Generator, count: int) -> Grid:
     for number, (height, width) in enumerate(rng.integers(1, 6, (30, 2))):
         shape[number, :height, : width + 1] = True
     shape[:, 1:4, 1:4] &= rng.random((30, 3, 3)) < 0.8
-    return generate(Pool(shape, rng.integers(1, 10, 30).astype(np.uint8)), count, int(rng.integers(99))).grids
+    return generate_objects(
+        Pool(shape, rng.integers(1, 10, 30).astype(np.uint8)), count, int(rng.integers(99))
+    ).grids
 
 
 @settings(max_examples=5)
@@ -159,7 +166,7 @@ def test_metrics_of_generated_grids_agree_with_the_reference(seed: int, outside:
 def test_the_placed_objects_are_found() -> None:
     square, bar = np.zeros((2, 10, 10), np.bool_)
     square[:3, :3], bar[0, :4] = True, True
-    made = generate(Pool(np.stack([square, bar]), np.array([2, 7], np.uint8)), 20, seed=0)
+    made = generate_objects(Pool(np.stack([square, bar]), np.array([2, 7], np.uint8)), 20, seed=0)
     objects = find_objects(made.grids)
     owners = [
         (grid, tuple(map(tuple, np.argwhere(made.owner[grid] == owner))))
