@@ -6,6 +6,7 @@ Every dataclass is frozen and validates itself, so every instance can be trained
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping
@@ -184,6 +185,7 @@ class TrainingConfig:
 
     Attributes:
         epochs: passes over the training split.
+        extended_from: earlier numbers of epochs of a run that was extended, ascending, see `stages`.
         beta: full weight β of the KL divergence (Higgins et al. 2017).
         beta_schedule: β of each step, see `bvae.training.optimization.beta_share`.
         beta_warmup: epochs, also fractions, over which the schedule `linear` raises β from 0.
@@ -217,6 +219,7 @@ class TrainingConfig:
     model: str = DEFAULT_MODEL
     device: str = "cpu"
     precision: Precision = "auto"
+    extended_from: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "latent_dim", "checkpoint_every"):
@@ -234,6 +237,14 @@ class TrainingConfig:
             _check(value in allowed, name, f"is {value!r}", f"one of {', '.join(allowed)}")
         in_time = self.beta_schedule != "linear" or self.beta_warmup <= self.epochs
         _check(in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most the epochs, {self.epochs}")
+        rising = all(a < b for a, b in itertools.pairwise((0, *self.stages)))
+        before = ", ".join(map(str, self.extended_from))
+        _check(rising, "epochs", f"is {self.epochs}, extended from {before}", "a greater number each time")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Numbers of epochs at which training ended each time; each epoch has the schedules of its stage."""
+        return (*self.extended_from, self.epochs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +296,14 @@ class RunConfig:
         """The run's test id and folder, such as `A-seed0`."""
         return f"{self.option.name}-seed{self.seed}"
 
+    def continues(self, other: RunConfig) -> bool:
+        """Return whether `other` is this configuration, perhaps before the run was extended."""
+        own, its = self.training, other.training
+        same = dataclasses.replace(its, epochs=own.epochs, extended_from=own.extended_from)
+        return (
+            its.stages == own.stages[: len(its.stages)] and dataclasses.replace(other, training=same) == self
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
@@ -328,20 +347,3 @@ class ExperimentConfig:
             training=self.training,
             classes=_number("classes", self.classes),
         )
-
-
-def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -> tuple[LossOption, ...]:
-    """Return the options of a comma-separated list of names. Raises ConfigError for an unknown name."""
-    chosen = [name.strip() for name in names.split(",")]
-    for name in chosen:
-        _check(name in known, "options", f"names {name!r}", f"names among {','.join(known)}")
-    return tuple(known[name] for name in chosen)
-
-
-OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Palette of Okabe and Ito, Color Universal Design, without yellow, which is hard to see on white."""
-
-
-def colour_of(option: int) -> str:
-    """Return the colour of an option by its position in the experiment."""
-    return OPTION_COLOURS[option % len(OPTION_COLOURS)]

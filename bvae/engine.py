@@ -19,12 +19,12 @@ import torch
 
 from bvae import EvidenceWarning
 from bvae.beta_vae import GridModel
-from bvae.config import Precision, colour_of
+from bvae.config import Precision
 from bvae.corpus import Corpus
 from bvae.evaluation.controls import references, sample_rows
 from bvae.evaluation.objects import grid_object_iou
 from bvae.judging.baseline import Baseline, compare_with
-from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, RunOutcomes
+from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, RunOutcomes, colour_of
 from bvae.judging.explanation import Diagnosis
 from bvae.models import load_model, newest_model, reconstruct
 from bvae.records import RunResult

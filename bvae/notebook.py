@@ -24,11 +24,11 @@ from bvae.config import (
     LossOption,
     RunConfig,
     TrainingConfig,
-    select_options,
 )
 from bvae.experiment import Experiment
 from bvae.judging.comparison import Comparison
 from bvae.models import decode, encode, load_model, reconstruct
+from bvae.options import select_options
 from bvae.records import EpochRecord, Progress
 from bvae.session_files import checkpoints
 from bvae.storage import atomic_write, printable

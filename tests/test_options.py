@@ -16,9 +16,15 @@ from bvae.config import (
     ExperimentConfig,
     LossOption,
     TrainingConfig,
+)
+from bvae.options import (
+    OPTIONS,
+    CommandLineOption,
+    options_document,
+    options_of,
+    parse_experiment,
     select_options,
 )
-from bvae.options import OPTIONS, CommandLineOption, options_document, options_of, parse_experiment
 
 pytestmark = pytest.mark.unit
 

@@ -269,3 +269,12 @@ def _nearness(option: OptionSummary) -> tuple[int, float]:
 
 def _mean(value: MeanStd) -> float:
     return value.mean if value.mean is not None else 0.0
+
+
+OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Palette of Okabe and Ito, Color Universal Design, without yellow, which is hard to see on white."""
+
+
+def colour_of(option: int) -> str:
+    """Return the colour of an option by its position in the experiment."""
+    return OPTION_COLOURS[option % len(OPTION_COLOURS)]

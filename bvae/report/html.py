@@ -18,9 +18,9 @@ from PIL import Image
 
 from bvae import EvidenceWarning
 from bvae.class_weights import weights_of_option
-from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption, colour_of
+from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-from bvae.judging.comparison import Comparison, OptionSummary
+from bvae.judging.comparison import Comparison, OptionSummary, colour_of
 from bvae.judging.explanation import Diagnosis, describe_last_epoch, describe_rules_met, explain_why
 from bvae.records import Evaluation, RunResult
 from bvae.report.text import (

@@ -215,7 +215,7 @@ def describe_setting(comparison: Comparison) -> str:
         *corpus.remarks(),
         # Papers give β for a loss that is a sum over cells.
         f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells).",
-        *filter(None, [describe_beta(comparison.training)]),
+        *filter(None, [describe_beta(comparison.training), describe_stages(comparison.training)]),
         f"Accuracy band {band}.",
     ]
     if band.hi < corpus.background_rate:
@@ -236,6 +236,17 @@ def describe_beta(training: TrainingConfig) -> str:
     if training.free_bits:
         parts = [*parts, f"{training.free_bits:g} nats per latent dimension are free"]
     return f"In training, {' and '.join(parts)}; shown losses have the full β." if parts else ""
+
+
+def describe_stages(training: TrainingConfig) -> str:
+    """Return a sentence on the numbers of epochs of a session that was extended; empty for one number."""
+    if not training.extended_from:
+        return ""
+    before, now = " and ".join(map(str, training.extended_from)), training.epochs
+    return (
+        f"The runs were trained for {before} epochs and then extended to {now}: learning rate and β have the "
+        f"schedules of each number in turn, so the bits need not equal those of {now} epochs trained at once."
+    )
 
 
 def to_terminal(

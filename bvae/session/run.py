@@ -34,7 +34,7 @@ from bvae.session_files import (
     digests,
     leftovers,
 )
-from bvae.storage import atomic_write, lock_file, make_folder, printable, sealed, to_json
+from bvae.storage import atomic_write, lock_file, make_folder, printable, remove, sealed, to_json
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import CheckpointError
 from bvae.verdict import judge_run
@@ -134,6 +134,7 @@ def restored_trainer(run: RunConfig, corpus: Corpus, directory: Path) -> tuple[T
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
         left.unlink(missing_ok=True)  # a process that waits for this run may remove its own
+    remove(directory / RESULT)  # of the run before it was extended, or one that does not match
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training.epochs), MetricsLog(directory / METRICS)

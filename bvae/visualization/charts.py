@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
-from bvae.config import colour_of
+from bvae.judging.comparison import colour_of
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK, TICK_SIZE
 

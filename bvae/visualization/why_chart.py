@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from bvae.config import colour_of
+from bvae.judging.comparison import colour_of
 from bvae.judging.explanation import Diagnosis, describe_why, percent
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
