@@ -16,11 +16,11 @@ from bvae.config import DEFAULT_MODEL
 from bvae.corpus import is_built_in, load_corpus
 from bvae.experiment import Experiment, load_engine
 from bvae.experiments import EXAMPLE
-from bvae.hooks import Interruptions
+from bvae.hooks import EXTEND_EXPECTS, Interruptions
 from bvae.options import OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.report import side_by_side
 from bvae.session_files import REPORT
-from bvae.storage import atomic_write, printable
+from bvae.storage import atomic_write, make_folder, printable
 
 DESCRIPTION = """\
 Which losses let a β-VAE learn categorical grids, and which make it predict background everywhere?
@@ -33,6 +33,7 @@ examples:
   {0} init losses                           an example project, ready to run
   {0} train --option B --epochs 50          one run, with a progress bar
   {0} train --resume=runs/latest            resume after an interruption
+  {0} train --resume=DIR --epochs 10 --extend   train the runs of a session on to 10 epochs
   {0} report runs/latest                    compare again from the files of the session
   {0} compare before runs/latest --html compare.html
                                             sessions side by side
@@ -119,7 +120,7 @@ def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Train one loss option with one seed.
 
     Creates a session folder with checkpoints, their pictures, metrics and a verdict. With --resume, trains
-    the unfinished runs of a session.
+    the unfinished runs of a session, and those that more --seeds or --loss-options add to it.
     """
     with Interruptions() as interruptions:
         interruptions.open()
@@ -131,9 +132,16 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
     load_engine()
     given: dict[str, str | None] = {option.key: getattr(arguments, option.key, None) for option in OPTIONS}
     run_dir = Path(arguments.run_dir)
+    if arguments.extend and None in (arguments.resume, arguments.epochs):
+        raise ValueError(EXTEND_EXPECTS)
     if arguments.resume is not None:
-        experiment = Experiment.resume(given, run_dir, command, arguments.resume)
+        experiment = Experiment.resume(given, run_dir, command, arguments.resume, extend=arguments.extend)
+        for run in experiment.added:
+            make_folder(experiment.session.path / run.name)
     else:
+        if added := [name for name in ("seeds", "loss_options") if given[name] is not None]:
+            flag = f"--{added[0].replace('_', '-')}"
+            raise ValueError(f"{flag} extends a session; expected --resume=DIR, or --option and --seed")
         if not arguments.seed.isdecimal():
             raise ValueError(f"--seed is {arguments.seed!r}; expected a whole number of at least 0")
         one = {"loss_options": arguments.option, "seeds": str(int(arguments.seed) + 1)}
@@ -161,9 +169,10 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Compare the runs of a session again.
 
-    Writes the comparison/ folder of the session, and the report as one HTML page, without training.
+    Writes the comparison/ folder of the session, and the report as one HTML page, without training. With
+    --accuracy-band, judges the runs again.
     """
-    given = {"model": arguments.model}
+    given = {"model": arguments.model, "accuracy_band": arguments.accuracy_band}
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")

@@ -10,17 +10,24 @@ import math
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+# The names that others import from here are repeated: `X as X` exports them.
+from bvae.training_config import DEFAULT_MODEL as DEFAULT_MODEL
+from bvae.training_config import LIMITS, check, check_number, check_whole
+from bvae.training_config import SHARED_SETTINGS as SHARED_SETTINGS
+from bvae.training_config import BetaSchedule as BetaSchedule
+from bvae.training_config import ConfigError as ConfigError
+from bvae.training_config import KeepCheckpoints as KeepCheckpoints
+from bvae.training_config import Log as Log
+from bvae.training_config import Precision as Precision
+from bvae.training_config import Setting as Setting
+from bvae.training_config import TrainingConfig as TrainingConfig
 
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
-Precision = Literal["auto", "fp32", "bf16"]
-BetaSchedule = Literal["constant", "linear", "cyclical"]
 Classes = int | Literal["auto"]
 GridSize = int | Literal["auto"]
 Background = int | Literal["auto"]
-KeepCheckpoints = int | Literal["all"]
-Log = Literal["none", "tensorboard"]
-Setting = int | float | str
 
 DEFAULT_CLASSES = 10
 """ARC's colours 0–9."""
@@ -36,14 +43,6 @@ OUTSIDE = 255
 
 OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become folders and test ids
 
-DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
-
-LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
-"""Upper limits of whole numbers, far above useful values, so that a typo cannot fill the memory."""
-
-SHARED_SETTINGS = ("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "device", "precision")
-"""Fields of `TrainingConfig` that are the same for all options of an experiment."""
-
 MAX_ROLE = 200
 """Maximum length of a loss option's role, in characters."""
 
@@ -51,41 +50,6 @@ CLASS_WEIGHTS_EXPECTED = (
     f"one of {', '.join(get_args(ClassWeights))}, or a positive finite number for each class"
 )
 ROLE_EXPECTED = f"a text of one line, at most {MAX_ROLE} characters"
-
-
-class ConfigError(ValueError):
-    """A setting cannot be used.
-
-    Attributes:
-        field: the name of the dataclass field that is wrong.
-        problem: what is wrong with it, such as "is 0".
-        expected: what was expected.
-    """
-
-    def __init__(self, field: str, problem: str, expected: str, *, shown: str = "") -> None:
-        super().__init__(f"{shown or field} {problem}; expected {expected}")
-        self.field, self.problem, self.expected = field, problem, expected
-
-    def shown_as(self, name: str) -> ConfigError:
-        """Return the same error with a message that names the setting as it was given, such as `--epochs`."""
-        return ConfigError(self.field, self.problem, self.expected, shown=name)
-
-
-def _check(ok: bool, field: str, problem: str, expected: str) -> None:
-    if not ok:
-        raise ConfigError(field, problem, expected)
-
-
-def _check_whole(field: str, value: int, *, at_least: int) -> None:
-    at_most = LIMITS.get(field, 10**9)
-    expected = f"a whole number of at least {at_least} and at most {at_most}"
-    _check(at_least <= value <= at_most, field, f"is {value}", expected)
-
-
-def _check_number(field: str, value: float, *, zero: bool = True) -> None:
-    """Raise ConfigError unless a number is finite and above 0, or equal to 0 if `zero` is true."""
-    ok = math.isfinite(value) and (value > 0 or (zero and value == 0))
-    _check(ok, field, f"is {value}", f"a finite number {'of at least' if zero else 'above'} 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,17 +79,17 @@ class LossOption:
 
     def __post_init__(self) -> None:
         valid_name = OPTION_NAME.fullmatch(self.name) is not None
-        _check(valid_name, "name", f"is {self.name!r}", "a letter, then letters, digits, _ or -, at most 32")
-        _check_number("gamma", self.gamma)
+        check(valid_name, "name", f"is {self.name!r}", "a letter, then letters, digits, _ or -, at most 32")
+        check_number("gamma", self.gamma)
         if isinstance(self.class_weights, tuple):
             for label, weight in enumerate(self.class_weights):
                 positive, problem = math.isfinite(weight) and weight > 0, f"has {weight} for class {label}"
-                _check(positive, "class_weights", problem, "a positive finite number")
+                check(positive, "class_weights", problem, "a positive finite number")
         else:
             known = self.class_weights in get_args(ClassWeights)
-            _check(known, "class_weights", f"is {self.class_weights!r}", CLASS_WEIGHTS_EXPECTED)
+            check(known, "class_weights", f"is {self.class_weights!r}", CLASS_WEIGHTS_EXPECTED)
         one_line = len(self.role) <= MAX_ROLE and self.role.isprintable()
-        _check(one_line, "role", f"is {self.role[:80]!r}", ROLE_EXPECTED)
+        check(one_line, "role", f"is {self.role[:80]!r}", ROLE_EXPECTED)
         check_weight_parameters(self.weight_method, self.exponent, self.beta)
         if self.training:
             TrainingConfig(epochs=LIMITS["epochs"]).changed(self.training)
@@ -146,14 +110,14 @@ def _check_classes(classes: Classes, background: Background, options: tuple[Loss
     """Raise ConfigError if classes or background are out of bounds, or explicit weights not one per class."""
     count = MAX_CLASSES if classes == "auto" else classes
     expected = f"a whole number of at least {MIN_CLASSES} and at most {MAX_CLASSES}, or auto"
-    _check(MIN_CLASSES <= count <= MAX_CLASSES, "classes", f"is {classes}", expected)
+    check(MIN_CLASSES <= count <= MAX_CLASSES, "classes", f"is {classes}", expected)
     is_class = background == "auto" or 0 <= background < count
-    _check(is_class, "background", f"is {background}", f"a class from 0 to {count - 1}, or auto")
+    check(is_class, "background", f"is {background}", f"a class from 0 to {count - 1}, or auto")
     for option in options:
         if isinstance(option.class_weights, tuple):
             problem = f"of option {option.name} has {len(option.class_weights)} numbers"
             enough = classes in ("auto", len(option.class_weights))
-            _check(enough, "class_weights", problem, f"{classes}, one for each class")
+            check(enough, "class_weights", problem, f"{classes}, one for each class")
 
 
 def _number(field: str, value: Classes | GridSize | Background) -> int:
@@ -168,10 +132,10 @@ def check_weight_parameters(method: str, exponent: float | None, beta: float | N
     for name, value, owner, bound in parameters:
         expected = f"{name} with 0 <= {name} < {bound:g}"
         if method != owner:
-            _check(value is None, name, f"is {value}", f"none, as it belongs to class weights {owner!r}")
+            check(value is None, name, f"is {value}", f"none, as it belongs to class weights {owner!r}")
             continue
-        _check(value is not None, name, f"is missing, but class weights {owner!r} need it", expected)
-        _check(value is not None and 0 <= value < bound, name, f"is {value}", expected)  # not for NaN
+        check(value is not None, name, f"is missing, but class weights {owner!r} need it", expected)
+        check(value is not None and 0 <= value < bound, name, f"is {value}", expected)  # not for NaN
 
 
 _BUILT_IN = (
@@ -183,80 +147,6 @@ LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType({option.name: option f
 """The built-in options. Add an option in Python here; `bvae.option_files` reads options from files."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How a model is trained, apart from loss option, seed and corpus.
-
-    Attributes:
-        epochs: passes over the training split, at most with `until_plateau`.
-        until_plateau: epochs without a lower validation loss that end a run; 0 trains all epochs.
-        beta: full weight β of the KL divergence (Higgins et al. 2017).
-        beta_schedule: β of each step, see `bvae.training.optimization.beta_share`.
-        beta_warmup: epochs, also fractions, over which the schedule `linear` raises β from 0.
-        free_bits: nats of KL per latent dimension that cost nothing, see `bvae.losses.BetaVAELoss`.
-        learning_rate: peak of the schedule, see `bvae.training.optimization.learning_rate`.
-        batch_size: grids per step; the last partial batch of an epoch is dropped.
-        latent_dim: number of latent dimensions.
-        warmup_steps: steps of the linear warm-up.
-        max_gradient_norm: the gradient's 2-norm is clipped to this.
-        checkpoint_every: epochs between checkpoints.
-        checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
-        keep_checkpoints: how many of the newest checkpoint files stay, beside the best; or all.
-        log: tensorboard to write scalars and pictures for TensorBoard too, or none.
-        model: `package.module:factory` of the model, see `bvae.models`.
-        device: where to train: cpu, cuda or cuda:INDEX.
-        precision: precision of matrix products; the loss is always float32.
-    """
-
-    epochs: int = 5
-    until_plateau: int = 0
-    beta: float = 0.004
-    beta_schedule: BetaSchedule = "constant"
-    beta_warmup: float = 1.0
-    free_bits: float = 0.0
-    learning_rate: float = 1e-3
-    batch_size: int = 64
-    latent_dim: int = 32
-    warmup_steps: int = 50
-    max_gradient_norm: float = 1.0
-    checkpoint_every: int = 1
-    checkpoint_every_steps: int = 0
-    keep_checkpoints: KeepCheckpoints = "all"
-    log: Log = "none"
-    model: str = DEFAULT_MODEL
-    device: str = "cpu"
-    precision: Precision = "auto"
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "latent_dim", "checkpoint_every"):
-            _check_whole(name, getattr(self, name), at_least=1)
-        for name in ("until_plateau", "warmup_steps", "checkpoint_every_steps"):
-            _check_whole(name, getattr(self, name), at_least=0)
-        if self.keep_checkpoints != "all":
-            _check_whole("keep_checkpoints", self.keep_checkpoints, at_least=1)
-        for name in ("beta", "free_bits"):
-            _check_number(name, getattr(self, name))
-        for name in ("beta_warmup", "learning_rate", "max_gradient_norm"):
-            _check_number(name, getattr(self, name), zero=False)
-        for name, kind in (("beta_schedule", BetaSchedule), ("log", Log), ("precision", Precision)):
-            value, allowed = getattr(self, name), get_args(kind)
-            _check(value in allowed, name, f"is {value!r}", f"one of {', '.join(allowed)}")
-        in_time = self.beta_schedule != "linear" or self.beta_warmup <= self.epochs
-        _check(in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most the epochs, {self.epochs}")
-        patience, expected = self.until_plateau, f"fewer than the epochs, {self.epochs}, or 0"
-        _check(patience < self.epochs, "until_plateau", f"is {patience}", expected)
-
-    def changed(self, changes: Mapping[str, Setting]) -> TrainingConfig:
-        """Return these settings with the changes of an option. Raises ConfigError."""
-        known = [name for name in vars(self) if name not in SHARED_SETTINGS]
-        for name in changes:
-            _check(name in known, "training", f"has the key {name!r}", f"keys among {', '.join(known)}")
-        try:
-            return dataclasses.replace(self, **dict[str, Any](changes))
-        except ConfigError as error:
-            raise ConfigError(f"training.{error.field}", error.problem, error.expected) from None
-
-
 @dataclasses.dataclass(frozen=True)
 class AccuracyBand:
     """Closed interval of pixel accuracy, as fractions, in which a healthy option must be."""
@@ -266,7 +156,7 @@ class AccuracyBand:
 
     def __post_init__(self) -> None:
         ordered = 0.0 <= self.lo < self.hi <= 1.0  # false for NaN
-        _check(ordered, "band", f"is {self}", "LO:HI with 0 <= LO < HI <= 1")
+        check(ordered, "band", f"is {self}", "LO:HI with 0 <= LO < HI <= 1")
 
     def __contains__(self, accuracy: float) -> bool:
         return self.lo <= accuracy <= self.hi
@@ -306,6 +196,14 @@ class RunConfig:
         """The run's test id and folder, such as `A-seed0`."""
         return f"{self.option.name}-seed{self.seed}"
 
+    def continues(self, other: RunConfig) -> bool:
+        """Return whether `other` is this configuration, perhaps before the run was extended."""
+        own, its = self.training, other.training
+        same = dataclasses.replace(its, epochs=own.epochs, extended_from=own.extended_from)
+        return (
+            its.stages == own.stages[: len(its.stages)] and dataclasses.replace(other, training=same) == self
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
@@ -323,14 +221,14 @@ class ExperimentConfig:
     options: tuple[LossOption, ...] = tuple(LOSS_OPTIONS.values())
     seeds: int = 3
     band: AccuracyBand = AccuracyBand()
-    training: TrainingConfig = TrainingConfig()
+    training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
 
     def __post_init__(self) -> None:
-        _check_whole("seeds", self.seeds, at_least=1)
+        check_whole("seeds", self.seeds, at_least=1)
         names = [option.name for option in self.options]
-        _check(bool(names), "options", "is empty", "at least one, such as A,B,C")
+        check(bool(names), "options", "is empty", "at least one, such as A,B,C")
         distinct = len({name.casefold() for name in names}) == len(names)  # folders may ignore case
-        _check(distinct, "options", f"is {','.join(names)}", "each option once")
+        check(distinct, "options", f"is {','.join(names)}", "each option once")
         _check_classes(self.classes, self.background, self.options)
         for option in self.options:
             try:

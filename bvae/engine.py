@@ -34,7 +34,8 @@ from bvae.session.folder import compare_outcomes, comparison_folder, shown_histo
 from bvae.session.run import RunScheduler
 from bvae.storage import atomic_write, make_folder, printable, to_json
 from bvae.visualization import plot_reconstructions, plot_samples, plot_traversals
-from bvae.visualization.charts import plot_curves, plot_rate_distortion
+from bvae.visualization.charts import plot_curves
+from bvae.visualization.latents import plot_rate_distortion
 from bvae.visualization.reconstructions import plot_comparison, plot_examples
 from bvae.visualization.why_chart import plot_verdicts, plot_why
 

@@ -36,11 +36,10 @@ from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
 from bvae.report import report_head, report_page, show_differences, show_gate, show_run
 from bvae.report.text import explain_own_gates, to_markdown, to_terminal
+from bvae.session import extended, go_on, refuse_changes, runs_of
 from bvae.session.folder import (
     Session,
-    changes_since,
     compare_outcomes,
-    discard_comparison,
     found_outcomes,
     hold,
     read_comparison,
@@ -83,6 +82,7 @@ class Experiment:
     Attributes:
         config: the options, seeds, corpus and training settings.
         selected: the runs that this invocation collected and did not deselect.
+        added: the runs that this invocation added to a session that it resumed.
         baseline: the baseline to compare with, or None.
         complaint: why the session could not be closed; empty otherwise.
         own_gates: for each gate that the project adds to the packaged one, by name, whether it passed.
@@ -91,6 +91,7 @@ class Experiment:
     def __init__(self, config: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
         self.config, self.run_dir, self.command = config, run_dir, tuple(map(printable, command))
         self.selected: list[RunConfig] = []
+        self.added: list[RunConfig] = []
         self.baseline: Baseline | None = None
         self.complaint = ""
         self._session: Session | None = None
@@ -128,11 +129,17 @@ class Experiment:
 
     @classmethod
     def resume(
-        cls, given: Mapping[str, str | None], run_dir: Path, command: Sequence[str], resumed: str
+        cls,
+        given: Mapping[str, str | None],
+        run_dir: Path,
+        command: Sequence[str],
+        resumed: str,
+        *,
+        extend: bool = False,
     ) -> Experiment:
-        """Resume an interrupted session, given as its folder or as `latest`. Raises SetupError.
+        """Finish or extend a session, given as its folder or as `latest`. Raises SetupError.
 
-        Settings that are not given are taken from the session; settings that differ are refused.
+        Settings that are not given are those of the session; `bvae.session.extended` says which may differ.
         """
         try:
             path = (run_dir / LATEST if resumed == LATEST else Path(resumed)).resolve()
@@ -142,20 +149,16 @@ class Experiment:
             baseline, stored = given.get("baseline"), path / BASELINE_FILE
             if baseline is None and stored.exists():
                 baseline = str(stored)
-            config = parse_experiment(given, session.record.config)
+            asked = parse_experiment(given, session.record.config)
+            config, changes = extended(session.record.config, asked, more_epochs=extend)
             experiment = cls.prepare(config, path.parent, command, baseline)
-            if changes := changes_since(session.record, experiment.config, experiment.corpus):
-                raise SetupError(
-                    f"--resume {path} would not give the same result: {'; '.join(changes)}; "
-                    "undo this, or start a new session"
-                )
+            refuse_changes(session.record, experiment.config, experiment.corpus)
             experiment._lock = hold(path)
-            discard_comparison(session)
-        except SetupError:
-            raise
+            experiment._session = go_on(session, experiment.config, experiment.command, changes)
         except (OSError, ValueError, RuntimeError) as error:  # in use by another process, or a loop of links
             raise SetupError(f"--resume {resumed} is not possible: {error}") from error
-        experiment._session = session
+        known = {run.name for run in runs_of(session)}
+        experiment.added = [run for run in experiment.runs if run.name not in known]
         return experiment
 
     @classmethod
@@ -214,11 +217,7 @@ class Experiment:
     @property
     def runs(self) -> list[RunConfig]:
         """All runs of the experiment: every option with every seed."""
-        return [
-            self.session.run_config(option, seed)
-            for option in self.config.options
-            for seed in range(self.config.seeds)
-        ]
+        return runs_of(self.session)
 
     @property
     def shows_progress(self) -> bool:
@@ -313,8 +312,8 @@ class Experiment:
         differences = compare_with(self.baseline, comparison)
         lines = to_terminal(comparison, differences, self.own_gates, gate_ran=self._gate_ran)
         size, of_checkpoints = (f"{size / 1e6:,.1f} MB" for size in disk_usage(self.session.path))
-        where = f"Session: {printable(str(self.session.path))}"
-        return [*lines, f"{where} ({size}, of which {of_checkpoints} are checkpoints)", *resume]
+        where = f"{printable(str(self.session.path))} ({size}, of which {of_checkpoints} are checkpoints)"
+        return [*lines, *map(str, self.session.record.extensions), f"Session: {where}", *resume]
 
     def how_to_resume(
         self, command: str, comparison: Comparison | None = None, *, interrupted: bool

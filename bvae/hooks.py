@@ -32,6 +32,7 @@ GATE = "gate"
 PACKAGED_GATE = "test_stable_option_exists"
 """The test that judges the comparison itself; others with the marker are gates that a project defines."""
 SESSION_KEY = "bvae_session"
+EXTEND_EXPECTS = "--extend trains a session to more epochs; expected also --resume=DIR and --epochs N"
 
 
 def register_hooks(config: pytest.Config) -> None:
@@ -72,8 +73,10 @@ def requested_experiment(config: pytest.Config) -> Experiment:
     run_dir, baseline = Path(config.getoption("run_dir")), given["baseline"]
     if config.getoption("fail_on_regression") and baseline is None:
         raise SetupError("--fail-on-regression has nothing to compare with; add --baseline=PATH")
+    if (extend := config.getoption("extend")) and None in (given["resume"], given["epochs"]):
+        raise SetupError(EXTEND_EXPECTS)
     if given["resume"] is not None:
-        return Experiment.resume(given, run_dir, command, given["resume"])
+        return Experiment.resume(given, run_dir, command, given["resume"], extend=extend)
     return Experiment.prepare(asked_experiment(config), run_dir, command, baseline)
 
 

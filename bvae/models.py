@@ -322,7 +322,7 @@ def newest_model(directory: Path, run: RunConfig) -> GridModel | None:
     for path in checkpoints(directory):
         try:
             model, config = load_model(path, run.training.model)
-            if config != run:
+            if not run.continues(config):
                 raise CheckpointError(f"{path} is of another run: its configuration differs")
             return model
         except CheckpointError as error:

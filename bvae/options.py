@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from bvae.config import (
@@ -161,14 +158,13 @@ OPTIONS = (
     CommandLineOption("background", "C", "Background class; auto is the most frequent class in training"),
     CommandLineOption("epochs", "N", "Epochs to train each run, at most with --until-plateau"),
     CommandLineOption("until-plateau", "N", "End a run after N epochs without a lower validation loss, or 0"),
-    CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1", commands=PYTEST),
+    CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1; `train` needs --resume"),
     CommandLineOption(
         "loss-options",
         "NAMES",
         "Names of loss options to compare, separated by commas; options from --loss-options-file are "
-        "added to the default",
+        "added to the default; `train` needs --resume",
         own_default=",".join(LOSS_OPTIONS),
-        commands=PYTEST,
     ),
     CommandLineOption(
         "loss-options-file",
@@ -219,6 +215,7 @@ OPTIONS = (
         "accuracy-band",
         "LO:HI",
         "Range of pixel accuracy in which a stable option that learned the objects is healthy",
+        commands=("pytest", "train", "report"),
     ),
     CommandLineOption(
         "run-dir",
@@ -230,11 +227,12 @@ OPTIONS = (
     CommandLineOption(
         "resume",
         "SESSION",
-        "Finish an interrupted session: latest (in --run-dir), or its folder, given as --resume=DIR. "
-        "Settings are taken from the session; different ones are refused",
+        "Finish or extend a session: latest (in --run-dir), or its folder, given as --resume=DIR. Settings "
+        "are taken from it; more seeds, more options and another band extend it, others are refused",
         takes_path=True,
         words="latest",
     ),
+    CommandLineOption("extend", "", "With --resume and more --epochs: train every run on to that number"),
     CommandLineOption(
         "baseline",
         "PATH",
@@ -328,24 +326,3 @@ def _asked_options(given: Mapping[str, str | None], base: ExperimentConfig) -> t
     if (names := given.get("loss_options")) is not None:
         return select_options(names, {**LOSS_OPTIONS, **default})
     return tuple(default.values())
-
-
-def separated_path(arguments: Sequence[str]) -> str | None:
-    """Return an error message for the first path after a space instead of `=`, as in `--corpus PATH`.
-
-    pytest looks for its configuration before it knows these options and treats such a path as the path of
-    a test, so it would import a conftest.py next to a corpus. A word such as `arc` is harmless unless a file
-    has that name.
-    """
-    options = {option.flag: option for option in OPTIONS if option.takes_path}
-    for argument, value in itertools.pairwise(arguments):
-        if argument == "--":
-            break
-        if (option := options.get(argument)) is None:
-            continue
-        if not re.fullmatch(option.words, value) or Path(value).exists():
-            return (
-                f"{argument} and its value are separated by a space; write them as "
-                f"{argument}={printable(value)}"
-            )
-    return None

@@ -2,6 +2,7 @@
 
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
+  session-1.json …                    `bvae.session.go_on`: what it was before each change of the settings
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
   report.html                         `bvae report`: the report as one page
   .lock .holder                       `folder.hold`: the process that works in the session
@@ -20,7 +21,8 @@ runs/<when>-<id>/                     `folder.Session.create`
       reconstructions_epoch_001.png   `CheckpointPictures`: one picture for each checkpoint file
     filmstrip.png                     `CheckpointPictures`: the same grids at every epoch's checkpoint
     tensorboard/events.out.tfevents.* `run.TensorBoardLog`, with `--log tensorboard`
-    result.json                       `run.train_run`; written last: its presence means complete
+    result.json                       `run.train_run`; written last: its presence means complete;
+                                      `bvae.session.go_on`: its verdict under another accuracy band
   comparison/                         `bvae.session.folder`
     why_A.png …  verdicts.png  curves.png  tradeoff.png  reconstructions.png  examples.png
     comparison.md
@@ -58,7 +60,7 @@ MAX_MARKER, MAX_METRICS, MAX_CHECKPOINT = 4096, 256 * 2**20, 4 * 2**30
 """Bytes of the largest marker, `metrics.jsonl` and checkpoint that are read."""
 
 _CHECKPOINT = r"(?:best|epoch_([0-9]{3,})(?:_step_([0-9]{6,}))?)"
-_SESSION_FILES = r"session\.json|baseline\.json|report\.html|\.lock|\.holder|\.stop-[0-9a-f]+"
+_SESSION_FILES = r"session(?:-[0-9]+)?\.json|baseline\.json|report\.html|\.lock|\.holder|\.stop-[0-9a-f]+"
 _FILES = "|".join(
     (
         _SESSION_FILES,
@@ -69,6 +71,11 @@ _FILES = "|".join(
     )
 )
 _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|{re.escape(STOP)}[0-9a-f]+")
+
+
+def earlier_record(number: int) -> str:
+    """Return the name of the file to which `session.json` is copied at its change of a number, from 1."""
+    return f"session-{number}.json"
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ the step. A run that is interrupted and restored therefore ends with the same bi
 from __future__ import annotations
 
 import bisect
+import dataclasses
 import math
 import time
 from collections.abc import Sequence
@@ -154,14 +155,15 @@ class Trainer:
         """Continue from a checkpoint, and send the events of its epoch and its save again.
 
         The run may have been interrupted between a save and its listeners, or between two paths of one save,
-        so both are repeated with the same content.
+        so both are repeated with the same content. The checkpoint may be of this run before it was extended:
+        the epochs of each stage are the same in both.
 
         Raises:
             CheckpointError: if the file is damaged or is not a checkpoint of this run.
             StrippedError: if it holds no optimizer state, as it was not one of the newest.
         """
         checkpoint = load_checkpoint(path, Progress)
-        if checkpoint.state.config != self.config:
+        if not self.config.continues(checkpoint.state.config):
             raise CheckpointError(f"{path} is of another run: its configuration differs")
         own = training_state(self.model, self._train_step)
         if not any(name.startswith(OPTIMIZER) for name in checkpoint.tensors):
@@ -173,7 +175,7 @@ class Trainer:
         restore_tensors(
             own, checkpoint.tensors
         )  # nothing fails from here on, so a refused checkpoint changes nothing
-        self.progress = checkpoint.state
+        self.progress = dataclasses.replace(checkpoint.state, config=self.config)
         self._noise.set_state(noise)
         if self.epoch:
             self._announce(EpochEnded(self.progress.history))
@@ -227,14 +229,19 @@ class Trainer:
 
     def _learning_rate(self, step: int) -> float:
         training = self.config.training
-        total = None if training.until_plateau else self.steps
+        total = None if training.until_plateau else self._stage_end(step)
         return learning_rate(step, total=total, warmup=training.warmup_steps, peak=training.learning_rate)
 
     def _beta(self, step: int) -> float:
         training = self.config.training
         warmup = training.beta_warmup * self.steps_per_epoch
-        share = beta_share(step, total=self.steps, warmup=warmup, schedule=training.beta_schedule)
-        return share * training.beta
+        total = self._stage_end(step)
+        return training.beta * beta_share(step, total=total, warmup=warmup, schedule=training.beta_schedule)
+
+    def _stage_end(self, step: int) -> int:
+        """Return the number of steps that a run had when a step was trained: later steps extended it."""
+        ends = (epochs * self.steps_per_epoch for epochs in self.config.training.stages)
+        return next(end for end in ends if step < end)
 
     def _end_epoch(self) -> None:
         progress = self.progress
@@ -266,7 +273,7 @@ class Trainer:
             due = every and self.progress.step % every == 0
             return [f"epoch_{self.epoch + 1:03d}_step_{self.progress.step:06d}"] if due else []
         names = []
-        if self.epoch % training.checkpoint_every == 0 or self.has_ended:
+        if self.epoch % training.checkpoint_every == 0 or self.epoch in training.stages or self.has_ended:
             names.append(f"epoch_{self.epoch:03d}")
         if min(history, key=lambda record: record.validation.loss).epoch == self.epoch:
             names.append("best")
@@ -313,7 +320,7 @@ class Trainer:
         if (
             epochs != [*range(1, len(epochs) + 1)]
             or not 0 <= steps < self.steps_per_epoch
-            or not 0 < progress.step <= self.steps
+            or not 0 < progress.step <= progress.config.training.epochs * self.steps_per_epoch
         ):
             raise CheckpointError(
                 f"{path} is at step {progress.step} with {len(epochs)} epochs recorded; these disagree"

@@ -112,14 +112,14 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """Return what no interruption may change: the hash of every file of a session except `session.json`.
+    """Return what no interruption may change: the hash of every file of a session except its records.
 
     Wall times are left out, and so are the checksums, digests and seals that include them.
     """
     return {
         str(path.relative_to(session)): hashlib.sha256(_timeless(path)).hexdigest()
         for path in sorted(session.rglob("*"))
-        if path.is_file() and not path.name.startswith(".") and path.name != "session.json"
+        if path.is_file() and not path.name.startswith(".") and not path.name.startswith("session")
     }
 
 

@@ -27,7 +27,8 @@ from bvae.config import (
     TrainingConfig,
 )
 from bvae.option_files import MAX_BYTES, OptionFileError, allow_models, read_options
-from bvae.options import parse_experiment, separated_path
+from bvae.options import parse_experiment
+from bvae.plugin import separated_path
 from bvae.session import SessionRecord
 from bvae.storage import differences, from_json, read_json, to_json
 

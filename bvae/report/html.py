@@ -29,16 +29,8 @@ from bvae.judging.explanation import (
     explain_why,
 )
 from bvae.records import Evaluation, RunResult
-from bvae.report.text import (
-    Cell,
-    describe_epochs,
-    describe_setting,
-    explain_gate,
-    explain_outcome,
-    table_head,
-    table_rows,
-    words,
-)
+from bvae.report.table import Cell, table_head, table_rows, words
+from bvae.report.text import describe_epochs, describe_setting, explain_gate, explain_outcome
 from bvae.session import Session
 from bvae.session.folder import shown_history
 from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints

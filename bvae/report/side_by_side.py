@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_lowercase
 
-from bvae.config import TrainingConfig, colour_of
+from bvae.config import TrainingConfig
 from bvae.judging.baseline import Difference, difference, difference_rows
-from bvae.judging.comparison import Comparison, RunSummary
+from bvae.judging.comparison import Comparison, RunSummary, colour_of
 from bvae.report.html import Picture, packaged_text, render
-from bvae.report.text import COLUMNS_ACROSS_SESSIONS, Cell, aligned
+from bvae.report.table import COLUMNS_ACROSS_SESSIONS, Cell, aligned
 from bvae.session.folder import Session, SessionRecord, compare_outcomes, found_outcomes
 from bvae.session_files import LATEST, SESSION
 from bvae.storage import by_field, printable, refuse_foreign_entries
@@ -302,7 +302,7 @@ def _colours(sides: Sequence[Side]) -> dict[str, int]:
 def chart_points(
     sides: Sequence[Side],
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, tuple[int, int]]]:
-    """Return the points and the looks of `bvae.visualization.charts.plot_rate_distortion`."""
+    """Return the points and the looks of `bvae.visualization.latents.plot_rate_distortion`."""
     colours = _colours(sides)
     points: dict[str, list[tuple[float, float]]] = {}
     looks = {}

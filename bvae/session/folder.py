@@ -11,6 +11,7 @@ import datetime
 import glob
 import os
 import secrets
+import shlex
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,19 +58,28 @@ from bvae.storage import (
     warn_of_weaker_promise,
 )
 
-DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
-"""Packages whose versions can change a result."""
-
 
 class SessionHeldError(RuntimeError):
     """Another process works in a session folder."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Extension:
+    """When, with which arguments and how the settings of a session were changed; its text is a sentence."""
+
+    when: str
+    command: tuple[str, ...]
+    changes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"Changed at {self.when}: {', '.join(self.changes)} (arguments: {shlex.join(self.command)})."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionRecord:
     """The content of `session.json`; for its seal see `bvae.storage.sealed`."""
 
-    schema: Literal[2] = 2
+    schema: Literal[3] = 3
     created: str
     command: tuple[str, ...]
     config: ExperimentConfig
@@ -77,6 +87,7 @@ class SessionRecord:
     versions: dict[str, str]
     commit: str | None
     hardware: dict[str, str | int]
+    extensions: tuple[Extension, ...] = ()
     seal: str = ""
 
 
@@ -209,20 +220,6 @@ def hold(path: Path) -> BaseFileLock:
     return lock
 
 
-def changes_since(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> list[str]:
-    """Return the differences between a session and this process that can change a result."""
-    versions = find_versions()
-    now = {name: versions[name] for name in DECISIVE_PACKAGES}
-    then = {name: session.versions.get(name) for name in DECISIVE_PACKAGES}
-    return [
-        *differences(config, session.config),
-        *differences(
-            {"corpus fingerprint": corpus.fingerprint}, {"corpus fingerprint": session.corpus.fingerprint}
-        ),
-        *(f"version of {change}" for change in differences(now, then)),
-    ]
-
-
 _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
@@ -244,7 +241,7 @@ def _read_marker(path: Path) -> str:
 
 
 def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a run, or None if it is not complete.
+    """Return the result of a run, or None if it is not complete, or was before it was extended.
 
     Raises:
         ValueError: if the result does not match its seal, its run or the files in the folder; the message is
@@ -262,7 +259,11 @@ def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
     if changed := sorted(name for name in now | result.digests if now.get(name) != result.digests.get(name)):
         fault = "has changed since" if changed[0] in now else "was removed after"
         raise ValueError(f"{run.name}: {changed[0]} {fault} {RESULT} was written")
-    if CONFIG not in now or (changes := differences(run, read_json(directory / CONFIG, RunConfig))):
+    if CONFIG not in now:
+        raise ValueError(f"{run.name}: {CONFIG} is missing")
+    if changes := differences(run, stored := read_json(directory / CONFIG, RunConfig)):
+        if run.continues(stored):
+            return None
         raise ValueError(f"{run.name}: {CONFIG} is that of another run: {changes[0]}")
     return escaped(result)
 
@@ -336,11 +337,6 @@ def read_comparison(session: Session) -> Comparison | None:
         return read_json(comparison_folder(session) / "comparison.json", Comparison)
     except FileNotFoundError:
         return None
-
-
-def discard_comparison(session: Session) -> None:
-    """Mark the comparison of a session as incomplete, before runs are added."""
-    (comparison_folder(session) / "comparison.json").unlink(missing_ok=True)
 
 
 def comparison_folder(session: Session) -> Path:

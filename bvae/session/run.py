@@ -43,7 +43,7 @@ from bvae.session_files import (
     picture_of,
     pictured_checkpoints,
 )
-from bvae.storage import atomic_write, lock_file, make_folder, printable, sealed, to_json
+from bvae.storage import atomic_write, lock_file, make_folder, printable, remove, sealed, to_json
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import CheckpointError, StrippedError
 from bvae.verdict import judge_run
@@ -150,6 +150,7 @@ def restored_trainer(
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
         left.unlink(missing_ok=True)  # a process that waits for this run may remove its own
+    remove(directory / RESULT)  # of the run before it was extended, or one that does not match
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training), MetricsLog(directory / METRICS)

@@ -1,4 +1,4 @@
-"""Curves of every loss option by epoch, with controls; and object IoU against the KL divergence of runs."""
+"""Curves of every loss option by epoch, with controls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
-from matplotlib.transforms import Bbox
 
 from bvae.judging.comparison import colour_of
 from bvae.visualization import canvas
@@ -38,11 +37,7 @@ BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "li
 SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"}
 EXTENT_LOOK: dict[str, Any] = {"color": "#808080", "linewidth": 2, "linestyle": (0, (6, 2, 1, 2))}
 RATE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4)), "dash_capstyle": "butt"}
-BESIDE = 24  # pixels from a mark to its name
 NOTHING_YET = "No run has finished an epoch yet."
-PLOT_WIDTH, PLOT_HEIGHT = 1160, 640
-SESSION_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-Points = Mapping[str, Sequence[tuple[float, float]]]
 
 
 class Panel(NamedTuple):
@@ -284,95 +279,6 @@ def _draw_legend(
     axes.text(0, below, "\n".join(notes), transform=axes.transAxes, **look)
 
 
-@canvas.house_style()
-def plot_rate_distortion(
-    points: Points,
-    *,
-    looks: Mapping[str, tuple[int, int]] | None = None,
-    path: canvas.Destination | None = None,
-    title: str = "",
-) -> Figure:
-    """Draw the object IoU of runs against their KL divergence, with a larger, labelled mark at each mean.
-
-    Points that are not finite in single precision are left out.
-
-    Args:
-        points: for each label, the KL per grid in nats and the object IoU of each seed.
-        looks: for each label, the positions of its colour and of its marker; by default that of the label.
-        path: destination of the PNG.
-        title: the first line becomes a headline.
-    """
-    known = _finite_points(points)
-    looks = looks or {label: (place, place) for place, label in enumerate(points)}
-    height = HEADING + PLOT_HEIGHT + FOOT if known else 2 * canvas.TEXT_SIZE
-    figure, top = canvas.titled_figure(WIDTH, height, title)
-    if known:
-        wide, high = figure.bbox.size
-        axes = figure.add_axes((canvas.LEFT / wide, FOOT / high, PLOT_WIDTH / wide, PLOT_HEIGHT / high))
-        canvas.name_panel(axes, OBJECT_IOU.heading, "KL per grid (bits)")
-        axes.grid(visible=True)
-        size, marks = min(TICK_SIZE, PLOT_HEIGHT / (1.6 * len(known))), {}
-        for label, values in known.items():
-            colour, marker = looks[label]
-            shape = SESSION_MARKERS[marker % len(SESSION_MARKERS)]
-            look: dict[str, Any] = {"color": colour_of(colour), "edgecolor": "white", "marker": shape}
-            name, mean = canvas.printable(shortened(label)), values.mean(0)
-            axes.scatter(values[:, 0], values[:, 1], s=130, alpha=0.6, zorder=3, **look)
-            marks[name] = axes.scatter(mean[0], mean[1], s=380, zorder=4, **look)
-        beyond: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
-        axes.margins(0.1)
-        (left, right), (bottom, above) = axes.get_xlim(), axes.get_ylim()
-        axes.set(xlim=(max(left, -0.04 * right), right), ylim=(max(bottom, -0.04 * above), above))
-        _name_marks(axes, known, size)
-        axes.legend(marks.values(), marks, fontsize=size, **beyond)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
-    else:
-        canvas.write(figure, canvas.EDGE, top, NOTHING_YET, size=canvas.TEXT_SIZE, width=WIDTH)
-    canvas.save_png(figure, path, describe_rate_distortion(points))
-    return figure
-
-
-def describe_rate_distortion(points: Points) -> str:
-    """Return a sentence with the mean KL divergence and object IoU of each label."""
-    means = {label: values.mean(0) for label, values in _finite_points(points).items()}
-    ends = [f"{label} {bits:.3g} bits and {iou:.1%}" for label, (bits, iou) in means.items()]
-    return f"KL per grid and object IoU, means over runs: {'; '.join(ends)}." if ends else NOTHING_YET
-
-
 def shortened(name: str) -> str:
     """Return a name with at most `LEGEND_LETTERS` letters; a name that is cut ends in "…"."""
     return name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…"
-
-
-def _finite_points(points: Points) -> dict[str, Values]:
-    """Return the points `[seeds, 2]` in bits that can be drawn, of each label that has any."""
-    arrays = {label: np.array(each, dtype=float).reshape(-1, 2) for label, each in points.items()}
-    kept = {label: each[(np.abs(each) <= LARGEST).all(1)] for label, each in arrays.items()}
-    return {label: each / (math.log(2), 1) for label, each in kept.items() if len(each)}
-
-
-def _name_marks(axes: Axes, runs: Mapping[str, Values], size: float) -> None:
-    """Write each label beside its mean, as near as marks and other labels permit."""
-    height, inside = canvas.LINE_HEIGHT * size, axes.bbox
-    place = axes.transData.transform
-    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for marks in runs.values() for x, y in place(marks)]
-    for name, values in runs.items():
-        mean, shown = values.mean(0), canvas.printable(shortened(name))
-        x, y = place(mean)
-        width = canvas.text_width(shown, size)
-        right, left = x + BESIDE, x - BESIDE - width
-        sides = [right, left] if right + width < inside.x1 else [left]
-        rises = sorted(np.arange(inside.y0 + height - y, inside.y1 - height - y, 4), key=abs)
-        offers = [
-            Bbox.from_bounds(x0, y + r - height / 2, width, height) for r in (0, *rises) for x0 in sides
-        ]
-        box = next((offer for offer in offers if not offer.count_overlaps(taken)), offers[0])
-        taken.append(box)
-        rise = box.y0 + height / 2 - y
-        line = {"arrowstyle": "-", "color": canvas.SOFT_INK, "shrinkA": 0, "shrinkB": 12}
-        look: dict[str, Any] = {
-            "va": "center",
-            "fontsize": size,
-            "arrowprops": line if abs(rise) > height / 2 else None,
-        }
-        axes.annotate(shown, mean, (box.x0 - x, rise), textcoords="offset pixels", **look)

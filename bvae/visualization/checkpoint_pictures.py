@@ -92,7 +92,7 @@ class CheckpointPictures:
             for path in spread(epochs):
                 if path not in self.predicted:  # saved before the run was resumed
                     model, run = load_model(path, self.run.training.model)
-                    if run != self.run:
+                    if not self.run.continues(run):
                         raise CheckpointError(f"{path.name} is of another run")
                     with reproducible(torch.device("cpu")):
                         self.predicted[path] = reconstruct(model, self.grids)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
 from bvae.judging.comparison import METRICS, Comparison, Outcomes, compare
 from bvae.records import ControlledMetrics, CorpusRecord, ReconstructionMetrics
+from bvae.report.table import to_text_table
 from bvae.report.text import (
     TERMINAL_COLUMNS,
     describe_epochs,
@@ -25,7 +26,6 @@ from bvae.report.text import (
     table_rows,
     to_markdown,
     to_terminal,
-    to_text_table,
 )
 from bvae.storage import from_json, to_json
 from bvae.verdict import SEVERITY

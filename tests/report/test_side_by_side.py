@@ -40,7 +40,7 @@ from bvae.report.side_by_side import (
 )
 from bvae.session import SessionRecord
 from bvae.storage import read_json, sealed, to_json
-from bvae.visualization.charts import plot_rate_distortion
+from bvae.visualization.latents import plot_rate_distortion
 
 HOSTILE = '=cmd("\x1b[31m")<script>alert(1)</script>\u202e'
 OUTCOMES: Outcomes = {

@@ -54,13 +54,13 @@ def begun(lab: Path) -> Path:
 @pytest.mark.parametrize(
     ("argument", "complaint"),
     [
-        ("--epochs=3", "training.epochs was 2 and is 3"),
+        ("--epochs=3", "--epochs 3 needs --extend"),
         ("--beta=0.5", "training.beta was 0.004 and is 0.5"),
         ("--corpus=other.npz", "corpus was 'corpus.npz' and is 'other.npz'"),
         ("--grid-size=12", "grid_size was 8 and is 12"),
         ("--padding-value=-1", "padding_value was None and is -1"),
         ("--precision=bf16", "training.precision was 'fp32' and is 'bf16'"),
-        ("--loss-options=A,B", "options.2.name was 'C' and is None"),
+        ("--loss-options=A,B", "the session also has the option C; expected all of A,B,C"),
     ],
 )
 def test_a_session_is_not_resumed_with_another_setting(
@@ -102,7 +102,7 @@ def test_a_session_of_another_version_is_refused_by_its_schema(begun: Path, refu
     (begun / "session.json").write_text(json.dumps(record))
     said = refusal("--resume=latest")
     assert said.endswith(
-        "session.json: written by another version of bvae (schema 1, expected 2); run it again"
+        "session.json: written by another version of bvae (schema 1, expected 3); run it again"
     )
 
 

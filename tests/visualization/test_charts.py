@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from bvae.visualization.charts import curve, describe_curves, plot_curves, plot_tradeoff
+from bvae.visualization.charts import curve, describe_curves, plot_curves
 
 pytestmark = pytest.mark.unit
 
@@ -150,56 +150,6 @@ def test_the_extent_is_drawn_up_to_the_last_epoch_of_any_option() -> None:
     figure = plot({"short": [[record(1)]], "long": [[record(1), record(2), record(3)]]})
     *_, drawn = [line for line in figure.axes[OBJECT_IOU].lines if line.get_marker() == "None"]
     assert drawn.get_xdata().tolist() == [1, 2, 3]
-
-
-SCATTER = {"A": [(1.0, 0.01), (3.0, 0.03)], "B": [(40.0, 0.2), (math.nan, 0.2), (41.0, math.inf)], "C": []}
-
-
-def test_the_scatter_has_a_mark_for_every_run_and_an_outline_with_a_name_at_every_mean() -> None:
-    png = io.BytesIO()
-    figure = plot_tradeoff(SCATTER, options=["Z", "A", "B"], path=png, title="Bits")
-    runs_of_a, mean_of_a, runs_of_b, mean_of_b = figure.axes[0].lines
-    assert runs_of_a.get_xydata().tolist() == [[1.0, 0.01], [3.0, 0.03]]
-    assert mean_of_a.get_xydata().tolist() == [[2.0, 0.02]]
-    assert runs_of_b.get_xydata().tolist() == mean_of_b.get_xydata().tolist() == [[40.0, 0.2]]
-    curves = plot({"A": [[record(1)]], "B": [[record(1)]]}, options=["Z", "A", "B"])
-    looks = [(line.get_color(), line.get_marker()) for line in lines(curves, KL)]
-    assert [(line.get_color(), line.get_marker()) for line in (runs_of_a, runs_of_b)] == looks
-    assert {"Object IoU", "KL per grid (bits)", "A", "B"} <= set(texts(figure))
-    assert "C" not in texts(figure)
-    with Image.open(png) as picture:
-        assert picture.info["Description"] == (
-            "Means over runs: option A 2 bits per grid and object IoU 2.0%; "
-            "option B 40 bits per grid and object IoU 20.0%."
-        )
-
-
-@pytest.mark.parametrize("apart", [0.0, 0.1, 10.0])
-def test_names_in_the_scatter_overlap_neither_marks_nor_each_other(apart: float) -> None:
-    marks = {f"B-{number}-long": [(30 + apart * number, 0.2 + 1e-3 * apart * number)] for number in range(8)}
-    figure = plot_tradeoff(marks, path=io.BytesIO())
-    axes = figure.axes[0]
-    boxes = {text.get_text(): Text.get_window_extent(text) for text in axes.texts}
-    assert boxes.keys() == marks.keys()
-    places = axes.transData.transform([place for (place,) in marks.values()])
-    for name, box in boxes.items():
-        assert box.count_overlaps([other for key, other in boxes.items() if key != name]) == 0
-        assert not any(box.contains(*place) for place in places)
-        assert axes.bbox.x0 < box.x0 < box.x1 < figure.bbox.x1
-
-
-@pytest.mark.parametrize("place", [(0.0, 0.0), (1.0, 0.0), (50.0, 0.2)])
-def test_the_scatter_has_no_room_for_negative_numbers(place: tuple[float, float]) -> None:
-    axes = plot_tradeoff({"A": [place]}).axes[0]
-    for (low, high), value in zip((axes.get_xlim(), axes.get_ylim()), place, strict=True):
-        assert -0.04 * high <= low < value < high
-
-
-def test_a_scatter_without_a_number_says_so() -> None:
-    png = io.BytesIO()
-    assert plot_tradeoff({"A": [(math.nan, 0.1)]}, path=png).axes[0].lines[:] == []
-    with Image.open(png) as picture:
-        assert picture.info["Description"] == "No run has finished an epoch yet."
 
 
 def test_an_option_keeps_its_colour_when_it_is_drawn_alone() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from bvae.models import encode, reconstruct
 from bvae.records import Progress
 from bvae.training.checkpoint import Checkpoint, save_checkpoint
 from bvae.visualization import plot_samples, plot_traversals
-from bvae.visualization.latents import describe_traversals, sample_prior, traverse
+from bvae.visualization.latents import describe_traversals, plot_rate_distortion, sample_prior, traverse
 
 pytestmark = pytest.mark.unit
 
@@ -210,3 +212,37 @@ def test_the_command_refuses_what_it_cannot_draw(
 ) -> None:
     assert command_line.main(["show", checkpoint, *arguments]) == 4
     assert complaint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("apart", [0.0, 0.1, 10.0])
+def test_names_in_the_scatter_overlap_neither_marks_nor_each_other(apart: float) -> None:
+    marks = {f"B-{number}-long": [(20 + apart * number, 0.2 + 1e-3 * apart * number)] for number in range(8)}
+    figure = plot_rate_distortion(marks, path=io.BytesIO())
+    axes = figure.axes[0]
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in axes.texts}
+    assert boxes.keys() == marks.keys()
+    bits = [(nats / math.log(2), iou) for ((nats, iou),) in marks.values()]
+    places = axes.transData.transform(bits)
+    for name, box in boxes.items():
+        assert box.count_overlaps([other for key, other in boxes.items() if key != name]) == 0
+        assert not any(box.contains(*place) for place in places)
+        assert axes.bbox.x0 < box.x0 < box.x1 < figure.bbox.x1
+
+
+@pytest.mark.parametrize("place", [(0.0, 0.0), (1.0, 0.0), (50.0, 0.2)])
+def test_the_scatter_has_no_room_for_negative_numbers(place: tuple[float, float]) -> None:
+    axes = plot_rate_distortion({"A": [place]}).axes[0]
+    bits = (place[0] / math.log(2), place[1])
+    for (low, high), value in zip((axes.get_xlim(), axes.get_ylim()), bits, strict=True):
+        assert -0.04 * high <= low < value < high
+
+
+def test_the_scatter_says_the_means_in_words_and_that_there_is_none() -> None:
+    for points, said in (
+        ({"A": [(math.log(2), 0.01), (3 * math.log(2), 0.03)]}, "A 2 bits and 2.0%."),
+        ({"A": [(math.nan, 0.1)]}, "No run has finished an epoch yet."),
+    ):
+        png = io.BytesIO()
+        plot_rate_distortion(points, path=png)
+        with Image.open(png) as picture:
+            assert picture.info["Description"].endswith(said)
