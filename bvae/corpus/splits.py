@@ -114,7 +114,7 @@ class Splits:
     val: Grids
     fingerprint: str
     class_counts: tuple[int, ...]
-    background: int
+    background: int = 0
     background_rate: float
     has_outside: bool
     duplicates: int

@@ -166,7 +166,8 @@ def describe_epochs(comparison: Comparison) -> str:
     if any(training.until_plateau for training in settings):
         return "the last epoch of each run"
     counts = sorted(training.epochs for training in settings)
-    return f"{' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} epochs"
+    shown = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+    return f"{shown} epoch" if shown == "1" else f"{shown} epochs"
 
 
 def describe_stages(training: TrainingConfig) -> str:

@@ -16,17 +16,8 @@ from hypothesis import strategies as st
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
 from bvae.judging.comparison import METRICS, Comparison, Outcomes, compare
 from bvae.records import ControlledMetrics, CorpusRecord, ReconstructionMetrics
-from bvae.report.table import to_text_table
-from bvae.report.text import (
-    TERMINAL_COLUMNS,
-    describe_epochs,
-    describe_setting,
-    explain_gate,
-    table_head,
-    table_rows,
-    to_markdown,
-    to_terminal,
-)
+from bvae.report.table import TERMINAL_COLUMNS, table_head, table_rows, to_text_table
+from bvae.report.text import describe_epochs, describe_setting, explain_gate, to_markdown, to_terminal
 from bvae.storage import from_json, to_json
 from bvae.verdict import SEVERITY
 
@@ -416,7 +407,7 @@ def test_texts_say_in_which_settings_options_differ() -> None:
     assert said in describe_setting(comparison)
     assert said in "\n".join(to_terminal(comparison, [], {}, gate_ran=True))
     assert said.replace("\\", "") in to_markdown(comparison).replace("\\", "")
-    assert describe_epochs(comparison) == "5 to 12"
+    assert describe_epochs(comparison) == "5 to 12 epochs"
     column = [cell.text for cell in table_head(comparison)].index("active units")
     latents = {row[0].text: row[column].text.split(" of ")[-1] for row in table_rows(comparison)}
     assert (latents["B"], latents["B-8"]) == ("32", "8")
@@ -427,7 +418,7 @@ def test_texts_say_in_which_settings_options_differ() -> None:
 def test_without_a_difference_nothing_is_said_of_settings(epochs: int, changes: dict[str, int]) -> None:
     comparison = varied(dataclasses.replace(LOSS_OPTIONS["B"], training=changes), epochs=epochs, latent_dim=7)
     assert "instead of" not in describe_setting(comparison)
-    assert describe_epochs(comparison) == str(epochs)
+    assert describe_epochs(comparison) == f"{epochs} epoch{'s' if epochs > 1 else ''}"
 
 
 def test_the_tables_survive_undefined_numbers() -> None:
