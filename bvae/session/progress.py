@@ -96,7 +96,7 @@ def describe_progress(
     if finished == runs:
         return f"{runs} of {runs} runs done"
     pace = sum(note.images_per_second for note in notes.values())
-    known = share > 0 and elapsed > 2 and not any(note.may_end for note in notes.values())
+    known = share > 1e-6 and elapsed > 2 and not any(note.may_end for note in notes.values())
     left = f", about {_duration(elapsed * (1 - share) / share)} left" if known else ""
     rate = f", {pace:,.0f} images/s" if notes else ""
     return f"{finished} of {runs} runs done; {', '.join(training) or 'starting'}{rate}{left}"
