@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
 
 from bvae.config import (
@@ -220,6 +217,21 @@ OPTIONS = (
         "Range of pixel accuracy in which a stable option that learned the objects is healthy",
     ),
     CommandLineOption(
+        "engine",
+        "ENGINE",
+        "What trains the runs: xdist (processes of this machine, see -n), ray:local (Ray on this machine), "
+        "ray:HOST:PORT or ray:auto (a running Ray cluster); see docs/scale.md",
+        own_default="xdist",
+        commands=PYTEST,
+    ),
+    CommandLineOption(
+        "gpus-per-run",
+        "SHARE",
+        "With --engine ray and --device cuda: the share of a GPU that each run takes",
+        own_default="0.1",
+        commands=PYTEST,
+    ),
+    CommandLineOption(
         "run-dir",
         "DIR",
         "Folder for sessions, given as --run-dir=DIR; each invocation creates one session",
@@ -326,24 +338,3 @@ def _asked_options(given: Mapping[str, str | None], base: ExperimentConfig) -> t
     if (names := given.get("loss_options")) is not None:
         return select_options(names, {**LOSS_OPTIONS, **default})
     return tuple(default.values())
-
-
-def separated_path(arguments: Sequence[str]) -> str | None:
-    """Return an error message for the first path after a space instead of `=`, as in `--corpus PATH`.
-
-    pytest looks for its configuration before it knows these options and treats such a path as the path of
-    a test, so it would import a conftest.py next to a corpus. A word such as `arc` is harmless unless a file
-    has that name.
-    """
-    options = {option.flag: option for option in OPTIONS if option.takes_path}
-    for argument, value in itertools.pairwise(arguments):
-        if argument == "--":
-            break
-        if (option := options.get(argument)) is None:
-            continue
-        if not re.fullmatch(option.words, value) or Path(value).exists():
-            return (
-                f"{argument} and its value are separated by a space; write them as "
-                f"{argument}={printable(value)}"
-            )
-    return None

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import itertools
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from bvae.experiment import Experiment
 from bvae.hardware import usable_cores
 from bvae.hooks import EXPERIMENT, GATE, asked_experiment, is_worker, joins_session, register_hooks
 from bvae.judging.baseline import Baseline
-from bvae.options import options_of, separated_path
+from bvae.options import OPTIONS, options_of
+from bvae.storage import printable
 
 pytest.register_assert_rewrite("bvae.experiments")
 
@@ -58,6 +61,27 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
         raise pytest.UsageError(complaint)
 
 
+def separated_path(arguments: Sequence[str]) -> str | None:
+    """Return an error message for the first path after a space instead of `=`, as in `--corpus PATH`.
+
+    pytest looks for its configuration before it knows these options and treats such a path as the path of
+    a test, so it would import a conftest.py next to a corpus. A word such as `arc` is harmless unless a file
+    has that name.
+    """
+    options = {option.flag: option for option in OPTIONS if option.takes_path}
+    for argument, value in itertools.pairwise(arguments):
+        if argument == "--":
+            break
+        if (option := options.get(argument)) is None:
+            continue
+        if not re.fullmatch(option.words, value) or Path(value).exists():
+            return (
+                f"{argument} and its value are separated by a space; write them as "
+                f"{argument}={printable(value)}"
+            )
+    return None
+
+
 def missing_partner(config: pytest.Config, arguments: list[str]) -> str | None:
     """Return an error message for the first option whose plugin is not active, or None."""
     for plugin, (package, flags) in PARTNERS.items():
@@ -79,7 +103,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return the number of usable cores, at most one per run; None lets xdist choose."""
+    """Return the number of usable cores, at most one per run; None lets xdist choose.
+
+    It is 0 with another engine, which needs no workers.
+    """
+    if runs_experiments(config) and config.getoption("engine") != "xdist":
+        return 0
     if not runs_experiments(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     experiment = asked_experiment(config)

@@ -63,7 +63,23 @@ _FILES = "|".join(
         r"why_[A-Za-z0-9_-]+\.png|curves\.png|reconstructions\.png|examples\.png|comparison\.(?:md|json)",
     )
 )
+_RUN_FILES = {
+    r"\.progress": MAX_MARKER,
+    r"(?:config|result)\.json|filmstrip\.png": MAX_JSON,
+    r"metrics\.jsonl": MAX_METRICS,
+    rf"checkpoints/reconstructions_{_CHECKPOINT}\.png": MAX_JSON,
+    rf"checkpoints/{_CHECKPOINT}\.safetensors": MAX_CHECKPOINT,
+}
+"""Limits by pattern of the name in the folder of a run, for files that the training process writes."""
 _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|{re.escape(STOP)}[0-9a-f]+")
+
+
+def run_file_limit(name: str) -> int:
+    """Return the bytes of the largest file with this name in the folder of a run; 0 if runs have none."""
+    for pattern, limit in _RUN_FILES.items():
+        if re.fullmatch(pattern, name):
+            return limit
+    return 0
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -18,7 +18,8 @@ from lab import QUICK, ROOT, TINY, SessionHere, comparison, newest, run_pytest
 from bvae.class_weights import WEIGHT_METHODS, weight_ratio, weights_of_option
 from bvae.config import LOSS_OPTIONS, OPTION_NAME, ExperimentConfig, LossOption
 from bvae.option_files import MAX_BYTES, OptionFileError, read_options
-from bvae.options import parse_experiment, separated_path
+from bvae.options import parse_experiment
+from bvae.plugin import separated_path
 from bvae.session import SessionRecord
 from bvae.storage import differences, from_json, read_json, to_json
 

@@ -35,7 +35,7 @@ from bvae.judging.baseline import (
     welch_interval,
 )
 from bvae.judging.comparison import METRICS, Comparison, compare
-from bvae.options import separated_path
+from bvae.plugin import separated_path
 from bvae.report import show_differences
 from bvae.report.text import differences_to_text, to_markdown
 from bvae.storage import to_json
