@@ -97,8 +97,8 @@ def find_scheduler(engine: str, gpus: str, device: str, workers: int = 0) -> Cal
         raise ValueError(f"--engine {engine} needs Ray, which is not installed; run pip install 'bvae[ray]'")
     if workers:
         raise ValueError(
-            f"--engine {engine} trains without workers of pytest-xdist, and {workers} are asked for; leave out "
-            "-n, or write -n0"
+            f"--engine {engine} trains without workers of pytest-xdist, and {workers} are asked for; "
+            "leave out -n, or write -n0"
         )
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device is {device!r}; expected cpu or cuda, as Ray chooses the GPU of each run")

@@ -92,10 +92,9 @@ class Experiment:
         self._session: Session | None = None
         self._lock: BaseFileLock | None = None  # held until the session is closed or this process ends
         self._display: ProgressDisplay | None = None
-        self._closed = self._interrupted = False
+        self._closed, self._interrupted, self._gate_ran = False, False, True
         self.make_scheduler: Callable[..., RunScheduler] = lambda *about: load_engine().RunScheduler(*about)
         self.own_gates: dict[str, bool] = {}
-        self._gate_ran = True
 
     @classmethod
     def prepare(
@@ -113,9 +112,8 @@ class Experiment:
             experiment = cls(dataclasses.replace(config, training=training), run_dir, command)
             corpus = CorpusRecord.of(experiment.corpus)  # loading also validates the grid size
             size, classes = experiment.corpus.grid_size, experiment.corpus.classes
-            experiment.config = config = dataclasses.replace(
-                config, grid_size=size, classes=classes, training=training
-            )
+            config = dataclasses.replace(experiment.config, grid_size=size, classes=classes)
+            experiment.config = config
             if training.model != DEFAULT_MODEL:
                 load_engine().RunScheduler.check(config, corpus)
             if baseline is not None:
@@ -239,8 +237,7 @@ class Experiment:
 
     def compare(self) -> Comparison:
         """Obtain all selected runs, compare them, and write the comparison if no other gate has."""
-        found = read_comparison(self.session)
-        return found if found is not None else self._write_comparison(self.scheduler.obtain_all())
+        return read_comparison(self.session) or self._write_comparison(self.scheduler.obtain_all())
 
     def _write_comparison(
         self, options: Iterable[tuple[str, OptionOutcomes]], *, in_haste: bool = False

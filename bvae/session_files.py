@@ -1,5 +1,8 @@
 """Every file and marker of a session, and who writes it. Files with other names are never removed.
 
+With `--engine ray`, `ray_engine.RunFolders` writes the files of runs, as the processes named here wrote them
+elsewhere.
+
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
