@@ -79,7 +79,7 @@ class Experiment:
         config: the options, seeds, corpus and training settings.
         selected: the runs that this invocation collected and did not deselect.
         baseline: the baseline to compare with, or None.
-        complaint: why the session could not be closed; empty otherwise.
+        complaint: why the session could not go on or could not be closed; empty otherwise.
         make_scheduler: makes what trains the runs, from the session, its corpus and its runs.
         own_gates: for each gate that the project adds to the packaged one, by name, whether it passed.
     """

@@ -202,7 +202,8 @@ class ExperimentHooks:
         is_gate = item.get_closest_marker(GATE) is not None
         cast(Any, report).is_own_gate = is_gate and item.name != PACKAGED_GATE
         if call.excinfo is not None and isinstance(call.excinfo.value, EngineError):
-            item.session.shouldfail = str(call.excinfo.value)  # no other run can be trained
+            # No other run can be trained, and the output ends with this sentence and how to resume.
+            item.session.shouldfail = self.experiment.complaint = str(call.excinfo.value)
         expected = StorageError | RunCrashError | EngineError
         if call.excinfo is not None and isinstance(call.excinfo.value, expected):
             report.longrepr = call.excinfo.getrepr(style="value", chain=False)

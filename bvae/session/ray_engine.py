@@ -21,7 +21,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from bvae import EngineError, EvidenceWarning
@@ -255,7 +255,14 @@ class RayScheduler(RunScheduler):
                 raise EngineError(f"the head of the Ray cluster, {self._head}, does not answer any more")
 
     def _check_end(self, run: RunConfig, task: Any) -> None:
-        """Repeat the warnings of a run. Raises RunCrashError, StorageError, or the error of its training."""
+        """Repeat the warnings of a run.
+
+        Raises:
+            RunCrashError: if its workers died, or refused it.
+            StorageError: if a file could not be written.
+            EngineError: if the actor died.
+            RayTaskError: if training raised another error; it shows the traceback.
+        """
         try:
             for said in ray.get(task):
                 warnings.warn(said, EvidenceWarning, stacklevel=4)
@@ -265,6 +272,9 @@ class RayScheduler(RunScheduler):
                 cause = cause.cause
             if isinstance(cause, RunCrashError | StorageError):
                 raise cause from None
+            if isinstance(cause, ActorDiedError):
+                self._lost = True
+                raise EngineError("the process that writes the session folder died") from None
             raise
         except RayError as error:
             reason = printable(str(error).partition("\n")[0])

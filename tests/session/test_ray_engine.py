@@ -23,11 +23,11 @@ from bvae.session.folder import RunCrashError
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'"
 )
-MANY_RUNS = (*TINY, "--epochs", "1", "--seeds", "8", "--checkpoint-every-steps", "1")
-"""24 runs of three steps, each with a checkpoint."""
+MANY_RUNS = (*TINY, "--epochs", "1", "--seeds", "8", "--checkpoint-every-steps", "2")
+"""24 runs of three steps, with a checkpoint in the middle."""
 CHECKPOINT = "checkpoints/*.safetensors"
 STORE = 100 * 2**20
-PATIENCE = 300
+PATIENCE = 600
 """Seconds that a step may take on a machine that others use too; alone it takes a tenth."""
 
 
