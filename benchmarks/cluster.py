@@ -69,8 +69,9 @@ def measure(folder: Path, runs: int, workers: int) -> dict[str, Any]:
         for number, run in enumerate(experiment.runs, start=1):
             scheduler.obtain(run)
             if number * PARTS % runs < PARTS:
-                parts.append((number, time.perf_counter() - began, time.process_time() - spent, memory()))
-                say(f"{workers} workers: {number} of {runs} runs after {parts[-1][1]:.1f} s")
+                part = number, time.perf_counter() - began, time.process_time() - spent, memory()
+                say("{0} workers: {1} runs after {2:.1f} s; {3:.2f} s, {4:.0f} MB".format(workers, *part))
+                parts.append(part)
         experiment.close_session(interrupted=True)
     return {"workers": workers, "runs": runs, "submitted": submitted, "parts": parts}
 

@@ -278,7 +278,9 @@ class RayScheduler(RunScheduler):
             raise
         except RayError as error:
             reason = printable(str(error).partition("\n")[0])
-            raise RunCrashError(f"{run.name} ended without a result: {reason}") from error
+            raise RunCrashError(
+                f"{run.name} ended without a result, after at most {ATTEMPTS} attempts: {reason}"
+            ) from error
 
 
 def connect(address: str, store_memory: int) -> None:
