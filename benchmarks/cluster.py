@@ -70,7 +70,7 @@ def measure(folder: Path, runs: int, workers: int) -> dict[str, Any]:
             scheduler.obtain(run)
             if number * PARTS % runs < PARTS:
                 part = number, time.perf_counter() - began, time.process_time() - spent, memory()
-                say("{0} workers: {1} runs after {2:.1f} s; {3:.2f} s, {4:.0f} MB".format(workers, *part))
+                say("{} workers: {} runs after {:.1f} s; {:.2f} s, {:.0f} MB".format(workers, *part))
                 parts.append(part)
         experiment.close_session(interrupted=True)
     return {"workers": workers, "runs": runs, "submitted": submitted, "parts": parts}
