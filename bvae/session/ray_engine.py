@@ -298,6 +298,8 @@ def connect(address: str, store_memory: int) -> None:
         "include_dashboard": False,
         "_node_ip_address": "127.0.0.1",  # for this machine only
     }
+    if ":" in address and not answers(address):  # Ray itself would try for minutes
+        raise EngineError(f"the Ray cluster {address} could not be joined: nothing listens there")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with warnings.catch_warnings(action="ignore"):
