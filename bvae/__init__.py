@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bvae.notebook import compare, open_run
 
-__all__ = ["EvidenceWarning", "compare", "open_run"]
+__all__ = ["EngineError", "EvidenceWarning", "compare", "open_run"]
 __version__ = "0.8.0"
 
 
 class EvidenceWarning(UserWarning):
     """A part of the evidence is missing or damaged, such as a checkpoint or a picture; training continues."""
+
+
+class EngineError(RuntimeError):
+    """No run can be trained: the machines for training are not available, or not any more."""
 
 
 def __getattr__(name: str) -> Any:

@@ -7,7 +7,10 @@ controller of pytest-xdist workers calls it at the end or not at all.
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import io
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -43,6 +46,7 @@ __all__ = [
     "RunScheduler",
     "describe_gpu",
     "draw_run_curves",
+    "find_scheduler",
     "load_model",
     "plot_rate_distortion",
     "plot_reconstructions",
@@ -78,6 +82,39 @@ def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
     if precision != "auto":
         return precision
     return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+
+
+def find_scheduler(engine: str, gpus: str, device: str, workers: int = 0) -> Callable[..., RunScheduler]:
+    """Return the scheduler of `--engine`, still to be called with a session, its corpus and its runs.
+
+    Args:
+        gpus: the share of a GPU for each run, as text; it counts if `device` is "cuda".
+        workers: the number of workers of pytest-xdist.
+
+    Raises:
+        ValueError: if there is no such engine here; the message is one sentence.
+    """
+    if engine == "xdist":
+        return RunScheduler
+    if (found := re.fullmatch(r"ray(?::(?:local|(auto|[^:/\s]+:[0-9]{1,5})))?", engine)) is None:
+        raise ValueError(f"--engine is {engine!r}; expected xdist, ray:local, ray:auto or ray:HOST:PORT")
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError(f"--engine {engine} needs Ray, which is not installed; run pip install 'bvae[ray]'")
+    if workers:
+        raise ValueError(
+            f"--engine {engine} trains without workers of pytest-xdist, and {workers} are asked for; "
+            "leave out -n, or write -n0"
+        )
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {device!r}; expected cpu or cuda, as Ray chooses the GPU of each run")
+    try:
+        share = float(gpus)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"--gpus-per-run is {gpus!r}; expected a number above 0 and at most 1")
+    scheduler = importlib.import_module("bvae.session.ray_engine").RayScheduler
+    return partial(scheduler, address=found[1] or "", gpus=share if device == "cuda" else 0.0)
 
 
 def describe_gpu(device: str) -> dict[str, str | int]:

@@ -84,7 +84,8 @@ class Experiment:
         selected: the runs that this invocation collected and did not deselect.
         added: the runs that this invocation added to a session that it resumed.
         baseline: the baseline to compare with, or None.
-        complaint: why the session could not be closed; empty otherwise.
+        complaint: why the session could not go on or could not be closed; empty otherwise.
+        make_scheduler: makes what trains the runs, from the session, its corpus and its runs.
         own_gates: for each gate that the project adds to the packaged one, by name, whether it passed.
     """
 
@@ -97,9 +98,9 @@ class Experiment:
         self._session: Session | None = None
         self._lock: BaseFileLock | None = None  # held until the session is closed or this process ends
         self._display: ProgressDisplay | None = None
-        self._closed = self._interrupted = False
+        self._closed, self._interrupted, self._gate_ran = False, False, True
+        self.make_scheduler: Callable[..., RunScheduler] = lambda *about: load_engine().RunScheduler(*about)
         self.own_gates: dict[str, bool] = {}
-        self._gate_ran = True
 
     @classmethod
     def prepare(
@@ -188,9 +189,9 @@ class Experiment:
         return corpus
 
     @cached_property
-    def _scheduler(self) -> RunScheduler:
-        make = load_engine().RunScheduler
-        return cast("RunScheduler", make(self.session, self.corpus, self.selected))
+    def scheduler(self) -> RunScheduler:
+        """What trains the runs. Raises EngineError."""
+        return self.make_scheduler(self.session, self.corpus, self.selected)
 
     def open_session(self) -> None:
         """Make the session folder, unless a session is resumed. Raises StorageError."""
@@ -227,15 +228,14 @@ class Experiment:
     def obtain(self, selection: Selection) -> RunResult:
         """Train, wait for, or read a run, and return its result. Raises RunCrashError or StorageError."""
         run = self.session.run_config(*selection)
-        result = self._scheduler.obtain(run)
+        result = self.scheduler.obtain(run)
         for failure in result.failed_pictures:
             warnings.warn(f"{run.name} lacks a picture: {printable(failure)}", EvidenceWarning, stacklevel=2)
         return result
 
     def compare(self) -> Comparison:
         """Obtain all selected runs, compare them, and write the comparison if no other gate has."""
-        found = read_comparison(self.session)
-        return found if found is not None else self._write_comparison(self._scheduler.obtain_all())
+        return read_comparison(self.session) or self._write_comparison(self.scheduler.obtain_all())
 
     def _write_comparison(
         self, options: Iterable[tuple[str, OptionOutcomes]], *, in_haste: bool = False
@@ -249,7 +249,7 @@ class Experiment:
 
     def compare_with_baseline(self) -> tuple[Difference, ...]:
         """Obtain all selected runs and compare them with the baseline, without writing anything."""
-        return compare_with(self.baseline, compare_outcomes(self.session, dict(self._scheduler.obtain_all())))
+        return compare_with(self.baseline, compare_outcomes(self.session, dict(self.scheduler.obtain_all())))
 
     def show_run(self, result: RunResult) -> list[str]:
         """Return HTML of a run: its verdict, the epochs that met the rules, and its pictures."""
@@ -280,6 +280,8 @@ class Experiment:
             self._display.stop()
         if interrupted:
             self.session.stop()
+        if "scheduler" in vars(self):
+            self.scheduler.close()
         try:
             if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
                 self._gate_ran = False

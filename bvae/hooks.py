@@ -20,6 +20,7 @@ from typing import Any, cast
 
 import pytest
 
+from bvae import EngineError
 from bvae.config import ExperimentConfig
 from bvae.experiment import Experiment, SetupError, load_engine
 from bvae.options import options_of, parse_experiment
@@ -49,7 +50,11 @@ def register_hooks(config: pytest.Config) -> None:
         else:
             interruptions.open()
             experiment = requested_experiment(config)
-    except SetupError as error:
+            if (engine := config.getoption("engine")) != "xdist":
+                options = config.getoption("gpus_per_run"), experiment.config.training.device
+                workers = len(config.getoption("tx", None) or ())
+                experiment.make_scheduler = load_engine().find_scheduler(engine, *options, workers)
+    except ValueError as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[EXPERIMENT] = experiment
     config.pluginmanager.register(ExperimentHooks(config, experiment, interruptions), "bvae-experiment")
@@ -96,9 +101,9 @@ def resuming_command(config: pytest.Config) -> str:
     collecting = [
         word
         for before, word in zip(("", *given), given, strict=False)
-        if word in ("-c", "--pyargs", "--rootdir", *config.args)
-        or before in ("-c", "--rootdir")
-        or word.startswith(("--rootdir=", "--config-file="))
+        if word in ("-c", "--pyargs", "--rootdir", "--engine", *config.args)
+        or before in ("-c", "--rootdir", "--engine")
+        or word.startswith(("--rootdir=", "--config-file=", "--engine="))
     ]
     plugin = ["-p", "bvae.plugin"] if "bvae.plugin" in given else []
     return printable(shlex.join(["pytest", *plugin, *collecting]))
@@ -158,6 +163,11 @@ class ExperimentHooks:
         self.experiment.select(runs)
         if self.is_controller:
             self._show_progress([item.nodeid for item in session.items])
+            try:
+                if runs and self.config.getoption("engine") != "xdist":
+                    _ = self.experiment.scheduler  # all runs train while tests wait for them in order
+            except EngineError as error:
+                raise pytest.UsageError(f"--engine {self.config.getoption('engine')}: {error}") from error
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
@@ -194,7 +204,11 @@ class ExperimentHooks:
         report = yield
         is_gate = item.get_closest_marker(GATE) is not None
         cast(Any, report).is_own_gate = is_gate and item.name != PACKAGED_GATE
-        if call.excinfo is not None and isinstance(call.excinfo.value, StorageError | RunCrashError):
+        if call.excinfo is not None and isinstance(call.excinfo.value, EngineError):
+            # No other run can be trained, and the output ends with this sentence and how to resume.
+            item.session.shouldfail = self.experiment.complaint = str(call.excinfo.value)
+        expected = StorageError | RunCrashError | EngineError
+        if call.excinfo is not None and isinstance(call.excinfo.value, expected):
             report.longrepr = call.excinfo.getrepr(style="value", chain=False)
         return report
 

@@ -218,6 +218,21 @@ OPTIONS = (
         commands=("pytest", "train", "report"),
     ),
     CommandLineOption(
+        "engine",
+        "ENGINE",
+        "What trains the runs: xdist (processes of this machine, see -n), ray:local (Ray on this machine), "
+        "ray:HOST:PORT or ray:auto (a running Ray cluster); see docs/scale.md",
+        own_default="xdist",
+        commands=PYTEST,
+    ),
+    CommandLineOption(
+        "gpus-per-run",
+        "SHARE",
+        "With --engine ray and --device cuda: the share of a GPU that each run takes",
+        own_default="0.1",
+        commands=PYTEST,
+    ),
+    CommandLineOption(
         "run-dir",
         "DIR",
         "Folder for sessions, given as --run-dir=DIR; each invocation creates one session",

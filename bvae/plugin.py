@@ -103,7 +103,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return the number of usable cores, at most one per run; None lets xdist choose."""
+    """Return the number of usable cores, at most one per run; None lets xdist choose.
+
+    It is 0 with another engine, which needs no workers.
+    """
+    if runs_experiments(config) and config.getoption("engine") != "xdist":
+        return 0
     if not runs_experiments(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     if config.getoption("resume") is not None:

@@ -1,5 +1,8 @@
 """Every file and marker of a session, and who writes it. Files with other names are never removed.
 
+With `--engine ray`, `ray_engine.RunFolders` writes the files of runs, as the processes named here wrote them
+elsewhere.
+
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
   session-1.json …                    `bvae.session.go_on`: what it was before each change of the settings
@@ -70,12 +73,29 @@ _FILES = "|".join(
         r"comparison\.(?:md|json)",
     )
 )
+_RUN_FILES = {
+    r"\.progress": MAX_MARKER,
+    r"(?:config|result)\.json|filmstrip\.png": MAX_JSON,
+    r"metrics\.jsonl": MAX_METRICS,
+    rf"checkpoints/reconstructions_{_CHECKPOINT}\.png": MAX_JSON,
+    rf"checkpoints/{_CHECKPOINT}\.safetensors": MAX_CHECKPOINT,
+    r"tensorboard/events\.out\.tfevents\.[\w.-]+": MAX_CHECKPOINT,
+}
+"""Limits by pattern of the name in the folder of a run, for files that the training process writes."""
 _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|{re.escape(STOP)}[0-9a-f]+")
 
 
 def earlier_record(number: int) -> str:
     """Return the name of the file to which `session.json` is copied at its change of a number, from 1."""
     return f"session-{number}.json"
+
+
+def run_file_limit(name: str) -> int:
+    """Return the bytes of the largest file with this name in the folder of a run; 0 if runs have none."""
+    for pattern, limit in _RUN_FILES.items():
+        if re.fullmatch(pattern, name):
+            return limit
+    return 0
 
 
 def leftovers(folder: Path) -> list[Path]:

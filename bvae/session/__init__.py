@@ -2,6 +2,7 @@
 
 folder       the session folder, its record, and what a run leaves in it
 run          where runs are trained, and in what order; one run: read its result, wait for it, or train it
+ray_engine   runs as tasks on a Ray cluster
 progress     progress of runs in other processes
 
 This module decides how a session goes on, perhaps with more runs, more epochs or another accuracy band.

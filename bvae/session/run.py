@@ -1,8 +1,8 @@
 """The runs of a session: where they are trained, and in what order; the interface for other engines.
 
 A run is trained by the first process that needs it, and read by all others. All training goes through
-`RunScheduler`, which only `bvae.engine` creates. Another engine (GPUs, other machines) needs the same three
-methods and writes the same files to the folder of each run, see `bvae.session_files`.
+`RunScheduler`, which only `bvae.engine` names. Another engine, such as `bvae.session.ray_engine`, needs the
+same methods and writes the same files to the folder of each run, see `bvae.session_files`.
 """
 
 from __future__ import annotations
@@ -81,13 +81,16 @@ class RunScheduler:
         """Train, wait for, or read a run, and return its result. Raises RunCrashError or StorageError."""
         return obtain_run(self.session, run, self.corpus)
 
+    def close(self) -> None:
+        """End what trains; called once, when the session is closed or interrupted."""
+
     def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
         """Yield the outcomes by seed of each option; runs that no process has begun are trained now."""
         for option, runs in itertools.groupby(self.runs, key=lambda run: run.option.name):
             outcomes: OptionOutcomes = {}
             for run in runs:
                 try:
-                    outcomes[run.seed] = obtain_run(self.session, run, self.corpus)
+                    outcomes[run.seed] = self.obtain(run)
                 except RunCrashError as crash:
                     outcomes[run.seed] = str(crash)
             yield option, outcomes
@@ -110,16 +113,26 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
             return result
         if is_begun(session, run.name):
             raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
-        atomic_write(directory / BEGUN, session.invocation.encode())
-        session.point_latest()
+        begin_run(session, directory)
         return train_run(run, corpus, directory, session.record.config.band)
 
 
-def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand) -> RunResult:
-    """Train a run in its directory, draw its pictures, judge it, and write `result.json` last."""
+def begin_run(session: Session, directory: Path) -> None:
+    """Note in the folder of a run that this invocation began it. Raises StorageError."""
+    atomic_write(directory / BEGUN, session.invocation.encode())
+    session.point_latest()
+
+
+def train_run(
+    run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand, listeners: Sequence[Listener] = ()
+) -> RunResult:
+    """Train a run in its directory, draw its pictures, judge it, and write `result.json` last.
+
+    `listeners` are called after those that write the files of the run.
+    """
     log = TensorBoardLog(directory, on=run.training.log == "tensorboard")
     with contextlib.closing(log):
-        trainer, pictures = restored_trainer(run, corpus, directory, log)
+        trainer, pictures = restored_trainer(run, corpus, directory, [log, *listeners])
         history = trainer.fit()
     pictures.note_missing(directory)
     pictures.draw_filmstrip(directory)
@@ -141,7 +154,7 @@ def train_run(run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBan
 
 
 def restored_trainer(
-    run: RunConfig, corpus: Corpus, directory: Path, *more: Listener
+    run: RunConfig, corpus: Corpus, directory: Path, listeners: Sequence[Listener] = ()
 ) -> tuple[Trainer, CheckpointPictures]:
     """Return a run's trainer, restored from its newest valid checkpoint, and its `CheckpointPictures`.
 
@@ -154,7 +167,7 @@ def restored_trainer(
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training), MetricsLog(directory / METRICS)
-    trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, pictures, *more])
+    trainer = Trainer(run, corpus, directory, listeners=[progress, metrics, pictures, *listeners])
     for path in (saved := checkpoints(directory)):
         try:
             trainer.restore(path)

@@ -1,0 +1,340 @@
+"""Runs as tasks on a Ray cluster, whose files come back through an actor beside the controller.
+
+Only `bvae.engine.find_scheduler` imports this module, because Ray is optional. Workers need no access to the
+session folder: each trains in a temporary folder of its node.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import signal
+import socket
+import tempfile
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from bvae import EngineError, EvidenceWarning
+from bvae.config import RunConfig
+from bvae.corpus import Corpus
+from bvae.hardware import describe_hardware, usable_cores
+from bvae.records import CheckpointSaved, Event, RunResult
+from bvae.session import refuse_changes
+from bvae.session.folder import RunCrashError, Session, SessionRecord, read_result
+from bvae.session.run import RunScheduler, begin_run, train_run
+from bvae.session_files import CHECKPOINTS, RESULT, TENSORBOARD, leftovers, run_file_limit
+from bvae.storage import StorageError, atomic_write, make_folder, printable, read_bounded, remove
+
+ATTEMPTS = 4
+"""How often a run is begun on a worker: once, and again after each of at most three deaths."""
+RUN_MEMORY = 2**30
+"""Bytes that Ray reserves for each run."""
+MAX_SENT = 2**30
+"""Bytes of the largest file that a worker sends."""
+STORE_MEMORY = 128 * 2**20
+"""Bytes of the object store of a local cluster, in addition to the corpus."""
+SEND_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+HEAD_SECONDS = 10.0
+"""How long the head of the cluster may be silent before it counts as lost."""
+CANCEL_SECONDS = 5.0
+
+
+class RunFolders:
+    """The folders of the runs of a session: what workers read from them and write to them.
+
+    One actor on the controller's machine. It accepts only names that bvae gives to files of runs.
+
+    Attributes:
+        attempts: how often each run of the session was begun, by name.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, config = session, session.record.config
+        pairs = itertools.product(config.options, range(config.seeds))
+        self.attempts = {session.run_config(*pair).name: 0 for pair in pairs}
+
+    def begin(self, run: str) -> tuple[int, list[str]]:
+        """Return the number of a new attempt at a run, and the names of the files that it has already.
+
+        Raises:
+            RunCrashError: if it was begun too often.
+            StorageError: if its folder cannot be made.
+        """
+        if self.attempts[run] == ATTEMPTS:
+            raise RunCrashError(f"{run} was begun {ATTEMPTS} times, and each time its worker died")
+        self.attempts[run] += 1
+        directory = self.session.path / run
+        make_folder(directory)
+        begin_run(self.session, directory)
+        for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
+            left.unlink()
+        return self.attempts[run], [*run_files(directory)]
+
+    def read(self, run: str, name: str) -> bytes:
+        """Return the content of a file. Raises ValueError."""
+        return read_bounded(self._path(run, name), run_file_limit(name))
+
+    def write(self, run: str, attempt: int, names: Sequence[str], data: bytes) -> None:
+        """Write a file atomically under one or more names. Raises ValueError or StorageError."""
+        self._check(run, attempt)
+        first, *others = (self._path(run, name, len(data)) for name in names)
+        make_folder(first.parent)
+        atomic_write(first, data, *others)
+
+    def remove(self, run: str, attempt: int, name: str) -> None:
+        """Remove a file that the worker has removed. Raises ValueError or StorageError."""
+        self._check(run, attempt)
+        remove(self._path(run, name))
+
+    def _check(self, run: str, attempt: int) -> None:
+        if self.attempts.get(run) != attempt:
+            raise ValueError(
+                f"attempt {attempt} at {printable(run)} is not the newest; its files are refused"
+            )
+
+    def _path(self, run: str, name: str, size: int = 0) -> Path:
+        limit = min(run_file_limit(name), MAX_SENT)
+        if run not in self.attempts or not limit:
+            raise ValueError(f"{printable(f'{run}/{name}')} is not a file of a run of this session")
+        if size > limit:
+            raise ValueError(f"{run}/{name} has {size} bytes; expected at most {limit} with --engine ray")
+        return self.session.path / run / name
+
+
+def run_files(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Return the files of a run by name, each with numbers that change whenever the file is replaced."""
+    found: dict[str, tuple[int, ...]] = {}
+    for folder in (directory, directory / CHECKPOINTS, directory / TENSORBOARD):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            name = path.relative_to(directory).as_posix()
+            if run_file_limit(name) and path.is_file():
+                about = path.stat()
+                found[name] = about.st_ino, about.st_mtime_ns, about.st_size
+    return found
+
+
+class RunFolderCopy:
+    """The temporary folder of a run on a worker; listens to its trainer and sends the files that changed.
+
+    Every checkpoint is sent before training goes on, other files at most once a second.
+    """
+
+    def __init__(self, run: str, directory: Path, folders: Any) -> None:
+        self.run, self.directory, self._folders = run, directory, folders
+        self._attempt, names = ray.get(folders.begin.remote(run))
+        for name in names:
+            (directory / name).parent.mkdir(exist_ok=True)
+            (directory / name).write_bytes(ray.get(folders.read.remote(run, name)))
+        self._sent, self._sent_at = run_files(directory), time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, CheckpointSaved) or time.monotonic() - self._sent_at >= SEND_SECONDS:
+            self.send()
+
+    def send(self) -> None:
+        """Send the files that changed since the last time, `result.json` last. Raises ValueError."""
+        found = run_files(self.directory)
+        changed: dict[tuple[int, ...], list[str]] = {}
+        for name in sorted(found, key=lambda name: (name == RESULT, name)):
+            if self._sent.get(name) != found[name]:
+                changed.setdefault(found[name], []).append(name)  # names of one file, which is sent once
+        for names in changed.values():
+            data = read_bounded(self.directory / names[0], MAX_SENT)
+            ray.get(self._folders.write.remote(self.run, self._attempt, names, data))
+        for name in self._sent.keys() - found.keys():
+            ray.get(self._folders.remove.remote(self.run, self._attempt, name))
+        self._sent, self._sent_at = found, time.monotonic()
+
+
+def train_remotely(run: RunConfig, shared: tuple[Corpus, SessionRecord], folders: Any) -> list[str]:
+    """Train a run on a worker in a temporary folder, and return its warnings.
+
+    Raises:
+        RunCrashError: if the worker has other versions than the controller.
+        ValueError: if a file is too large to be sent.
+    """
+    corpus, record = shared
+    torch.set_num_threads(1)
+    try:
+        refuse_changes(record, record.config, corpus)
+    except ValueError as error:
+        raise RunCrashError(f"{run.name} was refused by node {socket.gethostname()}: {error}") from None
+    said = []
+    if (processor := describe_hardware()["processor"]) != record.hardware["processor"]:
+        said.append(f"{run.name} was trained on another processor ({processor}), so its bits may differ")
+    with (
+        tempfile.TemporaryDirectory(prefix="bvae-") as folder,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always", EvidenceWarning)
+        copy = RunFolderCopy(run.name, Path(folder), folders)
+        train_run(run, corpus, Path(folder), record.config.band, listeners=[copy])
+        copy.send()
+    return said + [str(each.message) for each in caught if issubclass(each.category, EvidenceWarning)]
+
+
+class RayScheduler(RunScheduler):
+    """Trains the runs of a session on a Ray cluster; all are submitted at once.
+
+    If a worker or its node dies, Ray begins the run again elsewhere, from the files that came back.
+
+    Args:
+        session, corpus, runs: as in `RunScheduler`.
+        address: the address of a cluster to join; empty to start one on this machine.
+        gpus: the share of a GPU that each run takes.
+
+    Raises:
+        EngineError: if there is no such cluster, or none of its nodes can train a run.
+    """
+
+    def __init__(
+        self, session: Session, corpus: Corpus, runs: Sequence[RunConfig], *, address: str, gpus: float
+    ) -> None:
+        super().__init__(session, corpus, runs)
+        connect(address, STORE_MEMORY + 2 * (len(corpus.train) + len(corpus.val)) * corpus.grid_size**2)
+        context = ray.get_runtime_context()
+        self._head, self._lost = context.gcs_address, False
+        check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus})
+        here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
+        actor = ray.remote(RunFolders).options(num_cpus=0, scheduling_strategy=here)
+        self._folders, self._shared = actor.remote(session), ray.put((in_memory(corpus), session.record))
+        self._train = ray.remote(train_remotely).options(
+            num_cpus=1, memory=RUN_MEMORY, num_gpus=gpus, max_retries=ATTEMPTS - 1
+        )
+        complete = (read_result(session.path / run.name, run) is not None for run in runs)
+        self._tasks = {
+            run.name: None if done else self._submit(run) for run, done in zip(runs, complete, strict=True)
+        }
+
+    def obtain(self, run: RunConfig) -> RunResult:
+        """Wait for a run, and return its result.
+
+        Raises:
+            RunCrashError: if it ended without one.
+            EngineError: if the cluster is lost.
+            StorageError: if a file could not be written.
+        """
+        if run.name not in self._tasks:
+            self._tasks[run.name] = self._submit(run)
+        if (task := self._tasks[run.name]) is not None:
+            self._wait_for(task)
+            self._tasks[run.name] = None
+            self._check_end(run, task)
+        if (result := read_result(self.session.path / run.name, run)) is None:
+            raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
+        return result
+
+    def close(self) -> None:
+        """Cancel the runs that are not complete, and leave the cluster; a cluster that was started ends."""
+        unfinished = [task for task in self._tasks.values() if task is not None]
+        if unfinished and not self._lost:
+            for task in unfinished:
+                ray.cancel(task)
+            ray.wait(unfinished, num_returns=len(unfinished), timeout=CANCEL_SECONDS)
+        ray.shutdown()
+
+    def _submit(self, run: RunConfig) -> Any:
+        return self._train.remote(run, self._shared, self._folders)
+
+    def _wait_for(self, task: Any) -> None:
+        """Wait for the end of a task. Raises EngineError if the head of the cluster is silent meanwhile."""
+        heard = time.monotonic()
+        while not ray.wait([task], timeout=LOOK_SECONDS)[0]:
+            if answers(self._head):
+                heard = time.monotonic()
+            elif time.monotonic() - heard > HEAD_SECONDS:
+                self._lost = True
+                raise EngineError(f"the head of the Ray cluster, {self._head}, does not answer any more")
+
+    def _check_end(self, run: RunConfig, task: Any) -> None:
+        """Repeat the warnings of a run.
+
+        Raises:
+            RunCrashError: if its workers died, or refused it.
+            StorageError: if a file could not be written.
+            EngineError: if the actor died.
+            RayTaskError: if training raised another error; it shows the traceback.
+        """
+        try:
+            for said in ray.get(task):
+                warnings.warn(said, EvidenceWarning, stacklevel=4)
+        except RayTaskError as error:
+            cause: Any = error
+            while isinstance(cause, RayTaskError):  # of the actor, inside that of the task
+                cause = cause.cause
+            if isinstance(cause, RunCrashError | StorageError):
+                raise cause from None
+            if isinstance(cause, ActorDiedError):
+                self._lost = True
+                raise EngineError("the process that writes the session folder died") from None
+            raise
+        except RayError as error:
+            reason = printable(str(error).partition("\n")[0])
+            raise RunCrashError(
+                f"{run.name} ended without a result, after at most {ATTEMPTS} attempts: {reason}"
+            ) from error
+
+
+def connect(address: str, store_memory: int) -> None:
+    """Join a cluster, or start one on this machine whose object store has `store_memory` bytes.
+
+    Signal handlers of this process stay as they are.
+
+    Raises:
+        EngineError: if that is not possible.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    started = {
+        "num_cpus": usable_cores(),
+        "object_store_memory": store_memory,
+        "include_dashboard": False,
+        "_node_ip_address": "127.0.0.1",  # for this machine only
+    }
+    if ":" in address and not answers(address):  # Ray itself would try for minutes
+        raise EngineError(f"the Ray cluster {address} could not be joined: nothing listens there")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            settings: dict[str, Any] = {"address": address} if address else started
+            ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = printable(str(error).partition("\n")[0])
+        what = f"the Ray cluster {address} could not be joined" if address else "Ray could not be started"
+        raise EngineError(f"{what}: {reason}") from error
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def check_nodes(needs: Mapping[str, float]) -> None:
+    """Raise EngineError if no node of the cluster has the resources that a run needs."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
+        asked = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
+        raise EngineError(f"none of the {len(nodes)} nodes of the Ray cluster has what a run needs: {asked}")
+
+
+def answers(address: str) -> bool:
+    """Return whether a process listens at an address, given as HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=LOOK_SECONDS).close()
+    except OSError:
+        return False
+    return True
+
+
+def in_memory(corpus: Corpus) -> Corpus:
+    """Return a corpus whose grids are arrays, also if they are read lazily from a file of this machine."""
+    return dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])

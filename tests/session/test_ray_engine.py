@@ -1,0 +1,212 @@
+"""Sessions on a Ray cluster end with the same bits as in one process, whatever dies meanwhile."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab import RESUMABLE, TINY, Uninterrupted, evidence, newest, run_pytest, running, wait_for
+
+from bvae.corpus import load_corpus
+from bvae.engine import find_scheduler
+from bvae.options import parse_experiment
+from bvae.session import Session
+from bvae.session.folder import RunCrashError
+
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'"
+)
+MANY_RUNS = (*TINY, "--epochs", "1", "--seeds", "8", "--checkpoint-every-steps", "2")
+"""24 runs of three steps, with a checkpoint in the middle."""
+CHECKPOINT = "checkpoints/*.safetensors"
+STORE = 100 * 2**20
+PATIENCE = 600
+"""Seconds that a step may take on a machine that others use too; alone it takes a tenth."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head, beside which the controller works, and two nodes with one core each."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    sizes = {"object_store_memory": STORE, "include_dashboard": False}
+    quickly = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
+    found = Cluster(True, head_node_args={"num_cpus": 0, "_system_config": quickly, **sizes})
+    for _ in range(2):
+        found.add_node(num_cpus=1, wait=False, **sizes)
+    yield found
+    found.shutdown()
+
+
+def temporary_folders() -> set[Path]:
+    return {*Path(tempfile.gettempdir()).glob("bvae-*")}
+
+
+def count(lab: Path, pattern: str) -> int:
+    return len([*lab.glob(f"runs/*/*-seed*/{pattern}")])
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_killed_node_and_a_new_one_change_no_bit(
+    lab: Path, cluster: Any, uninterrupted: Uninterrupted
+) -> None:
+    with running(lab, *MANY_RUNS, "--engine", f"ray:{cluster.address}") as session:
+        wait_for(lambda: count(lab, "result.json") >= 4, PATIENCE)
+        victim = min(cluster.worker_nodes, key=lambda node: node.unique_id)
+        begun = count(lab, CHECKPOINT)
+        wait_for(lambda: count(lab, CHECKPOINT) > begun, PATIENCE)  # a run is in the middle
+        os.kill(victim.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        cluster.add_node(num_cpus=1, wait=False, object_store_memory=STORE)
+        assert session.wait(PATIENCE) == 1, (lab / "output.txt").read_text()
+    assert "24 xfailed" in (lab / "output.txt").read_text()
+    assert evidence(newest(lab)) == uninterrupted(*MANY_RUNS)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_interrupted_session_says_how_to_resume_and_goes_on_from_its_checkpoints(
+    lab: Path, cluster: Any, uninterrupted: Uninterrupted, number: int
+) -> None:
+    engine = ("--engine", f"ray:{cluster.address}")
+    before = temporary_folders()
+    with running(lab, *RESUMABLE, *engine) as session:
+        wait_for(lambda: count(lab, CHECKPOINT) >= 2, PATIENCE)
+        session.send_signal(number)
+        assert session.wait(PATIENCE) == 2, (lab / "output.txt").read_text()
+    said = (lab / "output.txt").read_text()
+    assert f"Interrupted. Resume with: pytest experiments/ {' '.join(engine)} --resume=" in said
+    assert count(lab, "result.json") < 2
+    assert temporary_folders() <= before
+    done = run_pytest("experiments/", "--resume=runs/latest", *engine, cwd=lab, timeout=PATIENCE)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert evidence(newest(lab)) == uninterrupted(*RESUMABLE)
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_lost_head_ends_the_session_with_one_sentence(lab: Path, cluster: Any) -> None:
+    with running(lab, *MANY_RUNS, "--engine", f"ray:{cluster.address}") as session:
+        wait_for(lambda: count(lab, CHECKPOINT) >= 2, PATIENCE)
+        os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
+        assert session.wait(PATIENCE) == 1, (lab / "output.txt").read_text()
+    said = (lab / "output.txt").read_text()
+    assert len(re.findall("the head of the Ray cluster, .*, does not answer any more", said)) >= 1
+    assert f"Resume with: pytest experiments/ --engine ray:{cluster.address} --resume=" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (
+            ("slurm", "0.1", "cpu"),
+            "--engine is 'slurm'; expected xdist, ray:local, ray:auto or ray:HOST:PORT",
+        ),
+        (("ray:ray://host:1", "0.1", "cpu"), "--engine is .*; expected xdist"),
+        (
+            ("ray:local", "0.1", "cpu", 2),
+            "without workers of pytest-xdist, and 2 are asked for; leave out -n",
+        ),
+        (("ray:local", "0.1", "cuda:1"), "expected cpu or cuda, as Ray chooses the GPU"),
+        (("ray:local", "2", "cuda"), "--gpus-per-run is '2'; expected a number above 0 and at most 1"),
+        (("ray:local", "nan", "cuda"), "--gpus-per-run is 'nan'; expected"),
+    ],
+)
+def test_a_wrong_engine_is_refused_in_one_sentence(
+    given: tuple[Any, ...], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    with pytest.raises(ValueError, match=sentence):
+        find_scheduler(*given)
+
+
+@pytest.mark.unit
+def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"not installed; run pip install 'bvae\[ray\]'"):
+        find_scheduler("ray:local", "0.1", "cpu")
+
+
+@pytest.mark.slow
+@needs_ray
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--engine=ray:127.0.0.1:1",), "the Ray cluster 127.0.0.1:1 could not be joined"),
+        (("--engine=ray:local", "-n2"), "and 2 are asked for"),
+    ],
+)
+def test_a_session_that_cannot_use_ray_ends_as_wrong_usage(
+    lab: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    done = run_pytest("experiments/", *TINY, *options, cwd=lab, timeout=PATIENCE)
+    assert done.returncode == 4, done.stdout + done.stderr
+    (error,) = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+    assert sentence in error
+    assert not [*lab.glob("runs/*")]
+
+
+@pytest.fixture
+def folders(lab: Path) -> Any:
+    """The folders of the runs of a new session, as on the controller."""
+    from bvae.session.ray_engine import RunFolders
+
+    corpus = load_corpus(str(lab / "corpus.npz"), 8)
+    config = parse_experiment({"corpus": corpus.spec, "grid_size": "8", "seeds": "1", "precision": "fp32"})
+    return RunFolders(Session.create(lab / "runs", config, corpus, ()))
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [
+        ("A-seed0", "../session.json"),
+        ("A-seed0", "checkpoints/../../session.json"),
+        ("A-seed0", "/etc/passwd"),
+        ("A-seed0", ".begun"),
+        ("A-seed0", "result.json\n"),
+        ("A-seed0", "checkpoints/other.safetensors"),
+        ("A-seed1", "result.json"),
+        ("../A-seed0", "result.json"),
+    ],
+)
+def test_a_worker_writes_only_files_of_runs(folders: Any, run: str, name: str) -> None:
+    attempt, names = folders.begin("A-seed0")
+    assert (attempt, names) == (1, [])
+    files = evidence(folders.session.path)
+    with pytest.raises(ValueError, match="is not"):
+        folders.write(run, 1, [name], b"")
+    with pytest.raises(ValueError, match="is not"):
+        folders.remove(run, 1, name)
+    assert evidence(folders.session.path) == files
+
+
+@needs_ray
+@pytest.mark.slow
+def test_only_the_newest_of_four_attempts_writes_and_its_files_are_bounded(
+    folders: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for attempt in range(1, 5):
+        assert folders.begin("A-seed0")[0] == attempt
+    with pytest.raises(ValueError, match="attempt 3 at A-seed0 is not the newest; its files are refused"):
+        folders.write("A-seed0", 3, ["config.json"], b"old")
+    two = ["checkpoints/best.safetensors", "checkpoints/epoch_001.safetensors"]
+    folders.write("A-seed0", 4, two, b"new")
+    assert [folders.read("A-seed0", name) for name in two] == [b"new", b"new"]
+    monkeypatch.setattr("bvae.session.ray_engine.MAX_SENT", 2)
+    with pytest.raises(ValueError, match="has 3 bytes; expected at most 2 with --engine ray"):
+        folders.write("A-seed0", 4, two, b"new")
+    with pytest.raises(RunCrashError, match="A-seed0 was begun 4 times, and each time its worker died"):
+        folders.begin("A-seed0")
