@@ -22,7 +22,7 @@ from bvae.beta_vae import GridModel
 from bvae.config import Precision, colour_of
 from bvae.corpus import Corpus
 from bvae.evaluation.controls import references, sample_rows
-from bvae.evaluation.objects import grid_object_iou
+from bvae.evaluation.metrics import grid_object_iou
 from bvae.judging.baseline import Baseline, compare_with
 from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, RunOutcomes
 from bvae.judging.explanation import Diagnosis

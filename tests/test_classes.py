@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from bvae.beta_vae import BetaVAE, one_hot, option_weights
 from bvae.config import LOSS_OPTIONS, OUTSIDE, LossOption, RunConfig, TrainingConfig
 from bvae.corpus import CorpusError, load_corpus
-from bvae.evaluation import controls, objects
-from bvae.evaluation.metrics import Tally
-from bvae.evaluation.objects import find_objects
+from bvae.evaluation import controls, metrics
+from bvae.evaluation.metrics import Tally, find_objects
 from bvae.losses import BetaVAELoss, focal_loss
 from bvae.models import ModelError, build_model, check_model, load_model
 from bvae.options import parse_experiment
@@ -272,7 +271,7 @@ def test_memory_bounds_hold_for_any_number_of_classes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classes: int
 ) -> None:
     seen: list[int] = []
-    monkeypatch.setattr(objects, "BLOCK_CELLS", 7 * classes * 64)
+    monkeypatch.setattr(metrics, "BLOCK_CELLS", 7 * classes * 64)
     label = ndimage.label
     monkeypatch.setattr(
         ndimage, "label", lambda cells, *a, **k: seen.append(cells.size) or label(cells, *a, **k)

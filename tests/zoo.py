@@ -25,7 +25,7 @@ from bvae.config import DEFAULT_CLASSES as CLASSES
 from bvae.config import OUTSIDE, AccuracyBand
 from bvae.corpus import load_corpus
 from bvae.evaluation import Evaluator
-from bvae.evaluation.objects import class_counts, find_objects
+from bvae.evaluation.metrics import class_counts, find_objects
 from bvae.losses import BetaVAELoss
 from bvae.records import Evaluation
 from bvae.verdict import RULES, Rule, Verdict, judge_run

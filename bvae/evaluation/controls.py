@@ -14,8 +14,7 @@ from bvae.beta_vae import class_weights, one_hot
 from bvae.config import DEFAULT_CLASSES, OUTSIDE
 from bvae.corpus import Corpus
 from bvae.corpus import Grids as CorpusGrids
-from bvae.evaluation.metrics import score_with_control
-from bvae.evaluation.objects import class_counts, find_objects
+from bvae.evaluation.metrics import class_counts, find_objects, score_with_control
 from bvae.records import ControlledMetrics
 
 Grids = NDArray[np.uint8]

@@ -17,8 +17,7 @@ from bvae.beta_vae import GridModel
 from bvae.config import DEFAULT_CLASSES, OUTSIDE
 from bvae.corpus import Grids, LazyGrids
 from bvae.evaluation.controls import MAX_OBJECT_GRIDS, derangement, extent, sample_rows
-from bvae.evaluation.metrics import Tally, score_with_control
-from bvae.evaluation.objects import find_objects
+from bvae.evaluation.metrics import Tally, find_objects, score_with_control
 from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 from bvae.records import Evaluation
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bvae.config import OUTSIDE
 from bvae.evaluation.measure import evaluating
-from bvae.evaluation.objects import grid_object_iou
+from bvae.evaluation.metrics import grid_object_iou
 from bvae.visualization.canvas import Destination
 from bvae.visualization.grid_image import (
     BLANK,

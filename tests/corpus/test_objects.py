@@ -16,7 +16,7 @@ from lab import ROOT
 
 from bvae.corpus import OUTSIDE, built_in, load_corpus
 from bvae.corpus.built_in import ObjectGrids, Pool, TaskGrid, generate_objects, object_pools, task_grids
-from bvae.evaluation.objects import class_counts, find_objects
+from bvae.evaluation.metrics import class_counts, find_objects
 
 unit = pytest.mark.unit
 

@@ -16,8 +16,7 @@ from bvae.config import OUTSIDE
 from bvae.corpus import Corpus
 from bvae.evaluation import controls
 from bvae.evaluation.controls import derangement, extent, references, sample_rows
-from bvae.evaluation.metrics import score_with_control
-from bvae.evaluation.objects import find_objects
+from bvae.evaluation.metrics import find_objects, score_with_control
 from bvae.records import ControlledMetrics
 
 pytestmark = pytest.mark.unit

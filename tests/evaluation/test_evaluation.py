@@ -18,8 +18,7 @@ from bvae.config import OUTSIDE
 from bvae.evaluation import Evaluator, evaluate, measure
 from bvae.evaluation.controls import derangement, extent, sample_rows
 from bvae.evaluation.measure import foreground_gradient_share
-from bvae.evaluation.metrics import Tally, score_with_control
-from bvae.evaluation.objects import find_objects, score_objects
+from bvae.evaluation.metrics import Tally, find_objects, score_objects, score_with_control
 from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 from bvae.records import MeanStd, ReconstructionMetrics
 

@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 from bvae.config import OUTSIDE
 from bvae.corpus.built_in import Pool, generate_objects
 from bvae.evaluation.controls import extent
-from bvae.evaluation.metrics import score_with_control
-from bvae.evaluation.objects import connected_sets, find_objects, grid_object_iou, score_objects
+from bvae.evaluation.metrics import (
+    connected_sets,
+    find_objects,
+    grid_object_iou,
+    score_objects,
+    score_with_control,
+)
 
 pytestmark = pytest.mark.unit
 

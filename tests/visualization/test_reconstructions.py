@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, one_hot
 from bvae.config import OUTSIDE
-from bvae.evaluation.objects import grid_object_iou
+from bvae.evaluation.metrics import grid_object_iou
 from bvae.visualization.reconstructions import (
     MAX_CHECKPOINTS,
     describe_comparison,
