@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bvae import class_weights as weights
+from bvae import config
 from bvae.config import DEFAULT_CLASSES, OUTSIDE, LossOption
 
-Counts = weights.Counts | Tensor
+Counts = config.Counts | Tensor
 """`[C]`, how often each class occurs in the training split."""
 
 
@@ -41,7 +41,7 @@ def class_weights(
 
     Source: for `effective` Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019, eq. 2.
     """
-    return torch.from_numpy(weights.weights_by_method(_array(counts), method, exponent=exponent, beta=beta))
+    return torch.from_numpy(config.weights_by_method(_array(counts), method, exponent=exponent, beta=beta))
 
 
 def option_weights(option: LossOption, counts: Counts) -> Tensor:
@@ -49,10 +49,10 @@ def option_weights(option: LossOption, counts: Counts) -> Tensor:
 
     Explicit weights also apply to classes that never occur. Raises ValueError like `class_weights`.
     """
-    return torch.from_numpy(weights.weights_of_option(option, _array(counts)))
+    return torch.from_numpy(config.weights_of_option(option, _array(counts)))
 
 
-def _array(counts: Counts) -> weights.Counts:
+def _array(counts: Counts) -> config.Counts:
     return counts.detach().to("cpu", torch.float64).numpy() if isinstance(counts, Tensor) else counts
 
 

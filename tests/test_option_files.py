@@ -15,16 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab import QUICK, ROOT, TINY, SessionHere, comparison, newest, run_pytest
 
-from bvae.class_weights import WEIGHT_METHODS, weight_ratio, weights_of_option
 from bvae.config import (
     DEFAULT_MODEL,
     LOSS_OPTIONS,
     OPTION_NAME,
     SHARED_SETTINGS,
+    WEIGHT_METHODS,
     ConfigError,
     ExperimentConfig,
     LossOption,
     TrainingConfig,
+    weight_ratio,
+    weights_of_option,
 )
 from bvae.option_files import MAX_BYTES, OptionFileError, allow_models, read_options
 from bvae.options import parse_experiment

@@ -8,8 +8,15 @@ from operator import attrgetter
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from bvae.class_weights import weight_ratio, weights_of_option
-from bvae.config import AccuracyBand, ExperimentConfig, LossOption, Setting, TrainingConfig
+from bvae.config import (
+    AccuracyBand,
+    ExperimentConfig,
+    LossOption,
+    Setting,
+    TrainingConfig,
+    weight_ratio,
+    weights_of_option,
+)
 from bvae.records import ControlledMetrics, CorpusRecord, Evaluation, MeanStd, RunResult, VerdictName
 from bvae.verdict import SEVERITY, Verdict, judge_option
 

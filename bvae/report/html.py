@@ -17,8 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from bvae import EvidenceWarning
-from bvae.class_weights import weights_of_option
-from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption
+from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption, weights_of_option
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import Comparison, OptionSummary, colour_of
 from bvae.judging.explanation import (
