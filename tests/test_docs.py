@@ -41,12 +41,11 @@ def trained(lab: Path, session_here: SessionHere) -> Path:
     source = re.search(r"```python\n(.*?)```", documented, re.DOTALL)
     assert source is not None
     (lab / "linear_vae.py").write_text(source.group(1))
-    files = re.findall(
-        r"```toml\n(# (\w+\.toml)\n.*?)```", (ROOT / "docs/loss-options.md").read_text(), re.DOTALL
-    )
-    assert [name for _, name in files] == ["options.toml", "settings.toml"]
-    for text, name in files:
-        (lab / name).write_text(text)
+    files = [re.match(r"# (\w+\.toml)\n", text) for _, text in blocks("toml")]
+    names = [found.group(1) for found in files if found is not None]
+    assert names == ["options.toml", "settings.toml", "betas.toml"]
+    for found in filter(None, files):
+        (lab / found.group(1)).write_text(found.string)
     grids = np.random.default_rng(0).integers(0, 10, (40, 16, 16))
     np.save(lab / "my_grids.npy", grids)
     (lab / "my_tasks").mkdir()

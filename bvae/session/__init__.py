@@ -27,7 +27,7 @@ from bvae.session.folder import (
     verified_result,
 )
 from bvae.session_files import RESULT, SESSION, earlier_record
-from bvae.storage import atomic_write, differences, read_json, sealed, to_json
+from bvae.storage import atomic_write, differences, read_json, remove, sealed, to_json
 from bvae.verdict import judge_run
 
 __all__ = ["Session", "SessionRecord"]
@@ -138,11 +138,15 @@ def runs_of(session: Session) -> list[RunConfig]:
 
 
 def _judge_again(session: Session) -> None:
-    """Judge the complete runs of a session by its present band, and seal the verdicts that change."""
+    """Judge the complete runs of a session by its present band, and seal the verdicts that change.
+
+    The results of runs that are to be trained on are removed.
+    """
     for run in runs_of(session):
         directory = session.path / run.name
         try:
             if (result := verified_result(directory, run)) is None:
+                remove(directory / RESULT)  # of fewer epochs, if there is one
                 continue
             band = session.record.config.band
             verdict = judge_run(read_history(directory), result.divergence, band)

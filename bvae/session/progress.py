@@ -146,12 +146,13 @@ class ProgressDisplay(threading.Thread):
             for run in self.runs
             if run.name not in finished and (note := _read(self.session / run.name))
         }
-        epochs = {run.name: run.training.epochs for run in self.runs if run.name not in self._finished_before}
-        done = sum(epochs[name] for name in finished - self._finished_before)
+        before = self._finished_before & finished  # a result that does not fit its run was removed meanwhile
+        epochs = {run.name: run.training.epochs for run in self.runs if run.name not in before}
+        done = sum(epochs[name] for name in finished - before)
         begun = sum(epochs[name] * note.step / note.steps for name, note in notes.items())
         line = describe_progress(
             notes,
-            len(finished) - len(self._finished_before),
+            len(finished) - len(before),
             len(epochs),
             (done + begun) / max(1, sum(epochs.values())),
             time.monotonic() - self._began,

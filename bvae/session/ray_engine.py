@@ -174,7 +174,7 @@ def train_remotely(run: RunConfig, shared: tuple[Corpus, SessionRecord], folders
     if (processor := describe_hardware()["processor"]) != record.hardware["processor"]:
         said.append(f"{run.name} was trained on another processor ({processor}), so its bits may differ")
     with (
-        tempfile.TemporaryDirectory(prefix="bvae-") as folder,
+        tempfile.TemporaryDirectory(prefix=f"bvae-{record.seal[:8]}-") as folder,
         warnings.catch_warnings(record=True) as caught,
     ):
         warnings.simplefilter("always", EvidenceWarning)

@@ -543,7 +543,7 @@ def test_the_head_of_the_report_says_that_the_gate_was_not_run(lab: Path) -> Non
     head = (lab / "report.html").read_text().partition("data-jsonblob")[0]
     assert "The gate was not run; by the existing results it would fail" in head
     pictures = head.count("<img ") - head.count('<img src=""')
-    assert pictures == 5  # training grids, validation grids, curves, and why for A and for B
+    assert pictures == 7  # training and validation grids, verdicts, curves, tradeoff, and why for A and for B
 
 
 @slow
@@ -555,5 +555,5 @@ def test_the_command_writes_the_report_as_one_page(lab: Path, capsys: pytest.Cap
         assert capsys.readouterr().out.endswith(f"Report: {path}\n")
         page = path.read_text()
         assert "<summary>A-seed0: " in page
-        assert len(re.findall("data:image/png;base64,", page)) == 8  # four of the head, four of the run
+        assert len(re.findall("data:image/png;base64,", page)) == 10  # six of the head, four of the run
         assert not re.search(r"(src|href)=\"(?!data:)", page)

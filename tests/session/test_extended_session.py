@@ -232,7 +232,8 @@ def trained(corpus: Corpus, folder: Path, *stages: int, restore: str = "", **set
 def test_a_run_that_is_extended_anywhere_has_the_bits_of_its_stages(
     corpus: Corpus, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    (tmp_path / "whole").mkdir()
+    for name in ("whole", "again"):
+        (tmp_path / name).mkdir()
     whole = trained(corpus, tmp_path / "whole", 2, 3, 5, **settings)
     shorter = trained(corpus, tmp_path, 2, **settings)
     assert whole["records"][:2] == shorter["records"]
@@ -240,7 +241,8 @@ def test_a_run_that_is_extended_anywhere_has_the_bits_of_its_stages(
         assert record.learning_rate == learning_rate(record.step - 1, total=total, warmup=50, peak=1e-3)
     trained(corpus, tmp_path, 2, 3, restore="epoch_001", **settings)
     assert trained(corpus, tmp_path, 2, 3, 5, restore="epoch_003", **settings) == whole
-    assert trained(corpus, tmp_path, 2, 3, 5, restore="epoch_001", **settings) == whole
+    trained(corpus, tmp_path / "again", 2, **settings)
+    assert trained(corpus, tmp_path / "again", 2, 3, 5, restore="epoch_001", **settings) == whole
     with pytest.raises(CheckpointError, match="its configuration differs"):
         trained(corpus, tmp_path, 2, 5, restore="epoch_003", **settings)
 
@@ -275,8 +277,8 @@ def test_more_epochs_are_refused_and_then_trained_twice(lab: Path, session_here:
             assert f"epochs {before[-1]} → {epochs}" in text
             assert f"the bits need not equal those of {epochs} epochs trained at once" in text
     assert len([*session.glob("session-?.json")]) == 2
-    for name in ("epoch_001.safetensors", "reconstructions_epoch_001.png"):
-        assert stamps(session)[f"A-seed0/checkpoints/{name}"] == first[f"A-seed0/checkpoints/{name}"]
+    picture = "A-seed0/checkpoints/reconstructions_epoch_001.png"
+    assert stamps(session)[picture] == first[picture]
     done = stamps(session)
     assert session_here(*longer)[0] == 1
     assert stamps(session) == done

@@ -85,7 +85,7 @@ def test_two_settings_in_one_session_are_compared_resumed_and_reported(
     for text in (said, page, (session / "comparison/comparison.md").read_text().replace("\\", "")):
         assert f"B-2: {difference}" in text
     assert "after 2 to 3 epochs" in page
-    assert "bits per grid and object IoU" in page
+    assert "KL per grid and object IoU, means over runs: B " in page
 
     before = evidence(session)
     (session / "B-2-seed0/result.json").unlink()
