@@ -157,8 +157,9 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
+    path = Path(arguments.html or experiment.session.path / REPORT)
+    experiment.page = path.parent
     if page := experiment.report_page():
-        path = Path(arguments.html or experiment.session.path / REPORT)
         atomic_write(path, page.encode())
         print(f"Report: {printable(str(path))}")
     return int(bool(experiment.complaint))

@@ -50,6 +50,8 @@ def register_hooks(config: pytest.Config) -> None:
             experiment = requested_experiment(config)
     except SetupError as error:
         raise pytest.UsageError(str(error)) from error
+    if page := config.getoption("htmlpath", None):
+        experiment.page = Path(os.path.expandvars(page)).expanduser().parent
     config.stash[EXPERIMENT] = experiment
     config.pluginmanager.register(ExperimentHooks(config, experiment, interruptions), "bvae-experiment")
 

@@ -7,16 +7,17 @@ seeds of an option. `describe_rules_met` and `describe_last_epoch` follow one ru
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from itertools import takewhile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import chain, takewhile, zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from bvae.judging.comparison import OptionSummary
+from bvae.judging.comparison import OptionSummary, RunSummary
 from bvae.records import EpochRecord, Evaluation
-from bvae.verdict import broken_rule
+from bvae.verdict import SEVERITY, broken_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,3 +201,35 @@ def _evidence(found: Evaluation) -> str:
 def _object_iou(record: EpochRecord) -> float:
     value = record.validation.object_iou
     return -1.0 if value is None else value
+
+
+def count_verdicts(runs: Sequence[RunSummary]) -> str:
+    """Return how many runs have each verdict, worst first, such as "88 mode collapse, 2 healthy"."""
+    counts = Counter(run.verdict for run in runs)
+    return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in SEVERITY if counts[name])
+
+
+def outliers(options: Mapping[str, OptionSummary], most: int) -> list[tuple[RunSummary, str]]:
+    """Return the runs that are unlike the others of their option, each with the reason, at most `most`.
+
+    For each option: the first run of each verdict other than the option's, and the runs with the lowest and
+    the highest object IoU. If there are too many, each option has the same number.
+    """
+    turns = zip_longest(*(_outliers(option) for option in options.values()))
+    return [found for found in chain(*turns) if found is not None][:most]
+
+
+def _outliers(option: OptionSummary) -> list[tuple[RunSummary, str]]:
+    verdict, reasons = option.verdict.replace("_", " "), dict[int, list[str]]()
+    for other in {run.verdict: place for place, run in reversed([*enumerate(option.runs)])}.items():
+        if other[0] != option.verdict:
+            reasons.setdefault(other[1], []).append(f"the option is {verdict}")
+    ious = {place: run.metrics.object_iou for place, run in enumerate(option.runs) if run.metrics}
+    known = {place: iou for place, iou in ious.items() if iou is not None}
+    if len({*known.values()}) > 1:
+        for name, place in (
+            ("lowest", min(known, key=known.__getitem__)),
+            ("highest", max(known, key=known.__getitem__)),
+        ):
+            reasons.setdefault(place, []).append(f"{name} object IoU of the option")
+    return [(option.runs[place], "; ".join(texts)) for place, texts in reasons.items()]

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from bvae.config import AccuracyBand, TrainingConfig
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-from bvae.judging.comparison import METRICS, Comparison, OptionSummary
+from bvae.judging.comparison import LISTED, METRICS, Comparison, OptionSummary, listed
+from bvae.judging.explanation import count_verdicts
 from bvae.records import ControlledMetrics, MeanStd
 from bvae.storage import printable
 
@@ -36,8 +37,8 @@ def _metric(name: str) -> Column:
     """Return the column of a metric and its shuffled control."""
     return Column(
         Cell(METRICS[name].heading, "shuffled"),
-        lambda _, option: Cell(str(getattr(option, name)), _number(getattr(option, f"shuffled_{name}").mean)),
-        lambda found: Cell(_number(getattr(found, name)), _number(getattr(found.shuffled, name))),
+        lambda _, option: Cell(str(getattr(option, name)), number(getattr(option, f"shuffled_{name}").mean)),
+        lambda found: Cell(number(getattr(found, name)), number(getattr(found.shuffled, name))),
     )
 
 
@@ -52,7 +53,7 @@ FIRST_COLUMNS = (
     Column(
         Cell("accuracy", "background {background:.3f}, band {lo:g}–{hi:g}"),
         lambda _, option: Cell(str(option.pixel_accuracy)),
-        lambda found: Cell(_number(found.pixel_accuracy)),
+        lambda found: Cell(number(found.pixel_accuracy)),
     ),
 )
 COLUMNS = (
@@ -110,7 +111,8 @@ def words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a number as tables show it."""
     return "undefined" if value is None else f"{value:.3f}"
 
 
@@ -145,23 +147,23 @@ def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
         given = "The gate was not run; by the existing results it would"
         passed, failed = f"{given} pass", f"{given} fail"
     if gate.passed:
-        learned = (
+        learned = [
             f"{name} trained stably and {what_was_learned(comparison, name)}" for name in gate.passed_by
-        )
-        head = f"{passed}: {'; '.join(learned)}."
+        ]
+        head = f"{passed}: {'; '.join(listed(learned))}."
     elif not gate.candidates:
         head = f"{failed}: no run of a candidate was selected. Select one, such as --loss-options=A,B,C."
     else:
         head = f"{failed}: no candidate is healthy (stable, no rule broken, accuracy in {band})."
     rate = f"background rate {comparison.corpus.background_rate:.3f}"
     lines = [
-        f"  {name}: {words(option.verdict)}: object IoU {option.object_iou} (shuffled "
+        f"{name}: {words(option.verdict)}: object IoU {option.object_iou} (shuffled "
         f"{option.shuffled_object_iou}), object recall {option.object_recall} (shuffled "
         f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). {option.reason}"
         for name, option in comparison.options.items()
         if name in gate.candidates
     ]
-    return "\n".join([head, *lines])
+    return "\n  ".join([head, *listed(lines)])
 
 
 def explain_own_gates(passed: Mapping[str, bool]) -> str:
@@ -174,7 +176,7 @@ def explain_own_gates(passed: Mapping[str, bool]) -> str:
         return ""
     failed = [printable(name) for name, is_passed in passed.items() if not is_passed]
     outcome = "failed" if failed else "passed"
-    return f"The session's own gates {outcome}: {', '.join(failed or map(printable, passed))}."
+    return f"The session's own gates {outcome}: {', '.join(listed(failed or [*map(printable, passed)]))}."
 
 
 def explain_outcome(
@@ -302,7 +304,9 @@ def to_markdown(
     ]
     for name, option in comparison.options.items():
         lines.append(f"- **{name}** {words(option.verdict)}: {markdown(option.reason)}")
-        lines += [f"  - seed {run.seed}: {words(run.verdict)}: {markdown(run.reason)}" for run in option.runs]
+        first, others = option.runs[:LISTED], option.runs[LISTED:]
+        lines += [f"  - seed {run.seed}: {words(run.verdict)}: {markdown(run.reason)}" for run in first]
+        lines += [f"  - and {len(others)} more: {count_verdicts(others)}"] * bool(others)
     if differences:
         rows = [DIFFERENCE_HEADINGS, ["---"] * len(DIFFERENCE_HEADINGS), *difference_rows(differences)]
         lines += ["", "## Against the baseline", "", *map(_row, rows), "", CAPTION]

@@ -18,6 +18,12 @@ from bvae.storage import read_json, to_json
 NOTE_SECONDS = 0.5
 LOOK_SECONDS = 0.5
 
+NAMED = 4
+"""Maximum number of runs in training that are named."""
+
+MOST_LINES = 100
+"""About the number of lines of a session with many runs, if its output is not a terminal."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
@@ -84,8 +90,10 @@ def describe_progress(notes: Mapping[str, Note], finished: int, runs: int, elaps
     """
     training = [
         f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
-        for name, note in notes.items()
+        for name, note in [*notes.items()][:NAMED]
     ]
+    if len(notes) > NAMED:
+        training.append(f"{len(notes) - NAMED} more")
     if finished == runs:
         return f"{runs} of {runs} runs done"
     pace = sum(note.images_per_second for note in notes.values())
@@ -117,6 +125,7 @@ class ProgressDisplay(threading.Thread):
         self.session, self.runs, self.write, self.live = session, runs, write, live
         self._stop_asked = threading.Event()
         self._began = time.monotonic()
+        self._done: set[str] = set()
         self._finished_before = self._finished()
         self._shown: object = None
 
@@ -147,12 +156,20 @@ class ProgressDisplay(threading.Thread):
         )
         if self.live:
             self.write(f"\r\x1b[K{line[: terminal_width()]}")
-        elif (state := (finished, *((name, note.epoch) for name, note in notes.items()))) != self._shown:
+        elif (state := self._state(finished, notes)) != self._shown:
             self._shown = state
             self.write(f"{line}\n")
 
+    def _state(self, finished: frozenset[str], notes: Mapping[str, Note]) -> object:
+        """Return what a line is written for: a change of runs or epochs, of many runs a whole percentage."""
+        if len(self.runs) > MOST_LINES:
+            return MOST_LINES * len(finished) // len(self.runs)
+        return finished, *((name, note.epoch) for name, note in notes.items())
+
     def _finished(self) -> frozenset[str]:
-        return frozenset(run.name for run in self.runs if (self.session / run.name / RESULT).exists())
+        left = (run.name for run in self.runs if run.name not in self._done)
+        self._done |= {name for name in left if (self.session / name / RESULT).exists()}
+        return frozenset(self._done)
 
 
 def terminal_width() -> int:
