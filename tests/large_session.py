@@ -24,6 +24,18 @@ from bvae.session.folder import Session, read_history
 from bvae.session_files import CONFIG, METRICS, RESULT, digests
 from bvae.storage import sealed, to_json
 
+
+@dataclasses.dataclass(frozen=True)
+class ManyRuns:
+    """A session of `options` × `seeds` runs, its reports by `bvae report` and pytest-html, and the output."""
+
+    options: int
+    seeds: int
+    session: Path
+    pages: tuple[Path, Path]
+    output: str
+
+
 OUTLYING = {"mode_collapse": "flooding", "posterior_collapse": "partial_collapse"}
 """The verdict of every ninth copy, by the verdict of the trained run; otherwise `unstable`."""
 

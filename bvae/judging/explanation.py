@@ -220,16 +220,14 @@ def outliers(options: Mapping[str, OptionSummary], most: int) -> list[tuple[RunS
 
 
 def _outliers(option: OptionSummary) -> list[tuple[RunSummary, str]]:
-    verdict, reasons = option.verdict.replace("_", " "), dict[int, list[str]]()
-    for other in {run.verdict: place for place, run in reversed([*enumerate(option.runs)])}.items():
-        if other[0] != option.verdict:
-            reasons.setdefault(other[1], []).append(f"the option is {verdict}")
-    ious = {place: run.metrics.object_iou for place, run in enumerate(option.runs) if run.metrics}
-    known = {place: iou for place, iou in ious.items() if iou is not None}
-    if len({*known.values()}) > 1:
-        for name, place in (
-            ("lowest", min(known, key=known.__getitem__)),
-            ("highest", max(known, key=known.__getitem__)),
-        ):
-            reasons.setdefault(place, []).append(f"{name} object IoU of the option")
-    return [(option.runs[place], "; ".join(texts)) for place, texts in reasons.items()]
+    reasons: dict[int, list[str]] = {}
+    others = {run.verdict: run.seed for run in reversed(option.runs) if run.verdict != option.verdict}
+    for seed in sorted(others.values()):
+        reasons[seed] = [f"the option is {option.verdict.replace('_', ' ')}"]
+    iou = {run.seed: run.metrics.object_iou for run in option.runs if run.metrics}
+    known = sorted((value, seed) for seed, value in iou.items() if value is not None)
+    if known and known[0][0] < known[-1][0]:
+        for name, (_, seed) in (("lowest", known[0]), ("highest", known[-1])):
+            reasons.setdefault(seed, []).append(f"{name} object IoU of the option")
+    runs = {run.seed: run for run in option.runs}
+    return [(runs[seed], "; ".join(texts)) for seed, texts in reasons.items()]

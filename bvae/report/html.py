@@ -93,7 +93,7 @@ class Picture(NamedTuple):
         return cls(f"{caption} ({path.name} is not a valid PNG)" if path.exists() else caption)
 
 
-TEMPLATES.globals["picture_of"] = Picture.of_file
+TEMPLATES.globals["read_picture"] = Picture.of_file
 
 
 def read_png(path: Path) -> bytes | None:
@@ -176,7 +176,7 @@ def show_briefly(session: Session, result: RunResult, page: Path | None, picture
 
     Args:
         page: the folder of the report, to which its links are relative; by default that of the session.
-        pictured: the names of the runs whose filmstrips are shown.
+        pictured: the names of the runs with a picture.
     """
     name = f"{result.option}-seed{result.seed}"
     return _render("lines.jinja", lines=[run_line(session, name, result, page or session.path, pictured)])

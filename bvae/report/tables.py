@@ -1,4 +1,4 @@
-"""Tables of the HTML report: options, rules, and the verdicts and links of many runs."""
+"""Tables of the HTML report: options, rules, the verdicts on many runs, and lines that link to them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bvae.judging.explanation import count_verdicts, outliers
 from bvae.records import RunResult
 from bvae.report.text import Cell, table_head, table_rows, words
 from bvae.session import Session
-from bvae.session_files import FILMSTRIP
+from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
 from bvae.verdict import RULES, SIGNS, Rule
 
 PICTURED, OUTLIERS = 10, 16
@@ -86,7 +86,14 @@ def many_runs(session: Session, comparison: Comparison, page: Path) -> dict[str,
 def run_line(
     session: Session, name: str, run: RunSummary | RunResult, page: Path, pictured: Collection[str]
 ) -> dict[str, Any]:
-    """Return the variables of a line on a run: links relative to the folder `page`, its filmstrip's path."""
+    """Return the variables of a line on a run.
+
+    Its picture is that of the newest checkpoint, whose size does not depend on the number of epochs.
+
+    Args:
+        page: the folder of the report, to which links are relative.
+        pictured: the names of the runs with a picture.
+    """
     folder, start = session.path / name, page.resolve()
     places = {"folder": folder, "filmstrip": folder / FILMSTRIP}
     return {
@@ -95,7 +102,7 @@ def run_line(
         "links": {
             text: quote(os.path.relpath(path, start)) for text, path in places.items() if path.exists()
         },
-        "filmstrip": places["filmstrip"] if name in pictured else None,
+        "pictures": [*map(picture_of, pictured_checkpoints(folder)[:1])] if name in pictured else [],
         "why": "",
     }
 
