@@ -16,8 +16,8 @@ from bvae.config import DEFAULT_MODEL
 from bvae.corpus import is_built_in, load_corpus
 from bvae.experiment import Experiment, load_engine
 from bvae.experiments import EXAMPLE
-from bvae.hooks import EXTEND_EXPECTS, Interruptions
-from bvae.options import OPTIONS, options_document, options_of, parse_experiment, path_text
+from bvae.hooks import Interruptions
+from bvae.options import EXTEND_EXPECTS, OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.report import side_by_side
 from bvae.session_files import REPORT
 from bvae.storage import atomic_write, make_folder, printable
@@ -176,8 +176,9 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
+    path = Path(arguments.html or experiment.session.path / REPORT)
+    experiment.page = path.parent
     if page := experiment.report_page():
-        path = Path(arguments.html or experiment.session.path / REPORT)
         atomic_write(path, page.encode())
         print(f"Report: {printable(str(path))}")
     return int(bool(experiment.complaint))

@@ -11,7 +11,7 @@ import os
 import secrets
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -30,11 +30,12 @@ from bvae.judging.baseline import (
     compare_with,
     read_baseline,
 )
-from bvae.judging.comparison import Comparison, OptionOutcomes, RunOutcomes
+from bvae.judging.comparison import LARGE, Comparison, OptionOutcomes, RunOutcomes
 from bvae.option_files import allow_models
 from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
-from bvae.report import report_head, report_page, show_differences, show_gate, show_run
+from bvae.report import report_head, report_page, show_briefly, show_differences, show_gate, show_run
+from bvae.report.tables import pictured_runs, words
 from bvae.report.text import explain_own_gates, to_markdown, to_terminal
 from bvae.session import extended, go_on, refuse_changes, runs_of
 from bvae.session.folder import (
@@ -87,12 +88,12 @@ class Experiment:
         complaint: why the session could not go on or could not be closed; empty otherwise.
         make_scheduler: makes what trains the runs, from the session, its corpus and its runs.
         own_gates: for each gate that the project adds to the packaged one, by name, whether it passed.
+        page: the folder of the HTML report, to which its links are relative.
     """
 
     def __init__(self, config: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
         self.config, self.run_dir, self.command = config, run_dir, tuple(map(printable, command))
-        self.selected: list[RunConfig] = []
-        self.added: list[RunConfig] = []
+        self.selected, self.added, self._pictured = list[RunConfig](), list[RunConfig](), set[str]()
         self.baseline: Baseline | None = None
         self.complaint = ""
         self._session: Session | None = None
@@ -101,6 +102,7 @@ class Experiment:
         self._closed, self._interrupted, self._gate_ran = False, False, True
         self.make_scheduler: Callable[..., RunScheduler] = lambda *about: load_engine().RunScheduler(*about)
         self.own_gates: dict[str, bool] = {}
+        self.page: Path | None = None
 
     @classmethod
     def prepare(
@@ -108,14 +110,11 @@ class Experiment:
     ) -> Experiment:
         """Validate an experiment, its corpus and the path of its baseline. Raises SetupError."""
         try:
-            training = config.training
+            training, resolve = config.training, resolve_precision
             check_log(training.log)
-            training = dataclasses.replace(
-                training,
-                precision=resolve_precision(training.precision)
-                if training.device == "cpu"
-                else load_engine().resolve_gpu_precision(training.precision, training.device),
-            )
+            if training.device != "cpu":
+                resolve = partial(load_engine().resolve_gpu_precision, device=training.device)
+            training = dataclasses.replace(training, precision=resolve(training.precision))
             experiment = cls(dataclasses.replace(config, training=training), run_dir, command)
             corpus = CorpusRecord.of(experiment.corpus)  # loading also validates the grid size
             found = {name: getattr(experiment.corpus, name) for name in RESOLVED}
@@ -207,6 +206,7 @@ class Experiment:
         """Select the runs of this invocation, given in any order."""
         asked = {self.session.run_config(option, seed).name for option, seed in runs}
         self.selected = [run for run in self.runs if run.name in asked]
+        self._pictured = pictured_runs(self.selected)
 
     def show_progress(self, names: Iterable[str], write: Callable[[str], object], *, live: bool) -> None:
         """Start to display the progress of the runs with these names; see `bvae.session.progress`."""
@@ -253,6 +253,8 @@ class Experiment:
 
     def show_run(self, result: RunResult) -> list[str]:
         """Return HTML of a run: its verdict, the epochs that met the rules, and its pictures."""
+        if len(self.selected) >= LARGE:
+            return [show_briefly(self.session, result, self.page, self._pictured)]
         return [show_run(self.session, result, load_engine().draw_run_curves(self.session, result))]
 
     def show_comparison(self, comparison: Comparison) -> list[str]:
@@ -333,16 +335,16 @@ class Experiment:
         """Return HTML that comes before the table of tests in the report."""
         if self._session is None or not self.session.path.exists():
             return []
-        comparison = read_comparison(self.session)
-        return [report_head(self.session, comparison, self.own_gates, gate_ran=self._gate_ran)]
+        session, comparison = self.session, read_comparison(self.session)
+        return [report_head(session, comparison, self.own_gates, gate_ran=self._gate_ran, page=self.page)]
 
     def report_page(self) -> str:
         """Return the report of a closed session as one HTML page; empty where there is no comparison."""
         if not self.session.path.exists() or (comparison := read_comparison(self.session)) is None:
             return ""
-        sections = {}
-        for seeds in found_outcomes(self.session).values():
-            for result in [result for result in seeds.values() if isinstance(result, RunResult)]:
-                heading = f"{result.option}-seed{result.seed}: {result.verdict.replace('_', ' ')}"
-                (sections[heading],) = self.show_run(result)
-        return report_page(self.session, comparison, sections, compare_with(self.baseline, comparison))
+        runs = {} if comparison.is_large else found_outcomes(self.session)
+        results = [each for seeds in runs.values() for each in seeds.values() if isinstance(each, RunResult)]
+        shown = {f"{r.option}-seed{r.seed}: {words(r.verdict)}": self.show_run(r)[0] for r in results}
+        return report_page(
+            self.session, comparison, shown, compare_with(self.baseline, comparison), self.page
+        )

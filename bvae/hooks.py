@@ -23,17 +23,15 @@ import pytest
 from bvae import EngineError
 from bvae.config import ExperimentConfig
 from bvae.experiment import Experiment, SetupError, load_engine
-from bvae.options import options_of, parse_experiment
+from bvae.options import EXTEND_EXPECTS, options_of, parse_experiment
 from bvae.report.html import TITLE
 from bvae.session.folder import RunCrashError, Session
 from bvae.storage import StorageError, printable
 
 EXPERIMENT = pytest.StashKey[Experiment]()
-GATE = "gate"
+GATE, SESSION_KEY = "gate", "bvae_session"
 PACKAGED_GATE = "test_stable_option_exists"
 """The test that judges the comparison itself; others with the marker are gates that a project defines."""
-SESSION_KEY = "bvae_session"
-EXTEND_EXPECTS = "--extend trains a session to more epochs; expected also --resume=DIR and --epochs N"
 
 
 def register_hooks(config: pytest.Config) -> None:
@@ -56,6 +54,8 @@ def register_hooks(config: pytest.Config) -> None:
                 experiment.make_scheduler = load_engine().find_scheduler(engine, *options, workers)
     except ValueError as error:
         raise pytest.UsageError(str(error)) from error
+    if page := config.getoption("htmlpath", None):
+        experiment.page = Path(os.path.expandvars(page)).expanduser().parent
     config.stash[EXPERIMENT] = experiment
     config.pluginmanager.register(ExperimentHooks(config, experiment, interruptions), "bvae-experiment")
 

@@ -27,6 +27,7 @@ from bvae.storage import printable
 EXPERIMENT = ExperimentConfig(grid_size="auto")
 """The settings if no option is given."""
 FIELD_TYPES = get_type_hints(ExperimentConfig) | TRAINING_TYPES
+EXTEND_EXPECTS = "--extend trains a session to more epochs; expected also --resume=DIR and --epochs N"
 RENAMED_FIELDS = {"accuracy_band": "band", "loss_options": "options"}
 PARSERS: Mapping[Any, Callable[[str], Any]] = {
     int: int,

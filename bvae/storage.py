@@ -30,6 +30,8 @@ MAX_JSON = 64 * 2**20
 
 def printable(text: str) -> str:
     r"""Return text with all non-printable characters escaped (`\n`, `\x1b`, `\u202e`, …)."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -182,6 +182,20 @@ MEANINGS: dict[VerdictName, str] = {
 }
 """Meaning of each verdict, worst first; the bounds are in `RULES`."""
 
+SIGNS: dict[VerdictName, str] = {
+    "incomplete": "?",
+    "diverged": "∞",
+    "unstable": "~",
+    "mode_collapse": "M",
+    "posterior_collapse": "P",
+    "flooding": "F",
+    "partial_collapse": "½",
+    "below_band": "↓",
+    "above_band": "↑",
+    "healthy": "✔",
+}
+"""A sign for each verdict, where many are shown."""
+
 
 def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, band: AccuracyBand) -> Verdict:
     """Return the verdict on one run from its epoch records; the first rule that is broken gives it.

@@ -55,6 +55,16 @@ class Metric(NamedTuple):
     in_baseline: bool = True
 
 
+LISTED = 10
+"""Number of runs, options or sentences that a text lists; of the others it gives the number."""
+
+
+def listed(texts: Sequence[str]) -> list[str]:
+    """Return the first `LISTED` texts, and the number of the others."""
+    more = len(texts) - LISTED
+    return [*texts[:LISTED], *([f"and {more} more"] if more > 0 else [])]
+
+
 METRICS = {
     "object_iou": Metric("object IoU", "terminal"),
     "object_recall": Metric("object recall", "terminal"),
@@ -135,6 +145,10 @@ class ComparedCorpus(CorpusRecord):
     references: dict[str, ControlledMetrics]
 
 
+LARGE = 24
+"""Number of runs from which a session is large: its report shows the pictures of some runs only."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
     """The content of `comparison.json`."""
@@ -148,6 +162,11 @@ class Comparison:
     gate: Gate
     recommended: str | None
     recommendation: str
+
+    @property
+    def is_large(self) -> bool:
+        """Whether reports show a map of verdicts, and the pictures of some runs only."""
+        return sum(len(option.runs) for option in self.options.values()) >= LARGE
 
     def training_of(self, option: str) -> TrainingConfig:
         """Return the training settings of an option's runs."""
@@ -261,7 +280,8 @@ def _recommendation(
     if recommended is not None:
         best = options[recommended]
         rivals = [name for name in gate.candidates if name != recommended and options[name].learned]
-        compared = "".join(f", more than the {options[name].object_iou} of {name}" for name in rivals) or (
+        more = listed([f"more than the {options[name].object_iou} of {name}" for name in rivals])
+        compared = "".join(f", {text}" for text in more) or (
             ", the only candidate that breaks no rule" if len(gate.candidates) > 1 else ""
         )
         advice = (

@@ -8,17 +8,18 @@ runs over their epochs.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import groupby, takewhile
+from itertools import chain, groupby, takewhile, zip_longest
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bvae.config import AccuracyBand, TrainingConfig
-from bvae.judging.comparison import OptionSummary
+from bvae.judging.comparison import OptionSummary, RunSummary
 from bvae.records import EpochRecord, Evaluation, VerdictName
-from bvae.verdict import broken_rule, judge_run, on_plateau
+from bvae.verdict import SEVERITY, broken_rule, judge_run, on_plateau
 
 MOST_PARTS = 8
 """Maximum number of phases of a run in a sentence, so that it stays readable."""
@@ -272,3 +273,33 @@ def _evidence(found: Evaluation) -> str:
         f"object IoU {found.object_iou:.3f}, object recall {found.object_recall:.3f}, "
         f"{found.classes_learned} of {found.classes_present} classes"
     )
+
+
+def count_verdicts(runs: Sequence[RunSummary]) -> str:
+    """Return how many runs have each verdict, worst first, such as "88 mode collapse, 2 healthy"."""
+    counts = Counter(run.verdict for run in runs)
+    return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in SEVERITY if counts[name])
+
+
+def outliers(options: Mapping[str, OptionSummary], most: int) -> list[tuple[RunSummary, str]]:
+    """Return the runs that are unlike the others of their option, each with the reason, at most `most`.
+
+    For each option: the first run of each verdict other than the option's, and the runs with the lowest and
+    the highest object IoU. If there are too many, each option has the same number.
+    """
+    turns = zip_longest(*(_outliers(option) for option in options.values()))
+    return [found for found in chain(*turns) if found is not None][:most]
+
+
+def _outliers(option: OptionSummary) -> list[tuple[RunSummary, str]]:
+    reasons: dict[int, list[str]] = {}
+    others = {run.verdict: run.seed for run in reversed(option.runs) if run.verdict != option.verdict}
+    for seed in sorted(others.values()):
+        reasons[seed] = [f"the option is {option.verdict.replace('_', ' ')}"]
+    iou = {run.seed: run.metrics.object_iou for run in option.runs if run.metrics}
+    known = sorted((value, seed) for seed, value in iou.items() if value is not None)
+    if known and known[0][0] < known[-1][0]:
+        for name, (_, seed) in (("lowest", known[0]), ("highest", known[-1])):
+            reasons.setdefault(seed, []).append(f"{name} object IoU of the option")
+    runs = {run.seed: run for run in option.runs}
+    return [(runs[seed], "; ".join(texts)) for seed, texts in reasons.items()]

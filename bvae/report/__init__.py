@@ -1,11 +1,26 @@
 """The report of a session: text for terminals, Markdown, and HTML for the page of pytest-html.
 
-text.py           columns of the table of options, sentences, terminal table, Markdown
+tables.py         columns and rows of every table, and the lines on many runs
+text.py           sentences, the lines of a terminal, Markdown
 side_by_side.py   several sessions, as text, HTML and CSV
 html.py           HTML by templates/*.jinja, and the code of the recommended loss
 page.css, page.js style and script of the page
 """
 
-from bvae.report.html import report_head, report_page, show_differences, show_gate, show_run
+from bvae.report.html import (
+    report_head,
+    report_page,
+    show_briefly,
+    show_differences,
+    show_gate,
+    show_run,
+)
 
-__all__ = ["report_head", "report_page", "show_differences", "show_gate", "show_run"]
+__all__ = [
+    "report_head",
+    "report_page",
+    "show_briefly",
+    "show_differences",
+    "show_gate",
+    "show_run",
+]

@@ -8,7 +8,7 @@ import io
 import shlex
 import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -19,22 +19,33 @@ from PIL import Image
 from bvae import EvidenceWarning
 from bvae.config import DEFAULT_CLASSES, ExperimentConfig, LossOption, weights_of_option
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-from bvae.judging.comparison import Comparison, OptionSummary, colour_of
+from bvae.judging.comparison import LISTED, Comparison, OptionSummary
 from bvae.judging.explanation import (
     Diagnosis,
+    count_verdicts,
     describe_end,
     describe_last_epoch,
     describe_rules_met,
     explain_why,
 )
-from bvae.records import Evaluation, RunResult
-from bvae.report.table import Cell, table_head, table_rows, words
+from bvae.records import RunResult
+from bvae.report.tables import (
+    MARKS,
+    PICTURED,
+    Cell,
+    many_runs,
+    number,
+    options_table,
+    rules_table,
+    run_line,
+    words,
+)
 from bvae.report.text import describe_epochs, describe_setting, explain_gate, explain_outcome
 from bvae.session import Session
 from bvae.session.folder import shown_history
 from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
 from bvae.storage import printable, read_bounded
-from bvae.verdict import MEANINGS, RULES, Rule
+from bvae.verdict import MEANINGS
 
 TITLE = "Which loss options let the β-VAE learn?"
 
@@ -51,8 +62,7 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-TEMPLATES.filters["words"] = words
-_SIGNS = {True: "✔", False: "✘"}
+TEMPLATES.filters |= {"words": words, "number": number}
 
 
 class Picture(NamedTuple):
@@ -79,6 +89,9 @@ class Picture(NamedTuple):
         return cls(f"{caption} ({path.name} is not a valid PNG)" if path.exists() else caption)
 
 
+TEMPLATES.globals["read_picture"] = Picture.of_file
+
+
 def read_png(path: Path) -> bytes | None:
     """Return the content of a PNG file, or None if there is none; if it is damaged, warn and return None."""
     try:
@@ -100,6 +113,7 @@ def report_head(
     own_gates: Mapping[str, bool] = MappingProxyType({}),
     *,
     gate_ran: bool = True,
+    page: Path | None = None,
 ) -> str:
     """Return the part above the table of tests, with style and script of the page.
 
@@ -107,8 +121,9 @@ def report_head(
         comparison: None if no run was begun.
         own_gates: for each gate that a project added, by name, whether it passed.
         gate_ran: whether the gate's test was run.
+        page: the folder of the report, to which its links are relative; by default that of the session.
     """
-    context = _context(session, comparison, own_gates, gate_ran)
+    context = _context(session, comparison, own_gates, gate_ran, page)
     return render("head.jinja", script=packaged_text("page.js"), runs=None, **context)
 
 
@@ -117,14 +132,18 @@ def report_page(
     comparison: Comparison,
     runs: Mapping[str, str],
     differences: Sequence[Difference] = (),
+    page: Path | None = None,
 ) -> str:
     """Return the report as one page, which needs neither pytest nor a network.
 
     Args:
-        runs: by heading, the HTML of each run from `show_run`.
+        runs: by heading, the HTML of each run from `show_run`; not used for a large session.
         differences: to the baseline, if there is one.
+        page: the folder of the report, to which its links are relative; by default that of the session.
     """
-    context = _context(session, comparison, {}, gate_ran=False)
+    context = _context(session, comparison, {}, False, page)
+    if comparison.is_large:
+        runs = _show_options(session, comparison, page or session.path)
     shown = show_differences(differences) if differences else ""
     return render("page.jinja", title=TITLE, runs=runs, differences=shown, **context)
 
@@ -149,6 +168,28 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
     )
 
 
+def show_briefly(session: Session, result: RunResult, page: Path | None, pictured: Collection[str]) -> str:
+    """Return a line on a run of a large session: its verdict, numbers and links.
+
+    Args:
+        page: the folder of the report, to which its links are relative; by default that of the session.
+        pictured: the names of the runs with a picture.
+    """
+    name = f"{result.option}-seed{result.seed}"
+    return render("lines.jinja", lines=[run_line(session, name, result, page or session.path, pictured)])
+
+
+def _show_options(session: Session, comparison: Comparison, page: Path) -> dict[str, str]:
+    """Return the lines on the runs of each option of a large session, by heading."""
+    options = comparison.options
+    first = {option.runs[0].path for option in [*options.values()][:PICTURED]}
+    sections = {}
+    for name, option in options.items():
+        lines = [run_line(session, run.path, run, page, first) for run in option.runs]
+        sections[f"Option {name}: {count_verdicts(option.runs)}"] = render("lines.jinja", lines=lines)
+    return sections
+
+
 def show_gate(comparison: Comparison) -> str:
     """Return HTML of the gate's outcome, a line of numbers for each candidate, and the recommendation."""
     return render("gate.jinja", lines=[*explain_gate(comparison).splitlines(), comparison.recommendation])
@@ -171,7 +212,11 @@ def packaged_text(name: str) -> str:
 
 
 def _context(
-    session: Session, comparison: Comparison | None, own_gates: Mapping[str, bool], gate_ran: bool
+    session: Session,
+    comparison: Comparison | None,
+    own_gates: Mapping[str, bool],
+    gate_ran: bool,
+    page: Path | None,
 ) -> dict[str, Any]:
     """Return the variables of `comparison.jinja`, and the style of the page."""
     common = {"style": packaged_text("page.css"), "comparison": comparison}
@@ -181,8 +226,8 @@ def _context(
     record, folder = session.record, session.path / "comparison"
     return common | {
         "passed": passed,
-        "outcome": f"{_SIGNS[passed]} {sentences}",
-        "options": _options_table(comparison, [option.name for option in record.config.options]),
+        "outcome": f"{MARKS[passed]} {sentences}",
+        "options": options_table(comparison, [option.name for option in record.config.options]),
         "reconstructions": Picture.of_file(folder / "reconstructions.png", "Newest checkpoint, first seed"),
         "examples": Picture.of_file(folder / "examples.png", "By object IoU, first seed"),
         "verdicts": Picture.of_file(folder / "verdicts.png", "Verdict on each run by epoch"),
@@ -190,51 +235,20 @@ def _context(
         "setting": describe_setting(comparison),
         "epochs": describe_epochs(comparison),
         "seeds": max(len(option.runs) for option in comparison.options.values()),
-        "rules": _rules_table(comparison),
+        "many": many_runs(session, comparison, page or session.path) if comparison.is_large else None,
+        "rules": rules_table(comparison),
         "meanings": MEANINGS,
         "record": record,
         "folder": printable(str(session.path)),
         "command": printable(shlex.join(record.command)),
         "snippet": _recommended_code(session, comparison),
         "curves": Picture.of_file(folder / "curves.png", "Losses, accuracy, foreground and KL by epoch"),
-        "tradeoff": Picture.of_file(folder / "tradeoff.png", "One mark per run, outlined: mean over seeds"),
-        "whys": [_why(session, name, option) for name, option in comparison.options.items()],
+        "tradeoff": Picture.of_file(folder / "tradeoff.png", "Small: runs. Large: mean over seeds"),
+        "whys": [
+            _why(session, name, option, pictured=place < PICTURED or not comparison.is_large)
+            for place, (name, option) in enumerate(comparison.options.items())
+        ],
     }
-
-
-def _options_table(comparison: Comparison, names: Sequence[str]) -> dict[str, Any]:
-    """Return the table of options and references.
-
-    Args:
-        names: all options of the session, in the order of their colours.
-    """
-    rows = table_rows(comparison)
-    for row, (name, option) in zip(rows, comparison.options.items(), strict=False):
-        row[0] = Cell(name, "recommended" if name == comparison.recommended else "")
-        row[1] = Cell(f"{_SIGNS[option.healthy]} {row[1].text}")
-    return {
-        "head": table_head(comparison),
-        "rows": rows,
-        "chosen": [*comparison.options].index(comparison.recommended) if comparison.recommended else None,
-        "colours": [colour_of(names.index(name)) for name in comparison.options],
-    }
-
-
-def _rules_table(comparison: Comparison) -> dict[str, Any]:
-    """Return the table of rules: the number that each rule measured in every run, marked if broken."""
-    runs = [(name, run) for name, option in comparison.options.items() for run in option.runs]
-    rows = []
-    for rule in RULES:
-        names = [Cell(rule.quantity, f"else {words(rule.verdict)}"), Cell(rule.requirement)]
-        rows.append([*names, *(_rule_cell(rule, run.metrics) for _, run in runs)])
-    head = [Cell("rule"), Cell("bound"), *(Cell(name, f"seed {run.seed}") for name, run in runs)]
-    return {"head": head, "rows": rows}
-
-
-def _rule_cell(rule: Rule, metrics: Evaluation | None) -> Cell:
-    if metrics is None or (value := rule.measure(metrics)) is None:
-        return Cell("undefined")
-    return Cell(f"{value:.3f}", _SIGNS[False] if rule.is_broken(metrics) else "")
 
 
 def _lost_accuracy(comparison: Comparison) -> float | None:
@@ -250,18 +264,20 @@ def _recommended_code(session: Session, comparison: Comparison) -> str | None:
     return next((code_snippet(config, option, counts) for option in found), None)
 
 
-def _why(session: Session, name: str, option: OptionSummary) -> dict[str, Any]:
+def _why(session: Session, name: str, option: OptionSummary, *, pictured: bool) -> dict[str, Any]:
     histories = {run.seed: shown_history(session, run.path) for run in option.runs}
+    path = session.path / "comparison" / f"why_{name}.png"
     return {
         "name": name,
         "option": option,
         "sentences": explain_why(Diagnosis.of(option, [*histories.values()])),
-        "picture": Picture.of_file(session.path / "comparison" / f"why_{name}.png", f"Option {name}: why"),
+        "picture": Picture.of_file(path, f"Option {name}: why") if pictured else None,
         "by_seed": [
             f"Seed {seed}: {describe_rules_met(history)} {describe_last_epoch(history)} "
-            f"{describe_end(history, session.record.config.training)}".rstrip()
-            for seed, history in histories.items()
+            f"{describe_end(history, session.record.config.training.changed(option.training))}".rstrip()
+            for seed, history in [*histories.items()][:LISTED]
         ],
+        "others": max(0, len(histories) - LISTED),
     }
 
 

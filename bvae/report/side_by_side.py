@@ -13,7 +13,7 @@ from bvae.config import TrainingConfig
 from bvae.judging.baseline import Difference, difference, difference_rows
 from bvae.judging.comparison import Comparison, RunSummary, colour_of
 from bvae.report.html import Picture, packaged_text, render
-from bvae.report.table import COLUMNS_ACROSS_SESSIONS, Cell, aligned
+from bvae.report.tables import COLUMNS_ACROSS_SESSIONS, Cell, aligned
 from bvae.session.folder import Session, SessionRecord, compare_outcomes, found_outcomes
 from bvae.session_files import LATEST, SESSION
 from bvae.storage import by_field, printable, refuse_foreign_entries

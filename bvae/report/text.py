@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from bvae.config import AccuracyBand, Setting, TrainingConfig
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
-from bvae.judging.comparison import Comparison
-from bvae.report.table import COLUMNS, TABLE_CAPTION, aligned, table_head, table_rows, to_text_table, words
+from bvae.judging.comparison import LISTED, Comparison, listed
+from bvae.judging.explanation import count_verdicts
+from bvae.report.tables import COLUMNS, TABLE_CAPTION, aligned, table_head, table_rows, to_text_table, words
 from bvae.storage import printable
 
 PICTURES = {
@@ -33,23 +34,23 @@ def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
         given = "The gate was not run; by the existing results it would"
         passed, failed = f"{given} pass", f"{given} fail"
     if gate.passed:
-        learned = (
+        learned = [
             f"{name} trained stably and {what_was_learned(comparison, name)}" for name in gate.passed_by
-        )
-        head = f"{passed}: {'; '.join(learned)}."
+        ]
+        head = f"{passed}: {'; '.join(listed(learned))}."
     elif not gate.candidates:
         head = f"{failed}: no run of a candidate was selected. Select one, such as --loss-options=A,B,C."
     else:
         head = f"{failed}: no candidate is healthy (stable, no rule broken, accuracy in {band})."
     rate = f"background rate {comparison.corpus.background_rate:.3f}"
     lines = [
-        f"  {name}: {words(option.verdict)}: object IoU {option.object_iou} (shuffled "
+        f"{name}: {words(option.verdict)}: object IoU {option.object_iou} (shuffled "
         f"{option.shuffled_object_iou}), object recall {option.object_recall} (shuffled "
         f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). {option.reason}"
         for name, option in comparison.options.items()
         if name in gate.candidates
     ]
-    return "\n".join([head, *lines])
+    return "\n  ".join([head, *listed(lines)])
 
 
 def explain_own_gates(passed: Mapping[str, bool]) -> str:
@@ -62,7 +63,7 @@ def explain_own_gates(passed: Mapping[str, bool]) -> str:
         return ""
     failed = [printable(name) for name, is_passed in passed.items() if not is_passed]
     outcome = "failed" if failed else "passed"
-    return f"The session's own gates {outcome}: {', '.join(failed or map(printable, passed))}."
+    return f"The session's own gates {outcome}: {', '.join(listed(failed or [*map(printable, passed)]))}."
 
 
 def explain_outcome(
@@ -235,7 +236,9 @@ def to_markdown(
     ]
     for name, option in comparison.options.items():
         lines.append(f"- **{name}** {words(option.verdict)}: {markdown(option.reason)}")
-        lines += [f"  - seed {run.seed}: {words(run.verdict)}: {markdown(run.reason)}" for run in option.runs]
+        first, others = option.runs[:LISTED], option.runs[LISTED:]
+        lines += [f"  - seed {run.seed}: {words(run.verdict)}: {markdown(run.reason)}" for run in first]
+        lines += [f"  - and {len(others)} more: {count_verdicts(others)}"] * bool(others)
     if by_epoch:
         lines += ["", "## Verdicts by epoch", "", *(f"- {markdown(sentence)}" for sentence in by_epoch)]
     if differences:

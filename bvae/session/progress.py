@@ -18,6 +18,12 @@ from bvae.storage import read_json, to_json
 NOTE_SECONDS = 0.5
 LOOK_SECONDS = 0.5
 
+NAMED = 4
+"""Maximum number of runs in training that are named."""
+
+MOST_LINES = 100
+"""About the number of lines of a session with many runs, if its output is not a terminal."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
@@ -88,11 +94,15 @@ def describe_progress(
     not shown for runs that may end early.
     """
     training = [
-        f"{name} epoch {note.epoch} of at most {note.epochs}"
-        if note.may_end
-        else f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
-        for name, note in notes.items()
+        (
+            f"{name} epoch {note.epoch} of at most {note.epochs}"
+            if note.may_end
+            else f"{name} epoch {note.epoch}/{note.epochs} ({note.step / note.steps:.0%})"
+        )
+        for name, note in [*notes.items()][:NAMED]
     ]
+    if len(notes) > NAMED:
+        training.append(f"{len(notes) - NAMED} more")
     if finished == runs:
         return f"{runs} of {runs} runs done"
     pace = sum(note.images_per_second for note in notes.values())
@@ -159,9 +169,15 @@ class ProgressDisplay(threading.Thread):
         )
         if self.live:
             self.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
-        elif (state := (finished, *((name, note.epoch) for name, note in notes.items()))) != self._shown:
+        elif (state := self._state(finished, notes)) != self._shown:
             self._shown = state
             self.write(f"{line}\n")
+
+    def _state(self, finished: frozenset[str], notes: Mapping[str, Note]) -> object:
+        """Return what a line is written for: a change of runs or epochs, of many runs a whole percentage."""
+        if len(self.runs) > MOST_LINES:
+            return MOST_LINES * len(finished) // len(self.runs)
+        return finished, *((name, note.epoch) for name, note in notes.items())
 
     def _finished(self) -> frozenset[str]:
         return frozenset(run.name for run in self.runs if (self.session / run.name / RESULT).exists())

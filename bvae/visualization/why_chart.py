@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from bvae.judging.comparison import colour_of
 from bvae.judging.explanation import Diagnosis, Strip, describe_strips, describe_why, percent
 from bvae.records import VerdictName
-from bvae.verdict import SEVERITY
+from bvae.verdict import SEVERITY, SIGNS
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
 
@@ -29,19 +29,19 @@ TOLD = 0.05
 ROW, GAP, ENDS = 36, 12, 110
 """Pixels of a run, between options, and beside the cells, in the picture of verdicts."""
 NAME_LETTERS, LEGEND_COLUMNS = 24, 5
-MARKS: dict[VerdictName, tuple[str, str]] = {
-    "incomplete": ("?", "#E0E0E0"),
-    "diverged": ("∞", "#000000"),
-    "unstable": ("U", "#8C8C8C"),
-    "mode_collapse": ("M", "#D55E00"),
-    "posterior_collapse": ("P", "#CC79A7"),
-    "flooding": ("F", "#E69F00"),
-    "partial_collapse": ("½", "#F0E442"),
-    "below_band": ("–", "#56B4E9"),
-    "above_band": ("+", "#0072B2"),
-    "healthy": ("H", "#009E73"),
+COLOURS: dict[VerdictName, str] = {
+    "incomplete": "#E0E0E0",
+    "diverged": "#000000",
+    "unstable": "#8C8C8C",
+    "mode_collapse": "#D55E00",
+    "posterior_collapse": "#CC79A7",
+    "flooding": "#E69F00",
+    "partial_collapse": "#F0E442",
+    "below_band": "#56B4E9",
+    "above_band": "#0072B2",
+    "healthy": "#009E73",
 }
-"""Letter and colour of each verdict, worst first; the palette of Okabe and Ito with two shades of grey."""
+"""Colour of each verdict, worst first; the palette of Okabe and Ito with two shades of grey."""
 
 
 @canvas.house_style()
@@ -159,7 +159,7 @@ def plot_verdicts(
     used = {verdict for strip in runs.values() for verdict in strip.verdicts.values()}
     legend = -(-len(used) // LEGEND_COLUMNS) * ROW + canvas.EDGE
     figure, top = canvas.titled_figure(WIDTH, legend + int(edges[-1]) + FOOT, title)
-    _draw_verdict_legend(figure, top, [verdict for verdict in MARKS if verdict in used])
+    _draw_verdict_legend(figure, top, [verdict for verdict in COLOURS if verdict in used])
     names = [canvas.printable(_shortened(name)) for name in runs]
     left = max(canvas.text_width(name, canvas.TICK_SIZE) for name in names) + 2 * canvas.EDGE
     wide, high = figure.bbox.size
@@ -182,15 +182,15 @@ def _draw_strip(axes: Axes, strip: Strip, top: int) -> None:
         return
     verdicts = [*strip.verdicts.values()]
     ends = 0.5 + min(strip.verdicts) * np.arange(len(verdicts) + 1)
-    colours = ListedColormap([colour for _, colour in MARKS.values()])
-    look: dict[str, Any] = {"cmap": colours, "vmin": 0, "vmax": len(MARKS) - 1, "edgecolors": "white"}
+    colours = ListedColormap([*COLOURS.values()])
+    look: dict[str, Any] = {"cmap": colours, "vmin": 0, "vmax": len(COLOURS) - 1, "edgecolors": "white"}
     axes.pcolormesh(ends, (top, top + ROW), [[SEVERITY[name] for name in verdicts]], linewidth=2, **look)
     middle = top + ROW / 2
     look = {"fontsize": NUMBER_SIZE, "va": "center_baseline"}
     for cell, verdict in enumerate(verdicts):
         if not cell or verdict != verdicts[cell - 1]:
             x, colour = (ends[cell] + ends[cell + 1]) / 2, _ink(verdict)
-            axes.text(x, middle, MARKS[verdict][0], ha="center", color=colour, **look)
+            axes.text(x, middle, SIGNS[verdict], ha="center", color=colour, **look)
     axes.text(ends[-1], middle, f" {strip.end}", color=canvas.SOFT_INK, **look)
 
 
@@ -198,7 +198,7 @@ def _draw_verdict_legend(figure: Figure, top: int, verdicts: Sequence[VerdictNam
     for place, verdict in enumerate(verdicts):
         row, column = divmod(place, LEGEND_COLUMNS)
         x = canvas.EDGE + ROW / 2 + column * (WIDTH - canvas.EDGE) / LEGEND_COLUMNS
-        letter, colour = MARKS[verdict]
+        letter, colour = SIGNS[verdict], COLOURS[verdict]
         look: dict[str, Any] = {"size": NUMBER_SIZE, "width": WIDTH, "va": "center_baseline"}
         box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.25"}
         y = top + (row + 0.5) * ROW

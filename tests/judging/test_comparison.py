@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
 from bvae.judging.comparison import METRICS, Comparison, Outcomes, compare
 from bvae.records import ControlledMetrics, CorpusRecord, ReconstructionMetrics
-from bvae.report.table import TERMINAL_COLUMNS, table_head, table_rows, to_text_table
+from bvae.report.tables import TERMINAL_COLUMNS, table_head, table_rows, to_text_table
 from bvae.report.text import describe_epochs, describe_setting, explain_gate, to_markdown, to_terminal
 from bvae.storage import from_json, to_json
 from bvae.verdict import SEVERITY

@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from lab import QUICK, furnish, run_pytest, squares
+from large_session import ManyRuns
+
+from bvae.verdict import SIGNS
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -330,3 +333,28 @@ def test_a_page_without_pytest_asks_for_nothing_else_fits_and_has_no_serious_fau
     assert serious_faults(page) == []
     assert [entry for entry in page.get_log("browser") if entry["level"] != "INFO"] == []
     assert requested(page) == {written.as_uri()}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("place", [0, 1], ids=["bvae report", "pytest-html"])
+def test_the_report_of_many_runs_has_a_map_fits_and_has_no_serious_faults(
+    chromium: Chrome, many_runs: ManyRuns, width: int, place: int
+) -> None:
+    resize(chromium, width)
+    chromium.get_log("browser")
+    chromium.get(many_runs.pages[place].as_uri())
+    # A time would depend on other processes; a page of 1,000 runs with 22 elements for each opens in 2 s.
+    runs = many_runs.options * many_runs.seeds
+    assert len(find(chromium, "*")) < 25 * runs + 2000
+    order = [".bvae-outcome", ".bvae-scroll[aria-label=Options]", ".bvae-map", ".bvae-picture"]
+    tops = [find(chromium, selector)[0].rect["y"] for selector in order]
+    assert tops == sorted(tops)
+    cells = find(chromium, ".bvae-map td")
+    assert len(cells) == runs
+    for cell in cells[:: many_runs.seeds + 1]:
+        assert cell.text in SIGNS.values()
+        assert cell.accessible_name.startswith("seed ")
+    chromium.execute_script("document.querySelectorAll('details').forEach((each) => each.open = true)")
+    assert chromium.execute_script("return document.documentElement.scrollWidth - innerWidth") <= 0
+    assert serious_faults(chromium) == []
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] != "INFO"] == []

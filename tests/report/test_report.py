@@ -48,7 +48,7 @@ from bvae.report.html import (
     show_differences,
     show_run,
 )
-from bvae.report.table import Cell
+from bvae.report.tables import Cell
 from bvae.session import Session, SessionRecord
 from bvae.verdict import RULES, judge_run
 from bvae.visualization.canvas import pixel_figure, save_png

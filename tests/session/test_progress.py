@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bvae.config import ExperimentConfig, TrainingConfig
+from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.records import Stepped
-from bvae.session.progress import Note, ProgressDisplay, ProgressNote, describe_progress
+from bvae.session.progress import MOST_LINES, Note, ProgressDisplay, ProgressNote, describe_progress
 from bvae.storage import read_json, to_json
 
 pytestmark = pytest.mark.unit
@@ -43,6 +44,29 @@ def test_every_state_gives_a_progress_line(
     line = describe_progress({f"A-seed{i}": note() for i in range(training)}, finished, runs, share, elapsed)
     assert line.startswith(f"{finished} of {runs} runs done")
     assert "\n" not in line
+
+
+def test_of_many_runs_in_training_four_are_named() -> None:
+    line = describe_progress({f"A-seed{i}": note() for i in range(64)}, 0, 1000, 0.03, 30.0)
+    assert line.count("epoch") == 4
+    assert "A-seed3 epoch 3/5 (50%), 60 more, 128,000 images/s" in line
+
+
+def test_many_runs_are_shown_in_about_a_hundred_bounded_lines(tmp_path: Path) -> None:
+    names = [f"B{number}" for number in range(5)]
+    options = tuple(dataclasses.replace(LOSS_OPTIONS["B"], name=name) for name in names)
+    runs = [
+        ExperimentConfig(options=options).run(option, seed, "f") for option in options for seed in range(60)
+    ]
+    shown: list[str] = []
+    display = ProgressDisplay(tmp_path, runs, shown.append, live=False)
+    for run in runs:
+        (tmp_path / run.name).mkdir()
+        (tmp_path / run.name / "result.json").touch()
+        display.show()
+    assert 50 < len(shown) <= MOST_LINES + 1
+    assert max(map(len, shown)) < 200
+    assert shown[-1] == "300 of 300 runs done\n"
 
 
 def test_the_note_of_a_run_has_its_last_step(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from PIL import Image
 from bvae.config import AccuracyBand
 from bvae.judging.explanation import MOST_PARTS, Strip, describe_strips, verdicts_by_epoch
 from bvae.records import Divergence, EpochRecord, VerdictName
-from bvae.verdict import judge_run
-from bvae.visualization.why_chart import MARKS, plot_verdicts
+from bvae.verdict import SIGNS, judge_run
+from bvae.visualization.why_chart import COLOURS, plot_verdicts
 
 pytestmark = pytest.mark.unit
 
@@ -80,8 +80,8 @@ def test_the_divergence_of_a_run_does_not_change_the_epochs_before() -> None:
 
 
 def test_verdicts_differ_in_letter_and_in_colour() -> None:
-    assert tuple(MARKS) == VERDICTS
-    letters, colours = zip(*MARKS.values(), strict=True)
+    assert tuple(COLOURS) == tuple(SIGNS) == VERDICTS
+    letters, colours = SIGNS.values(), COLOURS.values()
     assert len(set(letters)) == len(set(colours)) == len(VERDICTS)
 
 
@@ -94,7 +94,7 @@ def test_each_change_of_verdict_has_a_letter_and_each_verdict_a_name(options: li
         cells = [*strip.verdicts.values()]
         changes = [now for before, now in zip([None, *cells], cells, strict=False) if now != before]
         for verdict in changes:
-            drawn.remove(MARKS[verdict][0])
+            drawn.remove(SIGNS[verdict])
     assert not "".join(drawn).strip()
     legend = {text.get_text() for text in figure.findobj(Text)}
     used = {verdict for option in options for strip in option.values() for verdict in strip.verdicts.values()}
@@ -109,7 +109,7 @@ def test_the_picture_shows_the_colour_of_every_cell_and_describes_the_runs() -> 
         pixels, description = np.asarray(image.convert("RGB")), image.info["Description"]
     for epoch, verdict in strip.verdicts.items():
         x, y = figure.axes[0].transData.transform((epoch + 0.3, 18))
-        expected = 255 * np.array(to_rgb(MARKS[verdict][1]))
+        expected = 255 * np.array(to_rgb(COLOURS[verdict]))
         assert np.abs(pixels[len(pixels) - round(y), round(x)] - expected).max() <= 2, verdict
     assert description.endswith("healthy in epoch 10, ended by the plateau. B-seed0: healthy in epoch 1.")
     assert "plateau" in "".join(text.get_text() for text in figure.axes[0].texts)
