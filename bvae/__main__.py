@@ -222,7 +222,9 @@ def merge(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     status = _report(str(session.path), {"model": arguments.model}, command)
     if missing:
         names = ", ".join(run.name for run in missing)
-        print(f"Missing: {names}. Train them with: pytest experiments/ --resume={session.path}")
+        print(
+            f"Missing: {names}. Train them with: pytest experiments/ --resume={printable(str(session.path))}"
+        )
     return int(bool(missing or status))
 
 
