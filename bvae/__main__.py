@@ -7,7 +7,7 @@ import inspect
 import io
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +19,7 @@ from bvae.experiments import EXAMPLE
 from bvae.hooks import Interruptions
 from bvae.options import EXTEND_EXPECTS, OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.report import side_by_side
+from bvae.session import merge_shards, shard_of
 from bvae.session_files import REPORT
 from bvae.storage import atomic_write, make_folder, printable
 
@@ -35,11 +36,20 @@ examples:
   {0} train --resume=runs/latest            resume after an interruption
   {0} train --resume=DIR --epochs 10 --extend   train the runs of a session on to 10 epochs
   {0} report runs/latest                    compare again from the files of the session
+  {0} shards 4 --seeds 10             commands for four machines of a batch system
+  {0} merge runs/shard-*/latest       one session of what they trained
   {0} compare before runs/latest --html compare.html
                                             sessions side by side
   {0} show runs/latest/B-seed0/checkpoints/best.safetensors
   {0} show CHECKPOINT my_grids.npy          reconstruct your own grids
   {0} show CHECKPOINT --traversals          what each latent dimension changes"""
+
+SLURM = """\
+example, a Slurm array of four tasks:
+  #SBATCH --array=1-4
+  pytest experiments/ --shard=$SLURM_ARRAY_TASK_ID/4 --run-dir=runs/shard-$SLURM_ARRAY_TASK_ID --seeds 10
+and after all of them:
+  bvae merge runs/shard-*/latest"""
 
 
 def called_as() -> str:
@@ -75,6 +85,16 @@ def build_parser() -> argparse.ArgumentParser:
             parsers[name].add_argument(option.flag, **option.keywords)
     parsers["init"].add_argument(
         "folder", nargs="?", type=path_text, default=".", metavar="DIR", help="Default: the current folder"
+    )
+    parsers["shards"].add_argument("count", metavar="N", help="Number of shards, at most one for each run")
+    parsers["shards"].formatter_class = argparse.RawDescriptionHelpFormatter
+    parsers["shards"].epilog = SLURM
+    parsers["merge"].add_argument(
+        "shards",
+        nargs="+",
+        type=path_text,
+        metavar="DIR",
+        help="The session folder of a shard, such as runs/shard-1/latest",
     )
     parsers["report"].add_argument(
         "session", type=path_text, metavar="RUN_DIR", help="A session folder, such as runs/latest"
@@ -166,6 +186,48 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
     return 2 if interrupted else int(bool(experiment.complaint))
 
 
+def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Print the commands that train an experiment in N parts, without training.
+
+    Each command trains every N-th run, on any machine, with the bits of one session, and exits with 0 if its
+    runs are complete, whatever their verdicts. No gate is run. `merge` makes one session of the parts.
+    """
+    known = options_of("shards")
+    given = {option.key: getattr(arguments, option.key) for option in known}
+    config = parse_experiment(given)
+    shard_of(range(len(config.options) * config.seeds), f"1/{arguments.count}")
+    run_dir = given.pop("run_dir")
+    words = [
+        f"{option.flag}={given[option.key]}"
+        for option in known
+        if given.get(option.key) not in (None, option.keywords["default"])
+    ]
+    for place in range(1, int(arguments.count) + 1):
+        parts = f"--shard={place}/{arguments.count}", f"--run-dir={Path(run_dir) / f'shard-{place}'}"
+        print(shlex.join(["pytest", "experiments/", *parts, *words]))
+    return 0
+
+
+def merge(arguments: argparse.Namespace, command: Sequence[str]) -> int:
+    """Make one session of finished shards, and compare its runs.
+
+    Shards of another experiment, damaged ones, and different results of one run are refused. The folders of
+    shards stay as they are. Missing runs are named, and --resume trains them. Exits with 1 if runs are
+    missing.
+    """
+    session, missing, hardware = merge_shards(arguments.shards, Path(arguments.run_dir), command)
+    if hardware:
+        differing = "; ".join(f"{name}: {values}" for name, values in hardware.items())
+        print(f"The shards were trained on different hardware ({differing}), so bits may differ.")
+    status = _report(str(session.path), {"model": arguments.model}, command)
+    if missing:
+        names = ", ".join(run.name for run in missing)
+        print(
+            f"Missing: {names}. Train them with: pytest experiments/ --resume={printable(str(session.path))}"
+        )
+    return int(bool(missing or status))
+
+
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Compare the runs of a session again.
 
@@ -173,10 +235,16 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     --accuracy-band, judges the runs again.
     """
     given = {"model": arguments.model, "accuracy_band": arguments.accuracy_band}
-    experiment = Experiment.resume(given, Path("runs"), command, arguments.session)
+    return _report(arguments.session, given, command, arguments.html)
+
+
+def _report(
+    folder: str, given: Mapping[str, str | None], command: Sequence[str], html: str | None = None
+) -> int:
+    experiment = Experiment.resume(given, Path("runs"), command, folder)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
-    path = Path(arguments.html or experiment.session.path / REPORT)
+    path = Path(html or experiment.session.path / REPORT)
     experiment.page = path.parent
     if page := experiment.report_page():
         atomic_write(path, page.encode())
@@ -248,7 +316,7 @@ def options(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = (init, train, report, compare, show, options)
+COMMANDS = (init, train, shards, merge, report, compare, show, options)
 """The commands; the name of each function is typed, and its docstring is the help text."""
 
 

@@ -101,9 +101,9 @@ def resuming_command(config: pytest.Config) -> str:
     collecting = [
         word
         for before, word in zip(("", *given), given, strict=False)
-        if word in ("-c", "--pyargs", "--rootdir", "--engine", *config.args)
-        or before in ("-c", "--rootdir", "--engine")
-        or word.startswith(("--rootdir=", "--config-file=", "--engine="))
+        if word in ("-c", "--pyargs", "--rootdir", "--engine", "--shard", *config.args)
+        or before in ("-c", "--rootdir", "--engine", "--shard")
+        or word.startswith(("--rootdir=", "--config-file=", "--engine=", "--shard="))
     ]
     plugin = ["-p", "bvae.plugin"] if "bvae.plugin" in given else []
     return printable(shlex.join(["pytest", *plugin, *collecting]))

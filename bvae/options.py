@@ -78,7 +78,7 @@ class CommandLineOption:
     metavar: str
     summary: str
     _: dataclasses.KW_ONLY
-    commands: tuple[str, ...] = ("pytest", "train")
+    commands: tuple[str, ...] = ("pytest", "train", "shards")
     own_default: str = ""
     takes_path: bool = False
     words: str = ""
@@ -129,6 +129,7 @@ class CommandLineOption:
 
 
 PYTEST, TRAIN, SHOW, PAGES = ("pytest",), ("train",), ("show",), ("report", "compare")
+RESUMING, WITH_ENGINE = ("pytest", "train"), ("pytest", "shards")
 
 OPTIONS = (
     CommandLineOption(
@@ -204,7 +205,7 @@ OPTIONS = (
         "MODULE:FACTORY",
         "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md. To "
         "resume or report, all models of the session, separated by commas",
-        commands=("pytest", "train", "report", "show"),
+        commands=("pytest", "train", "shards", "report", "merge", "show"),
     ),
     CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),
     CommandLineOption(
@@ -216,7 +217,7 @@ OPTIONS = (
         "accuracy-band",
         "LO:HI",
         "Range of pixel accuracy in which a stable option that learned the objects is healthy",
-        commands=("pytest", "train", "report"),
+        commands=("pytest", "train", "shards", "report"),
     ),
     CommandLineOption(
         "engine",
@@ -224,13 +225,19 @@ OPTIONS = (
         "What trains the runs: xdist (processes of this machine, see -n), ray:local (Ray on this machine), "
         "ray:HOST:PORT or ray:auto (a running Ray cluster); see docs/scale.md",
         own_default="xdist",
-        commands=PYTEST,
+        commands=WITH_ENGINE,
     ),
     CommandLineOption(
         "gpus-per-run",
         "SHARE",
         "With --engine ray and --device cuda: the share of a GPU that each run takes",
         own_default="0.1",
+        commands=WITH_ENGINE,
+    ),
+    CommandLineOption(
+        "shard",
+        "I/N",
+        "Train only every N-th run, from the I-th on, without gates; see `bvae shards` and docs/scale.md",
         commands=PYTEST,
     ),
     CommandLineOption(
@@ -238,6 +245,7 @@ OPTIONS = (
         "DIR",
         "Folder for sessions, given as --run-dir=DIR; each invocation creates one session",
         own_default="runs",
+        commands=("pytest", "train", "shards", "merge"),
         takes_path=True,
     ),
     CommandLineOption(
@@ -245,10 +253,11 @@ OPTIONS = (
         "SESSION",
         "Finish or extend a session: latest (in --run-dir), or its folder, given as --resume=DIR. Settings "
         "are taken from it; more seeds, more options and another band extend it, others are refused",
+        commands=RESUMING,
         takes_path=True,
         words="latest",
     ),
-    CommandLineOption("extend", "", "With --resume and more --epochs: train every run on to that number"),
+    CommandLineOption("extend", "", "With --resume: train every run on to more --epochs", commands=RESUMING),
     CommandLineOption(
         "baseline",
         "PATH",
@@ -270,9 +279,7 @@ OPTIONS = (
         "html", "FILE", "HTML page to write; of a report by default report.html in RUN_DIR", commands=PAGES
     ),
     CommandLineOption("csv", "FILE", "CSV file to write, with a row for each run", commands=("compare",)),
-    CommandLineOption(
-        "traversals", "", "Draw what each latent dimension changes in a grid, instead", commands=SHOW
-    ),
+    CommandLineOption("traversals", "", "Draw what each latent dimension changes, instead", commands=SHOW),
     CommandLineOption("samples", "N", "Draw N samples from the prior, 1 to 40, instead", commands=SHOW),
     CommandLineOption(
         "output",

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import pytest
 
-from bvae.experiment import Experiment
+from bvae.experiment import Experiment, Selection
 from bvae.hardware import usable_cores
 from bvae.hooks import EXPERIMENT, GATE, asked_experiment, is_worker, joins_session, register_hooks
 from bvae.judging.baseline import Baseline
 from bvae.options import OPTIONS, options_of
+from bvae.session import shard_of
 from bvae.storage import printable
 
 pytest.register_assert_rewrite("bvae.experiments")
@@ -99,6 +100,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", f"{GATE}: judges the runs of the session, so it is run last")
     if runs_experiments(config):
         register_hooks(config)
+        asked_runs(config)  # refuses a --shard before the session is made
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
@@ -113,16 +115,24 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
         return None
     if config.getoption("resume") is not None:
         return usable_cores()  # the session, which is not read yet, decides about the runs
-    experiment = asked_experiment(config)
-    return min(usable_cores(), len(experiment.options) * experiment.seeds)
+    return min(usable_cores(), len(asked_runs(config)))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "loss_run" in metafunc.fixturenames and uses_experiments(metafunc.config):
-        experiment = asked_experiment(metafunc.config)
-        runs = [(option, seed) for option in experiment.options for seed in range(experiment.seeds)]
+        runs = asked_runs(metafunc.config)
         ids = [f"{option.name}-seed{seed}" for option, seed in runs]
         metafunc.parametrize("loss_run", runs, ids=ids)
+
+
+def asked_runs(config: pytest.Config) -> Sequence[Selection]:
+    """Return the runs that the command line requests, with `--shard` only its share. Raises UsageError."""
+    experiment, shard = asked_experiment(config), config.getoption("shard")
+    runs = [(option, seed) for option in experiment.options for seed in range(experiment.seeds)]
+    try:
+        return runs if shard is None else shard_of(runs, shard)
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 @pytest.hookimpl(trylast=True)
@@ -132,10 +142,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: item.get_closest_marker(GATE) is not None)
     experiment = config.stash.get(EXPERIMENT, None)
     if (experiment.baseline if experiment else config.getoption("baseline")) is None:
-        idle = [item for item in items if "loss_baseline" in getattr(item, "fixturenames", ())]
-        if idle:
-            config.hook.pytest_deselected(items=idle)
-            items[:] = [item for item in items if item not in idle]
+        deselect(config, items, lambda fixtures: "loss_baseline" in fixtures)
+    if config.getoption("shard") is not None:
+        deselect(config, items, lambda fixtures: "loss_run" not in fixtures)
+
+
+def deselect(
+    config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[Sequence[str]], bool]
+) -> None:
+    """Remove the tests whose fixtures, by name, are unwanted."""
+    if idle := [item for item in items if unwanted(getattr(item, "fixturenames", ()))]:
+        config.hook.pytest_deselected(items=idle)
+        items[:] = [item for item in items if item not in idle]
 
 
 @pytest.fixture(scope="session")

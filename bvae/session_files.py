@@ -1,13 +1,13 @@
 """Every file and marker of a session, and who writes it. Files with other names are never removed.
 
 With `--engine ray`, `ray_engine.RunFolders` writes the files of runs, as the processes named here wrote them
-elsewhere.
+elsewhere; in a session merged from shards, `bvae.session.merge_shards`.
 
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
   session-1.json …                    `bvae.session.go_on`: what it was before each change of the settings
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
-  report.html                         `bvae report`: the report as one page
+  report.html                         `bvae report`, `bvae merge`: the report as one page
   .lock .holder                       `folder.hold`: the process that works in the session
   .stop-<invocation>                  `folder.Session.stop`: asks the workers of an invocation to end
   A-seed0/                            `run.obtain_run`

@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pytest
@@ -80,8 +81,8 @@ def session_here(matplotlib_kept: None, lab: Path, pytester: pytest.Pytester) ->
     # sources, and then asks to rewrite assertions in modules that are already imported.
     settings = ("-n0", "-W", "ignore:Module already imported so cannot be rewritten; bvae")
 
-    def start(*arguments: str) -> tuple[int, str]:
-        done = pytester.runpytest_inprocess("experiments/", *settings, *arguments)
+    def start(*arguments: str, **more: Any) -> tuple[int, str]:
+        done = pytester.runpytest_inprocess("experiments/", *settings, *arguments, **more)
         return int(done.ret), f"{done.stdout.str()}\n{done.stderr.str()}"
 
     yield start

@@ -38,7 +38,7 @@ def test_pytest_takes_the_options_declared_for_it(pytestconfig: pytest.Config) -
         assert pytestconfig.getoption(option.key) == expected
 
 
-@pytest.mark.parametrize("command", ["init", "train", "report", "compare", "show", "options"])
+@pytest.mark.parametrize("command", [each.__name__ for each in command_line.COMMANDS])
 def test_a_command_takes_the_options_declared_for_it(
     command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

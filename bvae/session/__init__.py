@@ -5,7 +5,8 @@ run          where runs are trained, and in what order; one run: read its result
 ray_engine   runs as tasks on a Ray cluster
 progress     progress of runs in other processes
 
-This module decides how a session goes on, perhaps with more runs, more epochs or another accuracy band.
+This module decides how a session goes on, perhaps with more runs, more epochs or another accuracy band, and
+how it is divided into shards and merged from them.
 `bvae.session_files` lists every file and marker of a session folder, and who writes it.
 """
 
@@ -13,11 +14,15 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from bvae.config import ExperimentConfig, RunConfig
 from bvae.corpus import Corpus
 from bvae.hardware import find_versions
+from bvae.records import RunResult
 from bvae.session.folder import (
     Extension,
     Session,
@@ -26,11 +31,25 @@ from bvae.session.folder import (
     read_history,
     verified_result,
 )
-from bvae.session_files import RESULT, SESSION, earlier_record
-from bvae.storage import atomic_write, differences, read_json, remove, sealed, to_json
+from bvae.session_files import RESULT, SESSION, earlier_record, run_file_limit
+from bvae.storage import (
+    atomic_write,
+    by_field,
+    differences,
+    make_folder,
+    printable,
+    read_bounded,
+    read_json,
+    refuse_foreign_entries,
+    remove,
+    sealed,
+    to_json,
+)
 from bvae.verdict import judge_run
 
 __all__ = ["Session", "SessionRecord"]
+
+T = TypeVar("T")
 
 DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
 """Packages whose versions can change a result."""
@@ -84,19 +103,24 @@ def extended(
 
 def refuse_changes(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> None:
     """Raise ValueError if settings, corpus or versions differ from those of a session's runs."""
-    then, versions = session.config, find_versions()
+    then = session.config
     training = dataclasses.replace(
         config.training, epochs=then.training.epochs, extended_from=then.training.extended_from
     )
     options = config.options[: len(then.options)]
     same = dataclasses.replace(config, options=options, seeds=then.seeds, band=then.band, training=training)
-    ours = {f"version of {name}": versions[name] for name in DECISIVE_PACKAGES}
-    theirs = {f"version of {name}": session.versions.get(name) for name in DECISIVE_PACKAGES}
-    ours["corpus fingerprint"], theirs["corpus fingerprint"] = corpus.fingerprint, session.corpus.fingerprint
-    if changes := [*differences(same, then), *differences(ours, theirs)]:
+    ours = _decisive(same, find_versions(), corpus.fingerprint)
+    theirs = _decisive(then, session.versions, session.corpus.fingerprint)
+    if changes := differences(ours, theirs):
         raise ValueError(
             f"the result would not be the same: {'; '.join(changes)}; undo this, or start a new session"
         )
+
+
+def _decisive(config: ExperimentConfig, versions: Mapping[str, str], fingerprint: str) -> dict[str, Any]:
+    """Return what decides the results of runs, by name: settings, corpus and versions."""
+    packages = {f"version of {name}": versions.get(name) for name in DECISIVE_PACKAGES}
+    return dataclasses.asdict(config) | packages | {"corpus fingerprint": fingerprint}
 
 
 def go_on(
@@ -155,3 +179,96 @@ def _judge_again(session: Session) -> None:
         judged = dataclasses.replace(result, verdict=verdict.name, reason=verdict.reason)
         if judged != result:
             atomic_write(directory / RESULT, to_json(sealed(judged)))
+
+
+def shard_of(runs: Sequence[T], shard: str) -> Sequence[T]:
+    """Return the runs of a shard `I/N`: every N-th, from the I-th on. Raises ValueError."""
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
+    place, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= place <= count <= len(runs):
+        raise ValueError(
+            f"--shard is {shard!r}; expected I/N with I from 1 to N, and N from 1 to {len(runs)}, the number "
+            "of runs"
+        )
+    return runs[place - 1 :: count]
+
+
+def merge_shards(
+    folders: Sequence[str], run_dir: Path, command: Sequence[str]
+) -> tuple[Session, list[RunConfig], dict[str, str]]:
+    """Make a new session with the finished runs of shards, whose folders stay as they are.
+
+    Returns:
+        The session, the runs that no shard has finished, and the hardware that differs between shards.
+
+    Raises:
+        ValueError: if a folder cannot be used, shards belong to different experiments, or have different
+            results of one run; the message is one sentence.
+        StorageError: if a file cannot be written.
+    """
+    shards = [_read_shard(folder) for folder in folders]
+    (first, _), found = shards[0], dict[str, tuple[Path, RunResult]]()
+    for session, results in shards:
+        _refuse_strangers(first, session)
+        for name, result in results.items():
+            path, known = found.setdefault(name, (session.path, result))
+            if _timeless(known) != _timeless(result):
+                both = f"{printable(str(path))} and {printable(str(session.path))}"
+                raise ValueError(f"{both} have different results of {name}; leave one of them out")
+    if not found:
+        raise ValueError("no shard has a finished run; expected at least one")
+    hardware = {
+        name: [value for value in dict.fromkeys(values) if value is not None]
+        for name, values in by_field(*(session.record.hardware for session, _ in shards)).items()
+    }
+    differing = {name: ", ".join(map(str, values)) for name, values in hardware.items() if len(values) > 1}
+    record = dataclasses.replace(
+        first.record,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=tuple(command),
+        hardware={name: value for name, (value, *_) in hardware.items()} | differing,
+        extensions=(),
+    )
+    merged = Session.make(run_dir, record)
+    for name, (path, _) in found.items():
+        _copy_run(path / name, merged.path / name)
+    merged.point_latest()
+    return merged, [run for run in runs_of(merged) if run.name not in found], differing
+
+
+def _read_shard(folder: str) -> tuple[Session, dict[str, RunResult]]:
+    """Return the session in a folder, and its verified results by name of the run. Raises ValueError."""
+    try:
+        session = Session.open(Path(folder).resolve(), invocation="")
+        refuse_foreign_entries(session.path)
+        results = {run.name: verified_result(session.path / run.name, run) for run in runs_of(session)}
+    except FileNotFoundError:
+        expected = "expected the folder of a session, such as runs/shard-1/latest"
+        raise ValueError(f"{printable(folder)} has no {SESSION}; {expected}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+        raise ValueError(f"{printable(folder)} cannot be merged: {printable(str(error))}") from error
+    return session, {name: result for name, result in results.items() if result is not None}
+
+
+def _refuse_strangers(first: Session, other: Session) -> None:
+    """Raise ValueError if the sessions are not of one experiment."""
+    records = (first.record, other.record)
+    known = (_decisive(each.config, each.versions, each.corpus.fingerprint) for each in records)
+    changes = [f"{name} is {a!r} and {b!r}" for name, (a, b) in by_field(*known).items() if a != b]
+    if changes:
+        both = f"{printable(str(first.path))} and {printable(str(other.path))}"
+        raise ValueError(f"{both} are not shards of one experiment: {'; '.join(changes)}")
+
+
+def _timeless(result: RunResult) -> RunResult:
+    """Return a result without what depends on the time that the run took."""
+    return dataclasses.replace(result, seconds=0.0, failed_pictures=(), digests={}, seal="")
+
+
+def _copy_run(source: Path, target: Path) -> None:
+    """Copy the files of a complete run, `result.json` last. Raises ValueError or StorageError."""
+    names = [path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()]
+    make_folder(target)
+    for name in sorted(filter(run_file_limit, names), key=lambda name: name == RESULT):
+        make_folder((target / name).parent)
+        atomic_write(target / name, read_bounded(source / name, run_file_limit(name)))

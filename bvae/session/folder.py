@@ -126,7 +126,13 @@ class Session:
             commit=find_commit(),
             hardware={**describe_hardware(), **gpu},
         )
-        path = run_dir / f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+        return cls.make(run_dir, record)
+
+    @classmethod
+    def make(cls, run_dir: Path, record: SessionRecord) -> Session:
+        """Make a new session folder inside `run_dir` with a record. Raises StorageError."""
+        when = datetime.datetime.fromisoformat(record.created)
+        path = run_dir / f"{when:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         try:
             path.mkdir(parents=True)
         except OSError as error:
