@@ -276,7 +276,7 @@ OPTIONS = (
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
     CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
     CommandLineOption(
-        "html", "FILE", "HTML page to write; of a report by default report.html in RUN_DIR", commands=PAGES
+        "html", "FILE", "HTML page; of a report by default RUN_DIR/report.html", commands=PAGES
     ),
     CommandLineOption("csv", "FILE", "CSV file to write, with a row for each run", commands=("compare",)),
     CommandLineOption("traversals", "", "Draw what each latent dimension changes, instead", commands=SHOW),
