@@ -275,9 +275,7 @@ OPTIONS = (
     ),
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
     CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
-    CommandLineOption(
-        "html", "FILE", "HTML page; of a report by default RUN_DIR/report.html", commands=PAGES
-    ),
+    CommandLineOption("html", "FILE", "HTML page; of a report by default report.html there", commands=PAGES),
     CommandLineOption("csv", "FILE", "CSV file to write, with a row for each run", commands=("compare",)),
     CommandLineOption("traversals", "", "Draw what each latent dimension changes, instead", commands=SHOW),
     CommandLineOption("samples", "N", "Draw N samples from the prior, 1 to 40, instead", commands=SHOW),
