@@ -25,6 +25,7 @@ from bvae.session_files import checkpoints
 from bvae.trainer import Trainer
 from bvae.training import step
 from bvae.training.checkpoint import Checkpoint, load_checkpoint
+from bvae.training.optimization import Adam
 from bvae.training.step import AutogradStep, EpochGrids
 
 pytestmark = pytest.mark.unit
@@ -85,7 +86,7 @@ faults = st.tuples(
 )
 
 
-@settings(max_examples=12)
+@settings(max_examples=8)
 @given(
     every=st.integers(2, 5),
     fault=st.none() | faults,
@@ -178,6 +179,17 @@ def test_without_waiting_the_loss_is_the_same_whatever_the_logits() -> None:
         posterior = torch.randn(2, 2, 5, generator=generator)
         found = [loss.with_gradient(logits, *posterior, target, wait=wait) for wait in (True, False)]
         torch.testing.assert_close(found[1], found[0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [0.5, 1.0, 1.0000001, 3.0, math.inf])
+def test_without_waiting_the_gradient_is_clipped_to_the_same_bits(size: float) -> None:
+    clipped = []
+    for wait in (True, False):
+        weights = torch.zeros(2)
+        weights.grad = torch.tensor([0.6, 0.8]) * size
+        norm = Adam({"weights": weights}, max_norm=1.0).clip(wait=wait)
+        clipped.append((norm, weights.grad))
+    torch.testing.assert_close(clipped[1], clipped[0], rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
