@@ -124,7 +124,9 @@ class _Focal(NamedTuple):
     slope: Tensor
 
 
-def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) -> _Focal:
+def _focal(
+    logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float, *, wait: bool = True
+) -> _Focal:
     """Return the focal loss per cell `[B, H, W]`, whether the target has the largest logit, and the gradient.
 
     The gradient is the product of two factors. The slope `[B, 1, H, W]` is d(s^γ·l)/dm =
@@ -132,18 +134,22 @@ def _focal(logits: Tensor, target: Tensor, weight: Tensor | None, gamma: float) 
     the target, and the softmax over the other classes for these. Outside a grid, loss, slope and hit are 0
     and the logits are not used.
 
+    Without `wait`, no value is read from the device: the target is not checked, and the treatment of infinite
+    logits, which changes nothing else, is not skipped.
+
     Raises ValueError for a target that is neither a class nor OUTSIDE.
     """
     outside = (target == OUTSIDE).unsqueeze(1)
     # Class-major memory, since softmax, amax and scatter run over classes.
     logits = logits.contiguous().masked_fill(outside, 0.0)
     index = target.unsqueeze(1).long().masked_fill(outside, 0)
-    _check_classes(index, logits.shape[1])
+    if wait:
+        _check_classes(index, logits.shape[1])
     others = logits.scatter(1, index, -torch.inf)
     share = others.softmax(1)
     own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
     margin = _margin(own, largest, share)
-    if not margin.sum().isfinite():
+    if not (wait and margin.sum().isfinite()):
         # The softmax of other classes that are all impossible is 0/0. A logit of +inf has no probability.
         share = share.masked_fill(largest.isneginf(), 1.0)
         own = own.masked_fill(own.isposinf(), torch.nan)
@@ -255,11 +261,13 @@ class BetaVAELoss:
         target: Tensor,
         *,
         beta: float | None = None,
+        wait: bool = True,
     ) -> tuple[LossTerms, Gradient]:
         """Return the terms of a batch and the gradient of what a step minimizes, in float32 or wider.
 
         The step minimizes the total with its own `beta` (None: the full one) and with free bits. The terms
         have the full β and no free bits, so that they can be compared between steps and with validation.
+        Without `wait`, the host does not wait for the device, and the target's values are not checked.
 
         Raises ValueError like `focal_loss`, and for a posterior that is not `[B, Z]`.
         """
@@ -269,7 +277,8 @@ class BetaVAELoss:
                 f"expected [{len(target)}, Z] for both"
             )
         mean, log_variance = _wide(mean), _wide(log_variance)
-        found = _focal(_checked(logits, target, self.gamma, self.weight), target, self.weight, self.gamma)
+        logits = _checked(logits, target, self.gamma, self.weight)
+        found = _focal(logits, target, self.weight, self.gamma, wait=wait)
         cells = cell_count(target)
         of_latents = kl_divergence(mean, log_variance)
         reconstruction, kl = found.loss.sum() / cells, of_latents.sum() / len(mean)

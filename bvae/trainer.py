@@ -7,7 +7,6 @@ the step. A run that is interrupted and restored therefore ends with the same bi
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import math
 import time
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from bvae.beta_vae import option_weights
 from bvae.config import RunConfig
-from bvae.corpus import Corpus, LazyGrids
+from bvae.corpus import Corpus
 from bvae.evaluation import Evaluator
 from bvae.evaluation.measure import seed_generators, seeded
 from bvae.losses import BetaVAELoss
@@ -49,8 +48,10 @@ from bvae.training.checkpoint import (
     save_checkpoint,
     strip_older,
 )
-from bvae.training.optimization import beta_share, epoch_order, learning_rate, step_seed, window_edges
+from bvae.training.optimization import beta_share, epoch_order, learning_rate, step_seed
 from bvae.training.step import (
+    READ_EVERY,
+    EpochGrids,
     keep_freed_memory,
     make_step,
     reproducible,
@@ -103,6 +104,8 @@ class Trainer:
         self._stripped: set[Path] = set()
         self._noise = torch.Generator(self._device).manual_seed(config.seed)
         example = torch.from_numpy(corpus.train[:2].copy())
+        self._grids = EpochGrids(corpus.train, self._device)
+        self._unread: list[tuple[int, slice, Tensor]] = []
         self._train_step = make_step(self.model, self.loss, training, example)
         self._evaluator = Evaluator(
             corpus.val,
@@ -128,12 +131,13 @@ class Trainer:
                     self._train_epoch(last)
                 finally:
                     self._train_step.sync_model()
-                if self.divergence is None and self.progress.step == (self.epoch + 1) * self.steps_per_epoch:
+                if self._read() and self.progress.step == (self.epoch + 1) * self.steps_per_epoch:
                     self._end_epoch()
         return self.progress.history
 
     def write(self, path: Path, *others: Path) -> None:
         """Write a checkpoint to each path, without announcing it. Raises StorageError."""
+        self._read()
         self._train_step.sync_model()
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
         save_checkpoint(
@@ -176,6 +180,7 @@ class Trainer:
             own, checkpoint.tensors
         )  # nothing fails from here on, so a refused checkpoint changes nothing
         self.progress = dataclasses.replace(checkpoint.state, config=self.config)
+        self._unread.clear()
         self._noise.set_state(noise)
         if self.epoch:
             self._announce(EpochEnded(self.progress.history))
@@ -185,47 +190,48 @@ class Trainer:
         """Train the remaining steps of the current epoch, up to step `last`."""
         started = time.perf_counter() - self.progress.epoch_seconds
         done = self.progress.step - self.epoch * self.steps_per_epoch
-        train, cells = self.corpus.train, self.corpus.grid_size**2
-        order = epoch_order(self.config.seed, self.epoch, len(train), cells=cells)
-        windows, ahead = window_edges(len(train), cells=cells), 0
-        sums = np.array(self.progress.epoch_sums)
+        train, cells = len(self.corpus.train), self.corpus.grid_size**2
+        self._grids.set_order(epoch_order(self.config.seed, self.epoch, train, cells=cells))
         self.model.train()
         for i in range(done, min(self.steps_per_epoch, last - self.epoch * self.steps_per_epoch)):
-            stop = (i + 1) * self.batch_size
-            rows = order[stop - self.batch_size : stop]
-            if isinstance(train, LazyGrids) and stop > ahead:
-                start, ahead = max(ahead, stop - len(rows)), windows[bisect.bisect_left(windows, stop)]
-                train.prefetch(order[start:ahead])
-            means = self._step(rows)
-            if means is None:
+            if not self._step(slice(i * self.batch_size, (i + 1) * self.batch_size)):
                 return
-            sums += means
             self.progress.step += 1
-            self.progress.epoch_sums = tuple(sums.tolist())
             self.progress.epoch_seconds = time.perf_counter() - started
-            self._announce(Stepped(self.progress.step, self.steps, self.epoch + 1, len(rows)))
+            self._announce(Stepped(self.progress.step, self.steps, self.epoch + 1, self.batch_size))
             if i + 1 < self.steps_per_epoch:
                 self._save(*self._due())
 
-    def _step(self, rows: NDArray[np.int64]) -> tuple[float, float, float, float] | None:
-        """Train on the grids `rows`, and return the loss, its terms and accuracy.
+    def _step(self, part: slice) -> bool:
+        """Train on these places of the epoch's order; return whether all numbers read so far are finite.
 
-        Returns None, and does not change the weights, if the loss or the gradient norm is not finite.
+        The weights stay as they are from the first step on whose loss or gradient norm is not finite.
         """
-        target = torch.from_numpy(self.corpus.train[rows]).to(self._device)
-        seed_generators(step_seed(self.config.seed, self.progress.step), self._device)
-        means, norm = self._train_step.forward_backward(target, self._noise, self._beta(self.progress.step))
-        numbers = {
-            "loss": means.total.item(),
-            "reconstruction": means.reconstruction.item(),
-            "kl": means.kl.item(),
-            "gradient_norm": norm.item(),
-        }
-        if not all(map(math.isfinite, numbers.values())):
-            self._diverge(numbers, rows)
-            return None
-        self._train_step.step(self._learning_rate(self.progress.step))
-        return numbers["loss"], numbers["reconstruction"], numbers["kl"], means.accuracy.item()
+        step = self.progress.step
+        seed_generators(step_seed(self.config.seed, step), self._device)
+        terms, norm = self._train_step.forward_backward(self._grids[part], self._noise, self._beta(step))
+        self._unread.append((step, part, torch.stack((*terms, norm))))
+        if len(self._unread) >= READ_EVERY[self._device.type] and not self._read():
+            return False
+        self._train_step.step(self._learning_rate(step))
+        return self.divergence is None
+
+    def _read(self) -> bool:
+        """Add the numbers of the steps since the last read to the sums; return whether all are finite."""
+        unread, self._unread = self._unread, []
+        if not unread or self.divergence is not None:
+            return self.divergence is None
+        sums = np.array(self.progress.epoch_sums)
+        read = torch.stack([numbers for *_, numbers in unread]).tolist()
+        for (step, part, _), (loss, reconstruction, kl, accuracy, norm) in zip(unread, read, strict=True):
+            numbers = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "gradient_norm": norm}
+            if not all(map(math.isfinite, numbers.values())):
+                self.progress.step = step
+                self._diverge(numbers, self._grids.order[part])
+                break
+            sums += (loss, reconstruction, kl, accuracy)
+        self.progress.epoch_sums = tuple(sums.tolist())
+        return self.divergence is None
 
     def _learning_rate(self, step: int) -> float:
         training = self.config.training
@@ -280,7 +286,7 @@ class Trainer:
         return names
 
     def _save(self, *names: str) -> None:
-        if not names:
+        if not names or not self._read():
             return
         make_folder(self.checkpoints)
         paths = tuple(self.checkpoints / f"{name}.safetensors" for name in names)

@@ -108,17 +108,20 @@ class Adam:
             for name, parameter in self._parameters.items()
         }
 
-    def clip(self) -> Tensor:
-        """Clip the gradient, and return its 2-norm before clipping."""
+    def clip(self, *, wait: bool = True) -> Tensor:
+        """Clip the gradient, and return its 2-norm before clipping; without `wait`, read no value of it."""
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
-        if norm > self._max_norm:  # otherwise, no pass over the gradients is needed
+        if not wait:
+            factor = self._max_norm / (norm + 1e-6)  # as below
+            torch._foreach_mul_(gradients, factor.where(norm > self._max_norm, 1.0))
+        elif norm > self._max_norm:  # otherwise, no pass over the gradients is needed
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_norm, norm)
         return norm
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update all parameters that have a gradient."""
+    def step(self, learning_rate: float, skip: Tensor | None = None) -> None:
+        """Update all parameters that have a gradient, unless `skip`, float32 `[]` on the device, is 1."""
         moved = {name: p for name, p in self._parameters.items() if p.grad is not None}
         adam(
             [*moved.values()],
@@ -128,6 +131,7 @@ class Adam:
             [],
             [self._state[name]["step"] for name in moved],
             fused=True,
+            found_inf=skip,
             amsgrad=False,
             beta1=BETA1,
             beta2=BETA2,

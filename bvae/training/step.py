@@ -1,23 +1,38 @@
-"""One reproducible training step: compute the loss and its gradient, then update the weights."""
+"""One reproducible training step: take a batch, compute the loss and its gradient, update the weights."""
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.utils.deterministic
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bvae.beta_vae import BetaVAE, GridModel, sample_posterior
 from bvae.config import TrainingConfig
+from bvae.corpus import Grids, LazyGrids
 from bvae.losses import BetaVAELoss, LossTerms
 from bvae.training.checkpoint import OPTIMIZER
 from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
-from bvae.training.optimization import Adam
+from bvae.training.optimization import Adam, window_edges
+
+READ_EVERY = {"cpu": 1, "cuda": 500}
+"""Maximum number of steps after which the host reads their numbers, which on a GPU means waiting for them.
+
+If it is above 1, a step is deferred: nothing in it reads a value from the device. The first number that is
+not finite is found later, and no step from there on changes the weights.
+"""
+
+RESIDENT_SHARE = 1 / 8
+"""Maximum share of a GPU's free memory for the training grids; several runs may share the GPU."""
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +73,49 @@ def keep_freed_memory() -> None:
     again. glibc keeps blocks up to the size of the largest one freed so far, so freeing one is enough.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+class EpochGrids:
+    """Training grids on a device, in the order of an epoch.
+
+    They are copied to a GPU once if they take at most `RESIDENT_SHARE` of its free memory. Otherwise each
+    batch is copied from pinned memory, and the host does not wait for the copy.
+
+    Args:
+        grids: `[N, H, W]`.
+        device: where batches are used.
+    """
+
+    def __init__(self, grids: Grids, device: torch.device) -> None:
+        self._grids, self._device, cells = grids, device, math.prod(grids.shape[1:])
+        self._windows, self._resident = window_edges(len(grids), cells=cells), None
+        if READ_EVERY[device.type] > 1 and len(grids) * cells <= RESIDENT_SHARE * _free_memory(device):
+            self._resident = torch.empty(grids.shape, dtype=torch.uint8, device=device)
+            for start in range(0, len(grids), 4096):  # a large file is not read into memory at once
+                self._resident[start : start + 4096] = torch.tensor(grids[start : start + 4096])
+
+    def set_order(self, order: NDArray[np.int64]) -> None:
+        """Set the order `[N]` of an epoch."""
+        self.order, self._prefetched = order, 0
+        self._order = None if self._resident is None else torch.from_numpy(order).to(self._device)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        """Return a batch `[B, H, W]`: the grids at these places of the order."""
+        if self._resident is not None and self._order is not None:
+            return self._resident.index_select(0, self._order[part])
+        if isinstance(self._grids, LazyGrids) and part.stop > self._prefetched:
+            start = max(self._prefetched, part.start)
+            self._prefetched = self._windows[bisect.bisect_left(self._windows, part.stop)]
+            self._grids.prefetch(self.order[start : self._prefetched])
+        batch = torch.from_numpy(self._grids[self.order[part]])
+        if self._device.type == "cpu":
+            return batch
+        return batch.pin_memory().to(self._device, non_blocking=True)
+
+
+def _free_memory(device: torch.device) -> float:
+    """Return the free memory of a GPU in bytes, or infinity for a CPU."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 class TrainStep(Protocol):
@@ -112,12 +170,17 @@ class AutogradStep:
         loss: its mean over a batch is minimized.
         max_norm: gradients of a larger 2-norm are scaled down to this norm.
         bf16: run the model under autocast to bfloat16.
+        defer: read no value from the device, see `READ_EVERY`.
     """
 
-    def __init__(self, model: GridModel, loss: BetaVAELoss, *, max_norm: float, bf16: bool) -> None:
+    def __init__(
+        self, model: GridModel, loss: BetaVAELoss, *, max_norm: float, bf16: bool, defer: bool = False
+    ) -> None:
         self._model, self._loss, self._bf16 = model, loss, bf16
         self._parameters = dict(model.named_parameters())
         self._adam = Adam(self._parameters, max_norm=max_norm)
+        # 1 from the first number on that is not finite; None if the caller makes no step then.
+        self._skip = torch.zeros((), device=next(model.parameters()).device) if defer else None
 
     def forward_backward(
         self, target: Tensor, noise: torch.Generator, beta: float | None = None
@@ -129,17 +192,22 @@ class AutogradStep:
             mean, log_variance = self._model.encode(target.clone())  # because the model may modify it
             logits = self._model.decode(sample_posterior(mean, log_variance, noise))
         outputs = (logits, mean, log_variance)
-        terms, gradients = self._loss.with_gradient(*outputs, target, beta=beta)
+        wait = self._skip is None
+        terms, gradients = self._loss.with_gradient(*outputs, target, beta=beta, wait=wait)
         trained = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
         if not trained:
             raise ValueError("nothing that the model returns depends on a parameter that is trained")
         torch.autograd.backward(
             [output for output, _ in trained], [gradient.to(output.dtype) for output, gradient in trained]
         )
-        return terms, self._adam.clip()
+        norm = self._adam.clip(wait=wait)
+        if self._skip is not None:
+            is_finite = torch.stack((*terms, norm)).isfinite().all()
+            self._skip = self._skip.maximum(1.0 - is_finite.float())
+        return terms, norm
 
     def step(self, learning_rate: float) -> None:
-        self._adam.step(learning_rate)
+        self._adam.step(learning_rate, self._skip)
 
     def sync_model(self) -> None:
         """Do nothing: the model's own parameters are trained."""
@@ -161,11 +229,12 @@ def make_step(model: GridModel, loss: BetaVAELoss, training: TrainingConfig, exa
     """
     max_norm, bf16 = training.max_gradient_norm, training.precision == "bf16"
     device = torch.device(training.device)
-    if bf16 and device.type == "cpu":
+    defer = READ_EVERY[device.type] > 1
+    if bf16 and device.type == "cpu" and not defer:
         with reproducible(device):
             reason = unsupported(model, example)
         if reason is None:
             assert isinstance(model, BetaVAE)
             return HandwrittenStep(model, loss, max_norm=max_norm)
         _log.info("gradients by autograd, which is slower than the handwritten step: %s", reason)
-    return AutogradStep(model, loss, max_norm=max_norm, bf16=bf16)
+    return AutogradStep(model, loss, max_norm=max_norm, bf16=bf16, defer=defer)
