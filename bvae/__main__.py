@@ -20,7 +20,7 @@ from bvae.hooks import Interruptions
 from bvae.options import EXTEND_EXPECTS, OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.report import side_by_side
 from bvae.session import merge_shards, shard_of
-from bvae.session_files import REPORT
+from bvae.session_files import REPORT, newest_checkpoint
 from bvae.storage import atomic_write, make_folder, printable
 
 DESCRIPTION = """\
@@ -107,7 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="The folder of a session or of one of its runs, such as runs/latest or runs/latest/B-seed0",
     )
     parsers["show"].add_argument(
-        "checkpoint", type=path_text, metavar="CHECKPOINT", help="A .safetensors file of a run"
+        "checkpoint",
+        type=path_text,
+        metavar="CHECKPOINT",
+        help="A run, for its newest checkpoint, or a .safetensors file",
     )
     parsers["show"].add_argument(
         "grids",
@@ -288,7 +291,8 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     if samples is not None and not samples.isdecimal():
         raise ValueError(f"--samples is {samples!r}; expected a whole number from 1 to 40")
     engine = load_engine()
-    model, config = engine.load_model(Path(arguments.checkpoint), arguments.model or DEFAULT_MODEL)
+    checkpoint = newest_checkpoint(Path(arguments.checkpoint))
+    model, config = engine.load_model(checkpoint, arguments.model or DEFAULT_MODEL)
     kind = "samples" if samples is not None else "traversals" if arguments.traversals else "reconstructions"
     output, name = Path(arguments.output or f"{kind}.png"), printable(arguments.checkpoint)
     if samples is not None:

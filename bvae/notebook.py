@@ -25,13 +25,14 @@ from bvae.config import (
     RunConfig,
     TrainingConfig,
 )
+from bvae.corpus import Corpus, load_corpus
 from bvae.experiment import Experiment
 from bvae.judging.comparison import Comparison
 from bvae.models import decode, encode, load_model, reconstruct
 from bvae.option_files import select_options
 from bvae.records import EpochRecord, Progress
-from bvae.session_files import checkpoints
-from bvae.storage import atomic_write, printable
+from bvae.session_files import newest_checkpoint
+from bvae.storage import atomic_write
 from bvae.training.checkpoint import load_checkpoint
 from bvae.visualization import plot_reconstructions, plot_samples, plot_traversals
 from bvae.visualization.latents import VALUES, sample_prior, traverse
@@ -62,6 +63,17 @@ class Run:
     model: GridModel
     config: RunConfig
     history: tuple[EpochRecord, ...]
+
+    def corpus(self) -> Corpus:
+        """Load the corpus of the run, a relative path from the current folder. Raises CorpusError."""
+        asked = self.config
+        return load_corpus(
+            asked.corpus,
+            asked.grid_size,
+            padding_value=asked.padding_value,
+            classes=asked.classes,
+            background=asked.background,
+        )
 
     def encode(self, grids: Grids) -> tuple[Latents, Latents]:
         """Return posterior mean and log variance, each `[B, Z]`. Raises ValueError for other grids."""
@@ -192,15 +204,7 @@ def open_run(path: str | Path, model: str = DEFAULT_MODEL) -> Run:
     Raises:
         ValueError: where there is no checkpoint, it is damaged, or it is of another model.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
-        found = checkpoints(place)
-        if not found:
-            raise ValueError(
-                f"{printable(str(place))} has no checkpoint; expected the folder of a run, such as "
-                "runs/latest/B-seed0, or a .safetensors file"
-            )
-        place = found[0]
+    place = newest_checkpoint(Path(path).expanduser())
     loaded, config = load_model(place, model)
     history = load_checkpoint(place, Progress).state.history
     return Run(checkpoint=place, model=loaded, config=config, history=tuple(history))

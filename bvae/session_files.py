@@ -44,7 +44,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from bvae.storage import MAX_JSON, file_digest
+from bvae.storage import MAX_JSON, file_digest, printable
 
 SESSION = "session.json"
 LATEST = "latest"
@@ -112,6 +112,18 @@ def is_session_file(path: Path) -> bool:
 def checkpoints(directory: Path) -> list[Path]:
     """Return the checkpoints of a run, newest first; `best` comes last, as its name does not give its age."""
     return _newest_first(path for path in (directory / CHECKPOINTS).glob("*.safetensors") if path.is_file())
+
+
+def newest_checkpoint(path: Path) -> Path:
+    """Return the newest checkpoint in the folder of a run; a file is returned as it is. Raises ValueError."""
+    if not path.is_dir():
+        return path
+    if found := checkpoints(path):
+        return found[0]
+    raise ValueError(
+        f"{printable(str(path))} has no checkpoint; expected the folder of a run, such as "
+        "runs/latest/B-seed0, or a .safetensors file"
+    )
 
 
 def pictured_checkpoints(directory: Path) -> list[Path]:

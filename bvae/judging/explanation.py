@@ -201,16 +201,21 @@ def how_it_ended(history: Sequence[EpochRecord], training: TrainingConfig) -> st
     return "plateau" if on_plateau(history, training) else "limit" * (len(history) == training.epochs)
 
 
+def in_epochs(count: int) -> str:
+    """Return a number of epochs in words, such as "1 epoch" or "5 epochs"."""
+    return f"{count} epoch" if count == 1 else f"{count} epochs"
+
+
 def describe_end(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
     """Return a sentence on why training ended; empty if all epochs were to be trained."""
     if not training.until_plateau or not history:
         return ""
     last, best = len(history), min(history, key=lambda record: record.validation.loss)
     why = {
-        "plateau": f"ended after epoch {last}, on a plateau: the last {training.until_plateau} epochs did "
-        "not lower the validation loss",
+        "plateau": f"ended after epoch {last}, on a plateau: in {in_epochs(training.until_plateau)} the "
+        "validation loss reached no new low",
         "limit": f"ended after epoch {last}, the limit, before the validation loss was on a plateau",
-        "": f"stopped after epoch {last}, before a plateau and the limit of {training.epochs} epochs",
+        "": f"stopped after epoch {last}, before a plateau and the limit of {in_epochs(training.epochs)}",
     }[how_it_ended(history, training)]
     return f"Training {why}. The lowest validation loss is {best.validation.loss:.4g} in epoch {best.epoch}."
 

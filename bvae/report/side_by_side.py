@@ -14,6 +14,7 @@ from bvae.judging.baseline import Difference, difference, difference_rows
 from bvae.judging.comparison import Comparison, RunSummary, colour_of
 from bvae.report.html import Picture, packaged_text, render
 from bvae.report.tables import COLUMNS_ACROSS_SESSIONS, Cell, aligned
+from bvae.report.text import describe_changes
 from bvae.session.folder import Session, SessionRecord, compare_outcomes, found_outcomes
 from bvae.session_files import LATEST, SESSION
 from bvae.storage import by_field, printable, refuse_foreign_entries
@@ -33,7 +34,7 @@ COMPARED = ("object_iou", "pixel_accuracy")
 """Metrics whose difference to the first session is shown."""
 
 OPTIONS = "the definitions of their options"
-LONGEST = 120
+LONGEST = 200
 """Characters of a setting that are shown."""
 
 
@@ -118,6 +119,7 @@ def _settings(side: Side) -> dict[str, dict[str, str]]:
             "accuracy band": config.band,
             "options": [option.name for option in options],
             "seeds": sorted({run.seed for _, run in side.runs}),
+            "settings of single options": describe_changes(side.comparison).partition(": ")[2].rstrip("."),
         },
         "training": _training(config.training),
         OPTIONS: {

@@ -67,13 +67,13 @@ FIRST_COLUMNS = (
 )
 COLUMNS = (
     *FIRST_COLUMNS,
+    Column(Cell("KL per grid", "nats; bits"), lambda _, option: _divergence(option.kl)),
     *(_metric(name) for name, metric in METRICS.items() if metric.column == "report"),
     Column(Cell("γ"), lambda _, option: Cell(f"{option.gamma:g}")),
     Column(
         Cell("class weights", "largest : smallest"),
         lambda _, option: Cell(option.weighting, f"{option.weight_ratio:,.1f} : 1"),
     ),
-    Column(Cell("KL per grid", "nats; bits"), lambda _, option: _divergence(option.kl)),
     Column(
         Cell("active units"),
         lambda comparison, option: Cell(f"{_short(option.active_units)} of {_latents(comparison, option)}"),

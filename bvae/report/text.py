@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from bvae.config import AccuracyBand, Setting, TrainingConfig
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import LISTED, Comparison, listed
-from bvae.judging.explanation import count_verdicts
+from bvae.judging.explanation import count_verdicts, in_epochs
 from bvae.report.tables import COLUMNS, TABLE_CAPTION, aligned, table_head, table_rows, to_text_table, words
 from bvae.storage import printable
 
@@ -138,8 +138,8 @@ def describe_length(training: TrainingConfig) -> str:
     if not training.until_plateau:
         return ""
     return (
-        f"A run ends when {training.until_plateau} epochs did not lower its validation loss, after at most "
-        f"{training.epochs} epochs; the learning rate is constant after the warm-up."
+        f"A run ends after {in_epochs(training.until_plateau)} without a new low of its validation loss, at "
+        f"most after {in_epochs(training.epochs)}; the learning rate is constant after the warm-up."
     )
 
 
@@ -166,9 +166,8 @@ def describe_epochs(comparison: Comparison) -> str:
     settings = [comparison.training_of(name) for name in comparison.options]
     if any(training.until_plateau for training in settings):
         return "the last epoch of each run"
-    counts = sorted(training.epochs for training in settings)
-    shown = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-    return f"{shown} epoch" if shown == "1" else f"{shown} epochs"
+    least, most = (end(training.epochs for training in settings) for end in (min, max))
+    return in_epochs(most) if least == most else f"{least} to {most} epochs"
 
 
 def describe_stages(training: TrainingConfig) -> str:

@@ -90,7 +90,10 @@ def test_the_patience_must_be_less_than_the_limit() -> None:
 @pytest.mark.parametrize(
     ("losses", "words"),
     [
-        ([3.0, 2.0, 2.0, 4.0], "ended after epoch 4, on a plateau: the last 2 epochs did not lower"),
+        (
+            [3.0, 2.0, 2.0, 4.0],
+            "ended after epoch 4, on a plateau: in 2 epochs the validation loss reached no new low",
+        ),
         ([3.0, 2.0, 2.0, 4.0], "The lowest validation loss is 2 in epoch 2."),
         ([5.0, 4.0, 3.0, 2.0, 1.0], "ended after epoch 5, the limit"),
         ([5.0, 4.0], "stopped after epoch 2, before a plateau and the limit of 5 epochs"),
