@@ -20,7 +20,7 @@ from bvae.hooks import Interruptions
 from bvae.options import EXTEND_EXPECTS, OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.report import side_by_side
 from bvae.session import merge_shards, shard_of
-from bvae.session_files import REPORT, newest_checkpoint
+from bvae.session_files import REPORT, SESSION, newest_checkpoint
 from bvae.storage import atomic_write, make_folder, printable
 
 DESCRIPTION = """\
@@ -224,10 +224,8 @@ def merge(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         print(f"The shards were trained on different hardware ({differing}), so bits may differ.")
     status = _report(str(session.path), {"model": arguments.model}, command)
     if missing:
-        names = ", ".join(run.name for run in missing)
-        print(
-            f"Missing: {names}. Train them with: pytest experiments/ --resume={printable(str(session.path))}"
-        )
+        names, folder = ", ".join(run.name for run in missing), printable(str(session.path))
+        print(f"Missing: {names}. Train them with: pytest experiments/ --resume={folder}")
     return int(bool(missing or status))
 
 
@@ -262,6 +260,10 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     Nothing is trained, and nothing in the folders is changed. Example: bvae compare before runs/latest --html
     compare.html
     """
+    for path in map(Path, filter(None, (arguments.html, arguments.csv))):
+        in_session = any((folder / SESSION).exists() for folder in path.resolve().parents)
+        if path.is_symlink() or in_session or arguments.html == arguments.csv:
+            raise ValueError(f"{printable(str(path))} is a link, in a session or given twice; name another")
     sides = side_by_side.read_sides(arguments.runs)
     print(*side_by_side.to_text(sides), sep="\n")
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}

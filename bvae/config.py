@@ -311,6 +311,10 @@ class ExperimentConfig:
         """The grid size as a number. Raises ValueError while it is "auto"."""
         return _number("grid_size", self.grid_size)
 
+    def training_of(self, name: str) -> TrainingConfig:
+        """Return the training settings of an option's runs. Raises StopIteration for an unknown name."""
+        return self.training.changed(next(each for each in self.options if each.name == name).training)
+
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
         """The configuration of one run of this experiment. Raises ValueError while a setting is "auto"."""
         return RunConfig(

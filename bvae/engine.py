@@ -285,20 +285,19 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
 def verdict_strips(session: Session, comparison: Comparison) -> list[dict[str, Strip]]:
     """Return, for each option, the verdicts by epoch of its first runs; of many epochs, some are judged."""
     config = session.record.config
-    options = [
-        option.runs[: max(1, STRIPS // len(comparison.options))] for option in comparison.options.values()
-    ]
-    histories = {run.path: shown_history(session, run.path) for runs in options for run in runs}
+    most = max(1, STRIPS // len(comparison.options))
+    options = {name: option.runs[:most] for name, option in comparison.options.items()}
+    histories = {run.path: shown_history(session, run.path) for runs in options.values() for run in runs}
     stride = -(-max(map(len, histories.values())) // CELLS) or 1
     return [
         {
             run.path: Strip(
                 verdicts_by_epoch(histories[run.path], run.verdict, config.band, stride=stride),
-                how_it_ended(histories[run.path], config.training),
+                how_it_ended(histories[run.path], config.training_of(name)),
             )
             for run in runs
         }
-        for runs in options
+        for name, runs in options.items()
     ]
 
 

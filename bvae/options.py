@@ -257,7 +257,7 @@ OPTIONS = (
         takes_path=True,
         words="latest",
     ),
-    CommandLineOption("extend", "", "With --resume: train every run on to more --epochs", commands=RESUMING),
+    CommandLineOption("extend", "", "With --resume: train on to more --epochs", commands=RESUMING),
     CommandLineOption(
         "baseline",
         "PATH",

@@ -49,11 +49,8 @@ from bvae.verdict import MEANINGS
 
 TITLE = "Which loss options let the β-VAE learn?"
 
-MAX_PICTURES = 12
-"""Maximum number of checkpoint pictures per run, besides its filmstrip and curves."""
-
-MAX_PICTURE = 64 * 2**20
-"""Bytes of the largest picture that is shown."""
+MAX_PICTURES, MAX_PICTURE = 12, 64 * 2**20
+"""Most checkpoint pictures per run, besides its filmstrip and curves, and bytes of the largest picture."""
 
 TEMPLATES = Environment(
     loader=PackageLoader("bvae.report"),
@@ -157,11 +154,12 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
     history = shown_history(session, directory.name)
+    training = session.record.config.training_of(result.option)
     return render(
         "run.jinja",
         name=directory.name,
         result=result,
-        sentences=[describe_rules_met(history), describe_end(history, session.record.config.training)],
+        sentences=[describe_rules_met(history), describe_end(history, training)],
         filmstrip=Picture.of_file(directory / FILMSTRIP, "Filmstrip: the same grids, epoch by epoch"),
         pictures=[Picture.of(curves, "Curves") if curves else Picture("Curves"), *pictures],
         remarks=remarks,
@@ -266,6 +264,7 @@ def _recommended_code(session: Session, comparison: Comparison) -> str | None:
 
 def _why(session: Session, name: str, option: OptionSummary, *, pictured: bool) -> dict[str, Any]:
     histories = {run.seed: shown_history(session, run.path) for run in option.runs}
+    training = session.record.config.training_of(name)
     path = session.path / "comparison" / f"why_{name}.png"
     return {
         "name": name,
@@ -274,7 +273,7 @@ def _why(session: Session, name: str, option: OptionSummary, *, pictured: bool) 
         "picture": Picture.of_file(path, f"Option {name}: why") if pictured else None,
         "by_seed": [
             f"Seed {seed}: {describe_rules_met(history)} {describe_last_epoch(history)} "
-            f"{describe_end(history, session.record.config.training.changed(option.training))}".rstrip()
+            f"{describe_end(history, training)}".rstrip()
             for seed, history in [*histories.items()][:LISTED]
         ],
         "others": max(0, len(histories) - LISTED),

@@ -115,6 +115,7 @@ def _settings(side: Side) -> dict[str, dict[str, str]]:
             "background rate": f"{corpus.background_rate:.3f}",
             "grid size": config.size,
             "classes": config.classes,
+            "background": config.background,
             "padding value": config.padding_value,
             "accuracy band": config.band,
             "options": [option.name for option in options],
@@ -126,7 +127,7 @@ def _settings(side: Side) -> dict[str, dict[str, str]]:
             f"{names.get(name, _in_words(name))} of {option.name}": value
             for option in options
             for name, value in dataclasses.asdict(option).items()
-            if name != "name"
+            if name not in ("name", "training")  # see "settings of single options"
         },
         "the versions": {f"version of {name}": version for name, version in record.versions.items()}
         | {"commit": (record.commit or "unknown")[:12]},
@@ -139,10 +140,11 @@ def _settings(side: Side) -> dict[str, dict[str, str]]:
 
 
 def _training(config: TrainingConfig) -> dict[str, object]:
-    return {
-        "β" if name == "beta" else _in_words(name): value
-        for name, value in dataclasses.asdict(config).items()
-    }
+    return {"β" if name == "beta" else _in_words(name): value for name, value in vars(config).items()}
+
+
+def _trained(side: Side, option: str) -> dict[str, str]:
+    return {name: _shown(value) for name, value in _training(side.record.config.training_of(option)).items()}
 
 
 def _in_words(field: str) -> str:
@@ -150,11 +152,9 @@ def _in_words(field: str) -> str:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and value:
         return printable(", ".join(map(str, value)))
-    if isinstance(value, dict):
-        return printable(", ".join(f"{_in_words(name)} {each}" for name, each in value.items()))
-    return "none" if value in (None, "") else printable(str(value))
+    return "none" if value in (None, "", ()) else printable(str(value))
 
 
 def _short(text: str) -> str:
@@ -186,8 +186,8 @@ def contrast(sides: Sequence[Side]) -> tuple[str, dict[str, tuple[str, ...]]]:
 def _same_grids(side: Side, other: Side) -> bool:
     """Return whether numbers of two sessions are of the same grids."""
     ours, theirs = (
-        (each.record.corpus.fingerprint, each.record.config.size, each.record.config.classes)
-        for each in (side, other)
+        (record.corpus.fingerprint, record.config.size, record.config.classes, record.config.background)
+        for record in (side.record, other.record)
     )
     return ours == theirs
 
@@ -196,8 +196,8 @@ def remarks(sides: Sequence[Side]) -> list[str]:
     """Return sentences on sessions whose numbers are not comparable, and on runs without a result."""
     first, *others = sides
     found = [
-        f"Session {side.label} has another corpus, grid size or number of classes than {first.label}, so "
-        "their numbers are not comparable."
+        f"Session {side.label} has another corpus, grid size, number of classes or background than "
+        f"{first.label}, so their numbers are not comparable."
         for side in others
         if not _same_grids(first, side)
     ]
@@ -324,14 +324,17 @@ def to_csv(sides: Sequence[Side]) -> str:
     """
     _, differing = contrast(sides)
     rows: list[dict[str, object]] = []
+    trained = [_trained(side, name) for side in sides for name, _ in side.runs]
+    varying = [name for name in trained[0] if len({each[name] for each in trained}) > 1] if trained else []
     for place, side in enumerate(sides):
         session = {"session": side.label, "folder": side.folder, "created": side.record.created}
         settings = {name: values[place] for name, values in differing.items()}
         for name, run in side.runs:
             judged = {"option": name, "seed": run.seed, "verdict": run.verdict, "reason": run.reason}
-            rows.append({**settings, **session, **judged, **(run.metrics.numbers() if run.metrics else {})})
+            own, numbers = _trained(side, name), run.metrics.numbers() if run.metrics else {}
+            rows.append(settings | {key: own[key] for key in varying} | session | judged | numbers)
     first = ["session", "folder", "created", "option", "seed", "verdict", "reason"]
-    names = dict.fromkeys([*first, *differing, *(name for row in rows for name in row)])
+    names = dict.fromkeys([*first, *differing, *varying, *(name for row in rows for name in row)])
     file = io.StringIO(newline="")
     table = csv.writer(file, lineterminator="\n")
     table.writerow(map(_harmless, names))

@@ -176,8 +176,9 @@ def describe_stages(training: TrainingConfig) -> str:
         return ""
     before, now = " and ".join(map(str, training.extended_from)), training.epochs
     return (
-        f"The runs were trained for {before} epochs and then extended to {now}: learning rate and β have the "
-        f"schedules of each number in turn, so the bits need not equal those of {now} epochs trained at once."
+        f"The runs were trained for {before} epochs and then extended to {now}, except options with epochs "
+        f"of their own and runs on a plateau: learning rate and β have the schedules of each number in turn, "
+        f"so the bits need not equal those of {now} epochs trained at once."
     )
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from bvae import EvidenceWarning
 from bvae.__main__ import main
-from bvae.config import AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
+from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption, TrainingConfig
 from bvae.experiment import Experiment
 from bvae.judging.baseline import difference
 from bvae.judging.comparison import Outcomes, compare
@@ -77,6 +77,7 @@ def side(
 
 
 OTHER_A = LossOption(name="A", gamma=1.0, class_weights="none", candidate=False, role="known-bad baseline")
+OWN_B = dataclasses.replace(LOSS_OPTIONS["B"], training={"epochs": 3})
 CHANGES: list[tuple[dict[str, Any], dict[str, tuple[str, str]]]] = [
     ({}, {}),
     ({"training": {"beta": 0.008}}, {"β": ("0.004", "0.008")}),
@@ -85,6 +86,11 @@ CHANGES: list[tuple[dict[str, Any], dict[str, tuple[str, str]]]] = [
     ({"training": {"model": "own:make"}}, {"model": ("bvae.beta_vae:BetaVAE", "own:make")}),
     ({"config": {"band": AccuracyBand(0.5, 0.9)}}, {"accuracy band": ("0.7:0.8", "0.5:0.9")}),
     ({"config": {"padding_value": 0}}, {"padding value": ("none", "0")}),
+    ({"config": {"background": 3}}, {"background": ("0", "3")}),
+    (
+        {"config": {"options": (*ExperimentConfig().options[:1], OWN_B)}},
+        {"settings of single options": ("none", "B: epochs 3 instead of 5")},
+    ),
     ({"corpus": {"fingerprint": "1" * 64}}, {"corpus fingerprint": ("0" * 12, "1" * 12)}),
     (
         {"corpus": {"name": HOSTILE}},
@@ -119,9 +125,9 @@ def test_what_sessions_share_is_one_sentence_without_defaults() -> None:
     shared, _ = contrast([side(label, training=training) for label in "ab"])
     assert shared == (
         "The sessions share corpus made-up, corpus fingerprint 000000000000, training grids 100, "
-        "validation grids 10, background rate 0.800, grid size 16, classes 10, accuracy band 0.7:0.8, "
-        "options A, B, seeds 0, 1, 2, learning rate 0.5, the defaults of all other settings, "
-        "the definitions of their options, the versions and the machine."
+        "validation grids 10, background rate 0.800, grid size 16, classes 10, background 0, "
+        "accuracy band 0.7:0.8, options A, B, seeds 0, 1, 2, learning rate 0.5, "
+        "the defaults of all other settings, the definitions of their options, the versions and the machine."
     )
 
 
@@ -288,6 +294,36 @@ def refusal(capsys: pytest.CaptureFixture[str], *folders: Path | str) -> str:
     assert said.err.startswith("ERROR: ")
     assert said.err.count("\n") == 1
     return said.err
+
+
+@pytest.mark.unit
+def test_the_csv_has_the_training_settings_of_each_option() -> None:
+    options = (LOSS_OPTIONS["A"], OWN_B)
+    sides = [side("a", config={"options": options}), side("b", training={"epochs": 8})]
+    rows = [*csv.DictReader(io.StringIO(to_csv(sides)))]
+    epochs = {(row["session"], row["option"]): row["epochs"] for row in rows}
+    assert epochs == {("a", "A"): "5", ("a", "B"): "3", ("b", "A"): "8", ("b", "B"): "8"}
+
+
+@pytest.mark.unit
+def test_sessions_of_another_background_are_not_comparable() -> None:
+    assert "background than a" in remarks([side("a"), side("b", config={"background": 3})])[0]
+
+
+@pytest.mark.slow
+def test_no_file_is_written_into_a_session_or_through_a_link(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, sessions = contents(runs), (str(runs / "o/latest"), str(runs / "=/latest"))
+    (tmp_path / "link").symlink_to(tmp_path / "page.html")
+    for path in (runs / "o/latest/session.json", runs / "o/latest/new/page.html", tmp_path / "link"):
+        for flag in ("--html", "--csv"):
+            assert main(["compare", *sessions, f"{flag}={path}"]) == 4
+            assert "is a link, in a session or given twice; name another" in capsys.readouterr().err
+    both = (f"{flag}={tmp_path / 'both'}" for flag in ("--html", "--csv"))
+    assert main(["compare", *sessions, *both]) == 4
+    assert contents(runs) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"link"}
 
 
 @pytest.mark.slow
