@@ -502,3 +502,12 @@ def test_a_bad_file_ends_in_one_sentence_and_exit_code_4(lab: Path) -> None:
         f"ERROR: --loss-options-file bad.toml: [D] class_weights is 'cubic'; expected one of {METHODS}"
     ]
     assert not (lab / "runs").exists()
+
+
+@unit
+def test_the_settings_of_an_option_s_runs_are_found_by_its_name() -> None:
+    own = LossOption(name="D", gamma=2.0, class_weights="none", candidate=True, training={"until_plateau": 1})
+    config = ExperimentConfig(options=(LOSS_OPTIONS["A"], own))
+    assert config.training_of("A") == config.training
+    assert config.training_of("D") == dataclasses.replace(config.training, until_plateau=1)
+    assert config.run(own, 0, "f").training == config.training_of("D")
