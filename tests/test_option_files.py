@@ -504,7 +504,7 @@ def test_a_bad_file_ends_in_one_sentence_and_exit_code_4(lab: Path) -> None:
     assert not (lab / "runs").exists()
 
 
-@unit
+@pytest.mark.unit
 def test_the_settings_of_an_option_s_runs_are_found_by_its_name() -> None:
     own = LossOption(name="D", gamma=2.0, class_weights="none", candidate=True, training={"until_plateau": 1})
     config = ExperimentConfig(options=(LOSS_OPTIONS["A"], own))
