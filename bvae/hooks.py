@@ -26,12 +26,12 @@ from bvae.experiment import Experiment, SetupError, load_engine
 from bvae.options import EXTEND_EXPECTS, options_of, parse_experiment
 from bvae.report.html import TITLE
 from bvae.session.folder import RunCrashError, Session
+from bvae.session_files import SESSION
 from bvae.storage import StorageError, printable
 
 EXPERIMENT = pytest.StashKey[Experiment]()
-GATE, SESSION_KEY = "gate", "bvae_session"
-PACKAGED_GATE = "test_stable_option_exists"
-"""The test that judges the comparison itself; others with the marker are gates that a project defines."""
+GATE, PACKAGED_GATE, SESSION_KEY = "gate", "test_stable_option_exists", "bvae_session"
+"""The marker of gates, the test that judges the comparison itself, and the session in a worker's input."""
 
 
 def register_hooks(config: pytest.Config) -> None:
@@ -154,7 +154,7 @@ class ExperimentHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
         """End the session if its folder was removed; otherwise xdist replaces the worker without end."""
-        if not self.experiment.session.path.exists():
+        if not (self.experiment.session.path / SESSION).exists():  # a lock may have made the folder again
             pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:

@@ -186,7 +186,7 @@ def test_another_band_judges_again_and_trains_nothing(
 
 
 @slow
-@pytest.mark.parametrize(("name", "moment"), [("session.json", "before"), ("A-seed0/result.json", "half")])
+@pytest.mark.parametrize(("name", "moment"), [("A-seed0/result.json", "half")])
 def test_a_session_killed_while_it_is_judged_again_is_judged_by_the_next(
     lab: Path, session_here: SessionHere, name: str, moment: str
 ) -> None:
