@@ -183,7 +183,7 @@ def test_reports_of_many_runs_are_small_have_a_bounded_number_of_pictures_and_li
 ) -> None:
     runs = {path for path in many_runs.session.glob("*-seed*") if path.is_dir()}
     assert len(runs) == many_runs.options * many_runs.seeds
-    of_comparison = 5 + many_runs.options  # both kinds of grids, verdicts, curves, tradeoff; why for each option
+    of_comparison = 5 + many_runs.options  # training and validation grids, three charts, and why
     for page in many_runs.pages:
         assert page.stat().st_size < 4e6
         html = html_of(page)
