@@ -7,7 +7,7 @@ from lab import comparison, run_pytest
 
 from bvae.hardware import resolve_precision
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.mark.skipif(
