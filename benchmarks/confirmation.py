@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from benchmarks.sweep import Outcome, Point, foreground_ratio, parse_arguments, sweep
 from bvae.config import AccuracyBand, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
-from bvae.evaluation.controls import references
+from bvae.evaluation.measure import references
 from bvae.records import ControlledMetrics
 from bvae.verdict import Verdict, judge_option
 

@@ -22,15 +22,16 @@ WATCHED = {
     "evaluation": ("bvae.evaluation.measure:Evaluator.__init__", "bvae.evaluation.measure:Evaluator.measure"),
     "checkpoints": ("bvae.trainer:save_checkpoint",),
     "pictures": (
-        "bvae.visualization.checkpoint_pictures:plot_reconstructions",
-        "bvae.visualization.checkpoint_pictures:plot_filmstrip",
+        "bvae.session.listeners:plot_reconstructions",
+        "bvae.session.listeners:plot_filmstrip",
+        "bvae.session.listeners:png_of",
     ),
     "comparison and report": (
         "bvae.engine:write_why",
         "bvae.engine:write_comparison",
-        "bvae.experiment:report_head",
-        "bvae.experiment:show_run",
-        "bvae.experiment:show_gate",
+        "bvae.report.html:report_head",
+        "bvae.report.html:show_run",
+        "bvae.report.html:show_gate",
     ),
 }
 

@@ -19,7 +19,7 @@ from bvae.experiments import EXAMPLE
 from bvae.hooks import Interruptions
 from bvae.options import EXTEND_EXPECTS, OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.report import side_by_side
-from bvae.session import merge_shards, shard_of
+from bvae.session.continuation import merge_shards, shard_of
 from bvae.session_files import REPORT, SESSION, newest_checkpoint
 from bvae.storage import atomic_write, make_folder, printable
 
@@ -269,11 +269,9 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}
     if arguments.html:
         points, looks = side_by_side.chart_points(sides)
-        picture = io.BytesIO()
-        load_engine().plot_rate_distortion(
-            points, looks=looks, path=picture, title="Object IoU against KL: large marks are means over seeds"
-        )
-        written[arguments.html] = side_by_side.to_page(sides, picture.getvalue())
+        title, engine = "Object IoU against KL: large marks are means over seeds", load_engine()
+        chart = engine.png_of(engine.plot_rate_distortion(points, looks=looks, title=title))
+        written[arguments.html] = side_by_side.to_page(sides, chart)
     for path, text in written.items():
         atomic_write(Path(path), text.encode())
         print(f"Wrote {printable(path)}")

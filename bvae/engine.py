@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
-import io
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +23,8 @@ from bvae import EvidenceWarning
 from bvae.beta_vae import GridModel
 from bvae.config import Precision
 from bvae.corpus import Corpus
-from bvae.evaluation.controls import references, sample_rows
-from bvae.evaluation.metrics import grid_object_iou
+from bvae.evaluation.measure import references
+from bvae.evaluation.metrics import grid_object_iou, sample_rows
 from bvae.judging.baseline import Baseline, compare_with
 from bvae.judging.comparison import Comparison, OptionOutcomes, OptionSummary, RunOutcomes, colour_of
 from bvae.judging.explanation import Diagnosis, Strip, describe_strips, how_it_ended, verdicts_by_epoch
@@ -37,6 +36,7 @@ from bvae.session.folder import compare_outcomes, comparison_folder, shown_histo
 from bvae.session.run import RunScheduler
 from bvae.storage import atomic_write, make_folder, printable, to_json
 from bvae.visualization import plot_reconstructions, plot_samples, plot_traversals
+from bvae.visualization.canvas import png_of
 from bvae.visualization.charts import plot_curves
 from bvae.visualization.latents import plot_rate_distortion
 from bvae.visualization.reconstructions import plot_comparison, plot_examples
@@ -52,6 +52,7 @@ __all__ = [
     "plot_reconstructions",
     "plot_samples",
     "plot_traversals",
+    "png_of",
     "resolve_gpu_precision",
     "write_comparison",
     "write_why",
@@ -204,14 +205,9 @@ def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> b
             ]
     if not examples:
         return None
-    picture = io.BytesIO()
-    plot_examples(
-        examples,
-        path=picture,
-        title=f"Validation grids of {corpus.name} by object IoU: newest checkpoint, first seed\n"
-        f"The worst, the median and the best of {len(grids)}, each beside its reconstruction",
-    )
-    return picture.getvalue()
+    title = f"Validation grids of {corpus.name} by object IoU: newest checkpoint, first seed"
+    shown = f"The worst, the median and the best of {len(grids)}, each beside its reconstruction"
+    return png_of(plot_examples(examples, title=f"{title}\n{shown}"))
 
 
 def shown_models(session: Session, comparison: Comparison) -> dict[str, GridModel]:
@@ -255,31 +251,29 @@ def draw_tradeoff(session: Session, comparison: Comparison) -> bytes | None:
     }
     if not any(runs.values()):
         return None
-    picture = io.BytesIO()
     title = f"KL divergence and object IoU on {comparison.corpus.name}"
     marks = "Small: runs after their last epoch. Large: the mean of an option"
     looks = {name: (place, place) for place, name in enumerate(option_names(session))}
-    plot_rate_distortion(runs, looks=looks, path=picture, title=f"{title}\n{marks}")
-    return picture.getvalue()
+    return png_of(plot_rate_distortion(runs, looks=looks, title=f"{title}\n{marks}"))
 
 
 def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: str) -> bytes:
     """Return a PNG of the curves of each option's runs, given by their folder names in the session."""
-    record, picture = session.record, io.BytesIO()
+    record = session.record
     options = [option for option in record.config.options if option.name in folders]
     schedules = {describe_beta(record.config.training.changed(option.training)) for option in options}
-    plot_curves(
-        {
-            option: [msgspec.to_builtins(shown_history(session, name)) for name in names]
-            for option, names in folders.items()
-        },
+    histories = {
+        option: [msgspec.to_builtins(shown_history(session, name)) for name in names]
+        for option, names in folders.items()
+    }
+    curves = plot_curves(
+        histories,
         background_rate=record.corpus.background_rate,
         band=(record.config.band.lo, record.config.band.hi),
         options=option_names(session),
-        path=picture,
         title="\n".join(filter(None, [title, *(schedules if len(schedules) == 1 else ())])),
     )
-    return picture.getvalue()
+    return png_of(curves)
 
 
 def verdict_strips(session: Session, comparison: Comparison) -> list[dict[str, Strip]]:
@@ -303,22 +297,18 @@ def verdict_strips(session: Session, comparison: Comparison) -> list[dict[str, S
 
 def draw_verdicts(comparison: Comparison, strips: Sequence[Mapping[str, Strip]]) -> bytes:
     """Return a PNG of the verdict on each run by epoch."""
-    picture, runs = io.BytesIO(), sum(len(option.runs) for option in comparison.options.values())
-    shown = sum(map(len, strips))
+    runs, shown = sum(len(option.runs) for option in comparison.options.values()), sum(map(len, strips))
     title = f"Verdict by epoch on {comparison.corpus.name}\nThe verdict on each run if it had ended there"
-    plot_verdicts(strips, path=picture, title=title + f"; {shown} of {runs} runs" * (shown < runs))
-    return picture.getvalue()
+    return png_of(plot_verdicts(strips, title=title + f"; {shown} of {runs} runs" * (shown < runs)))
 
 
 def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
     """Return a PNG of the chart that explains an option's predictions."""
     histories = [shown_history(session, run.path) for run in option.runs]
     title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
-    picture = io.BytesIO()
     colour = colour_of(option_names(session).index(name))
     why = Diagnosis.of(option, histories, session.record.corpus.background)
-    plot_why(why, colour=colour, path=picture, title=title)
-    return picture.getvalue()
+    return png_of(plot_why(why, colour=colour, title=title))
 
 
 def draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
@@ -326,11 +316,5 @@ def draw_reconstructions(session: Session, corpus: Corpus, comparison: Compariso
     grids = corpus.sample_grids()
     models = shown_models(session, comparison)
     predicted = {f"Option {name}": reconstruct(model, grids) for name, model in models.items()}
-    picture = io.BytesIO()
-    plot_comparison(
-        grids,
-        predicted,
-        path=picture,
-        title=f"The same training grids of {corpus.name} under each option: newest checkpoint, first seed",
-    )
-    return picture.getvalue()
+    title = f"The same training grids of {corpus.name} under each option: newest checkpoint, first seed"
+    return png_of(plot_comparison(grids, predicted, title=title))

@@ -34,10 +34,10 @@ from bvae.judging.comparison import LARGE, Comparison, OptionOutcomes, RunOutcom
 from bvae.option_files import allow_models
 from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
-from bvae.report import report_head, report_page, show_briefly, show_differences, show_gate, show_run
+from bvae.report import html
 from bvae.report.tables import pictured_runs, words
 from bvae.report.text import explain_own_gates, to_markdown, to_terminal
-from bvae.session import extended, go_on, refuse_changes, runs_of
+from bvae.session.continuation import extended, go_on, refuse_changes
 from bvae.session.folder import (
     Session,
     compare_outcomes,
@@ -139,7 +139,7 @@ class Experiment:
     ) -> Experiment:
         """Finish or extend a session, given as its folder or as `latest`. Raises SetupError.
 
-        Settings that are not given are those of the session; `bvae.session.extended` says which may differ.
+        Settings that are not given are those of the session; `continuation.extended` says which may differ.
         """
         try:
             path = (run_dir / LATEST if resumed == LATEST else Path(resumed)).resolve()
@@ -157,7 +157,7 @@ class Experiment:
             experiment._session = go_on(session, experiment.config, experiment.command, changes)
         except (OSError, ValueError, RuntimeError) as error:  # in use by another process, or a loop of links
             raise SetupError(f"--resume {resumed} is not possible: {error}") from error
-        known = {run.name for run in runs_of(session)}
+        known = {run.name for run in session.runs}
         experiment.added = [run for run in experiment.runs if run.name not in known]
         return experiment
 
@@ -218,7 +218,7 @@ class Experiment:
     @property
     def runs(self) -> list[RunConfig]:
         """All runs of the experiment: every option with every seed."""
-        return runs_of(self.session)
+        return self.session.runs
 
     @property
     def shows_progress(self) -> bool:
@@ -254,16 +254,16 @@ class Experiment:
     def show_run(self, result: RunResult) -> list[str]:
         """Return HTML of a run: its verdict, the epochs that met the rules, and its pictures."""
         if len(self.selected) >= LARGE:
-            return [show_briefly(self.session, result, self.page, self._pictured)]
-        return [show_run(self.session, result, load_engine().draw_run_curves(self.session, result))]
+            return [html.show_briefly(self.session, result, self.page, self._pictured)]
+        return [html.show_run(self.session, result, load_engine().draw_run_curves(self.session, result))]
 
     def show_comparison(self, comparison: Comparison) -> list[str]:
         """Return HTML of the gate; the comparison itself is at the head of the report."""
-        return [show_gate(comparison)]
+        return [html.show_gate(comparison)]
 
     def show_differences(self, differences: Sequence[Difference]) -> list[str]:
         """Return HTML of the differences from the baseline."""
-        return [show_differences(differences)]
+        return [html.show_differences(differences)]
 
     @property
     def is_open(self) -> bool:
@@ -335,8 +335,8 @@ class Experiment:
         """Return HTML that comes before the table of tests in the report."""
         if self._session is None or not self.session.path.exists():
             return []
-        session, comparison = self.session, read_comparison(self.session)
-        return [report_head(session, comparison, self.own_gates, gate_ran=self._gate_ran, page=self.page)]
+        known = self.session, read_comparison(self.session), self.own_gates
+        return [html.report_head(*known, gate_ran=self._gate_ran, page=self.page)]
 
     def report_page(self) -> str:
         """Return the report of a closed session as one HTML page; empty where there is no comparison."""
@@ -345,6 +345,6 @@ class Experiment:
         runs = {} if comparison.is_large else found_outcomes(self.session)
         results = [each for seeds in runs.values() for each in seeds.values() if isinstance(each, RunResult)]
         shown = {f"{r.option}-seed{r.seed}: {words(r.verdict)}": self.show_run(r)[0] for r in results}
-        return report_page(
+        return html.report_page(
             self.session, comparison, shown, compare_with(self.baseline, comparison), self.page
         )

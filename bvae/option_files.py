@@ -25,7 +25,7 @@ from bvae.config import (
     LossOption,
     TrainingConfig,
 )
-from bvae.storage import printable
+from bvae.storage import brief, printable
 
 MAX_BYTES = 256 * 2**10
 MAX_DOTS = 200
@@ -57,7 +57,7 @@ class OptionFileError(ValueError):
     """
 
     def __init__(self, path: str, problem: str, *, table: str = "", key: str = "") -> None:
-        where = f"[{_short(table)}] {key}".strip() if table else ""
+        where = f"[{brief(table)}] {key}".strip() if table else ""
         super().__init__(printable(f"{path}: {where} {problem}" if where else f"{path}: {problem}"))
         self.path, self.table, self.key = path, table, key
 
@@ -181,15 +181,11 @@ def _check_types(path: str, name: str, training: Mapping[str, Any]) -> None:
         except (msgspec.ValidationError, ValueError):
             expected = WORDS.get(kind) or f"one of {', '.join(get_args(kind))}"
             problem = f"is {_shown(value)}; expected {expected}"
-            raise OptionFileError(path, problem, table=name, key=f"training.{_short(key)}") from None
+            raise OptionFileError(path, problem, table=name, key=f"training.{brief(key)}") from None
 
 
 def _shown(value: object) -> str:
     try:
-        return _short(repr(value))
+        return brief(repr(value))
     except ValueError:  # Python refuses to print integers of thousands of digits
         return "a number of thousands of digits"
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else text[:80] + "…"

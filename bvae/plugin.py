@@ -23,7 +23,7 @@ from bvae.hardware import usable_cores
 from bvae.hooks import EXPERIMENT, GATE, asked_experiment, is_worker, joins_session, register_hooks
 from bvae.judging.baseline import Baseline
 from bvae.options import OPTIONS, options_of
-from bvae.session import shard_of
+from bvae.session.continuation import shard_of
 from bvae.storage import printable
 
 pytest.register_assert_rewrite("bvae.experiments")
@@ -48,9 +48,7 @@ PARTNERS = {
 USES = pytest.StashKey[bool]()
 
 
-def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    if not pluginmanager.has_plugin("bvae"):
-        pluginmanager.set_blocked("bvae")  # the entry point of an older editable installation
+def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("bvae", "bvae: which loss options let the β-VAE learn?")
     for option in options_of("pytest"):
         group.addoption(option.flag, **option.keywords)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ class Evaluation(ControlledMetrics):
 
     Attributes:
         extent: the control that fills the bounding box of each grid's objects with their most frequent
-            class, see `bvae.evaluation.controls`.
+            class, see `bvae.evaluation.metrics.extent`.
         loss, reconstruction, kl: the training objective and its terms, nats; the reconstruction term is a
             mean over cells, the KL divergence a mean over grids.
         kl_per_dim: KL divergence of each latent dimension, nats, averaged over grids.
@@ -312,10 +313,10 @@ class CorpusRecord:
     @classmethod
     def of(cls, corpus: Corpus) -> CorpusRecord:
         """Return the record of a corpus."""
-        same = {field.name: getattr(corpus, field.name) for field in dataclasses.fields(CorpusRecord)}
-        sizes = {"train": len(corpus.train), "val": len(corpus.val)}
-        ratios = {method: corpus.weight_ratio(method) for method in ("inverse", "sqrt_inverse")}
-        return cls(**same | sizes | {"weight_ratio": ratios})
+        ratios = {"inverse": corpus.imbalance, "sqrt_inverse": math.sqrt(corpus.imbalance)}
+        own: dict[str, Any] = {"train": len(corpus.train), "val": len(corpus.val), "weight_ratio": ratios}
+        names = [field.name for field in dataclasses.fields(CorpusRecord) if field.name not in own]
+        return cls(**own, **{name: getattr(corpus, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)

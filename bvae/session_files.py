@@ -1,11 +1,11 @@
 """Every file and marker of a session, and who writes it. Files with other names are never removed.
 
 With `--engine ray`, `ray_engine.RunFolders` writes the files of runs, as the processes named here wrote them
-elsewhere; in a session merged from shards, `bvae.session.merge_shards`.
+elsewhere; in a session merged from shards, `continuation.merge_shards`.
 
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
-  session-1.json …                    `bvae.session.go_on`: what it was before each change of the settings
+  session-1.json …                    `continuation.go_on`: what it was before each change of the settings
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
   report.html                         `bvae report`, `bvae merge`: the report as one page
   .lock .holder                       `folder.hold`: the process that works in the session
@@ -13,20 +13,20 @@ runs/<when>-<id>/                     `folder.Session.create`
   A-seed0/                            `run.obtain_run`
     .lock                             held by the process that trains the run until that process ends
     .begun                            `run.obtain_run`: the invocation that began it
-    .progress                         `progress.ProgressNote`: how far it is
+    .progress                         `listeners.ProgressNote`: how far it is
     config.json                       `run`: everything needed to train it again
-    metrics.jsonl                     `run.MetricsLog`: one line for each epoch
+    metrics.jsonl                     `listeners.MetricsLog`: one line for each epoch
     checkpoints/
       epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch;
                                       only the newest two hold optimizer state;
                                       `--keep-checkpoints` removes older ones, but no pictures
       best.safetensors                another name of the epoch file with the lowest validation loss
-      reconstructions_epoch_001.png   `CheckpointPictures`: one picture for each checkpoint file
-    filmstrip.png                     `CheckpointPictures`: the same grids at every epoch's checkpoint
-    tensorboard/events.out.tfevents.* `run.TensorBoardLog`, with `--log tensorboard`
+      reconstructions_epoch_001.png   `listeners.CheckpointPictures`: one picture for each checkpoint file
+    filmstrip.png                     `listeners.CheckpointPictures`: the same grids at every epoch's checkpoint
+    tensorboard/events.out.tfevents.* `listeners.TensorBoardLog`, with `--log tensorboard`
     result.json                       `run.train_run`; written last: its presence means complete;
-                                      `bvae.session.go_on`: its verdict under another accuracy band
-  comparison/                         `bvae.session.folder`
+                                      `continuation.go_on`: its verdict under another accuracy band
+  comparison/                         `engine.write_comparison`, `engine.write_why`
     why_A.png …  verdicts.png  curves.png  tradeoff.png  reconstructions.png  examples.png
     comparison.md
     comparison.json                   written last: its presence means complete

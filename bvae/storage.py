@@ -35,9 +35,9 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
-def brief(text: str) -> str:
-    """Escape and shorten text from a file for use in a message."""
-    return printable(text if len(text) <= 80 else text[:80] + "…")
+def brief(text: str, most: int = 80) -> str:
+    """Return text of at most `most` characters, then escaped; if it is cut, it ends in "…"."""
+    return printable(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
 def escaped(record: T) -> T:

@@ -69,7 +69,7 @@ def uninterrupted(
 @pytest.fixture(scope="session")
 def matplotlib_kept() -> None:
     """Import matplotlib before pytester, which removes later imports; importing it a second time fails."""
-    import bvae.visualization.checkpoint_pictures  # noqa: F401
+    import bvae.session.listeners  # noqa: F401
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from bvae.options import parse_experiment
 from bvae.records import EpochRecord, Progress, RunResult
 from bvae.report.html import read_png
 from bvae.session import Session, SessionRecord
-from bvae.session.folder import found_outcomes, is_begun, read_history
+from bvae.session.folder import found_outcomes, read_history, read_marker
 from bvae.session.progress import Note
-from bvae.session_files import PROGRESS, checkpoints
+from bvae.session_files import BEGUN, PROGRESS, checkpoints
 from bvae.storage import StorageError, read_json
 from bvae.training.checkpoint import CheckpointError, load_checkpoint
 
@@ -137,7 +137,7 @@ class Content:
                 assert same or isinstance(result, str), "the result of other metrics is believed"
             except ValueError as error:
                 complaints.append(one_sentence(error))
-            is_begun(session, run.name)
+            read_marker(directory / BEGUN)
         if changed.suffix == ".png" and (png := read_png(changed)) is None:
             complaints.append(f"{changed} is not shown")
         elif changed.suffix == ".png":

@@ -77,12 +77,12 @@ def disturb_steps(slow: float, deaf: list, kill: list) -> None:
 
 def draw_nothing(reason: str) -> None:
     """Make every picture of reconstructions fail."""
-    import bvae.visualization.checkpoint_pictures
+    import bvae.session.listeners
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError(reason)
 
-    bvae.visualization.checkpoint_pictures.plot_reconstructions = fail  # type: ignore[assignment]
+    bvae.session.listeners.plot_reconstructions = fail  # type: ignore[assignment]
 
 
 if "kill" in FAULTS:

@@ -21,7 +21,7 @@ from bvae import __main__ as command_line
 from bvae import open_run
 from bvae.config import LOSS_OPTIONS, OUTSIDE, ConfigError, ExperimentConfig
 from bvae.corpus import CorpusError, load_corpus
-from bvae.evaluation import controls
+from bvae.evaluation import measure, metrics
 from bvae.evaluation.measure import foreground_gradient_share
 from bvae.evaluation.metrics import class_counts, find_objects, score_with_control
 from bvae.judging.baseline import incomparable, read_baseline
@@ -102,9 +102,9 @@ def test_relabelling_changes_no_metric_and_no_control(new: Sequence[int], seed: 
     assume(len(grids) > 1)
     noise = rng.integers(0, classes, grids.shape)
     predicted = np.where((rng.random(grids.shape) < 0.7) & (grids != OUTSIDE), grids, noise).astype(np.uint8)
-    other, extent = predicted[::-1], controls.extent(grids, classes)
+    other, extent = predicted[::-1], metrics.extent(grids, classes)
     moved = relabelled(grids, new)
-    assert (controls.extent(moved, classes) == relabelled(extent, new)).all()
+    assert (metrics.extent(moved, classes) == relabelled(extent, new)).all()
     objects, moved_objects = find_objects(grids, classes), find_objects(moved, classes)
     for guess, shuffled in ((predicted, other), (extent, extent[::-1]), (np.zeros_like(grids),) * 2):
         assert_same_but_for_labels(
@@ -188,7 +188,7 @@ def test_the_background_of_a_file_is_chosen_found_or_class_0(tmp_path: Path) -> 
     assert default.background_rate < plain.background_rate
     assert chosen.fingerprint == default.fingerprint != plain.fingerprint
     assert chosen.class_counts[7] == plain.class_counts[0] == max(plain.class_counts)
-    guesses = [controls.references(corpus, 2) for corpus in (plain, chosen)]
+    guesses = [measure.references(corpus, 2) for corpus in (plain, chosen)]
     for name in ("background only", "nearest training grid"):
         assert_same_but_for_labels(*(guess[name] for guess in guesses), SWAPPED)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bvae.beta_vae import BetaVAE, one_hot, option_weights
 from bvae.config import LOSS_OPTIONS, OUTSIDE, LossOption, RunConfig, TrainingConfig
 from bvae.corpus import CorpusError, load_corpus
-from bvae.evaluation import controls, metrics
+from bvae.evaluation import measure, metrics
 from bvae.evaluation.metrics import Tally, find_objects
 from bvae.losses import BetaVAELoss, focal_loss
 from bvae.models import ModelError, build_model, check_model, load_model
@@ -278,10 +278,10 @@ def test_memory_bounds_hold_for_any_number_of_classes(
     )
     find_objects(random_grids(classes, 0, (30, 8, 8)), classes)
     assert seen == [7 * classes * 64] * 4 + [2 * classes * 64]
-    monkeypatch.setattr(controls, "MAX_REFERENCE_CELLS", 20 * classes * 64)
+    monkeypatch.setattr(measure, "MAX_REFERENCE_CELLS", 20 * classes * 64)
     encoded: list[Tensor] = []
-    monkeypatch.setattr(controls, "one_hot", lambda *a: encoded.append(one_hot(*a)) or encoded[-1])
-    controls.references(load_corpus(written(tmp_path, classes), 8, classes=classes), 2)
+    monkeypatch.setattr(measure, "one_hot", lambda *a: encoded.append(one_hot(*a)) or encoded[-1])
+    measure.references(load_corpus(written(tmp_path, classes), 8, classes=classes), 2)
     assert encoded[0].shape == (20, classes, 8, 8)
 
 

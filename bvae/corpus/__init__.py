@@ -7,7 +7,6 @@ so the loss, the metrics and the class counts ignore them.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from pathlib import Path
 
@@ -55,14 +54,10 @@ class Corpus(Splits):
         """The number of classes, C."""
         return len(self.class_counts)
 
-    def weight_ratio(self, method: str) -> float:
-        """Return the largest class weight over the smallest for "none", "inverse" or "sqrt_inverse"."""
-        present = [count for count in self.class_counts if count]
-        imbalance = max(present) / min(present)
-        ratios = {"none": 1.0, "inverse": imbalance, "sqrt_inverse": math.sqrt(imbalance)}
-        if method not in ratios:
-            raise ValueError(f"unknown class weights {method!r}; expected one of {', '.join(ratios)}")
-        return ratios[method]
+    @property
+    def imbalance(self) -> float:
+        """Cells of the most frequent class in training for each cell of the rarest one that occurs."""
+        return max(self.class_counts) / min(filter(None, self.class_counts))
 
     def sample_grids(self, count: int = 10) -> npt.NDArray[np.uint8]:
         """Draw up to `count` distinct training grids `[K, S, S]`, seeded by the fingerprint alone."""

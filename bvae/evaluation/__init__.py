@@ -1,4 +1,4 @@
-"""Metrics of cells, classes and objects, and of controls that do not see the grid."""
+"""Metrics of cells, classes and objects, controls that do not see the grid, and references."""
 
 from bvae.evaluation.measure import Evaluator, evaluate
 

@@ -1,4 +1,4 @@
-"""Measure a model on grids that it was not trained on."""
+"""Measure a model on grids that it was not trained on, and the references beside which reports show it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bvae.beta_vae import GridModel
+from bvae.beta_vae import GridModel, class_weights, one_hot
 from bvae.config import DEFAULT_CLASSES, OUTSIDE
-from bvae.corpus import Grids, LazyGrids
-from bvae.evaluation.controls import MAX_OBJECT_GRIDS, derangement, extent, sample_rows
-from bvae.evaluation.metrics import Tally, find_objects, score_with_control
+from bvae.corpus import Corpus, Grids, LazyGrids
+from bvae.evaluation.metrics import (
+    SEED,
+    Tally,
+    derangement,
+    extent,
+    find_objects,
+    sample_rows,
+    score_with_control,
+)
 from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
-from bvae.records import Evaluation
+from bvae.records import ControlledMetrics, Evaluation
 
 ACTIVE_KL = 0.05
 """A latent dimension is active above this KL divergence, in nats."""
 
 WINDOW_CELLS = 2**22
 """Maximum number of cells, and of predictions for them, held in memory at a time."""
+
+MAX_OBJECT_GRIDS = 2_000
+"""Maximum number of validation grids used for object metrics and references."""
+
+MAX_REFERENCE_CELLS = 10 * 2**23
+"""Maximum number of one-hot training cells for references: 32,768 grids of 16×16 and 10 classes."""
 
 
 def foreground_gradient_share(
@@ -177,6 +190,58 @@ class _LossSums:
             "active_units": sum(value > ACTIVE_KL for value in kl_per_dim),
             "foreground_gradient_share": self._gradient_share,
         }
+
+
+def references(corpus: Corpus, *latent_dims: int) -> dict[str, ControlledMetrics]:
+    """Return the metrics of the references on up to 2,000 validation grids of a corpus.
+
+    "background only" predicts the background everywhere. "nearest training grid" predicts the training grid
+    with the most equal cells, counted equally or weighted by class (`sqrt_inverse`, as in option B).
+    "PCA" keeps as many principal components of one-hot cells as the model has latents, and predicts the class
+    with the largest product of weight and reconstructed value. Several numbers are in its names.
+    """
+    val = corpus.val[sample_rows(len(corpus.val), MAX_OBJECT_GRIDS)]
+    most = MAX_REFERENCE_CELLS // (corpus.classes * corpus.grid_size**2)
+    train = corpus.train[sample_rows(len(corpus.train), most)]
+    weights = class_weights(corpus.class_counts, "sqrt_inverse")
+    known, asked = (_one_hot_cells(grids, corpus.classes) for grids in (train, val))
+    background = np.uint8(corpus.background)
+    whole = np.where(train == OUTSIDE, background, train)  # outside a training grid, background is predicted
+    predictions = {
+        "background only": np.full_like(val, background),
+        "nearest training grid": whole[_nearest(known, asked, torch.ones(corpus.classes))],
+        "nearest training grid, weighted": whole[_nearest(known, asked, weights)],
+    }
+    for count in latent_dims:
+        name = "PCA" if len(latent_dims) == 1 else f"PCA, {count} components"
+        predictions[name] = _principal_components(known, asked, count, weights).reshape(val.shape)
+    objects, other = find_objects(val, corpus.classes), derangement(len(val))
+    return {
+        name: score_with_control(objects, predicted, predicted[other], corpus.background)
+        for name, predicted in predictions.items()
+    }
+
+
+def _one_hot_cells(grids: NDArray[np.uint8], classes: int) -> Tensor:
+    """Return the one-hot cells `[N, H·W, C]` of grids `[N, H, W]`; zeros outside."""
+    return one_hot(torch.from_numpy(grids), classes).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _nearest(train: Tensor, val: Tensor, weights: Tensor) -> NDArray[np.int64]:
+    """Return, per validation grid, the index of the training grid with the largest weight of equal cells."""
+    nearest: NDArray[np.int64] = ((val * weights).flatten(1) @ train.flatten(1).t()).argmax(1).numpy()
+    return nearest
+
+
+def _principal_components(train: Tensor, val: Tensor, count: int, weights: Tensor) -> NDArray[np.uint8]:
+    """Predict validation cells `[N, H·W]` from their projection to the leading components of training."""
+    flat, mean = train.flatten(1), train.flatten(1).mean(0)
+    with torch.random.fork_rng(devices=[]):  # the decomposition is randomized
+        torch.manual_seed(SEED)
+        axes = torch.pca_lowrank(flat, q=min(count, *flat.shape))[2]
+    projected = (val.flatten(1) - mean) @ axes @ axes.t() + mean
+    predicted: NDArray[np.uint8] = (projected.view_as(val) * weights).argmax(2).byte().numpy()
+    return predicted
 
 
 @contextlib.contextmanager

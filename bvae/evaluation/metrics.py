@@ -1,5 +1,7 @@
 """Metrics of reconstructions: of cells, of classes and of objects, from the true and the predicted grids.
 
+Controls are predictions that do not see the grid; the verdict compares a model with them.
+
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of its
 grid. (A corpus has one background class, but in a grid that is mostly orange, orange is the background.)
 """
@@ -22,6 +24,9 @@ PRESENT = 0.001
 
 CLASS_GAIN = 0.20
 """Minimum recall of a learned class above the shuffled control."""
+
+SEED = 0
+"""Seed of the shuffled control, of samples of grids and of the principal components of a reference."""
 
 MIN_CELLS = 2
 BLOCK_CELLS = 10 * 2**19
@@ -236,3 +241,45 @@ def grid_object_iou(grids: Grids, predicted: Grids, classes: int = DEFAULT_CLASS
 
 def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float | None:
     return float(values.mean()) if len(values) else None
+
+
+def sample_rows(count: int, at_most: int) -> NDArray[np.int64]:
+    """Return up to `at_most` seeded positions out of `count`, ascending."""
+    if count <= at_most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(SEED).choice(count, at_most, replace=False))
+
+
+def derangement(n: int, seed: int = SEED) -> NDArray[np.int64]:
+    """Return a random permutation of range(n) without fixed points: a single cycle.
+
+    Neighbouring grids of a corpus are often alike, so a shift by one would not be a control.
+    """
+    cycle = np.random.default_rng(seed).permutation(n)
+    successor = np.empty(n, np.int64)
+    successor[cycle] = np.roll(cycle, -1)
+    return successor
+
+
+def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
+    """Predict only the bounding box of the objects of grids `[N, H, W]`.
+
+    The bounding box encloses the cells that are not of the grid's most frequent class, and is filled with
+    the most frequent class among them. All other positions, even outside, get the grid's most frequent class.
+    """
+    counts = class_counts(grids, classes)
+    main = counts.argmax(1)
+    counts[np.arange(len(grids)), main] = 0
+    other = np.where(counts.any(1), counts.argmax(1), main)
+    is_object = (grids != main[:, None, None]) & (grids != OUTSIDE)
+    rows, columns = is_object.any(2), is_object.any(1)
+    inside = _between(rows)[:, :, None] & _between(columns)[:, None, :]
+    filled: Grids = np.where(inside, other[:, None, None], main[:, None, None]).astype(np.uint8)
+    return filled
+
+
+def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mark everything from the first to the last mark of each row `[N, K]`."""
+    after_first = np.logical_or.accumulate(marked, axis=1)
+    before_last = np.logical_or.accumulate(marked[:, ::-1], axis=1)[:, ::-1]
+    return after_first & before_last

@@ -138,7 +138,7 @@ class ComparedCorpus(CorpusRecord):
 
     Attributes:
         controls: those that the verdict uses: `extent`.
-        references: those that are only shown in the table of options, see `bvae.evaluation.controls`.
+        references: those that are only shown in the table of options; `bvae.evaluation.measure` makes them.
     """
 
     controls: dict[str, ControlledMetrics]

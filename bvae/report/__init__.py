@@ -6,21 +6,3 @@ side_by_side.py   several sessions, as text, HTML and CSV
 html.py           HTML by templates/*.jinja, and the code of the recommended loss
 page.css, page.js style and script of the page
 """
-
-from bvae.report.html import (
-    report_head,
-    report_page,
-    show_briefly,
-    show_differences,
-    show_gate,
-    show_run,
-)
-
-__all__ = [
-    "report_head",
-    "report_page",
-    "show_briefly",
-    "show_differences",
-    "show_gate",
-    "show_run",
-]

@@ -15,9 +15,10 @@ from bvae.judging.comparison import Comparison, RunSummary, colour_of
 from bvae.report.html import Picture, packaged_text, render
 from bvae.report.tables import COLUMNS_ACROSS_SESSIONS, Cell, aligned
 from bvae.report.text import describe_changes
+from bvae.session.continuation import reading
 from bvae.session.folder import Session, SessionRecord, compare_outcomes, found_outcomes
 from bvae.session_files import LATEST, SESSION
-from bvae.storage import by_field, printable, refuse_foreign_entries
+from bvae.storage import brief, by_field, printable, refuse_foreign_entries
 
 TITLE = "Sessions side by side"
 DIFFERENCE_HEADINGS = (
@@ -71,7 +72,7 @@ def read_sides(folders: Sequence[str]) -> list[Side]:
 
 
 def _read(label: str, given: str) -> Side:
-    try:
+    with reading(given, "compared", "the folder of a session or of one of its runs, such as runs/latest"):
         path = (Path("runs") / LATEST if given == LATEST else Path(given)).resolve()
         is_run = not (path / SESSION).exists() and (path.parent / SESSION).exists()
         session = Session.open(path.parent if is_run else path, invocation="")
@@ -85,11 +86,6 @@ def _read(label: str, given: str) -> Side:
             raise ValueError("it has no run that was begun")
         side = Side(label, printable(str(path)), session.record, compare_outcomes(session, outcomes))
         _check_fractions(side)
-    except FileNotFoundError:
-        expected = "expected the folder of a session or of one of its runs, such as runs/latest"
-        raise ValueError(f"{printable(given)} has no {SESSION}; {expected}") from None
-    except (OSError, ValueError, ArithmeticError, RuntimeError) as error:  # RuntimeError: a loop of links
-        raise ValueError(f"{printable(given)} cannot be compared: {printable(str(error))}") from error
     return side
 
 
@@ -134,7 +130,7 @@ def _settings(side: Side) -> dict[str, dict[str, str]]:
         "the machine": {f"machine: {name}": value for name, value in record.hardware.items()},
     }
     return {
-        group: {_short(printable(name)): _shown(value) for name, value in known.items()}
+        group: {brief(name, LONGEST): _shown(value) for name, value in known.items()}
         for group, known in groups.items()
     }
 
@@ -157,10 +153,6 @@ def _shown(value: object) -> str:
     return "none" if value in (None, "", ()) else printable(str(value))
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-
-
 def contrast(sides: Sequence[Side]) -> tuple[str, dict[str, tuple[str, ...]]]:
     """Return a sentence on what sessions share, and the settings that differ with the value of each."""
     shared, differing = [], {}
@@ -173,9 +165,9 @@ def contrast(sides: Sequence[Side]) -> tuple[str, dict[str, tuple[str, ...]]]:
         differs = {name: len(set(values) - ignored) > 1 for name, values in fields.items()}
         for name, values in fields.items():
             if differs[name]:
-                differing[name] = tuple("none" if value is None else _short(value) for value in values)
+                differing[name] = tuple(brief(value or "none", LONGEST) for value in values)
             elif group in ("", "training") and values[0] != defaults.get(name, "none"):
-                shared.append(f"{name} {_short(values[0])}")
+                shared.append(f"{name} {brief(values[0], LONGEST)}")
         if group == "training":
             shared.append(f"the defaults of {'other' if any(differs.values()) else 'all other'} settings")
         elif group and not any(differs.values()):

@@ -28,7 +28,6 @@ from bvae.hardware import describe_hardware, find_commit, find_versions
 from bvae.judging.comparison import Comparison, RunOutcomes, compare
 from bvae.records import ControlledMetrics, CorpusRecord, EpochRecord, RunResult
 from bvae.session_files import (
-    BEGUN,
     CONFIG,
     HOLDER,
     LATEST,
@@ -163,6 +162,12 @@ class Session:
         """Return the configuration of one of this session's runs."""
         return self.record.config.run(option, seed, self.record.corpus.fingerprint)
 
+    @property
+    def runs(self) -> list[RunConfig]:
+        """All runs: every option with every seed."""
+        config = self.record.config
+        return [self.run_config(option, seed) for option in config.options for seed in range(config.seeds)]
+
     def point_latest(self) -> None:
         """Make the link `latest` next to the session folder point to it, atomically, if the system can."""
         link = self.path.parent / LATEST
@@ -214,7 +219,7 @@ def hold(path: Path) -> BaseFileLock:
     try:
         lock = lock_file(path / LOCK, timeout=0)
     except Timeout:
-        pid = _read_marker(holder) or "unknown"
+        pid = read_marker(holder) or "unknown"
         raise SessionHeldError(
             f"session {path} is in use by process {pid}; wait for it or interrupt it, then resume"
         ) from None
@@ -233,12 +238,7 @@ class RunCrashError(RuntimeError):
     """A run was begun in this invocation, and its process ended without a result."""
 
 
-def is_begun(session: Session, name: str) -> bool:
-    """Return whether this invocation began a run; without a result and a lock holder it has crashed."""
-    return _read_marker(session.path / name / BEGUN) == session.invocation
-
-
-def _read_marker(path: Path) -> str:
+def read_marker(path: Path) -> str:
     """Return the text of a marker, empty if it cannot be read."""
     try:
         return printable(read_bounded(path, MAX_MARKER).decode())
@@ -313,18 +313,15 @@ def shown_history(session: Session, name: str) -> list[EpochRecord]:
 def found_outcomes(session: Session) -> RunOutcomes:
     """Return the stored results of all runs begun in a session folder, without training."""
     outcomes: RunOutcomes = {}
-    config = session.record.config
-    for option in config.options:
-        for seed in range(config.seeds):
-            run = session.run_config(option, seed)
-            directory = session.path / run.name
-            try:
-                outcome = verified_result(directory, run) or f"{run.name} was begun and did not finish"
-            except ValueError as error:
-                outcome = printable(str(error))
-                warnings.warn(f"{outcome}; the run counts as incomplete", EvidenceWarning, stacklevel=2)
-            if directory.exists():
-                outcomes.setdefault(option.name, {})[seed] = outcome
+    for run in session.runs:
+        directory = session.path / run.name
+        try:
+            outcome = verified_result(directory, run) or f"{run.name} was begun and did not finish"
+        except ValueError as error:
+            outcome = printable(str(error))
+            warnings.warn(f"{outcome}; the run counts as incomplete", EvidenceWarning, stacklevel=2)
+        if directory.exists():
+            outcomes.setdefault(run.option.name, {})[run.seed] = outcome
     return outcomes
 
 

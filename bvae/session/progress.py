@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
 import threading
@@ -10,12 +9,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from bvae.config import RunConfig, TrainingConfig
-from bvae.records import Event, Stepped
+from bvae.config import RunConfig
 from bvae.session_files import PROGRESS, RESULT
-from bvae.storage import read_json, to_json
+from bvae.storage import read_json
 
-NOTE_SECONDS = 0.5
 LOOK_SECONDS = 0.5
 
 NAMED = 4
@@ -43,39 +40,6 @@ class Note:
     def __post_init__(self) -> None:
         if not (0 <= self.step <= self.steps and self.steps > 0 and self.images_per_second >= 0.0):
             raise ValueError(f"step {self.step} of {self.steps} at {self.images_per_second} images/s")
-
-
-class ProgressNote:
-    """Listens to a trainer and writes the progress of its run to `.progress`, which is never flushed."""
-
-    def __init__(self, directory: Path, training: TrainingConfig) -> None:
-        self.path, self.training = directory / PROGRESS, training
-        self._since: float | None = None
-        self._images = 0
-
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, Stepped):
-            return
-        now = time.monotonic()
-        if self._since is None:
-            self._since = now
-            return
-        self._images += event.images
-        if now - self._since < NOTE_SECONDS and event.step < event.steps:
-            return
-        note = Note(
-            step=event.step,
-            steps=event.steps,
-            epoch=event.epoch,
-            epochs=self.training.epochs,
-            may_end=self.training.until_plateau > 0,
-            images_per_second=self._images / max(now - self._since, 1e-9),
-        )
-        self._since, self._images = now, 0
-        new = self.path.with_suffix(".new")
-        with contextlib.suppress(OSError):  # the next checkpoint reports a full disk
-            new.write_bytes(to_json(note))
-            new.replace(self.path)
 
 
 def _read(directory: Path) -> Note | None:

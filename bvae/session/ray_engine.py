@@ -7,7 +7,6 @@ session folder: each trains in a temporary folder of its node.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import os
 import signal
@@ -29,7 +28,7 @@ from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.hardware import describe_hardware, usable_cores
 from bvae.records import CheckpointSaved, Event, RunResult
-from bvae.session import refuse_changes
+from bvae.session.continuation import refuse_changes
 from bvae.session.folder import RunCrashError, Session, SessionRecord, read_result
 from bvae.session.run import RunScheduler, begin_run, train_run
 from bvae.session_files import CHECKPOINTS, RESULT, TENSORBOARD, leftovers, run_file_limit
@@ -60,9 +59,8 @@ class RunFolders:
     """
 
     def __init__(self, session: Session) -> None:
-        self.session, config = session, session.record.config
-        pairs = itertools.product(config.options, range(config.seeds))
-        self.attempts = {session.run_config(*pair).name: 0 for pair in pairs}
+        self.session = session
+        self.attempts = {run.name: 0 for run in session.runs}
 
     def begin(self, run: str) -> tuple[int, list[str]]:
         """Return the number of a new attempt at a run, and the names of the files that it has already.

@@ -8,27 +8,21 @@ same methods and writes the same files to the folder of each run, see `bvae.sess
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import msgspec
-import numpy as np
 import torch
-from PIL import Image
 
 from bvae import EvidenceWarning
 from bvae.config import AccuracyBand, ExperimentConfig, RunConfig
 from bvae.corpus import Corpus
 from bvae.judging.comparison import OptionOutcomes
 from bvae.models import check_model
-from bvae.records import CheckpointSaved, CorpusRecord, EpochEnded, Event, Listener, RunResult
-from bvae.session.folder import RunCrashError, Session, is_begun, read_result
-from bvae.session.progress import ProgressNote
+from bvae.records import CorpusRecord, Listener, RunResult
+from bvae.session.folder import RunCrashError, Session, read_marker, read_result
+from bvae.session.listeners import CheckpointPictures, MetricsLog, ProgressNote, TensorBoardLog
 from bvae.session_files import (
     BEGUN,
     CHECKPOINTS,
@@ -36,18 +30,14 @@ from bvae.session_files import (
     LOCK,
     METRICS,
     RESULT,
-    TENSORBOARD,
     checkpoints,
     digests,
     leftovers,
-    picture_of,
-    pictured_checkpoints,
 )
 from bvae.storage import atomic_write, lock_file, make_folder, printable, remove, sealed, to_json
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import CheckpointError, StrippedError
 from bvae.verdict import judge_run
-from bvae.visualization.checkpoint_pictures import CheckpointPictures
 
 
 class RunScheduler:
@@ -111,7 +101,7 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
     with lock_file(directory / LOCK):
         if (result := read_result(directory, run)) is not None:
             return result
-        if is_begun(session, run.name):
+        if read_marker(directory / BEGUN) == session.invocation:
             raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
         begin_run(session, directory)
         return train_run(run, corpus, directory, session.record.config.band)
@@ -187,84 +177,3 @@ def restored_trainer(
     if not trainer.epoch and (directory / METRICS).exists():
         atomic_write(directory / METRICS, b"")  # drops epochs that no valid checkpoint has
     return trainer, pictures
-
-
-class MetricsLog:
-    """Rewrites `metrics.jsonl` completely at each epoch, so no line is truncated, repeated or missing."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, EpochEnded):
-            atomic_write(self.path, msgspec.json.Encoder().encode_lines(event.history))
-
-
-class TensorBoardLog:
-    """Writes the numbers of each epoch and the checkpoint pictures for TensorBoard; the axis is the step.
-
-    A process that trains a run writes all earlier epochs and pictures again, so none is repeated or missing.
-    The first failure ends the log with a warning; training goes on.
-    """
-
-    def __init__(self, directory: Path, *, on: bool) -> None:
-        self.directory, self.on = directory, on
-        self.steps: dict[int, int] = {}  # of the epochs that were written
-        self.shown: set[float] = set()  # steps whose picture was written
-        self.writer: Any = None
-
-    def __call__(self, event: Event) -> None:
-        if not self.on or not isinstance(event, EpochEnded | CheckpointSaved):
-            return
-        try:
-            self.writer = self.writer or self._open()
-            if isinstance(event, EpochEnded):
-                self._write_epochs(event)
-            else:
-                self._write_pictures(event)
-            self.writer.flush()
-        except Exception as error:
-            self.on = False
-            reason = printable(f"{type(error).__name__}: {error}")
-            where = printable(str(self.directory / TENSORBOARD))
-            warnings.warn(f"{where} is incomplete: {reason}", EvidenceWarning, stacklevel=2)
-
-    def close(self) -> None:
-        """Close the file; nothing is written afterwards."""
-        self.on = False
-        if self.writer is not None:
-            self.writer.close()
-
-    def _open(self) -> Any:
-        tensorboard = importlib.import_module("torch.utils.tensorboard")  # takes a second
-        folder = self.directory / TENSORBOARD
-        make_folder(folder)
-        for earlier in folder.glob("events.out.tfevents.*"):
-            earlier.unlink()
-        return tensorboard.SummaryWriter(folder, purge_step=0)  # a TensorBoard that is open forgets them
-
-    def _write_epochs(self, event: EpochEnded) -> None:
-        for record in event.history[len(self.steps) :]:
-            self.steps[record.epoch] = record.step
-            for name, value in record.numbers().items():
-                if value is not None:
-                    self.writer.add_scalar(name, value, record.step)
-
-    def _write_pictures(self, event: CheckpointSaved) -> None:
-        found = {self._step(path): path for path in reversed(pictured_checkpoints(self.directory))}
-        for step, path in {**found, event.step: event.paths[0]}.items():
-            if step <= event.step and step not in self.shown and picture_of(path).exists():
-                self.shown.add(step)
-                with Image.open(picture_of(path)) as picture:
-                    pixels = np.asarray(picture.convert("RGB"))
-                self.writer.add_image("reconstructions", pixels, step, dataformats="HWC")
-
-    def _step(self, checkpoint: Path) -> float:
-        """Return the step at which a checkpoint was saved; infinity if that is not known."""
-        _, *numbers = checkpoint.stem.split("_")
-        match numbers:
-            case [_, "step", step]:
-                return int(step)
-            case [epoch]:
-                return self.steps.get(int(epoch), math.inf)
-        return math.inf

@@ -5,7 +5,6 @@
 - `grid_image`: a matrix of grids with labels and captions, as one image.
 - `charts`: curves of runs and options by epoch.
 - `why_chart`: thresholds, gradient share and confusion of an option.
-- `checkpoint_pictures`: the pictures of a run at its checkpoints.
 - `canvas`: figures measured in pixels, style, text and PNG files.
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import textwrap
 import threading
 from collections.abc import Iterator
@@ -169,11 +170,12 @@ def _characters() -> frozenset[str]:
 
 
 def save_png(figure: Figure, path: Destination | None, description: str = "") -> None:
-    """Write a figure as a PNG without date or version; do nothing if `path` is None.
+    """Describe a figure, and write it as a PNG without date or version, unless `path` is None.
 
     Args:
         description: text alternative, for the text chunk `Description` of the file.
     """
+    figure.set_label(description)
     if path is None:
         return
     canvas: Any = figure.canvas
@@ -183,6 +185,14 @@ def save_png(figure: Figure, path: Destination | None, description: str = "") ->
         text.add_text("Description", description)
     image = _with_palette(np.asarray(canvas.buffer_rgba()))
     image.save(path, "png", pnginfo=text, compress_level=COMPRESSION)
+
+
+@house_style()
+def png_of(figure: Figure) -> bytes:
+    """Return the PNG of a figure that a function of this package drew, with its description."""
+    picture = io.BytesIO()
+    save_png(figure, picture, str(figure.get_label()))
+    return picture.getvalue()
 
 
 def _with_palette(pixels: npt.NDArray[np.uint8]) -> Image.Image:

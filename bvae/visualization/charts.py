@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator, StrMethodFormatter
 
 from bvae.judging.comparison import colour_of
+from bvae.storage import brief
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK, TICK_SIZE
 
@@ -253,7 +254,7 @@ def _draw_legend(
     named.append(("extent, filled", Line2D([], [], **EXTENT_LOOK)))
     if rate is not None:
         named.append((f"all background: {rate:.1%}", Line2D([], [], **RATE_LOOK)))
-    names = [shortened(name) for name, _ in named]
+    names = [brief(name, LEGEND_LETTERS) for name, _ in named]
     widest = max(canvas.text_width(name, TICK_SIZE) for name in names)
     room = PANEL_WIDTH - LEGEND_LINE - canvas.EDGE
     size = TICK_SIZE * min(1, room / widest, PANEL_HEIGHT / (1.2 * TICK_SIZE * len(names)))
@@ -277,8 +278,3 @@ def _draw_legend(
     below = 1 - (pitch * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
     look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}
     axes.text(0, below, "\n".join(notes), transform=axes.transAxes, **look)
-
-
-def shortened(name: str) -> str:
-    """Return a name with at most `LEGEND_LETTERS` letters; a name that is cut ends in "…"."""
-    return name if len(name) <= LEGEND_LETTERS else f"{name[: LEGEND_LETTERS - 1]}…"

@@ -12,27 +12,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
-from matplotlib.transforms import Bbox
 
 from bvae.beta_vae import GridModel
 from bvae.config import OUTSIDE
 from bvae.judging.comparison import colour_of
 from bvae.losses import kl_divergence
 from bvae.models import decode, encode
+from bvae.storage import brief
 from bvae.visualization import canvas
 from bvae.visualization.canvas import TICK_SIZE, Destination
 from bvae.visualization.charts import (
     FOOT,
     HEADING,
     LARGEST,
+    LEGEND_LETTERS,
     NOTHING_YET,
     OBJECT_IOU,
     WIDTH,
     Values,
-    shortened,
 )
 from bvae.visualization.grid_image import draw_columns, draw_grid_image
 from bvae.visualization.reconstructions import MAX_GRIDS, Classes, Grids, checked_grids, dotted
@@ -43,7 +42,6 @@ VALUES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
 PLOT_WIDTH, PLOT_HEIGHT = 1160, 640
 SESSION_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 Points = Mapping[str, Sequence[tuple[float, float]]]
-BESIDE = 24  # pixels from a mark to its name
 
 MAX_DIMENSIONS = 8
 """Number of dimensions that are drawn by default."""
@@ -216,7 +214,7 @@ def plot_rate_distortion(
     path: canvas.Destination | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw the object IoU of runs against their KL divergence, with a larger, labelled mark at each mean.
+    """Draw the object IoU of runs against their KL divergence, with a larger mark at each mean.
 
     Points that are not finite in single precision are left out.
 
@@ -240,14 +238,13 @@ def plot_rate_distortion(
             colour, marker = looks[label]
             shape = SESSION_MARKERS[marker % len(SESSION_MARKERS)]
             look: dict[str, Any] = {"color": colour_of(colour), "edgecolor": "white", "marker": shape}
-            name, mean = canvas.printable(shortened(label)), values.mean(0)
+            name, mean = canvas.printable(brief(label, LEGEND_LETTERS)), values.mean(0)
             axes.scatter(values[:, 0], values[:, 1], s=130, alpha=0.6, zorder=3, **look)
             marks[name] = axes.scatter(mean[0], mean[1], s=380, zorder=4, **look)
         beyond: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}
         axes.margins(0.1)
         (left, right), (bottom, above) = axes.get_xlim(), axes.get_ylim()
         axes.set(xlim=(max(left, -0.04 * right), right), ylim=(max(bottom, -0.04 * above), above))
-        _name_marks(axes, known, size)
         axes.legend(marks.values(), marks, fontsize=size, **beyond)
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     else:
@@ -268,30 +265,3 @@ def _finite_points(points: Points) -> dict[str, Values]:
     arrays = {label: np.array(each, dtype=float).reshape(-1, 2) for label, each in points.items()}
     kept = {label: each[(np.abs(each) <= LARGEST).all(1)] for label, each in arrays.items()}
     return {label: each / (math.log(2), 1) for label, each in kept.items() if len(each)}
-
-
-def _name_marks(axes: Axes, runs: Mapping[str, Values], size: float) -> None:
-    """Write each label beside its mean, as near as marks and other labels permit."""
-    height, inside = canvas.LINE_HEIGHT * size, axes.bbox
-    place = axes.transData.transform
-    taken = [Bbox.from_bounds(x - 9, y - 9, 18, 18) for marks in runs.values() for x, y in place(marks)]
-    for name, values in runs.items():
-        mean, shown = values.mean(0), canvas.printable(shortened(name))
-        x, y = place(mean)
-        width = canvas.text_width(shown, size)
-        right, left = x + BESIDE, x - BESIDE - width
-        sides = [right, left] if right + width < inside.x1 else [left]
-        rises = sorted(np.arange(inside.y0 + height - y, inside.y1 - height - y, 4), key=abs)
-        offers = [
-            Bbox.from_bounds(x0, y + r - height / 2, width, height) for r in (0, *rises) for x0 in sides
-        ]
-        box = next((offer for offer in offers if not offer.count_overlaps(taken)), offers[0])
-        taken.append(box)
-        rise = box.y0 + height / 2 - y
-        line = {"arrowstyle": "-", "color": canvas.SOFT_INK, "shrinkA": 0, "shrinkB": 12}
-        look: dict[str, Any] = {
-            "va": "center",
-            "fontsize": size,
-            "arrowprops": line if abs(rise) > height / 2 else None,
-        }
-        axes.annotate(shown, mean, (box.x0 - x, rise), textcoords="offset pixels", **look)

@@ -119,7 +119,7 @@ def plot_comparison(
         note=NOTE if options else "",
         path=path,
         title=title,
-        description=describe_comparison(target, dict(options)),
+        description=f"Reconstructions of {_count(target)} under each option: {_accuracies(target, options)}.",
     )
 
 
@@ -145,7 +145,7 @@ def plot_filmstrip(
         note=NOTE if strip else "",
         path=path,
         title=title,
-        description=describe_filmstrip(target, strip),
+        description=f"Reconstructions of {_count(target)} at each checkpoint: {_accuracies(target, strip)}.",
     )
 
 
@@ -162,17 +162,17 @@ def plot_examples(
             the same labels. At least one option.
     """
     headers = [label for label, _, _ in next(iter(examples.values()), ())]
-    rows, captions = [], {}
+    rows, captions, said = [], {}, []
     for number, (name, chosen) in enumerate(examples.items()):
         originals, predicted = (np.stack([each[part] for each in chosen]) for part in (1, 2))
         target, drawn = _pair(f"reconstructions of {name!r}", originals, predicted)
         pairs = zip(_symbols(target, target), dotted(target, drawn), strict=True)
         rows.append([grid for pair in pairs for grid in pair])
-        texts = [
-            f"{_fraction(iou)}\n{share}"
-            for iou, share in zip(_object_iou(target, drawn), _shares(target, drawn), strict=True)
-        ]
+        ious = [*map(_fraction, _object_iou(target, drawn))]
+        texts = map("\n".join, zip(ious, _shares(target, drawn), strict=True))
         captions[number] = ("Object IoU\nAccuracy", [text for each in texts for text in ("", each)])
+        numbers = zip(headers, ious, strict=True)
+        said.append(f"{name}: {', '.join(f'{label.lower()} {iou}' for label, iou in numbers)}")
     return draw_grid_image(
         np.array(rows),
         labels=list(examples),
@@ -181,20 +181,8 @@ def plot_examples(
         note=NOTE,
         path=path,
         title=title,
-        description=describe_examples(examples),
+        description=f"Object IoU of validation grids under each option: {'; '.join(said)}.",
     )
-
-
-def describe_examples(examples: Mapping[str, Sequence[tuple[str, Grids, Grids]]]) -> str:
-    """Return a sentence with the object IoU of each option's grids."""
-    found = []
-    for name, chosen in examples.items():
-        ious = _object_iou(*(np.stack([np.asarray(each[part]) for each in chosen]) for part in (1, 2)))
-        numbers = ", ".join(
-            f"{label.lower()} {_fraction(iou)}" for (label, _, _), iou in zip(chosen, ious, strict=True)
-        )
-        found.append(f"{name}: {numbers}")
-    return f"Object IoU of validation grids under each option: {'; '.join(found)}."
 
 
 def describe_reconstructions(originals: Grids, reconstructions: Grids) -> str:
@@ -207,18 +195,6 @@ def describe_reconstructions(originals: Grids, reconstructions: Grids) -> str:
         f"Reconstructions of {_count(target)}: accuracy {_percent(right, cells)} (worst grid "
         f"{_percent(*order[0])}, best {_percent(*order[-1])}), {cells - right:,} of {cells:,} cells wrong."
     )
-
-
-def describe_comparison(originals: Grids, reconstructions: Mapping[str, Grids]) -> str:
-    """Return a sentence with the accuracy of each option's reconstructions."""
-    target, options = _series("reconstructions of", originals, reconstructions.items())
-    return f"Reconstructions of {_count(target)} under each option: {_accuracies(target, options)}."
-
-
-def describe_filmstrip(originals: Grids, checkpoints: Sequence[tuple[str, Grids]]) -> str:
-    """Return a sentence with the accuracy of the reconstructions at each checkpoint that is drawn."""
-    target, strip = _series("reconstructions at", originals, spread(checkpoints))
-    return f"Reconstructions of {_count(target)} at each checkpoint: {_accuracies(target, strip)}."
 
 
 def _device(model: object, grids: Grids) -> torch.device:

@@ -236,7 +236,7 @@ def test_background_and_imbalance_do_not_depend_on_the_size_of_the_corpus(spec: 
     assert (corpus.duplicates, corpus.duplicates_sampled, corpus.has_outside) == (0, False, False)
     assert not {grid.tobytes() for grid in corpus.train[:]} & {grid.tobytes() for grid in corpus.val[:]}
     assert 0.82 <= corpus.class_counts[0] / sum(corpus.class_counts) <= 0.88
-    assert 110 <= corpus.weight_ratio("inverse") <= 160
+    assert 110 <= corpus.imbalance <= 160
 
 
 @unit

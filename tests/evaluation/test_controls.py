@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from bvae.beta_vae import class_weights
 from bvae.config import OUTSIDE
 from bvae.corpus import Corpus
-from bvae.evaluation import controls
-from bvae.evaluation.controls import derangement, extent, references, sample_rows
-from bvae.evaluation.metrics import find_objects, score_with_control
+from bvae.evaluation import measure
+from bvae.evaluation.measure import references
+from bvae.evaluation.metrics import derangement, extent, find_objects, sample_rows, score_with_control
 from bvae.records import ControlledMetrics
 
 pytestmark = pytest.mark.unit
@@ -223,8 +223,8 @@ def test_references_are_reproducible_and_leave_the_random_state_unchanged() -> N
 def test_references_use_a_seeded_sample_of_many_grids(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     train, val = sparse_grids(rng, 60, 8), sparse_grids(rng, 40, 8)
-    monkeypatch.setattr(controls, "MAX_OBJECT_GRIDS", 9)
-    monkeypatch.setattr(controls, "MAX_REFERENCE_CELLS", 20 * 640)
+    monkeypatch.setattr(measure, "MAX_OBJECT_GRIDS", 9)
+    monkeypatch.setattr(measure, "MAX_REFERENCE_CELLS", 20 * 640)
     found = references(corpus_of(train, val), 3)
     monkeypatch.undo()
     sampled, known = val[sample_rows(40, 9)], train[sample_rows(60, 20)]

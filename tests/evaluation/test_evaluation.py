@@ -16,9 +16,16 @@ from torch import Tensor, nn
 from bvae.beta_vae import BetaVAE, GridModel, one_hot
 from bvae.config import OUTSIDE
 from bvae.evaluation import Evaluator, evaluate, measure
-from bvae.evaluation.controls import derangement, extent, sample_rows
 from bvae.evaluation.measure import foreground_gradient_share
-from bvae.evaluation.metrics import Tally, find_objects, score_objects, score_with_control
+from bvae.evaluation.metrics import (
+    Tally,
+    derangement,
+    extent,
+    find_objects,
+    sample_rows,
+    score_objects,
+    score_with_control,
+)
 from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 from bvae.records import MeanStd, ReconstructionMetrics
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from bvae.config import OUTSIDE
 from bvae.corpus.built_in import Pool, generate_objects
-from bvae.evaluation.controls import extent
 from bvae.evaluation.metrics import (
     connected_sets,
+    extent,
     find_objects,
     grid_object_iou,
     score_objects,

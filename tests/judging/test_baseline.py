@@ -36,7 +36,7 @@ from bvae.judging.baseline import (
 )
 from bvae.judging.comparison import METRICS, Comparison, compare
 from bvae.plugin import separated_path
-from bvae.report import show_differences
+from bvae.report.html import show_differences
 from bvae.report.text import differences_to_text, to_markdown
 from bvae.storage import to_json
 

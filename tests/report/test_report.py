@@ -525,10 +525,10 @@ def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> Non
 @slow
 def test_a_filmstrip_that_cannot_be_drawn_is_reported_and_affects_nothing_else(lab: Path) -> None:
     (lab / "conftest.py").write_text(
-        "import bvae.visualization.checkpoint_pictures\n"
+        "import bvae.session.listeners\n"
         "def broken(*arguments, **more):\n"
         "    raise MemoryError('<no room>')\n"
-        "bvae.visualization.checkpoint_pictures.plot_filmstrip = broken\n"
+        "bvae.session.listeners.plot_filmstrip = broken\n"
     )
     run_pytest("experiments/", *QUICK, *TINY, "-n0", "--html=report.html", "-k", "B-seed0")
     result = json.loads((newest(lab) / "B-seed0/result.json").read_text())

@@ -20,7 +20,8 @@ from bvae.__main__ import main
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, RunConfig, TrainingConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.records import Progress, RunResult
-from bvae.session import SessionRecord, extended
+from bvae.session import SessionRecord
+from bvae.session.continuation import extended
 from bvae.session_files import checkpoints, digests
 from bvae.storage import is_sealed, read_json, sealed, to_json
 from bvae.trainer import Trainer

@@ -26,11 +26,10 @@ from bvae.experiment import Experiment, SetupError
 from bvae.models import newest_model
 from bvae.options import parse_experiment
 from bvae.records import RunResult
-from bvae.session import SessionRecord
+from bvae.session import SessionRecord, listeners
 from bvae.session.folder import found_outcomes, read_comparison, read_history, read_result
 from bvae.session_files import checkpoints
 from bvae.storage import StorageError, file_digest, lock_file, read_bounded, read_json, sealed, to_json
-from bvae.visualization import checkpoint_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -386,7 +385,7 @@ def test_where_no_picture_can_be_drawn_there_are_still_comparison_report_and_jun
     for function in PICTURES:
         monkeypatch.setattr(engine, function, without_ink)
     for function in ("plot_reconstructions", "plot_filmstrip"):
-        monkeypatch.setattr(checkpoint_pictures, function, without_ink)
+        monkeypatch.setattr(listeners, function, without_ink)
     status, said = session_here(
         *TINY, "--loss-options=A,B", "-k", "seed", "--html=report.html", "--junitxml=junit.xml"
     )

@@ -23,13 +23,13 @@ from bvae.experiment import Experiment
 from bvae.models import initial_model, load_model
 from bvae.options import parse_experiment
 from bvae.records import CheckpointSaved, Event, Progress
+from bvae.session import listeners
 from bvae.session import run as run_module
 from bvae.session.folder import verified_result
 from bvae.session.run import restored_trainer
 from bvae.session_files import checkpoints, picture_of
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import OPTIMIZER, load_checkpoint
-from bvae.visualization import checkpoint_pictures
 
 pytestmark = pytest.mark.slow
 
@@ -129,7 +129,7 @@ def stems(directory: Path, pattern: str) -> set[str]:
 def test_pictures_that_failed_before_the_interruption_are_reported_with_the_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint_pictures, "plot_reconstructions", without_ink)
+    monkeypatch.setattr(listeners, "plot_reconstructions", without_ink)
     experiment, directory = interrupted(folder, 7, epochs="4")
     with pytest.warns(EvidenceWarning, match="lacks a picture"):
         experiment.obtain((LOSS_OPTIONS["B"], 0))
@@ -254,11 +254,11 @@ def without_ink(*_: object, **__: object) -> None:
 def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
     run: RunConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures, saved = checkpoint_pictures.CheckpointPictures(run, corpus), tmp_path / "best.safetensors"
+    pictures, saved = listeners.CheckpointPictures(run, corpus), tmp_path / "best.safetensors"
     event = CheckpointSaved((saved,), 1, 3, initial_model(run).eval())
     pictures(event)
     assert picture_of(saved).exists()
-    monkeypatch.setattr(checkpoint_pictures, "plot_reconstructions", without_ink)
+    monkeypatch.setattr(listeners, "plot_reconstructions", without_ink)
     pictures(event)
     assert not picture_of(saved).exists()
     assert pictures.failures == ["reconstructions_best.png: RuntimeError: no ink"]

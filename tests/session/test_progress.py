@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.records import Stepped
-from bvae.session.progress import MOST_LINES, Note, ProgressDisplay, ProgressNote, describe_progress
+from bvae.session.listeners import ProgressNote
+from bvae.session.progress import MOST_LINES, Note, ProgressDisplay, describe_progress
 from bvae.storage import read_json, to_json
 
 pytestmark = pytest.mark.unit

@@ -21,8 +21,9 @@ from bvae.__main__ import main
 from bvae.experiment import Experiment
 from bvae.options import parse_experiment
 from bvae.records import EpochEnded, Event, RunResult
-from bvae.session import SessionRecord, shard_of
-from bvae.session.run import MetricsLog
+from bvae.session import SessionRecord
+from bvae.session.continuation import shard_of
+from bvae.session.listeners import MetricsLog
 from bvae.storage import is_sealed, read_json, sealed, to_json
 
 slow = pytest.mark.slow
