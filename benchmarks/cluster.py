@@ -25,7 +25,7 @@ from bvae.options import parse_experiment
 
 DESCRIPTION = """\
 Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine with two workers and with
-one, and in pytest with Ray and with two workers of pytest-xdist. The processor time and the memory of the
+one, and in pytest with Ray and with two workers and one of pytest-xdist. The processor time and the memory of the
 controller are those of the process that submits the runs and waits for them."""
 
 SETTINGS = {"grid_size": "8", "epochs": "1", "batch_size": "16", "loss_options": "A", "precision": "fp32"}
@@ -142,7 +142,9 @@ def main() -> None:
             with cluster(2) as address:
                 name = "ray with two workers"
                 sessions[name] = whole_session(Path(folder), arguments.runs, f"--engine=ray:{address}")
-            sessions["xdist -n2"] = whole_session(Path(folder), arguments.runs, "-n2")
+            for workers in (2, 1):
+                name = f"xdist -n{workers}"
+                sessions[name] = whole_session(Path(folder), arguments.runs, f"-n{workers}")
     print(*lines(found, sessions), sep="\n")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     result = {"machine": machine.describe(), "scheduler": found, "sessions": sessions}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -73,6 +74,7 @@ def _processor() -> tuple[str, frozenset[str]]:
     return name, frozenset(facts.get("flags", "").split())
 
 
+@functools.cache
 def find_versions() -> dict[str, str]:
     """Return the versions of Python and of `PACKAGES`, with their builds."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}

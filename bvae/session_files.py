@@ -22,7 +22,7 @@ runs/<when>-<id>/                     `folder.Session.create`
                                       `--keep-checkpoints` removes older ones, but no pictures
       best.safetensors                another name of the epoch file with the lowest validation loss
       reconstructions_epoch_001.png   `listeners.CheckpointPictures`: one picture for each checkpoint file
-    filmstrip.png                     `listeners.CheckpointPictures`: the same grids at every epoch's checkpoint
+    filmstrip.png                     `listeners.CheckpointPictures`: the same grids, epoch by epoch
     tensorboard/events.out.tfevents.* `listeners.TensorBoardLog`, with `--log tensorboard`
     result.json                       `run.train_run`; written last: its presence means complete;
                                       `continuation.go_on`: its verdict under another accuracy band
@@ -96,6 +96,18 @@ def run_file_limit(name: str) -> int:
         if re.fullmatch(pattern, name):
             return limit
     return 0
+
+
+def run_files(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Return the files of a run by name, each with numbers that change whenever the file is replaced."""
+    found: dict[str, tuple[int, ...]] = {}
+    for folder in (directory, directory / CHECKPOINTS, directory / TENSORBOARD):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            name = path.relative_to(directory).as_posix()
+            if run_file_limit(name) and path.is_file():
+                about = path.stat()
+                found[name] = about.st_ino, about.st_mtime_ns, about.st_size
+    return found
 
 
 def leftovers(folder: Path) -> list[Path]:

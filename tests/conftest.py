@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from filelock import FileLock
 from hypothesis import settings
-from lab import QUICK, SessionHere, Uninterrupted, evidence, furnish, newest, run_pytest
+from lab import QUICK, MadeOnce, SessionHere, Uninterrupted, evidence, furnish, newest, run_pytest
 
 # No deadline, because timing varies on shared machines. Failing examples are printed with code to reproduce
 # them. In CI the examples are always the same, so that a failure is caused by the change and not by chance.
@@ -43,24 +43,37 @@ def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
     return furnish(pytester.path)
 
 
-@pytest.fixture
-def uninterrupted(
-    lab: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Uninterrupted:
-    """Return the evidence of an uninterrupted session with given settings, created once for all workers."""
+@pytest.fixture(scope="session")
+def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Return a function that returns the folder of a name, furnished and made once for all workers."""
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
         shared = shared.parent
 
+    def find(name: str, make: Callable[[Path], None]) -> Path:
+        folder, made = shared / name, shared / f"{name} is made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                folder.mkdir()
+                make(furnish(folder))
+                made.touch()
+        return folder
+
+    return find
+
+
+@pytest.fixture
+def uninterrupted(lab: Path, made_once: MadeOnce) -> Uninterrupted:
+    """Return the evidence of an uninterrupted session with given settings, created once for all workers."""
+
     def find(*settings: str) -> dict[str, str]:
-        kept = shared / f"uninterrupted-{hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}.json"
-        with FileLock(kept.with_suffix(".lock")):
-            if not kept.exists():
-                folder = furnish(tmp_path_factory.mktemp("uninterrupted"))
-                done = run_pytest("experiments/", *QUICK, *settings, "-n0", cwd=folder)
-                assert done.returncode == 1, done.stdout + done.stderr
-                kept.write_text(json.dumps(evidence(newest(folder))))
-        found: dict[str, str] = json.loads(kept.read_text())
+        def make(folder: Path) -> None:
+            done = run_pytest("experiments/", *QUICK, *settings, "-n0", cwd=folder)
+            assert done.returncode == 1, done.stdout + done.stderr
+            (folder / "evidence.json").write_text(json.dumps(evidence(newest(folder))))
+
+        name = f"uninterrupted {hashlib.sha256(repr(settings).encode()).hexdigest()[:16]}"
+        found: dict[str, str] = json.loads((made_once(name, make) / "evidence.json").read_text())
         return found
 
     return find

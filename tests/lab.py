@@ -32,6 +32,7 @@ THREE_SEEDS = (*TINY, "--loss-options", "A", "--seeds", "3")
 
 SessionHere = Callable[..., tuple[int, str]]
 Uninterrupted = Callable[..., dict[str, str]]
+MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 QUICK = ("-p", "no:hypothesispytest")
 """Saves the second that loading this plugin takes; bvae does not use it."""

@@ -113,6 +113,9 @@ def describe_setting(comparison: Comparison) -> str:
         *filter(None, [describe_stages(comparison.training), describe_changes(comparison)]),
         f"Accuracy band {band}.",
     ]
+    batches = [comparison.training_of(name).batch_size for name in comparison.options]
+    if max(batches, default=0) > corpus.train:
+        sentences.append(f"A batch of {max(batches)} has all training grids, so an epoch is a single step.")
     if band.hi < corpus.background_rate:
         sentences.append(
             f"The band is below the background rate {corpus.background_rate:.3f}: a model in it has fewer "

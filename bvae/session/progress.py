@@ -13,7 +13,8 @@ from bvae.config import RunConfig
 from bvae.session_files import PROGRESS, RESULT
 from bvae.storage import read_json
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS, LOOKED_AT = 0.5, 200
+"""Time between two looks at up to this many runs; with more, looks are rarer in proportion."""
 
 NAMED = 4
 """Maximum number of runs in training that are named."""
@@ -102,7 +103,8 @@ class ProgressDisplay(threading.Thread):
         self._shown: object = None
 
     def run(self) -> None:
-        while not self._stop_asked.wait(LOOK_SECONDS) and len(self._finished()) < len(self.runs):
+        pause = LOOK_SECONDS * max(1.0, len(self.runs) / LOOKED_AT)
+        while not self._stop_asked.wait(pause) and len(self._finished()) < len(self.runs):
             self.show()
         if self.live:
             self.write("\r\x1b[K")

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +31,15 @@ from bvae.records import CheckpointSaved, Event, RunResult
 from bvae.session.continuation import refuse_changes
 from bvae.session.folder import RunCrashError, Session, SessionRecord, read_result
 from bvae.session.run import RunScheduler, begin_run, train_run
-from bvae.session_files import CHECKPOINTS, RESULT, TENSORBOARD, leftovers, run_file_limit
+from bvae.session_files import CHECKPOINTS, RESULT, leftovers, run_file_limit, run_files
 from bvae.storage import StorageError, atomic_write, make_folder, printable, read_bounded, remove
 
 ATTEMPTS = 4
 """How often a run is begun on a worker: once, and again after each of at most three deaths."""
 RUN_MEMORY = 2**30
 """Bytes that Ray reserves for each run."""
-MAX_SENT = 2**30
-"""Bytes of the largest file that a worker sends."""
+MAX_SENT, PARCEL = 2**30, 2**25
+"""Bytes of the largest file that a worker sends, and of files from which no other is sent with them."""
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS = 1.0
@@ -47,6 +47,10 @@ LOOK_SECONDS = 1.0
 HEAD_SECONDS = 10.0
 """How long the head of the cluster may be silent before it counts as lost."""
 CANCEL_SECONDS = 5.0
+
+
+Files = list[tuple[list[str], bytes]]
+"""Names of each file in the folder of its run, and its content."""
 
 
 class RunFolders:
@@ -83,12 +87,18 @@ class RunFolders:
         """Return the content of a file. Raises ValueError."""
         return read_bounded(self._path(run, name), run_file_limit(name))
 
-    def write(self, run: str, attempt: int, names: Sequence[str], data: bytes) -> None:
-        """Write a file atomically under one or more names. Raises ValueError or StorageError."""
+    def write(self, run: str, attempt: int, files: Files) -> None:
+        """Write files one after another, each atomically and perhaps under several names.
+
+        Raises:
+            ValueError: if this is not the newest attempt, or a file is not one of a run, or too large.
+            StorageError: if a file cannot be written.
+        """
         self._check(run, attempt)
-        first, *others = (self._path(run, name, len(data)) for name in names)
-        make_folder(first.parent)
-        atomic_write(first, data, *others)
+        for names, data in files:
+            first, *others = (self._path(run, name, len(data)) for name in names)
+            make_folder(first.parent)
+            atomic_write(first, data, *others)
 
     def remove(self, run: str, attempt: int, name: str) -> None:
         """Remove a file that the worker has removed. Raises ValueError or StorageError."""
@@ -108,18 +118,6 @@ class RunFolders:
         if size > limit:
             raise ValueError(f"{run}/{name} has {size} bytes; expected at most {limit} with --engine ray")
         return self.session.path / run / name
-
-
-def run_files(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Return the files of a run by name, each with numbers that change whenever the file is replaced."""
-    found: dict[str, tuple[int, ...]] = {}
-    for folder in (directory, directory / CHECKPOINTS, directory / TENSORBOARD):
-        for path in folder.iterdir() if folder.is_dir() else ():
-            name = path.relative_to(directory).as_posix()
-            if run_file_limit(name) and path.is_file():
-                about = path.stat()
-                found[name] = about.st_ino, about.st_mtime_ns, about.st_size
-    return found
 
 
 class RunFolderCopy:
@@ -147,12 +145,21 @@ class RunFolderCopy:
         for name in sorted(found, key=lambda name: (name == RESULT, name)):
             if self._sent.get(name) != found[name]:
                 changed.setdefault(found[name], []).append(name)  # names of one file, which is sent once
-        for names in changed.values():
-            data = read_bounded(self.directory / names[0], MAX_SENT)
-            ray.get(self._folders.write.remote(self.run, self._attempt, names, data))
+        for parcel in self._parcels(changed.values()):
+            ray.get(self._folders.write.remote(self.run, self._attempt, parcel))
         for name in self._sent.keys() - found.keys():
             ray.get(self._folders.remove.remote(self.run, self._attempt, name))
         self._sent, self._sent_at = found, time.monotonic()
+
+    def _parcels(self, files: Iterable[list[str]]) -> Iterator[Files]:
+        """Yield files by their names, with their content; small ones together."""
+        parcel: Files = []
+        for names in files:
+            parcel.append((names, read_bounded(self.directory / names[0], MAX_SENT)))
+            if sum(len(data) for _, data in parcel) >= PARCEL:
+                yield parcel
+                parcel = []
+        yield parcel
 
 
 def train_remotely(run: RunConfig, shared: tuple[Corpus, SessionRecord], folders: Any) -> list[str]:

@@ -272,6 +272,14 @@ def test_a_band_below_the_background_rate_gets_a_remark(hi: float, lo: float, ra
     assert (f"The band is below the background rate {rate:.3f}" in said) == (hi < rate)
 
 
+@given(st.integers(1, 200))
+def test_a_batch_of_more_than_all_training_grids_gets_a_remark(grids: int) -> None:
+    corpus = dataclasses.replace(CORPUS, train=grids)
+    said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus))
+    size = TrainingConfig().batch_size
+    assert (f"A batch of {size} has all training grids" in said) == (size > grids)
+
+
 @given(st.lists(st.integers(1, 10**6), min_size=10, max_size=10), st.integers(1, 10**5))
 def test_beta_is_also_given_for_a_loss_that_is_a_sum_over_cells(counts: list[int], grids: int) -> None:
     corpus = dataclasses.replace(CORPUS, class_counts=tuple(counts), train=grids)

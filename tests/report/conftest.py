@@ -8,25 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
-from lab import QUICK, TESTS, furnish
+from lab import QUICK, TESTS, MadeOnce
 from large_session import ManyRuns
 
 OPTIONS, SEEDS = 6, 20
 
 
 @pytest.fixture(scope="session")
-def many_runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ManyRuns:
+def many_runs(made_once: MadeOnce) -> ManyRuns:
     """A session with many runs, and its reports; created once for all workers."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = (shared.parent if hasattr(request.config, "workerinput") else shared) / "many runs"
-    shared.mkdir(exist_ok=True)
-    with FileLock(shared / ".lock"):
-        if not (shared / "output.txt").exists():
-            make_reports(furnish(shared))
-    (session,) = (shared / "runs").glob("2*")
-    pages = (session / "report.html", shared / "out/report.html")
-    return ManyRuns(OPTIONS, SEEDS, session, pages, (shared / "output.txt").read_text())
+    folder = made_once("many runs", make_reports)
+    (session,) = (folder / "runs").glob("2*")
+    pages = (session / "report.html", folder / "out/report.html")
+    return ManyRuns(OPTIONS, SEEDS, session, pages, (folder / "output.txt").read_text())
 
 
 def make_reports(folder: Path) -> None:

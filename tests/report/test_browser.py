@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from filelock import FileLock
-from lab import QUICK, furnish, run_pytest, squares
+from lab import QUICK, MadeOnce, run_pytest, squares
 from large_session import ManyRuns
 
 from bvae.verdict import SIGNS
@@ -47,18 +47,9 @@ class_weights = "none"
 
 
 @pytest.fixture(scope="module")
-def report(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report with a healthy run, an unhealthy run, and a malicious corpus name.
-
-    It is created once for all workers.
-    """
-    shared = tmp_path_factory.getbasetemp()
-    shared = (shared.parent if hasattr(request.config, "workerinput") else shared) / "browser"
-    shared.mkdir(exist_ok=True)
-    with FileLock(shared / ".lock"):
-        if not (shared / "report.html").exists():
-            make_report(furnish(shared))
-    return shared / "report.html"
+def report(made_once: MadeOnce) -> Path:
+    """A report with a healthy run, an unhealthy run, and a malicious corpus name."""
+    return made_once("browser", make_report) / "report.html"
 
 
 def make_report(folder: Path) -> None:

@@ -196,7 +196,7 @@ def test_a_worker_writes_only_files_of_runs(folders: Any, run: str, name: str) -
     assert (attempt, names) == (1, [])
     files = evidence(folders.session.path)
     with pytest.raises(ValueError, match="is not"):
-        folders.write(run, 1, [name], b"")
+        folders.write(run, 1, [([name], b"")])
     with pytest.raises(ValueError, match="is not"):
         folders.remove(run, 1, name)
     assert evidence(folders.session.path) == files
@@ -210,12 +210,12 @@ def test_only_the_newest_of_four_attempts_writes_and_its_files_are_bounded(
     for attempt in range(1, 5):
         assert folders.begin("A-seed0")[0] == attempt
     with pytest.raises(ValueError, match="attempt 3 at A-seed0 is not the newest; its files are refused"):
-        folders.write("A-seed0", 3, ["config.json"], b"old")
+        folders.write("A-seed0", 3, [(["config.json"], b"old")])
     two = ["checkpoints/best.safetensors", "checkpoints/epoch_001.safetensors"]
-    folders.write("A-seed0", 4, two, b"new")
+    folders.write("A-seed0", 4, [(two, b"new")])
     assert [folders.read("A-seed0", name) for name in two] == [b"new", b"new"]
     monkeypatch.setattr("bvae.session.ray_engine.MAX_SENT", 2)
     with pytest.raises(ValueError, match="has 3 bytes; expected at most 2 with --engine ray"):
-        folders.write("A-seed0", 4, two, b"new")
+        folders.write("A-seed0", 4, [(two, b"new")])
     with pytest.raises(RunCrashError, match="A-seed0 was begun 4 times, and each time its worker died"):
         folders.begin("A-seed0")
