@@ -25,8 +25,8 @@ from bvae.options import parse_experiment
 
 DESCRIPTION = """\
 Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine with two workers and with
-one, and in pytest with Ray and with two workers and one of pytest-xdist. The processor time and the memory of the
-controller are those of the process that submits the runs and waits for them."""
+one, and in pytest: with Ray, and with two workers and one of pytest-xdist. The processor time and the memory
+of the controller are those of the process that submits the runs and waits for them."""
 
 SETTINGS = {"grid_size": "8", "epochs": "1", "batch_size": "16", "loss_options": "A", "precision": "fp32"}
 PARTS = 4
