@@ -14,7 +14,7 @@ import scipy
 from msgspec import Meta
 
 from bvae.config import MAX_CLASSES, OPTION_NAME, ExperimentConfig, Setting, TrainingConfig
-from bvae.judging.comparison import METRICS, Comparison, painting_threshold
+from bvae.judging.comparison import METRICS, Comparison, Schema, painting_threshold
 from bvae.records import CorpusRecord, MeanStd
 from bvae.storage import differences, from_json, printable, read_bounded
 
@@ -84,7 +84,7 @@ class BaselineCorpus:
 class Baseline:
     """The part of a `comparison.json` that a later comparison needs; other keys are ignored."""
 
-    schema: Literal[2]
+    schema: Schema
     corpus: BaselineCorpus
     grid_size: int
     training: TrainingConfig

@@ -145,6 +145,9 @@ class ComparedCorpus(CorpusRecord):
     references: dict[str, ControlledMetrics]
 
 
+Schema = Literal[2]
+"""Version of `comparison.json`, to be incremented with every change of its fields."""
+
 LARGE = 24
 """Number of runs from which a session is large: its report shows the pictures of some runs only."""
 
@@ -153,7 +156,7 @@ LARGE = 24
 class Comparison:
     """The content of `comparison.json`."""
 
-    schema: Literal[2] = 2
+    schema: Schema = 2
     corpus: ComparedCorpus
     grid_size: int
     training: TrainingConfig

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from evidence_factory import CORPUS, result
@@ -34,7 +34,7 @@ from bvae.judging.baseline import (
     read_baseline,
     welch_interval,
 )
-from bvae.judging.comparison import METRICS, Comparison, compare
+from bvae.judging.comparison import METRICS, Comparison, Schema, compare
 from bvae.plugin import separated_path
 from bvae.report.html import show_differences
 from bvae.report.text import differences_to_text, to_markdown
@@ -292,8 +292,8 @@ def damage(name: str) -> Callable[[dict], object]:
         return data["options"]["B"]["runs"][0]
 
     return {
-        "another schema": lambda data: data.update(schema=1),
-        "a schema in words": lambda data: data.update(schema="2"),
+        "another schema": lambda data: data.update(schema=SCHEMA - 1),
+        "a schema in words": lambda data: data.update(schema=str(SCHEMA)),
         "no training": lambda data: data.pop("training"),
         "no epochs": lambda data: data["training"].update(epochs=0),
         "options a list": lambda data: data.update(options=[]),
@@ -331,6 +331,9 @@ DAMAGES = (
 )
 
 
+(SCHEMA,) = get_args(Schema)
+
+
 def refused(path: Path) -> str:
     with pytest.raises(BaselineError) as caught:
         read_baseline(path)
@@ -348,7 +351,7 @@ def test_a_damaged_comparison_is_refused_in_one_sentence(tmp_path: Path, name: s
 
 
 @unit
-@pytest.mark.parametrize("schema", [1, 3])
+@pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA + 1])
 def test_a_comparison_with_another_schema_is_refused_whatever_else_it_contains(
     tmp_path: Path, schema: int
 ) -> None:
@@ -357,7 +360,8 @@ def test_a_comparison_with_another_schema_is_refused_whatever_else_it_contains(
         del data["options"]["B"]["runs"][0]["metrics"]["object_iou"]  # not present in the first version
 
     said = refused(stored(tmp_path / "baseline.json", compared(B=(0.4, 0.5)), change))
-    assert said.endswith(f"written by another version of bvae (schema {schema}, expected 2); run it again")
+    other = f"written by another version of bvae (schema {schema}, expected {SCHEMA})"
+    assert said.endswith(f"{other}; run it again")
 
 
 @unit

@@ -157,7 +157,7 @@ def test_a_session_is_shown_in_full_where_the_terminal_cannot_show_greek(lab: Pa
 
 def test_a_session_ends_if_its_folder_is_removed_while_workers_start(lab: Path) -> None:
     with running(lab, *TINY, "-n2") as process:
-        wait_for(lambda: any(lab.glob("runs/2*/session.json")))
+        wait_for(lambda: any(lab.glob("runs/2*/.holder")))
         (session,) = sessions(lab)
         while session.exists():  # files come and go meanwhile
             shutil.rmtree(session, ignore_errors=True)
