@@ -31,7 +31,7 @@ from bvae.storage import StorageError, printable
 
 EXPERIMENT = pytest.StashKey[Experiment]()
 GATE, PACKAGED_GATE, SESSION_KEY = "gate", "test_stable_option_exists", "bvae_session"
-"""The marker of gates, the test that judges the comparison itself, and the session in a worker's input."""
+"""The marker of gates, the name of the packaged gate, and the key of the session in a worker's input."""
 
 
 def register_hooks(config: pytest.Config) -> None:
@@ -139,7 +139,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # By now, pytest has set its hook for unraisable exceptions; ours is removed first.
+            # pytest has set its own hook for unraisable exceptions by now. Cleanups run in reverse order.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 
@@ -153,7 +153,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
-        """End the session if its folder was removed; otherwise xdist replaces the worker without end."""
+        """End the session if its folder was removed; otherwise xdist would replace workers forever."""
         if not (self.experiment.session.path / SESSION).exists():  # a lock may have made the folder again
             pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
 
@@ -273,14 +273,14 @@ class ExperimentHooks:
 
 
 def run_name(node_id: str) -> str:
-    """Return the name of a test's run, such as `B-seed0`; for a test without a run, another text."""
+    """Return the name of a test's run, such as `B-seed0`, or a text that names no run."""
     return node_id.rpartition("[")[2].rstrip("]")
 
 
 class Interruptions(contextlib.ExitStack):
     """Handles Ctrl-C and SIGTERM: the first raises KeyboardInterrupt, the second ends the process at once.
 
-    Closing it restores the previous handlers. Outside the main thread, Python allows none, so none are set.
+    Closing it restores the previous handlers. Outside the main thread Python allows none, and none is set.
 
     Attributes:
         last_words: returns the lines to print before the process ends at once.

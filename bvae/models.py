@@ -67,7 +67,7 @@ class ModelError(ValueError):
 
 
 def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DEFAULT_CLASSES) -> GridModel:
-    """Return a new model from the factory `package.module:factory`, imported as from the current folder.
+    """Return a new model from `package.module:factory`, which may be a module in the current folder.
 
     Raises:
         ModelError: if the factory does not exist, or does not return a module with the three methods.
@@ -308,7 +308,7 @@ def decode(model: GridModel, latents: NDArray[np.floating[Any]]) -> NDArray[np.u
 
 
 def _evaluated(model: GridModel, method: Callable[[Tensor], Any], values: NDArray[Any]) -> Any:
-    """Return what a method of the model returns in evaluation mode for a copy, which it may write into."""
+    """Call a method of the model in evaluation mode, with a copy of the values, which it may modify."""
     with evaluating(model), torch.inference_mode():
         return method(torch.tensor(values, device=next(model.parameters()).device))
 

@@ -143,7 +143,7 @@ def split(
     classes: Classes = DEFAULT_CLASSES,
     background: Background = 0,
 ) -> Splits:
-    """Check, count and fingerprint all grids in one pass; remove training grids that also validate.
+    """Check, count and fingerprint all grids in one pass, without training grids that are in both splits.
 
     If `classes` is "auto", their number is one more than the largest class in either split. If `background`
     is "auto", it is the most frequent class in training, of equally frequent ones the smallest.

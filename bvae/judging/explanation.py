@@ -80,7 +80,7 @@ def explain_why(why: Diagnosis) -> tuple[str, str, str]:
 
 
 def describe_why(why: Diagnosis) -> str:
-    """Return these explanations as one sentence, the text alternative of the picture."""
+    """Return the sentences of `explain_why` as one: the text alternative of the picture."""
     return " ".join(explain_why(why)).replace(". ", "; ")
 
 
@@ -177,7 +177,7 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
     if lost is not None:
         return f"{met} and broken again in epoch {lost} {numbers[lost]}."
     if again is not None:
-        return f"{met}, broken in between, and met to the end from epoch {again} on {numbers[again]}."
+        return f"{met}, then broken, and met from epoch {again} {numbers[again]} to the end."
     return f"{met}{', the last.' if first == history[-1].epoch else ' and met to the end.'}"
 
 
@@ -195,7 +195,7 @@ def describe_last_epoch(history: Sequence[EpochRecord]) -> str:
 
 
 def how_it_ended(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
-    """Return "plateau" or "limit"; empty for a run that did not end, or if all epochs were to be trained."""
+    """Return "plateau" or "limit"; empty for a run that did not end, or without `until_plateau`."""
     if not training.until_plateau:
         return ""
     return "plateau" if on_plateau(history, training) else "limit" * (len(history) == training.epochs)
@@ -207,7 +207,7 @@ def in_epochs(count: int) -> str:
 
 
 def describe_end(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
-    """Return a sentence on why training ended; empty if all epochs were to be trained."""
+    """Return a sentence on why training ended; empty without `until_plateau`, or without an epoch."""
     if not training.until_plateau or not history:
         return ""
     last, best = len(history), min(history, key=lambda record: record.validation.loss)

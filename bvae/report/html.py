@@ -50,7 +50,7 @@ from bvae.verdict import MEANINGS
 TITLE = "Which loss options let the β-VAE learn?"
 
 MAX_PICTURES, MAX_PICTURE = 12, 64 * 2**20
-"""Most checkpoint pictures per run, besides its filmstrip and curves, and bytes of the largest picture."""
+"""Maximum number of checkpoint pictures per run, besides filmstrip and curves, and of bytes of a picture."""
 
 TEMPLATES = Environment(
     loader=PackageLoader("bvae.report"),
@@ -250,7 +250,7 @@ def _context(
 
 
 def _lost_accuracy(comparison: Comparison) -> float | None:
-    """Return by how much predicting only background is more accurate than the recommended option, or None."""
+    """Return the background rate minus the accuracy of the recommended option; None unless it is positive."""
     name, rate = comparison.recommended, comparison.corpus.background_rate
     accuracy = comparison.options[name].pixel_accuracy.mean if name else None
     return rate - accuracy if accuracy is not None and accuracy < rate else None

@@ -237,7 +237,7 @@ def run_line(
 ) -> dict[str, Any]:
     """Return the variables of a line on a run.
 
-    Its picture is that of the newest checkpoint, whose size does not depend on the number of epochs.
+    It has the picture of the newest checkpoint, because the size of a filmstrip grows with the epochs.
 
     Args:
         page: the folder of the report, to which links are relative.

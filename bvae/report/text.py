@@ -147,7 +147,7 @@ def describe_length(training: TrainingConfig) -> str:
 
 
 def describe_changes(comparison: Comparison) -> str:
-    """Return a sentence on the training settings in which options differ; empty if in none."""
+    """Return a sentence on the training settings in which options differ; empty if there are none."""
     common, options = vars(comparison.training), []
     for name, option in comparison.options.items():
         changes = [
@@ -179,9 +179,9 @@ def describe_stages(training: TrainingConfig) -> str:
         return ""
     before, now = " and ".join(map(str, training.extended_from)), training.epochs
     return (
-        f"The runs were trained for {before} epochs and then extended to {now}, except options with epochs "
-        f"of their own and runs on a plateau: learning rate and β have the schedules of each number in turn, "
-        f"so the bits need not equal those of {now} epochs trained at once."
+        f"The runs were trained for {before} epochs and then extended to {now}, except those of options with "
+        "their own epochs and those on a plateau. Each part has its own schedules of learning rate and β, so "
+        f"the bits need not equal those of {now} epochs trained at once."
     )
 
 

@@ -236,7 +236,7 @@ def test_the_rules_met_after_the_last_epoch_agree_with_the_verdict(recalls: list
         ([0.2, 0.5, 0.6], RulesMet(2, None, None), ", 9 of 9 classes) and met to the end."),
         ([0.2, 0.5], RulesMet(2, None, None), ", the last."),
         ([0.5, 0.2, 0.1], RulesMet(1, 2, None), "and broken again in epoch 2 (object IoU 0.100"),
-        ([0.5, 0.1, 0.6], RulesMet(1, None, 3), "in between, and met to the end from epoch 3 on (object IoU"),
+        ([0.5, 0.1, 0.6], RulesMet(1, None, 3), "then broken, and met from epoch 3 (object IoU"),
     ],
 )
 def test_when_the_rules_were_met_in_words(recalls: list, expected: RulesMet, words: str) -> None:
