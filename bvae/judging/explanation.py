@@ -44,7 +44,7 @@ class Diagnosis:
 
     @classmethod
     def of(
-        cls, option: OptionSummary, histories: Sequence[Sequence[EpochRecord]], background: int = 0
+        cls, option: OptionSummary, histories: Sequence[Sequence[EpochRecord]], background: int
     ) -> Diagnosis:
         """Gather the evidence from an option's summary and the epoch records of its runs."""
         evaluations = [[record.validation for record in history] for history in histories if history]

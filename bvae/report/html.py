@@ -42,7 +42,7 @@ from bvae.report.tables import (
 )
 from bvae.report.text import describe_epochs, describe_setting, explain_gate, explain_outcome
 from bvae.session import Session
-from bvae.session.folder import shown_history
+from bvae.session.folder import comparison_folder, shown_history
 from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
 from bvae.storage import printable, read_bounded
 from bvae.verdict import MEANINGS
@@ -221,7 +221,7 @@ def _context(
     if comparison is None:
         return common
     passed, sentences = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
-    record, folder = session.record, session.path / "comparison"
+    record, folder = session.record, comparison_folder(session)
     return common | {
         "passed": passed,
         "outcome": f"{MARKS[passed]} {sentences}",
@@ -265,11 +265,12 @@ def _recommended_code(session: Session, comparison: Comparison) -> str | None:
 def _why(session: Session, name: str, option: OptionSummary, *, pictured: bool) -> dict[str, Any]:
     histories = {run.seed: shown_history(session, run.path) for run in option.runs}
     training = session.record.config.training_of(name)
-    path = session.path / "comparison" / f"why_{name}.png"
+    why = Diagnosis.of(option, [*histories.values()], session.record.corpus.background)
+    path = comparison_folder(session) / f"why_{name}.png"
     return {
         "name": name,
         "option": option,
-        "sentences": explain_why(Diagnosis.of(option, [*histories.values()])),
+        "sentences": explain_why(why),
         "picture": Picture.of_file(path, f"Option {name}: why") if pictured else None,
         "by_seed": [
             f"Seed {seed}: {describe_rules_met(history)} {describe_last_epoch(history)} "

@@ -258,16 +258,16 @@ def test_the_trend_compares_the_last_two_epochs() -> None:
 
 def compared(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> tuple[Session, Comparison]:
     """Return a session of constructed runs, and their comparison."""
+    corpus = dataclasses.replace(CORPUS, **changes)
     record = SessionRecord(
         created="2026-01-01T00:00:00+00:00",
         command=("experiments/",),
         config=ExperimentConfig(),
-        corpus=CORPUS,
+        corpus=corpus,
         versions={"bvae": "0"},
         commit=None,
         hardware={},
     )
-    corpus = dataclasses.replace(CORPUS, **changes)
     return Session(tmp_path, record, "here"), compare(corpus, record.config, outcomes, REFERENCES)
 
 
@@ -284,6 +284,13 @@ def test_style_and_script_are_in_the_page_even_if_no_run_was_begun(tmp_path: Pat
     for page in (without, head(tmp_path, {"B": {0: result("B", 0)}})):
         assert "<style>/* Style of the report" in page
         assert "documentElement.lang = 'en'" in page
+
+
+@unit
+def test_the_report_explains_predictions_against_the_background_of_its_corpus(tmp_path: Path) -> None:
+    session, comparison = compared(tmp_path, {"B": {0: result("B", 0)}}, background=7)
+    sentences = explain_why(Diagnosis.of(comparison.options["B"], [], background=7))
+    assert sentences[0] in said(report_head(session, comparison))
 
 
 @unit
