@@ -1,4 +1,4 @@
-"""What writes the files of a run while it is trained: listeners to the events of its trainer."""
+"""Listeners to the events of a trainer, which write the files of its run."""
 
 from __future__ import annotations
 

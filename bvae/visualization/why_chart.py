@@ -177,7 +177,7 @@ def plot_verdicts(
 
 
 def _draw_strip(axes: Axes, strip: Strip, top: int) -> None:
-    """Draw cells of equal width for the verdicts on a run, with a letter in the first of equal ones."""
+    """Draw cells of equal width for the verdicts on a run; the first of equal neighbours has its sign."""
     if not strip.verdicts:
         return
     verdicts = [*strip.verdicts.values()]
@@ -211,6 +211,6 @@ def _ink(verdict: VerdictName) -> str:
 
 
 def _shortened(name: str) -> str:
-    """Return the name of a run with the start of its option's name only, if it is long."""
+    """Return the name of a run; if it is long, the name of its option is cut."""
     option, _, seed = name.rpartition("-")
     return name if len(name) <= NAME_LETTERS else f"{option[: NAME_LETTERS - len(seed) - 2]}…-{seed}"
