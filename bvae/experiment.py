@@ -35,19 +35,14 @@ from bvae.option_files import allow_models
 from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
 from bvae.report import html
-from bvae.report.tables import pictured_runs, words
+from bvae.report.tables import pictured_runs
 from bvae.report.text import explain_own_gates, to_markdown, to_terminal
 from bvae.session.continuation import extended, go_on, refuse_changes
-from bvae.session.folder import (
-    Session,
-    compare_outcomes,
-    found_outcomes,
-    hold,
-    read_comparison,
-)
+from bvae.session.folder import Session, compare_outcomes, found_outcomes, hold, read_comparison
 from bvae.session.progress import ProgressDisplay
 from bvae.session_files import LATEST, disk_usage
 from bvae.storage import atomic_write, printable, refuse_foreign_entries, to_json
+from bvae.verdict import words
 
 if TYPE_CHECKING:
     from bvae.session.run import RunScheduler

@@ -28,6 +28,7 @@ from bvae.report.html import TITLE
 from bvae.session.folder import RunCrashError, Session
 from bvae.session_files import SESSION
 from bvae.storage import StorageError, printable
+from bvae.verdict import words
 
 EXPERIMENT = pytest.StashKey[Experiment]()
 GATE, PACKAGED_GATE, SESSION_KEY = "gate", "test_stable_option_exists", "bvae_session"
@@ -175,8 +176,7 @@ class ExperimentHooks:
 
     def _show_progress(self, ids: list[str]) -> None:
         """Show the progress of the runs among these node ids; on a terminal, in one line that is updated."""
-        has_terminal = self.config.pluginmanager.has_plugin("terminalreporter")
-        if not has_terminal or self.config.get_verbosity() != 0:
+        if not self.config.pluginmanager.has_plugin("terminalreporter") or self.config.get_verbosity() != 0:
             return
         terminal = self.config.get_terminal_writer()
         capture = self.config.pluginmanager.get_plugin("capturemanager")
@@ -262,7 +262,7 @@ class ExperimentHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
         verdict = dict(report.user_properties).get("verdict", "")
-        text = f"{escape(report.nodeid)}<br><strong>{escape(str(verdict).replace('_', ' '))}</strong>"
+        text = f"{escape(report.nodeid)}<br><strong>{escape(words(str(verdict)))}</strong>"
         cells[1] = f'<td class="col-testId">{text}</td>'  # pytest-html itself does not escape the node id
 
     @pytest.hookimpl(optionalhook=True)

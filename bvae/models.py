@@ -88,7 +88,7 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
     elif classes != DEFAULT_CLASSES:
         raise ModelError(
             f"model {name!r} has {DEFAULT_CLASSES} classes, not {classes}, because its factory does not "
-            f"take classes; expected a factory of grid_size, latent_dim and classes"
+            "take classes; expected a factory of grid_size, latent_dim and classes"
         )
     model = factory(**keywords)
     lacking = [method for method in ("encode", "decode", "forward") if not hasattr(model, method)]
@@ -258,7 +258,7 @@ def _differing(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str 
 
 
 def initial_model(config: RunConfig) -> GridModel:
-    """Return the untrained model of a run, which is the same for all loss options with the same seed."""
+    """Return the untrained model of a run; it depends on model, sizes, seed and device only."""
     training = config.training
     with seeded(config.seed, torch.device(training.device)):
         return build_model(

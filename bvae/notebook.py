@@ -250,8 +250,8 @@ def compare(
     interrupted = True
     try:
         experiment.select([(option, seed) for option in config.options for seed in range(seeds)])
-        names = [run.name for run in experiment.runs]
-        experiment.show_progress(names, sys.stderr.write, live=sys.stderr.isatty())
+        runs = (run.name for run in experiment.runs)
+        experiment.show_progress(runs, sys.stderr.write, live=sys.stderr.isatty())
         comparison = experiment.compare()
         interrupted = False
     finally:

@@ -36,7 +36,7 @@ from bvae.records import (
     Stepped,
     TrainingMeans,
 )
-from bvae.session_files import checkpoints
+from bvae.session_files import CHECKPOINTS, checkpoints
 from bvae.storage import make_folder, remove
 from bvae.training.checkpoint import (
     OPTIMIZER,
@@ -91,7 +91,7 @@ class Trainer:
         if config.training.precision == "auto":
             raise ValueError("precision is 'auto'; expected fp32 or bf16, see resolve_precision")
         self.config, self.corpus, self.listeners = config, corpus, listeners
-        self.checkpoints = directory / "checkpoints"
+        self.checkpoints = directory / CHECKPOINTS
         self.progress = Progress(config=config)
         self.divergence: Divergence | None = None
         training = config.training

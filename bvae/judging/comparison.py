@@ -18,7 +18,7 @@ from bvae.config import (
     weights_of_option,
 )
 from bvae.records import ControlledMetrics, CorpusRecord, Evaluation, MeanStd, RunResult, VerdictName
-from bvae.verdict import SEVERITY, Verdict, judge_option
+from bvae.verdict import SEVERITY, Verdict, judge_option, words
 
 OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Palette of Okabe and Ito, Color Universal Design, without yellow, which is hard to see on white."""
@@ -302,7 +302,7 @@ def _recommendation(
     nearest = max(gate.candidates, key=lambda name: _nearness(options[name]))
     return (
         f"Nothing can be recommended: no candidate learned the objects. The nearest miss is {nearest} "
-        f"({options[nearest].verdict.replace('_', ' ')})."
+        f"({words(options[nearest].verdict)})."
     )
 
 

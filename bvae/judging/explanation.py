@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bvae.config import AccuracyBand, TrainingConfig
 from bvae.judging.comparison import OptionSummary, RunSummary
 from bvae.records import EpochRecord, Evaluation, VerdictName
-from bvae.verdict import SEVERITY, broken_rule, judge_run, on_plateau
+from bvae.verdict import SEVERITY, broken_rule, judge_run, on_plateau, words
 
 MOST_PARTS = 8
 """Maximum number of phases of a run in a sentence, so that it stays readable."""
@@ -263,7 +263,7 @@ def _describe_strip(strip: Strip) -> str:
     for verdict, epochs in groupby(strip.verdicts, strip.verdicts.__getitem__):
         *_, end = epochs
         span = f"epochs {begin} to {end}" if begin < end else f"epoch {end}"
-        parts.append(f"{verdict.replace('_', ' ')} in {span}")
+        parts.append(f"{words(verdict)} in {span}")
         begin = end + 1
     if len(parts) > MOST_PARTS:
         parts[MOST_PARTS - 2 : -1] = [f"{len(parts) - MOST_PARTS + 1} more changes"]
@@ -283,7 +283,7 @@ def _evidence(found: Evaluation) -> str:
 def count_verdicts(runs: Sequence[RunSummary]) -> str:
     """Return how many runs have each verdict, worst first, such as "88 mode collapse, 2 healthy"."""
     counts = Counter(run.verdict for run in runs)
-    return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in SEVERITY if counts[name])
+    return ", ".join(f"{counts[name]} {words(name)}" for name in SEVERITY if counts[name])
 
 
 def outliers(options: Mapping[str, OptionSummary], most: int) -> list[tuple[RunSummary, str]]:
@@ -300,7 +300,7 @@ def _outliers(option: OptionSummary) -> list[tuple[RunSummary, str]]:
     reasons: dict[int, list[str]] = {}
     others = {run.verdict: run.seed for run in reversed(option.runs) if run.verdict != option.verdict}
     for seed in sorted(others.values()):
-        reasons[seed] = [f"the option is {option.verdict.replace('_', ' ')}"]
+        reasons[seed] = [f"the option is {words(option.verdict)}"]
     iou = {run.seed: run.metrics.object_iou for run in option.runs if run.metrics}
     known = sorted((value, seed) for seed, value in iou.items() if value is not None)
     if known and known[0][0] < known[-1][0]:

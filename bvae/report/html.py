@@ -38,14 +38,13 @@ from bvae.report.tables import (
     options_table,
     rules_table,
     run_line,
-    words,
 )
 from bvae.report.text import describe_epochs, describe_setting, explain_gate, explain_outcome
 from bvae.session import Session
 from bvae.session.folder import comparison_folder, shown_history
 from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
 from bvae.storage import printable, read_bounded
-from bvae.verdict import MEANINGS
+from bvae.verdict import MEANINGS, words
 
 TITLE = "Which loss options let the β-VAE learn?"
 

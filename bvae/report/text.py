@@ -9,8 +9,9 @@ from bvae.config import AccuracyBand, Setting, TrainingConfig
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import LISTED, Comparison, listed
 from bvae.judging.explanation import count_verdicts, in_epochs
-from bvae.report.tables import COLUMNS, TABLE_CAPTION, aligned, table_head, table_rows, to_text_table, words
+from bvae.report.tables import COLUMNS, TABLE_CAPTION, aligned, table_head, table_rows, to_text_table
 from bvae.storage import printable
+from bvae.verdict import words
 
 PICTURES = {
     "verdicts.png": "The verdict on each run after each of its epochs, as listed above",

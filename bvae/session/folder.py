@@ -210,7 +210,7 @@ class Session:
 
 
 def hold(path: Path) -> BaseFileLock:
-    """Lock a session folder for this process until the process ends.
+    """Lock a session folder for this process until the lock is released or the process ends.
 
     Raises:
         SessionHeldError: if another live process holds it; the lock of a dead process is ignored.

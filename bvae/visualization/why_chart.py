@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from bvae.judging.comparison import colour_of
 from bvae.judging.explanation import Diagnosis, Strip, describe_strips, describe_why, percent
 from bvae.records import VerdictName
-from bvae.verdict import SEVERITY, SIGNS
+from bvae.verdict import SEVERITY, SIGNS, words
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
 
@@ -203,7 +203,7 @@ def _draw_verdict_legend(figure: Figure, top: int, verdicts: Sequence[VerdictNam
         box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.25"}
         y = top + (row + 0.5) * ROW
         canvas.write(figure, x, y, letter, ha="center", color=_ink(verdict), bbox=box, **look)
-        canvas.write(figure, x + ROW, y, verdict.replace("_", " "), **look)
+        canvas.write(figure, x + ROW, y, words(verdict), **look)
 
 
 def _ink(verdict: VerdictName) -> str:
