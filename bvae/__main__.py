@@ -35,12 +35,12 @@ examples:
   {0} train --option B --epochs 50          one run, with a progress bar
   {0} train --resume=runs/latest            resume after an interruption
   {0} train --resume=DIR --epochs 10 --extend
-                                            extend the runs of a session to 10 epochs
+  {1}                                       extend the runs of a session to 10 epochs
   {0} report runs/latest                    compare again from the files of the session
   {0} shards 4 --seeds 10                   commands for four machines of a batch system
   {0} merge runs/shard-*/latest             one session of the runs that they trained
   {0} compare before runs/latest --html compare.html
-                                            sessions side by side
+  {1}                                       sessions side by side
   {0} show runs/latest/B-seed0/checkpoints/best.safetensors
   {0} show CHECKPOINT my_grids.npy          reconstruct your own grids
   {0} show CHECKPOINT --traversals          what each latent dimension changes"""
@@ -70,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         called_as(),
         description=DESCRIPTION,
-        epilog=EXAMPLES.format(called_as()),
+        epilog=EXAMPLES.format(called_as(), " " * len(called_as())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

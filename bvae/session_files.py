@@ -5,7 +5,7 @@ their copies here. `continuation.merge_shards` copies the files of runs from sha
 
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
-  session-1.json …                    `continuation.go_on`: what it was before each change of the settings
+  session-1.json …                    `continuation.go_on`: a copy, made before each change of the settings
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
   report.html                         `bvae report`, `bvae merge`: the report as one page
   .lock .holder                       `folder.hold`: the process that works in the session

@@ -96,7 +96,7 @@ class Source:
     """Stored grids that become a training split, a validation split or both.
 
     Attributes:
-        grids: integers `[N, H, W]`, perhaps memory-mapped.
+        grids: integers `[N, H, W]`, possibly memory-mapped.
         held_out: `[N]`, which of them are validation grids.
         padding_value: the stored value of cells outside a grid, None if there are none.
     """

@@ -130,7 +130,7 @@ def go_on(
     """
     record = read_json(session.path / SESSION, SessionRecord)
     if record.seal != session.record.seal:
-        raise ValueError("another process has changed the session meanwhile; repeat the command")
+        raise ValueError("another process has changed the session since it was opened; repeat the command")
     (comparison_folder(session) / "comparison.json").unlink(missing_ok=True)
     if changes:
         extension = Extension(

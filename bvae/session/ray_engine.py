@@ -88,7 +88,7 @@ class RunFolders:
         return read_bounded(self._path(run, name), run_file_limit(name))
 
     def write(self, run: str, attempt: int, files: Files) -> None:
-        """Write files one after another, each atomically and perhaps under several names.
+        """Write files one after another, each atomically and possibly under several names.
 
         Raises:
             ValueError: if this is not the newest attempt, or a file is not one of a run, or too large.
@@ -123,7 +123,7 @@ class RunFolders:
 class RunFolderCopy:
     """The temporary folder of a run on a worker; listens to its trainer and sends the files that changed.
 
-    Every checkpoint is sent before training goes on, other files at most once a second.
+    Training waits until a checkpoint is sent; other files are sent at most once a second.
     """
 
     def __init__(self, run: str, directory: Path, folders: Any) -> None:
