@@ -7,14 +7,13 @@ import contextlib
 import dataclasses
 import json
 import os
-import sys
-import time
 from pathlib import Path
 
 import torch
 
 from benchmarks import machine, parts, peers
 from benchmarks.contenders import Contender, Job, train_bvae
+from benchmarks.machine import say
 from bvae.beta_vae import option_weights
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import load_corpus
@@ -84,11 +83,6 @@ def measure_training(job: Job, names: list[str]) -> dict[str, list[float]]:
                 if epoch:
                     rates[contender.label].append(rate)
     return rates
-
-
-def say(text: str) -> None:
-    """Print a line of progress."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def main() -> None:

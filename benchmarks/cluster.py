@@ -17,16 +17,16 @@ import numpy as np
 from ray.cluster_utils import Cluster
 
 from benchmarks import machine
-from benchmarks.scale import say
+from benchmarks.machine import say
 from benchmarks.turns import STATUS
 from bvae.engine import find_scheduler
 from bvae.experiment import Experiment
 from bvae.options import parse_experiment
 
 DESCRIPTION = """\
-Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine with two workers and with
-one, and in pytest: with Ray, and with two workers and one of pytest-xdist. The processor time and the memory
-of the controller are those of the process that submits the runs and waits for them."""
+Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine, with two workers and with
+one; then in sessions of pytest: with two Ray workers, with -n2 and with -n1. The controller, whose processor
+time and memory are measured, is the process that submits the runs and waits for them."""
 
 SETTINGS = {"grid_size": "8", "epochs": "1", "batch_size": "16", "loss_options": "A", "precision": "fp32"}
 PARTS = 4

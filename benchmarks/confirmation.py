@@ -16,7 +16,7 @@ LEAST_CLASSES, LEAST_OBJECT_RECALL = 7, 0.40
 
 
 def broken_claims(a: Mapping[int, Outcome], b: Mapping[int, Outcome], least_iou: float) -> list[str]:
-    """Return which claims fail: A collapses, B is healthy, and B's IoU is above every reference."""
+    """Return the claims about A and B that fail, with the seed and the measured number."""
     broken = [f"A-seed{seed} is {run.verdict}" for seed, run in a.items() if run.verdict != "mode_collapse"]
     accuracies = [run.metrics.pixel_accuracy if run.metrics else None for run in b.values()]
     verdict = judge_option(

@@ -1,10 +1,11 @@
-"""Properties and matrix speed of this machine, and the operations of a training step."""
+"""Properties and matrix speed of this machine, the operations of a training step, and lines of progress."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import platform
+import sys
 import time
 
 import torch
@@ -32,6 +33,11 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+
+
+def say(text: str) -> None:
+    """Print a line of progress."""
+    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def flops_of_a_step() -> float:

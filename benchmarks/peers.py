@@ -1,6 +1,6 @@
 """The same model, loss and data under other trainers: a plain PyTorch loop, Lightning and Pythae.
 
-Each is written as its documentation shows. Work that bvae does at each step and a peer does not (clipping,
+Each is written as shown in its documentation. Work that bvae does at each step and a peer does not (clipping,
 checks for values that are not finite, accuracy) is not added to the peer.
 """
 

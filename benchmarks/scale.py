@@ -7,9 +7,7 @@ import json
 import multiprocessing
 import shutil
 import statistics
-import sys
 import tempfile
-import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import machine
+from benchmarks.machine import say
 from benchmarks.turns import MEGABYTE, STATUS, Measured, Plan, measure
 from bvae.corpus import COUNTS
 from bvae.corpus.built_in import SIZE, generate_atomic
@@ -114,11 +113,6 @@ def table(names: list[str], found: list[Measured]) -> list[str]:
         columns += [f"{memory[key] - memory['base']:.0f}" for key in ("loading_peak", "training_peak")]
         lines.append(f"| {' | '.join([*columns, format(memory['training_file'], '.0f')])} |")
     return lines
-
-
-def say(text: str) -> None:
-    """Print a line of progress."""
-    print(f"[{time.strftime('%H:%M:%S')}] {text}", file=sys.stderr, flush=True)
 
 
 def conclusions(found: list[Measured], limit: int) -> list[str]:

@@ -76,7 +76,7 @@ def train(point: Point) -> Outcome:
 
 
 def sweep(points: Sequence[Point], file: Path, processes: int) -> list[Outcome]:
-    """Train the points missing from a file of outcomes, append to it, and return all outcomes asked for."""
+    """Return the outcome of each point; train those missing from a file, and append their outcomes to it."""
     known = {outcome.point: outcome for outcome in read(file)}
     missing = [point for point in dict.fromkeys(points) if point not in known]
     context = multiprocessing.get_context("spawn")

@@ -27,7 +27,7 @@ def throughput_table(
 ) -> list[str]:
     """Return lines with every contender's speed, the speedup of bvae, and the share of the machine's speed.
 
-    A contender's label begins with its name and precision; `default` is the precision bvae chooses here.
+    A contender's label begins with its name and precision; `default` is the precision that bvae chooses here.
     """
     ours = next(label for label in rates if label.startswith(f"{OURS} {default}"))
     lines = [

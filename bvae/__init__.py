@@ -25,7 +25,7 @@ class EvidenceWarning(UserWarning):
 
 
 class EngineError(RuntimeError):
-    """No run can be trained: the machines for training are not available, or not any more."""
+    """No run can be trained, because the machines for training are not, or no longer, available."""
 
 
 def __getattr__(name: str) -> Any:

@@ -34,12 +34,13 @@ examples:
   {0} init losses                           an example project, ready to run
   {0} train --option B --epochs 50          one run, with a progress bar
   {0} train --resume=runs/latest            resume after an interruption
-  {0} train --resume=DIR --epochs 10 --extend   train the runs of a session on to 10 epochs
+  {0} train --resume=DIR --epochs 10 --extend
+  {1}                                       extend the runs of a session to 10 epochs
   {0} report runs/latest                    compare again from the files of the session
-  {0} shards 4 --seeds 10             commands for four machines of a batch system
-  {0} merge runs/shard-*/latest       one session of what they trained
+  {0} shards 4 --seeds 10                   commands for four machines of a batch system
+  {0} merge runs/shard-*/latest             one session of the runs that they trained
   {0} compare before runs/latest --html compare.html
-                                            sessions side by side
+  {1}                                       sessions side by side
   {0} show runs/latest/B-seed0/checkpoints/best.safetensors
   {0} show CHECKPOINT my_grids.npy          reconstruct your own grids
   {0} show CHECKPOINT --traversals          what each latent dimension changes"""
@@ -69,7 +70,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = Parser(
         called_as(),
         description=DESCRIPTION,
-        epilog=EXAMPLES.format(called_as()),
+        epilog=EXAMPLES.format(called_as(), " " * len(called_as())),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -192,8 +193,8 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
 def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Print the commands that train an experiment in N parts, without training.
 
-    Each command trains every N-th run, on any machine, with the bits of one session, and exits with 0 if its
-    runs are complete, whatever their verdicts. No gate is run. `merge` makes one session of the parts.
+    Each command trains every N-th run, on any machine, and exits with 0 if its runs are complete, whatever
+    their verdicts. No gate is run. `merge` makes one session of the parts, bit-identical to an undivided one.
     """
     known = options_of("shards")
     given = {option.key: getattr(arguments, option.key) for option in known}
@@ -256,9 +257,9 @@ def _report(
 def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Set finished sessions side by side, whatever they differ in.
 
-    Prints what they share, what differs, and the options of all sessions with their differences to the first.
-    Nothing is trained, and nothing in the folders is changed. Example: bvae compare before runs/latest --html
-    compare.html
+    Prints the settings that they share, those that differ, the options of all sessions, and their differences
+    from the first. Nothing is trained, and nothing in the folders is changed. Example: bvae compare before
+    runs/latest --html compare.html
     """
     for path in map(Path, filter(None, (arguments.html, arguments.csv))):
         in_session = any((folder / SESSION).exists() for folder in path.resolve().parents)
@@ -279,11 +280,11 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Draw reconstructions by a checkpoint, what its latent dimensions change, or samples.
+    """Draw reconstructions by a checkpoint, traversals of its latent dimensions, or samples.
 
-    Draws grids, their reconstructions by the checkpoint's model, and the wrong cells. With --traversals, what
-    the model decodes for the first grid while one latent dimension at a time takes other values. With
-    --samples N, grids decoded from samples of the prior.
+    Draws grids, their reconstructions by the checkpoint's model, and the wrong cells. With --traversals,
+    draws what the model decodes for the first grid while one latent dimension at a time takes other values.
+    With --samples N, draws grids decoded from samples of the prior.
     """
     samples = arguments.samples
     if samples is not None and (arguments.traversals or arguments.grids):
@@ -321,7 +322,7 @@ def options(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 COMMANDS = (init, train, shards, merge, report, compare, show, options)
-"""The commands; the name of each function is typed, and its docstring is the help text."""
+"""The commands; each has the name of its function, and the docstring as its help text."""
 
 
 def main(command: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-# The names that others import from here are repeated: `X as X` exports them.
+# `X as X` marks a name as exported: other modules import these from here.
 from bvae.training_config import DEFAULT_MODEL as DEFAULT_MODEL
 from bvae.training_config import LIMITS, check, check_number, check_whole
 from bvae.training_config import SHARED_SETTINGS as SHARED_SETTINGS
@@ -29,7 +29,7 @@ from bvae.training_config import TrainingConfig as TrainingConfig
 
 ClassWeights = Literal["none", "inverse", "sqrt_inverse", "power", "effective"]
 WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
-"""The weight of class c is proportional to n_c to minus this exponent."""
+"""Exponent e by method: the weight of class c is proportional to n_c^(−e)."""
 WEIGHT_METHODS = get_args(ClassWeights)
 
 Counts = Sequence[float] | NDArray[np.number[Any]]
@@ -75,7 +75,7 @@ class LossOption:
         role: purpose of the option, in a few words.
         exponent: exponent of the method `power`, at least 0; None for other methods.
         beta: β of the method `effective`, in [0, 1); None for other methods. Not the β of the KL divergence.
-        training: fields of `TrainingConfig` by name whose values differ from those of the experiment.
+        training: values of `TrainingConfig` fields, by name, that replace those of the experiment.
     """
 
     name: str
@@ -117,7 +117,7 @@ class LossOption:
 
 
 def _check_classes(classes: Classes, background: Background, options: tuple[LossOption, ...]) -> None:
-    """Raise ConfigError if classes or background are out of bounds, or explicit weights not one per class."""
+    """Raise ConfigError unless classes and background are in bounds, with one explicit weight per class."""
     count = MAX_CLASSES if classes == "auto" else classes
     expected = f"a whole number of at least {MIN_CLASSES} and at most {MAX_CLASSES}, or auto"
     check(MIN_CLASSES <= count <= MAX_CLASSES, "classes", f"is {classes}", expected)
@@ -145,7 +145,7 @@ def check_weight_parameters(method: str, exponent: float | None, beta: float | N
             check(value is None, name, f"is {value}", f"none, as it belongs to class weights {owner!r}")
             continue
         check(value is not None, name, f"is missing, but class weights {owner!r} need it", expected)
-        check(value is not None and 0 <= value < bound, name, f"is {value}", expected)  # not for NaN
+        check(value is not None and 0 <= value < bound, name, f"is {value}", expected)  # false for NaN
 
 
 _BUILT_IN = (
@@ -266,7 +266,7 @@ class RunConfig:
         return f"{self.option.name}-seed{self.seed}"
 
     def continues(self, other: RunConfig) -> bool:
-        """Return whether `other` is this configuration, perhaps before the run was extended."""
+        """Return whether `other` is this configuration, as it is or as it was before the run was extended."""
         own, its = self.training, other.training
         same = dataclasses.replace(its, epochs=own.epochs, extended_from=own.extended_from)
         return (
@@ -316,7 +316,7 @@ class ExperimentConfig:
         return self.training.changed(next(each for each in self.options if each.name == name).training)
 
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
-        """The configuration of one run of this experiment. Raises ValueError while a setting is "auto"."""
+        """Return the configuration of one run. Raises ValueError while a setting is "auto"."""
         return RunConfig(
             option=option,
             seed=seed,

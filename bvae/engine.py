@@ -86,10 +86,10 @@ def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
 
 
 def find_scheduler(engine: str, gpus: str, device: str, workers: int = 0) -> Callable[..., RunScheduler]:
-    """Return the scheduler of `--engine`, still to be called with a session, its corpus and its runs.
+    """Return what creates the scheduler of `--engine` from a session, its corpus and its runs.
 
     Args:
-        gpus: the share of a GPU for each run, as text; it counts if `device` is "cuda".
+        gpus: the share of a GPU for each run, as text; ignored unless `device` is "cuda".
         workers: the number of workers of pytest-xdist.
 
     Raises:
@@ -132,7 +132,7 @@ def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
 
 
 def write_picture(path: Path, draw: Callable[[], bytes | None]) -> None:
-    """Draw and write a picture. If that fails, warn, and remove an older picture of that name."""
+    """Draw and write a picture; without one, remove its older version. A failure to draw only warns."""
 
     def write() -> bytes | None:
         if (png := draw()) is not None:
@@ -277,7 +277,7 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
 
 
 def verdict_strips(session: Session, comparison: Comparison) -> list[dict[str, Strip]]:
-    """Return, for each option, the verdicts by epoch of its first runs; of many epochs, some are judged."""
+    """Return the verdicts by epoch of each option's first runs; long runs are judged at some epochs only."""
     config = session.record.config
     most = max(1, STRIPS // len(comparison.options))
     options = {name: option.runs[:most] for name, option in comparison.options.items()}

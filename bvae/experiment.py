@@ -35,19 +35,14 @@ from bvae.option_files import allow_models
 from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
 from bvae.report import html
-from bvae.report.tables import pictured_runs, words
+from bvae.report.tables import pictured_runs
 from bvae.report.text import explain_own_gates, to_markdown, to_terminal
 from bvae.session.continuation import extended, go_on, refuse_changes
-from bvae.session.folder import (
-    Session,
-    compare_outcomes,
-    found_outcomes,
-    hold,
-    read_comparison,
-)
+from bvae.session.folder import Session, compare_outcomes, found_outcomes, hold, read_comparison
 from bvae.session.progress import ProgressDisplay
 from bvae.session_files import LATEST, disk_usage
 from bvae.storage import atomic_write, printable, refuse_foreign_entries, to_json
+from bvae.verdict import words
 
 if TYPE_CHECKING:
     from bvae.session.run import RunScheduler
@@ -85,8 +80,8 @@ class Experiment:
         selected: the runs that this invocation collected and did not deselect.
         added: the runs that this invocation added to a session that it resumed.
         baseline: the baseline to compare with, or None.
-        complaint: why the session could not go on or could not be closed; empty otherwise.
-        make_scheduler: makes what trains the runs, from the session, its corpus and its runs.
+        complaint: why the session could not continue or could not be closed; empty otherwise.
+        make_scheduler: creates the scheduler from the session, its corpus and its runs.
         own_gates: for each gate that the project adds to the packaged one, by name, whether it passed.
         page: the folder of the HTML report, to which its links are relative.
     """
@@ -189,7 +184,7 @@ class Experiment:
 
     @cached_property
     def scheduler(self) -> RunScheduler:
-        """What trains the runs. Raises EngineError."""
+        """The scheduler that trains the runs, created at first use. Raises EngineError."""
         return self.make_scheduler(self.session, self.corpus, self.selected)
 
     def open_session(self) -> None:
@@ -234,7 +229,7 @@ class Experiment:
         return result
 
     def compare(self) -> Comparison:
-        """Obtain all selected runs, compare them, and write the comparison if no other gate has."""
+        """Return the comparison of all selected runs; if no gate has written it, obtain them and write it."""
         return read_comparison(self.session) or self._write_comparison(self.scheduler.obtain_all())
 
     def _write_comparison(
@@ -322,7 +317,7 @@ class Experiment:
     def how_to_resume(
         self, command: str, comparison: Comparison | None = None, *, interrupted: bool
     ) -> list[str]:
-        """Return lines that say what is missing in the session and how to complete it; empty if complete."""
+        """Return the complaint and the command that completes the session; empty if it is complete."""
         runs = [run for option in comparison.options.values() for run in option.runs] if comparison else []
         unfinished = interrupted or any(run.verdict == "incomplete" for run in runs)
         lines = [self.complaint] if self.complaint else []

@@ -35,7 +35,7 @@ def check_log(log: Log) -> None:
 
 
 def describe_hardware() -> dict[str, str | int]:
-    """Return machine, system, processor and cores by name."""
+    """Return the machine type, the system, the processor and the number of usable cores, by name."""
     return {
         "machine": platform.machine(),
         "system": platform.system(),

@@ -28,10 +28,11 @@ from bvae.report.html import TITLE
 from bvae.session.folder import RunCrashError, Session
 from bvae.session_files import SESSION
 from bvae.storage import StorageError, printable
+from bvae.verdict import words
 
 EXPERIMENT = pytest.StashKey[Experiment]()
 GATE, PACKAGED_GATE, SESSION_KEY = "gate", "test_stable_option_exists", "bvae_session"
-"""The marker of gates, the test that judges the comparison itself, and the session in a worker's input."""
+"""The marker of gates, the name of the packaged gate, and the key of the session in a worker's input."""
 
 
 def register_hooks(config: pytest.Config) -> None:
@@ -139,7 +140,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # By now, pytest has set its hook for unraisable exceptions; ours is removed first.
+            # pytest has set its own hook for unraisable exceptions by now. Cleanups run in reverse order.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 
@@ -153,7 +154,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
-        """End the session if its folder was removed; otherwise xdist replaces the worker without end."""
+        """End the session if its folder was removed; otherwise xdist would replace workers forever."""
         if not (self.experiment.session.path / SESSION).exists():  # a lock may have made the folder again
             pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
 
@@ -175,8 +176,7 @@ class ExperimentHooks:
 
     def _show_progress(self, ids: list[str]) -> None:
         """Show the progress of the runs among these node ids; on a terminal, in one line that is updated."""
-        has_terminal = self.config.pluginmanager.has_plugin("terminalreporter")
-        if not has_terminal or self.config.get_verbosity() != 0:
+        if not self.config.pluginmanager.has_plugin("terminalreporter") or self.config.get_verbosity() != 0:
             return
         terminal = self.config.get_terminal_writer()
         capture = self.config.pluginmanager.get_plugin("capturemanager")
@@ -262,7 +262,7 @@ class ExperimentHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
         verdict = dict(report.user_properties).get("verdict", "")
-        text = f"{escape(report.nodeid)}<br><strong>{escape(str(verdict).replace('_', ' '))}</strong>"
+        text = f"{escape(report.nodeid)}<br><strong>{escape(words(str(verdict)))}</strong>"
         cells[1] = f'<td class="col-testId">{text}</td>'  # pytest-html itself does not escape the node id
 
     @pytest.hookimpl(optionalhook=True)
@@ -273,14 +273,14 @@ class ExperimentHooks:
 
 
 def run_name(node_id: str) -> str:
-    """Return the name of a test's run, such as `B-seed0`; for a test without a run, another text."""
+    """Return the name of a test's run, such as `B-seed0`, or a text that names no run."""
     return node_id.rpartition("[")[2].rstrip("]")
 
 
 class Interruptions(contextlib.ExitStack):
     """Handles Ctrl-C and SIGTERM: the first raises KeyboardInterrupt, the second ends the process at once.
 
-    Closing it restores the previous handlers. Outside the main thread, Python allows none, so none are set.
+    Closing it restores the previous handlers. Outside the main thread Python allows none, and none is set.
 
     Attributes:
         last_words: returns the lines to print before the process ends at once.

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from bvae.config import OUTSIDE
 
 SOFTPLUS_IS_LINEAR = 40.0
-"""Above this value, log(1 + exp(m)) equals m, even in float64."""
+"""For m above this value, log(1 + exp(m)) equals m, even in float64."""
 
 
 def focal_loss(
@@ -131,11 +131,11 @@ def _focal(
 
     The gradient is the product of two factors. The slope `[B, 1, H, W]` is d(s^γ·l)/dm =
     s^γ·(γ·(1 − s)·l + s), where s = σ(m) and l = softplus(m). The direction `[B, C, H, W]` is dm/dz: −1 for
-    the target, and the softmax over the other classes for these. Outside a grid, loss, slope and hit are 0
-    and the logits are not used.
+    the target, and the softmax over all other classes for each of them. Outside a grid, loss, slope and hit
+    are 0 and the logits are not used.
 
-    Without `wait`, no value is read from the device: the target is not checked, and the treatment of infinite
-    logits, which changes nothing else, is not skipped.
+    Without `wait`, no value is read from the device: the target is not checked, and the correction for
+    infinite logits is always computed; it changes nothing if all logits are finite.
 
     Raises ValueError for a target that is neither a class nor OUTSIDE.
     """
@@ -150,7 +150,7 @@ def _focal(
     own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
     margin = _margin(own, largest, share)
     if not (wait and margin.sum().isfinite()):
-        # The softmax of other classes that are all impossible is 0/0. A logit of +inf has no probability.
+        # If all other logits are −inf, their softmax is 0/0. For a logit of +inf, p is undefined: NaN.
         share = share.masked_fill(largest.isneginf(), 1.0)
         own = own.masked_fill(own.isposinf(), torch.nan)
         margin = _margin(own, largest, share)

@@ -67,7 +67,7 @@ class ModelError(ValueError):
 
 
 def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DEFAULT_CLASSES) -> GridModel:
-    """Return a new model from the factory `package.module:factory`, imported as from the current folder.
+    """Return a new model from `package.module:factory`, which may be a module in the current folder.
 
     Raises:
         ModelError: if the factory does not exist, or does not return a module with the three methods.
@@ -88,7 +88,7 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
     elif classes != DEFAULT_CLASSES:
         raise ModelError(
             f"model {name!r} has {DEFAULT_CLASSES} classes, not {classes}, because its factory does not "
-            f"take classes; expected a factory of grid_size, latent_dim and classes"
+            "take classes; expected a factory of grid_size, latent_dim and classes"
         )
     model = factory(**keywords)
     lacking = [method for method in ("encode", "decode", "forward") if not hasattr(model, method)]
@@ -258,7 +258,7 @@ def _differing(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str 
 
 
 def initial_model(config: RunConfig) -> GridModel:
-    """Return the untrained model of a run, which is the same for all loss options with the same seed."""
+    """Return the untrained model of a run; it depends on model, sizes, seed and device only."""
     training = config.training
     with seeded(config.seed, torch.device(training.device)):
         return build_model(
@@ -308,7 +308,7 @@ def decode(model: GridModel, latents: NDArray[np.floating[Any]]) -> NDArray[np.u
 
 
 def _evaluated(model: GridModel, method: Callable[[Tensor], Any], values: NDArray[Any]) -> Any:
-    """Return what a method of the model returns in evaluation mode for a copy, which it may write into."""
+    """Call a method of the model in evaluation mode, with a copy of the values, which it may modify."""
     with evaluating(model), torch.inference_mode():
         return method(torch.tensor(values, device=next(model.parameters()).device))
 

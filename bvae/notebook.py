@@ -46,7 +46,7 @@ BATCH = 256
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained run: its model, and what can be asked of it. Arrays are NumPy's.
+    """A trained run: its model, configuration and history. All arrays are NumPy arrays.
 
     Grids are integers `[B, S, S]` for the grid size S of the run: classes, and `bvae.corpus.OUTSIDE` (255) in
     cells outside a grid. Returned grids are uint8, and 255 where the given ones are. Latents are decoded, and
@@ -65,7 +65,7 @@ class Run:
     history: tuple[EpochRecord, ...]
 
     def corpus(self) -> Corpus:
-        """Load the corpus of the run, a relative path from the current folder. Raises CorpusError."""
+        """Load the corpus; a relative path starts from the current folder. Raises CorpusError."""
         asked = self.config
         return load_corpus(
             asked.corpus,
@@ -95,7 +95,7 @@ class Run:
         return np.where(given == OUTSIDE, given, found)
 
     def traverse(self, grid: Grids, dimension: int, values: Sequence[float] = VALUES) -> Grids:
-        """Return what is decoded `[V, S, S]` while one latent dimension of a grid takes each of V values.
+        """Return the grids `[V, S, S]` decoded while one latent dimension of a grid takes each of V values.
 
         Args:
             grid: `[S, S]`; the other dimensions keep its posterior mean.
@@ -108,7 +108,7 @@ class Run:
         return traverse(self.model, self._mean(grid), dimension, values)
 
     def interpolate(self, first: Grids, second: Grids, steps: int = 7) -> Grids:
-        """Return what is decoded `[steps, S, S]` on the line between the posterior means of two grids.
+        """Return the grids `[steps, S, S]` decoded on the line between the posterior means of two grids.
 
         Args:
             first, second: `[S, S]`; the first and the last result are their reconstructions.
@@ -122,7 +122,7 @@ class Run:
         return self.decode(np.linspace(self._mean(first), self._mean(second), steps))
 
     def sample(self, count: int, seed: int = 0) -> Grids:
-        """Return grids `[count, S, S]` decoded from samples of the prior. Raises ValueError below 1."""
+        """Return `count` ≥ 1 grids, `[count, S, S]`, decoded from samples of the prior. Raises ValueError."""
         return sample_prior(self.model, count, self.config.training.latent_dim, seed)
 
     @property
@@ -198,11 +198,11 @@ def open_run(path: str | Path, model: str = DEFAULT_MODEL) -> Run:
     """Return a run from its folder, such as `runs/latest/B-seed0`, or from one of its checkpoints.
 
     Args:
-        path: of a folder, for its newest checkpoint, or of a `.safetensors` file.
+        path: the folder of a run, whose newest checkpoint is read, or a `.safetensors` file.
         model: `package.module:factory` of the model; only what is named here is imported.
 
     Raises:
-        ValueError: where there is no checkpoint, it is damaged, or it is of another model.
+        ValueError: if the checkpoint is missing, damaged or of another model.
     """
     place = newest_checkpoint(Path(path).expanduser())
     loaded, config = load_model(place, model)
@@ -226,13 +226,13 @@ def compare(
     Args:
         options: names separated by commas, or a list of names and of `bvae.config.LossOption`.
         corpus: see `bvae.corpus.load_corpus`.
-        epochs, seeds: of each run, and runs of each option.
+        epochs, seeds: epochs of each run, and number of runs of each option.
         run_dir: folder for sessions.
         settings: other fields of `bvae.config.ExperimentConfig` and `bvae.config.TrainingConfig`.
 
     Raises:
         ValueError: for a setting or a corpus that cannot be used.
-        StorageError: where a file cannot be written.
+        StorageError: if a file cannot be written.
     """
     names = [field.name for field in dataclasses.fields(TrainingConfig)]
     training = {name: settings.pop(name) for name in names if name in settings}
@@ -250,8 +250,8 @@ def compare(
     interrupted = True
     try:
         experiment.select([(option, seed) for option in config.options for seed in range(seeds)])
-        names = [run.name for run in experiment.runs]
-        experiment.show_progress(names, sys.stderr.write, live=sys.stderr.isatty())
+        runs = (run.name for run in experiment.runs)
+        experiment.show_progress(runs, sys.stderr.write, live=sys.stderr.isatty())
         comparison = experiment.compare()
         interrupted = False
     finally:

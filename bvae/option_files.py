@@ -29,7 +29,7 @@ from bvae.storage import brief, printable
 
 MAX_BYTES = 256 * 2**10
 MAX_DOTS = 200
-"""Dots in a line: `tomllib` takes time and memory in the square of the parts of a dotted key."""
+"""Maximum number of dots in a line. The cost of a dotted key in `tomllib` is quadratic in its parts."""
 
 EXPECTED = {
     "gamma": "a number",
@@ -64,11 +64,10 @@ class OptionFileError(ValueError):
 
 def read_options(path: str) -> dict[str, LossOption]:
     """Return the options of a TOML file by name, in the order of the file. Raises OptionFileError."""
+    text = _read_text(path)
     try:
-        tables = tomllib.loads(_read_text(path))
+        tables = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, OptionFileError):
-            raise
         raise OptionFileError(path, f"is not TOML: {error}") from None
     if not tables:
         raise OptionFileError(

@@ -55,7 +55,7 @@ def path_text(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"'{printable(text)}' is not UTF-8; rename the file or folder"
         ) from None
-    return os.path.expanduser(text)  # noqa: PTH111  # a Path would make `arc` of `./arc`
+    return os.path.expanduser(text)  # noqa: PTH111  # a Path would turn `./arc` into `arc`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class CommandLineOption:
         commands: the commands that accept it; `pytest` stands for `pytest experiments/`.
         own_default: the default as text; empty for the default of the field.
         takes_path: whether the value may be a path, so that it must be given as `--name=PATH`.
-        words: pattern of the values of such an option that are not paths.
+        words: for such an option, the regular expression of values that are not paths.
     """
 
     name: str
@@ -158,14 +158,14 @@ OPTIONS = (
         "Number of classes, 2 to 64; auto is one more than the largest in a file, 10 for other corpora",
     ),
     CommandLineOption("background", "C", "Background class; auto is the most frequent class in training"),
-    CommandLineOption("epochs", "N", "Epochs to train each run, at most with --until-plateau"),
-    CommandLineOption("until-plateau", "N", "End a run after N epochs without a lower validation loss, or 0"),
-    CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1; `train` needs --resume"),
+    CommandLineOption("epochs", "N", "Epochs of each run; the maximum with --until-plateau"),
+    CommandLineOption("until-plateau", "N", "Epochs without a lower validation loss that end a run; 0: none"),
+    CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1; for `train` only with --resume"),
     CommandLineOption(
         "loss-options",
         "NAMES",
         "Names of loss options to compare, separated by commas; options from --loss-options-file are "
-        "added to the default; `train` needs --resume",
+        "added to the default; for `train` only with --resume",
         own_default=",".join(LOSS_OPTIONS),
     ),
     CommandLineOption(
@@ -183,7 +183,7 @@ OPTIONS = (
         "docs/loss-options.md",
     ),
     CommandLineOption("beta-warmup", "N", "Epochs over which --beta-schedule linear raises β from 0"),
-    CommandLineOption("free-bits", "NATS", "Mean KL divergence of a latent dimension that costs nothing"),
+    CommandLineOption("free-bits", "NATS", "KL divergence per latent dimension (batch mean) without a cost"),
     CommandLineOption("learning-rate", "RATE", "Peak learning rate of Adam: warm-up, then cosine to 0"),
     CommandLineOption("batch-size", "N", "Grids per step"),
     CommandLineOption("latent-dim", "N", "Latent dimensions"),
@@ -251,8 +251,8 @@ OPTIONS = (
     CommandLineOption(
         "resume",
         "SESSION",
-        "Finish or extend a session: latest (in --run-dir), or its folder, given as --resume=DIR. Settings "
-        "are taken from it; more seeds, more options and another band extend it, others are refused",
+        "Finish or extend a session: latest (in --run-dir), or its folder, given as --resume=DIR. Other "
+        "settings are those of the session; more seeds or options, or another band, extend it",
         commands=RESUMING,
         takes_path=True,
         words="latest",
@@ -275,10 +275,10 @@ OPTIONS = (
     ),
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
     CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
-    CommandLineOption("html", "FILE", "HTML page; of a report by default report.html there", commands=PAGES),
+    CommandLineOption("html", "FILE", "HTML page; default of `report`: RUN_DIR/report.html", commands=PAGES),
     CommandLineOption("csv", "FILE", "CSV file to write, with a row for each run", commands=("compare",)),
-    CommandLineOption("traversals", "", "Draw what each latent dimension changes, instead", commands=SHOW),
-    CommandLineOption("samples", "N", "Draw N samples from the prior, 1 to 40, instead", commands=SHOW),
+    CommandLineOption("traversals", "", "Draw what each latent dimension changes", commands=SHOW),
+    CommandLineOption("samples", "N", "Draw N samples from the prior, 1 to 40", commands=SHOW),
     CommandLineOption(
         "output",
         "FILE",

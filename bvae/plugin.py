@@ -1,8 +1,8 @@
 """The pytest plugin, loaded by `-p bvae.plugin`: options, collection and fixtures.
 
 It registers `bvae.hooks` only if tests use its fixtures. The controller validates everything and creates the
-session folder before any worker starts. Workers receive the folder and train the runs assigned to them. No
-process imports PyTorch before it trains.
+session folder before any worker starts. Workers receive the folder and train the runs assigned to them; the
+controller imports PyTorch only to check a model or a GPU, and to draw.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if not runs_experiments(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     if config.getoption("resume") is not None:
-        return usable_cores()  # the session, which is not read yet, decides about the runs
+        return usable_cores()  # the number of runs is in the session, which is not read yet
     return min(usable_cores(), len(asked_runs(config)))
 
 

@@ -321,7 +321,7 @@ class CorpusRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Stepped:
-    """Event after each step: `step` of `steps` in `epoch` (from 1), on a batch of `images`."""
+    """Event after each step: `step` of `steps` in `epoch` (from 1), on a batch of `images` grids."""
 
     step: int
     steps: int

@@ -1,11 +1,11 @@
 """Every file and marker of a session, and who writes it. Files with other names are never removed.
 
-With `--engine ray`, `ray_engine.RunFolders` writes the files of runs, as the processes named here wrote them
-elsewhere; in a session merged from shards, `continuation.merge_shards`.
+With `--engine ray`, the files of a run are written on another machine, and `ray_engine.RunFolders` writes
+their copies here. `continuation.merge_shards` copies the files of runs from shards.
 
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
-  session-1.json …                    `continuation.go_on`: what it was before each change of the settings
+  session-1.json …                    `continuation.go_on`: a copy, made before each change of the settings
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
   report.html                         `bvae report`, `bvae merge`: the report as one page
   .lock .holder                       `folder.hold`: the process that works in the session
@@ -20,7 +20,7 @@ runs/<when>-<id>/                     `folder.Session.create`
       epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch;
                                       only the newest two hold optimizer state;
                                       `--keep-checkpoints` removes older ones, but no pictures
-      best.safetensors                another name of the epoch file with the lowest validation loss
+      best.safetensors                the lowest validation loss; a hard link if its epoch has a file
       reconstructions_epoch_001.png   `listeners.CheckpointPictures`: one picture for each checkpoint file
     filmstrip.png                     `listeners.CheckpointPictures`: the same grids, epoch by epoch
     tensorboard/events.out.tfevents.* `listeners.TensorBoardLog`, with `--log tensorboard`
@@ -86,7 +86,7 @@ _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|
 
 
 def earlier_record(number: int) -> str:
-    """Return the name of the file to which `session.json` is copied at its change of a number, from 1."""
+    """Return the name of the copy of `session.json` made at its change of this number, counted from 1."""
     return f"session-{number}.json"
 
 
@@ -177,7 +177,7 @@ def disk_usage(session: Path) -> tuple[int, int]:
     """Return the bytes of all files in a session folder, and of its checkpoints; hard links count once."""
     sizes: dict[bool, dict[tuple[int, int], int]] = {False: {}, True: {}}
     for path in session.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # of another process
+        with contextlib.suppress(FileNotFoundError):  # another process removed it
             if path.is_file():
                 found = path.stat()
                 sizes[path.suffix == ".safetensors"][found.st_dev, found.st_ino] = found.st_size

@@ -36,7 +36,7 @@ def printable(text: str) -> str:
 
 
 def brief(text: str, most: int = 80) -> str:
-    """Return text of at most `most` characters, then escaped; if it is cut, it ends in "…"."""
+    """Cut text to at most `most` characters, the last then being "…", and escape it."""
     return printable(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
@@ -194,7 +194,7 @@ def _flush_names(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _refusing(path: Path, what: str) -> Iterator[None]:
-    """Raise StorageError if the system refuses what is done to a path."""
+    """Raise StorageError for an OSError in the context; `what` is the participle of the message."""
     try:
         yield
     except OSError as error:

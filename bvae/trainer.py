@@ -36,7 +36,7 @@ from bvae.records import (
     Stepped,
     TrainingMeans,
 )
-from bvae.session_files import checkpoints
+from bvae.session_files import CHECKPOINTS, checkpoints
 from bvae.storage import make_folder, remove
 from bvae.training.checkpoint import (
     OPTIMIZER,
@@ -73,7 +73,7 @@ class Trainer:
     Attributes:
         model: the trained model; up to date at each checkpoint and after `fit`, even if `fit` raised.
         steps: number of steps of the whole run, at most.
-        progress: steps done, epoch records, best validation loss.
+        progress: steps done, sums of the current epoch, and the records of completed epochs.
         divergence: the step at which a number was not finite and training stopped, or None.
 
     Raises:
@@ -91,7 +91,7 @@ class Trainer:
         if config.training.precision == "auto":
             raise ValueError("precision is 'auto'; expected fp32 or bf16, see resolve_precision")
         self.config, self.corpus, self.listeners = config, corpus, listeners
-        self.checkpoints = directory / "checkpoints"
+        self.checkpoints = directory / CHECKPOINTS
         self.progress = Progress(config=config)
         self.divergence: Divergence | None = None
         training = config.training
@@ -176,9 +176,8 @@ class Trainer:
             raise StrippedError(f"{path} holds no optimizer state; expected one of the newest checkpoints")
         check_tensors(path, checkpoint.tensors, own)
         noise = self._check_progress(path, checkpoint.state)
-        restore_tensors(
-            own, checkpoint.tensors
-        )  # nothing fails from here on, so a refused checkpoint changes nothing
+        # Nothing fails from here on, so a refused checkpoint changes nothing.
+        restore_tensors(own, checkpoint.tensors)
         self.progress = dataclasses.replace(checkpoint.state, config=self.config)
         self._unread.clear()
         self._noise.set_state(noise)
@@ -203,7 +202,7 @@ class Trainer:
                 self._save(*self._due())
 
     def _step(self, part: slice) -> bool:
-        """Train on these places of the epoch's order; return whether all numbers read so far are finite.
+        """Train on this slice of the epoch's order; return whether all numbers read so far are finite.
 
         The weights stay as they are from the first step on whose loss or gradient norm is not finite.
         """
@@ -245,7 +244,7 @@ class Trainer:
         return training.beta * beta_share(step, total=total, warmup=warmup, schedule=training.beta_schedule)
 
     def _stage_end(self, step: int) -> int:
-        """Return the number of steps that a run had when a step was trained: later steps extended it."""
+        """Return the number of steps at the end of a step's stage, see `TrainingConfig.stages`."""
         ends = (epochs * self.steps_per_epoch for epochs in self.config.training.stages)
         return next(end for end in ends if step < end)
 
@@ -302,7 +301,7 @@ class Trainer:
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # Files of later names are damaged: training goes on from an older one and overwrites them.
+            # Files after `newest` are damaged: training continued from an older one and will overwrite them.
             for path in saved[saved.index(newest) + keep :]:
                 if path.stem != "best":
                     remove(path)

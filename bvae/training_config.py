@@ -71,7 +71,7 @@ class TrainingConfig:
         extended_from: earlier numbers of epochs of a run that was extended, ascending, see `stages`.
         beta: full weight β of the KL divergence (Higgins et al. 2017).
         beta_schedule: β of each step, see `bvae.training.optimization.beta_share`.
-        beta_warmup: epochs, also fractions, over which the schedule `linear` raises β from 0.
+        beta_warmup: epochs, possibly a fraction, over which the schedule `linear` raises β from 0.
         free_bits: nats of KL per latent dimension that cost nothing, see `bvae.losses.BetaVAELoss`.
         learning_rate: peak of the schedule, see `bvae.training.optimization.learning_rate`.
         batch_size: grids per step; the last partial batch of an epoch is dropped.
@@ -131,7 +131,7 @@ class TrainingConfig:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """Numbers of epochs at which training ended each time; each epoch has the schedules of its stage."""
+        """The epoch at which each stage of training ends; steps follow the schedules of their own stage."""
         return (*self.extended_from, self.epochs)
 
     def changed(self, changes: Mapping[str, Setting]) -> TrainingConfig:

@@ -197,6 +197,11 @@ SIGNS: dict[VerdictName, str] = {
 """A sign for each verdict, where many are shown."""
 
 
+def words(name: str) -> str:
+    """Return the name of a verdict as it is written in sentences."""
+    return name.replace("_", " ")
+
+
 def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, band: AccuracyBand) -> Verdict:
     """Return the verdict on one run from its epoch records; the first rule that is broken gives it.
 

@@ -56,7 +56,7 @@ class Corpus(Splits):
 
     @property
     def imbalance(self) -> float:
-        """Cells of the most frequent class in training for each cell of the rarest one that occurs."""
+        """Training cells of the most frequent class, divided by those of the rarest class that occurs."""
         return max(self.class_counts) / min(filter(None, self.class_counts))
 
     def sample_grids(self, count: int = 10) -> npt.NDArray[np.uint8]:

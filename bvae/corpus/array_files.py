@@ -1,6 +1,6 @@
 """Files of grids, `.npy` and `.npz`, read as untrusted input.
 
-Nothing is ever unpickled, evaluated or unpacked to disk, and the size in a header is compared with the size
+Nothing is ever unpickled, executed or unpacked to disk, and the size in a header is compared with the size
 of the file before memory is allocated. A `.npy` is memory-mapped, whatever its size. Its values are checked
 by `walk`, so that checking, counting and hashing need only one pass. The members of an `.npz` are
 decompressed in memory, at most `MAX_NPZ_BYTES` in total: padded grids compress almost as well as a
@@ -112,7 +112,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_archive(file: io.BufferedReader) -> Iterator[zipfile.ZipFile]:
-    """Open an archive. Raises CorpusError if it, or a member that is read meanwhile, is damaged."""
+    """Open an archive. Raises CorpusError if it, or a member that is read inside the context, is damaged."""
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive

@@ -77,7 +77,7 @@ def load_arc(grid_size: int) -> tuple[Integers, Integers]:
 
 
 class Pool(NamedTuple):
-    """K distinct objects: `shape` bool `[K, 10, 10]`, its cells from the top left, and `colour` `[K]`."""
+    """K distinct objects: `shape` bool `[K, 10, 10]`, aligned to the top left, and `colour` `[K]`."""
 
     shape: npt.NDArray[np.bool_]
     colour: npt.NDArray[np.uint8]
@@ -95,7 +95,7 @@ class ObjectGrids(NamedTuple):
 
 
 def load_objects(count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return `count` training grids and a tenth as many of objects from held-out tasks, `[N, 16, 16]`."""
+    """Return `count` training grids and, with objects of held-out tasks, a tenth as many for validation."""
     train, val = object_pools(task_grids())
     return generate_objects(train, count, SEED).grids, generate_objects(val, count // 10, SEED + 1).grids
 

@@ -96,7 +96,7 @@ class Source:
     """Stored grids that become a training split, a validation split or both.
 
     Attributes:
-        grids: integers `[N, H, W]`, perhaps memory-mapped.
+        grids: integers `[N, H, W]`, possibly memory-mapped.
         held_out: `[N]`, which of them are validation grids.
         padding_value: the stored value of cells outside a grid, None if there are none.
     """
@@ -143,7 +143,7 @@ def split(
     classes: Classes = DEFAULT_CLASSES,
     background: Background = 0,
 ) -> Splits:
-    """Check, count and fingerprint all grids in one pass; remove training grids that also validate.
+    """Check, count and fingerprint all grids in one pass, without training grids that are in both splits.
 
     If `classes` is "auto", their number is one more than the largest class in either split. If `background`
     is "auto", it is the most frequent class in training, of equally frequent ones the smallest.

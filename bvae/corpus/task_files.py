@@ -156,7 +156,7 @@ def _side(grid: Grid) -> int:
 def _check_enough(enough: bool, found: str, expected: str, size: int, largest: Grid) -> None:
     if not enough:
         side = min(_side(largest), MAX_GRID_SIZE)
-        more = f", or use --grid-size={side}, which more grids fit" if side > size else ""
+        more = f", or use --grid-size={side}, so that more grids fit" if side > size else ""
         raise CorpusError(f"has {found} of up to {size}×{size} cells; expected {expected}{more}")
 
 

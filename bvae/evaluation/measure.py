@@ -1,4 +1,4 @@
-"""Measure a model on grids that it was not trained on, and the references beside which reports show it."""
+"""Evaluation of a model on grids that it was not trained on, and of the references in reports."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ class _LossSums:
         total, of_grids, kl, of_cells, cells = (self._sums / self._grids).tolist()
         kl_per_dim = tuple((self._kl_of_dim / self._grids).tolist())
         return {
-            # If grids differ in size, the mean over cells differs from that over grids; if not, this adds 0.
+            # Makes the reconstruction term a mean over cells; adds 0 if all grids have the same size.
             "loss": total + (of_cells / cells - of_grids),
             "reconstruction": of_cells / cells,
             "kl": kl,
@@ -198,7 +198,7 @@ def references(corpus: Corpus, *latent_dims: int) -> dict[str, ControlledMetrics
     "background only" predicts the background everywhere. "nearest training grid" predicts the training grid
     with the most equal cells, counted equally or weighted by class (`sqrt_inverse`, as in option B).
     "PCA" keeps as many principal components of one-hot cells as the model has latents, and predicts the class
-    with the largest product of weight and reconstructed value. Several numbers are in its names.
+    with the largest product of weight and reconstructed value; its name has the number if there are several.
     """
     val = corpus.val[sample_rows(len(corpus.val), MAX_OBJECT_GRIDS)]
     most = MAX_REFERENCE_CELLS // (corpus.classes * corpus.grid_size**2)
@@ -228,7 +228,7 @@ def _one_hot_cells(grids: NDArray[np.uint8], classes: int) -> Tensor:
 
 
 def _nearest(train: Tensor, val: Tensor, weights: Tensor) -> NDArray[np.int64]:
-    """Return, per validation grid, the index of the training grid with the largest weight of equal cells."""
+    """Return, per validation grid, the training grid with the largest total weight of equal cells."""
     nearest: NDArray[np.int64] = ((val * weights).flatten(1) @ train.flatten(1).t()).argmax(1).numpy()
     return nearest
 

@@ -18,7 +18,7 @@ from bvae.config import (
     weights_of_option,
 )
 from bvae.records import ControlledMetrics, CorpusRecord, Evaluation, MeanStd, RunResult, VerdictName
-from bvae.verdict import SEVERITY, Verdict, judge_option
+from bvae.verdict import SEVERITY, Verdict, judge_option, words
 
 OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Palette of Okabe and Ito, Color Universal Design, without yellow, which is hard to see on white."""
@@ -56,7 +56,7 @@ class Metric(NamedTuple):
 
 
 LISTED = 10
-"""Number of runs, options or sentences that a text lists; of the others it gives the number."""
+"""Maximum number of runs, options or sentences that a text lists; the others are only counted."""
 
 
 def listed(texts: Sequence[str]) -> list[str]:
@@ -222,7 +222,7 @@ def compare(
 def painting_threshold(
     counts: Sequence[int], option: LossOption, background: int = 0
 ) -> tuple[float | None, ...]:
-    """Return the likelihood against the background above which each foreground class is predicted.
+    """Return, for each foreground class c, the threshold of p_c/(p_c + p_b) above which c is predicted.
 
     The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. A
     cell is therefore predicted as class c instead of background b if p_c/p_b > w_b/w_c, that is, if
@@ -297,14 +297,15 @@ def _recommendation(
         opened = "so the gate fails"
         if gate.passed_by:
             ious = " and ".join(str(options[name].object_iou) for name in gate.passed_by)
-            opened = f"{' and '.join(gate.passed_by)} passes the gate, with object IoU {ious}"
+            passes = "passes" if len(gate.passed_by) == 1 else "pass"
+            opened = f"{' and '.join(gate.passed_by)} {passes} the gate, with object IoU {ious}"
         return f"{advice} Its accuracy {best.pixel_accuracy} is {side} the band {band}; {opened}."
     if not gate.candidates:
         return "Nothing can be recommended: no run of a candidate was selected."
     nearest = max(gate.candidates, key=lambda name: _nearness(options[name]))
     return (
         f"Nothing can be recommended: no candidate learned the objects. The nearest miss is {nearest} "
-        f"({options[nearest].verdict.replace('_', ' ')})."
+        f"({words(options[nearest].verdict)})."
     )
 
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from bvae.config import AccuracyBand, TrainingConfig
 from bvae.judging.comparison import OptionSummary, RunSummary
 from bvae.records import EpochRecord, Evaluation, VerdictName
-from bvae.verdict import SEVERITY, broken_rule, judge_run, on_plateau
+from bvae.verdict import SEVERITY, broken_rule, judge_run, on_plateau, words
 
 MOST_PARTS = 8
 """Maximum number of phases of a run in a sentence, so that it stays readable."""
@@ -44,7 +44,7 @@ class Diagnosis:
 
     @classmethod
     def of(
-        cls, option: OptionSummary, histories: Sequence[Sequence[EpochRecord]], background: int = 0
+        cls, option: OptionSummary, histories: Sequence[Sequence[EpochRecord]], background: int
     ) -> Diagnosis:
         """Gather the evidence from an option's summary and the epoch records of its runs."""
         evaluations = [[record.validation for record in history] for history in histories if history]
@@ -80,7 +80,7 @@ def explain_why(why: Diagnosis) -> tuple[str, str, str]:
 
 
 def describe_why(why: Diagnosis) -> str:
-    """Return these explanations as one sentence, the text alternative of the picture."""
+    """Return the sentences of `explain_why` as one: the text alternative of the picture."""
     return " ".join(explain_why(why)).replace(". ", "; ")
 
 
@@ -177,7 +177,7 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
     if lost is not None:
         return f"{met} and broken again in epoch {lost} {numbers[lost]}."
     if again is not None:
-        return f"{met}, broken in between, and met to the end from epoch {again} on {numbers[again]}."
+        return f"{met}, then broken, and met from epoch {again} {numbers[again]} to the end."
     return f"{met}{', the last.' if first == history[-1].epoch else ' and met to the end.'}"
 
 
@@ -195,7 +195,7 @@ def describe_last_epoch(history: Sequence[EpochRecord]) -> str:
 
 
 def how_it_ended(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
-    """Return "plateau" or "limit"; empty for a run that did not end, or if all epochs were to be trained."""
+    """Return "plateau" or "limit"; empty for a run that did not end, or without `until_plateau`."""
     if not training.until_plateau:
         return ""
     return "plateau" if on_plateau(history, training) else "limit" * (len(history) == training.epochs)
@@ -207,7 +207,7 @@ def in_epochs(count: int) -> str:
 
 
 def describe_end(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
-    """Return a sentence on why training ended; empty if all epochs were to be trained."""
+    """Return a sentence on why training ended; empty without `until_plateau`, or without an epoch."""
     if not training.until_plateau or not history:
         return ""
     last, best = len(history), min(history, key=lambda record: record.validation.loss)
@@ -263,7 +263,7 @@ def _describe_strip(strip: Strip) -> str:
     for verdict, epochs in groupby(strip.verdicts, strip.verdicts.__getitem__):
         *_, end = epochs
         span = f"epochs {begin} to {end}" if begin < end else f"epoch {end}"
-        parts.append(f"{verdict.replace('_', ' ')} in {span}")
+        parts.append(f"{words(verdict)} in {span}")
         begin = end + 1
     if len(parts) > MOST_PARTS:
         parts[MOST_PARTS - 2 : -1] = [f"{len(parts) - MOST_PARTS + 1} more changes"]
@@ -283,7 +283,7 @@ def _evidence(found: Evaluation) -> str:
 def count_verdicts(runs: Sequence[RunSummary]) -> str:
     """Return how many runs have each verdict, worst first, such as "88 mode collapse, 2 healthy"."""
     counts = Counter(run.verdict for run in runs)
-    return ", ".join(f"{counts[name]} {name.replace('_', ' ')}" for name in SEVERITY if counts[name])
+    return ", ".join(f"{counts[name]} {words(name)}" for name in SEVERITY if counts[name])
 
 
 def outliers(options: Mapping[str, OptionSummary], most: int) -> list[tuple[RunSummary, str]]:
@@ -300,7 +300,7 @@ def _outliers(option: OptionSummary) -> list[tuple[RunSummary, str]]:
     reasons: dict[int, list[str]] = {}
     others = {run.verdict: run.seed for run in reversed(option.runs) if run.verdict != option.verdict}
     for seed in sorted(others.values()):
-        reasons[seed] = [f"the option is {option.verdict.replace('_', ' ')}"]
+        reasons[seed] = [f"the option is {words(option.verdict)}"]
     iou = {run.seed: run.metrics.object_iou for run in option.runs if run.metrics}
     known = sorted((value, seed) for seed, value in iou.items() if value is not None)
     if known and known[0][0] < known[-1][0]:

@@ -38,19 +38,18 @@ from bvae.report.tables import (
     options_table,
     rules_table,
     run_line,
-    words,
 )
 from bvae.report.text import describe_epochs, describe_setting, explain_gate, explain_outcome
 from bvae.session import Session
-from bvae.session.folder import shown_history
+from bvae.session.folder import comparison_folder, shown_history
 from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
 from bvae.storage import printable, read_bounded
-from bvae.verdict import MEANINGS
+from bvae.verdict import MEANINGS, words
 
 TITLE = "Which loss options let the β-VAE learn?"
 
 MAX_PICTURES, MAX_PICTURE = 12, 64 * 2**20
-"""Most checkpoint pictures per run, besides its filmstrip and curves, and bytes of the largest picture."""
+"""Maximum number of checkpoint pictures per run, besides filmstrip and curves, and of bytes of a picture."""
 
 TEMPLATES = Environment(
     loader=PackageLoader("bvae.report"),
@@ -221,7 +220,7 @@ def _context(
     if comparison is None:
         return common
     passed, sentences = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
-    record, folder = session.record, session.path / "comparison"
+    record, folder = session.record, comparison_folder(session)
     return common | {
         "passed": passed,
         "outcome": f"{MARKS[passed]} {sentences}",
@@ -250,7 +249,7 @@ def _context(
 
 
 def _lost_accuracy(comparison: Comparison) -> float | None:
-    """Return by how much predicting only background is more accurate than the recommended option, or None."""
+    """Return the background rate minus the accuracy of the recommended option; None unless it is positive."""
     name, rate = comparison.recommended, comparison.corpus.background_rate
     accuracy = comparison.options[name].pixel_accuracy.mean if name else None
     return rate - accuracy if accuracy is not None and accuracy < rate else None
@@ -265,11 +264,12 @@ def _recommended_code(session: Session, comparison: Comparison) -> str | None:
 def _why(session: Session, name: str, option: OptionSummary, *, pictured: bool) -> dict[str, Any]:
     histories = {run.seed: shown_history(session, run.path) for run in option.runs}
     training = session.record.config.training_of(name)
-    path = session.path / "comparison" / f"why_{name}.png"
+    why = Diagnosis.of(option, [*histories.values()], session.record.corpus.background)
+    path = comparison_folder(session) / f"why_{name}.png"
     return {
         "name": name,
         "option": option,
-        "sentences": explain_why(Diagnosis.of(option, [*histories.values()])),
+        "sentences": explain_why(why),
         "picture": Picture.of_file(path, f"Option {name}: why") if pictured else None,
         "by_seed": [
             f"Seed {seed}: {describe_rules_met(history)} {describe_last_epoch(history)} "

@@ -36,7 +36,7 @@ COMPARED = ("object_iou", "pixel_accuracy")
 
 OPTIONS = "the definitions of their options"
 LONGEST = 200
-"""Characters of a setting that are shown."""
+"""Maximum number of characters shown of a setting."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from bvae.judging.explanation import count_verdicts, outliers
 from bvae.records import ControlledMetrics, MeanStd, RunResult
 from bvae.session import Session
 from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
-from bvae.verdict import RULES, SIGNS, Rule
+from bvae.verdict import RULES, SIGNS, Rule, words
 
 PICTURED, OUTLIERS = 10, 16
 """Maximum number of options and of outliers whose pictures the report of a large session shows."""
@@ -99,7 +99,7 @@ COLUMNS_ACROSS_SESSIONS = (
 """Columns of the table of options of several sessions, whose corpora and bands may differ."""
 
 TABLE_CAPTION = (
-    "Mean ± standard deviation over seeds. In brackets: the shuffled control, which decodes each grid from "
+    "Mean ± standard deviation over seeds. Shuffled, in brackets: the control that decodes each grid from "
     "another grid's latent and thus scores what can be predicted without seeing the grid."
 )
 
@@ -120,11 +120,6 @@ def table_rows(comparison: Comparison) -> list[list[Cell]]:
     rows = [(name, [column.of_option(comparison, options[name]) for column in COLUMNS]) for name in options]
     rows += [(name, [column.of_reference(found) for column in COLUMNS]) for name, found in references.items()]
     return [[Cell(name), *cells] for name, cells in rows]
-
-
-def words(name: str) -> str:
-    """Return the name of a verdict as it is written in sentences."""
-    return name.replace("_", " ")
 
 
 def number(value: float | None) -> str:
@@ -237,7 +232,7 @@ def run_line(
 ) -> dict[str, Any]:
     """Return the variables of a line on a run.
 
-    Its picture is that of the newest checkpoint, whose size does not depend on the number of epochs.
+    It has the picture of the newest checkpoint, because the size of a filmstrip grows with the epochs.
 
     Args:
         page: the folder of the report, to which links are relative.

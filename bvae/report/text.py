@@ -9,8 +9,9 @@ from bvae.config import AccuracyBand, Setting, TrainingConfig
 from bvae.judging.baseline import CAPTION, DIFFERENCE_HEADINGS, Difference, difference_rows
 from bvae.judging.comparison import LISTED, Comparison, listed
 from bvae.judging.explanation import count_verdicts, in_epochs
-from bvae.report.tables import COLUMNS, TABLE_CAPTION, aligned, table_head, table_rows, to_text_table, words
+from bvae.report.tables import COLUMNS, TABLE_CAPTION, aligned, table_head, table_rows, to_text_table
 from bvae.storage import printable
+from bvae.verdict import words
 
 PICTURES = {
     "verdicts.png": "The verdict on each run after each of its epochs, as listed above",
@@ -147,7 +148,7 @@ def describe_length(training: TrainingConfig) -> str:
 
 
 def describe_changes(comparison: Comparison) -> str:
-    """Return a sentence on the training settings in which options differ; empty if in none."""
+    """Return a sentence on the training settings in which options differ; empty if there are none."""
     common, options = vars(comparison.training), []
     for name, option in comparison.options.items():
         changes = [
@@ -179,9 +180,9 @@ def describe_stages(training: TrainingConfig) -> str:
         return ""
     before, now = " and ".join(map(str, training.extended_from)), training.epochs
     return (
-        f"The runs were trained for {before} epochs and then extended to {now}, except options with epochs "
-        f"of their own and runs on a plateau: learning rate and β have the schedules of each number in turn, "
-        f"so the bits need not equal those of {now} epochs trained at once."
+        f"The runs were trained for {before} epochs and then extended to {now}, except those of options with "
+        "their own epochs and those on a plateau. Each part has its own schedules of learning rate and β, so "
+        f"the bits need not equal those of {now} epochs trained at once."
     )
 
 

@@ -1,9 +1,9 @@
 """Sessions: one folder for each invocation, the runs in it, and the processes that train them.
 
 folder        the session folder, its record, and what a run leaves in it
-continuation  how a session goes on, perhaps with more runs or epochs; shards, and how they are merged
+continuation  resuming a session, possibly with more runs or epochs; shards, and merging them
 run           where runs are trained, and in what order; one run: read its result, wait for it, or train it
-listeners     what writes the files of a run while it is trained
+listeners     listeners to the trainer of a run, which write its files
 ray_engine    runs as tasks on a Ray cluster
 progress      the display of runs that other processes train
 

@@ -1,7 +1,7 @@
-"""How a session goes on, perhaps with more runs, more epochs or another accuracy band; its shards.
+"""Resuming a session, possibly with more runs, more epochs or another accuracy band; merging shards.
 
-A session that goes on keeps what it has; `refuse_changes` refuses whatever would make results differ. Shards
-are sessions that train a share of the runs each; `merge_shards` makes one session of them.
+A resumed session keeps its results; `refuse_changes` refuses changes that would make them differ. Shards are
+sessions that each train a share of the runs; `merge_shards` makes one session of them.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
 def extended(
     then: ExperimentConfig, asked: ExperimentConfig, *, more_epochs: bool
 ) -> tuple[ExperimentConfig, tuple[str, ...]]:
-    """Return the settings with which a session goes on, and what they extend, in words.
+    """Return the settings with which a session is resumed, and what they extend, in words.
 
     Other differences remain in the settings, see `refuse_changes`.
 
     Args:
         then: the settings of the session.
-        asked: those to go on with.
+        asked: the requested settings.
         more_epochs: whether more epochs were allowed by `--extend`.
 
     Raises:
@@ -119,10 +119,10 @@ def _decisive(config: ExperimentConfig, versions: Mapping[str, str], fingerprint
 def go_on(
     session: Session, config: ExperimentConfig, command: Sequence[str], changes: tuple[str, ...]
 ) -> Session:
-    """Return a session that this process holds, with its settings changed; mark its comparison incomplete.
+    """Change the settings of a session that this process holds; remove `comparison.json`; return the session.
 
-    The new `session.json` makes the change: runs of fewer epochs are then incomplete, and are trained on from
-    their checkpoints. If this process is killed later, the next one that goes on repeats what is missing.
+    The change takes effect when `session.json` is replaced: runs with fewer epochs are then incomplete, and
+    continue from their checkpoints. The next process repeats what a killed one did not finish.
 
     Raises:
         ValueError: if another process changed the session since it was opened.
@@ -130,7 +130,7 @@ def go_on(
     """
     record = read_json(session.path / SESSION, SessionRecord)
     if record.seal != session.record.seal:
-        raise ValueError("another process has changed the session meanwhile; repeat the command")
+        raise ValueError("another process has changed the session since it was opened; repeat the command")
     (comparison_folder(session) / "comparison.json").unlink(missing_ok=True)
     if changes:
         extension = Extension(
@@ -149,9 +149,9 @@ def go_on(
 
 
 def _judge_again(session: Session) -> None:
-    """Judge the complete runs of a session by its present band, and seal the verdicts that change.
+    """Judge the complete runs of a session by its current band, and seal the verdicts that change.
 
-    The results of runs that are to be trained on are removed.
+    The results of runs that have fewer epochs than the session are removed.
     """
     for run in session.runs:
         directory = session.path / run.name
@@ -162,7 +162,7 @@ def _judge_again(session: Session) -> None:
             band = session.record.config.band
             verdict = judge_run(read_history(directory), result.divergence, band)
         except ValueError:
-            continue  # whoever uses the result reports it
+            continue  # reported where the result is used
         judged = dataclasses.replace(result, verdict=verdict.name, reason=verdict.reason)
         if judged != result:
             atomic_write(directory / RESULT, to_json(sealed(judged)))
@@ -225,7 +225,7 @@ def merge_shards(
 
 @contextlib.contextmanager
 def reading(folder: str, purpose: str, expected: str) -> Iterator[None]:
-    """Say in one sentence what is wrong with the folder of a session that is read. Raises ValueError."""
+    """Turn an error while the folder of a session is read into a ValueError of one sentence."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The session folder of one invocation, with its settings, corpus and versions.
+"""The session folder: its settings, corpus and versions, its locks, and the stored results of its runs.
 
 Its files are listed in `bvae.session_files`.
 """
@@ -210,7 +210,7 @@ class Session:
 
 
 def hold(path: Path) -> BaseFileLock:
-    """Lock a session folder for this process until the process ends.
+    """Lock a session folder for this process until the lock is released or the process ends.
 
     Raises:
         SessionHeldError: if another live process holds it; the lock of a dead process is ignored.
@@ -235,7 +235,7 @@ _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
 class RunCrashError(RuntimeError):
-    """A run was begun in this invocation, and its process ended without a result."""
+    """A run that was begun in this invocation ended without a result, because its process died."""
 
 
 def read_marker(path: Path) -> str:
@@ -247,7 +247,7 @@ def read_marker(path: Path) -> str:
 
 
 def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a run, or None if it is not complete, or was before it was extended.
+    """Return the result of a run; None if the run is not complete, or was extended after it was complete.
 
     Raises:
         ValueError: if the result does not match its seal, its run or the files in the folder; the message is
@@ -275,7 +275,7 @@ def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
 
 
 def read_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a complete run, else None; warn if there is one that does not match its run."""
+    """Return the result of a complete run, else None; a result that fails verification causes a warning."""
     try:
         return verified_result(directory, run)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What writes the files of a run while it is trained: listeners to the events of its trainer."""
+"""Listeners to the events of a trainer, which write the files of its run."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class TensorBoardLog:
     """Writes the numbers of each epoch and the checkpoint pictures for TensorBoard; the axis is the step.
 
     A process that trains a run writes all earlier epochs and pictures again, so none is repeated or missing.
-    The first failure ends the log with a warning; training goes on.
+    The first failure ends the log with a warning; training continues.
     """
 
     def __init__(self, directory: Path, *, on: bool) -> None:

@@ -14,13 +14,13 @@ from bvae.session_files import PROGRESS, RESULT
 from bvae.storage import read_json
 
 LOOK_SECONDS, LOOKED_AT = 0.5, 200
-"""Time between two looks at up to this many runs; with more, looks are rarer in proportion."""
+"""Seconds between two reads of the files of up to this many runs; with more, proportionally longer."""
 
 NAMED = 4
 """Maximum number of runs in training that are named."""
 
 MOST_LINES = 100
-"""About the number of lines of a session with many runs, if its output is not a terminal."""
+"""Approximate number of progress lines for more runs than this, if the output is not a terminal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,7 +140,7 @@ class ProgressDisplay(threading.Thread):
             self.write(f"{line}\n")
 
     def _state(self, finished: frozenset[str], notes: Mapping[str, Note]) -> object:
-        """Return what a line is written for: a change of runs or epochs, of many runs a whole percentage."""
+        """Return the state whose changes are written: runs and epochs, or a percentage of many runs."""
         if len(self.runs) > MOST_LINES:
             return MOST_LINES * len(finished) // len(self.runs)
         return finished, *((name, note.epoch) for name, note in notes.items())

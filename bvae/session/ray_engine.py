@@ -1,4 +1,4 @@
-"""Runs as tasks on a Ray cluster, whose files come back through an actor beside the controller.
+"""Runs as tasks on a Ray cluster, which send their files to an actor on the machine of the controller.
 
 Only `bvae.engine.find_scheduler` imports this module, because Ray is optional. Workers need no access to the
 session folder: each trains in a temporary folder of its node.
@@ -35,11 +35,11 @@ from bvae.session_files import CHECKPOINTS, RESULT, leftovers, run_file_limit, r
 from bvae.storage import StorageError, atomic_write, make_folder, printable, read_bounded, remove
 
 ATTEMPTS = 4
-"""How often a run is begun on a worker: once, and again after each of at most three deaths."""
+"""Maximum number of attempts at a run: the first, and one after each of up to three deaths of a worker."""
 RUN_MEMORY = 2**30
 """Bytes that Ray reserves for each run."""
 MAX_SENT, PARCEL = 2**30, 2**25
-"""Bytes of the largest file that a worker sends, and of files from which no other is sent with them."""
+"""Maximum bytes of a file that a worker sends, and bytes from which a parcel of files is sent."""
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS = 1.0
@@ -88,7 +88,7 @@ class RunFolders:
         return read_bounded(self._path(run, name), run_file_limit(name))
 
     def write(self, run: str, attempt: int, files: Files) -> None:
-        """Write files one after another, each atomically and perhaps under several names.
+        """Write files one after another, each atomically and possibly under several names.
 
         Raises:
             ValueError: if this is not the newest attempt, or a file is not one of a run, or too large.
@@ -123,7 +123,7 @@ class RunFolders:
 class RunFolderCopy:
     """The temporary folder of a run on a worker; listens to its trainer and sends the files that changed.
 
-    Every checkpoint is sent before training goes on, other files at most once a second.
+    Training waits until a checkpoint is sent; other files are sent at most once a second.
     """
 
     def __init__(self, run: str, directory: Path, folders: Any) -> None:
@@ -152,7 +152,7 @@ class RunFolderCopy:
         self._sent, self._sent_at = found, time.monotonic()
 
     def _parcels(self, files: Iterable[list[str]]) -> Iterator[Files]:
-        """Yield files by their names, with their content; small ones together."""
+        """Yield parcels of files, each file with its names and its content; small files share a parcel."""
         parcel: Files = []
         for names in files:
             parcel.append((names, read_bounded(self.directory / names[0], MAX_SENT)))
@@ -341,5 +341,5 @@ def answers(address: str) -> bool:
 
 
 def in_memory(corpus: Corpus) -> Corpus:
-    """Return a corpus whose grids are arrays, also if they are read lazily from a file of this machine."""
+    """Return a corpus whose grids are arrays, even if they are read lazily from a file of this machine."""
     return dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])

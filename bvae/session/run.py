@@ -72,10 +72,10 @@ class RunScheduler:
         return obtain_run(self.session, run, self.corpus)
 
     def close(self) -> None:
-        """End what trains; called once, when the session is closed or interrupted."""
+        """Stop all training; called once, when the session is closed or interrupted."""
 
     def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
-        """Yield the outcomes by seed of each option; runs that no process has begun are trained now."""
+        """Yield each option and its outcomes by seed; runs that no process has begun are trained now."""
         for option, runs in itertools.groupby(self.runs, key=lambda run: run.option.name):
             outcomes: OptionOutcomes = {}
             for run in runs:

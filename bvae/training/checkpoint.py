@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files; the newest of a run hold all that training needs to continue bit for bit.
+"""Checkpoints: safetensors files. From the newest ones of a run, training continues bit for bit.
 
 A checkpoint is data: nothing in it is executed or unpickled. A SHA-256 of the whole file, in which the
 checksum itself counts as zeros, detects truncation and flipped bits before any content is used.
@@ -118,7 +118,7 @@ def strip_older(saved: Sequence[Path], kind: type[State], stripped: set[Path]) -
     for path in saved[WITH_OPTIMIZER:]:
         if path in stripped:
             continue
-        names = [other for other in saved if other.samefile(path)]  # `best` is that of an epoch too
+        names = [other for other in saved if other.samefile(path)]  # `best` may be another name of an epoch
         if names[0] in saved[:WITH_OPTIMIZER]:
             continue
         stripped.update(names)

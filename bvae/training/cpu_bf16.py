@@ -1,8 +1,8 @@
 """The handwritten training step of `BetaVAE`, for processors that multiply in bfloat16.
 
 Autograd computes the same gradient, but its overhead makes such a short step 10 % slower. Here all weights
-are one vector, which is rounded, clipped and updated in one call each. Each weight is stored in the memory
-order that its layer reads, and layers write gradients directly to the vector that Adam reads.
+are one vector, and so are all gradients: rounding, clipping and the update are one call each. Each weight is
+stored in the memory order that its layer reads.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def leaves(model: nn.Module, chain: str) -> dict[str, nn.Module]:
 
 
 ALIGNMENT = 32
-"""Each parameter starts at a multiple of this index in the vector (64 bytes in bfloat16)."""
+"""Each parameter starts at a multiple of this number of elements of the vector (64 bytes in bfloat16)."""
 
 
 class HandwrittenStep:

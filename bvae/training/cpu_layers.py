@@ -195,7 +195,7 @@ class Resampling(WeightedLayer):
 
 
 class Downsampling(Resampling):
-    """`Downsample`."""
+    """The handwritten `Downsample`."""
 
     accepts: ClassVar[Mapping[str, object]] = {**Convolution.accepts, "stride": (2, 2)}
     shapes = Convolution.shapes

@@ -109,7 +109,7 @@ class Adam:
         }
 
     def clip(self, *, wait: bool = True) -> Tensor:
-        """Clip the gradient, and return its 2-norm before clipping; without `wait`, read no value of it."""
+        """Clip the gradient; return its 2-norm before clipping. Without `wait`, read no value of it."""
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not wait:

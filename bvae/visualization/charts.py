@@ -85,8 +85,8 @@ def plot_curves(
 ) -> Figure:
     """Draw each option's numbers by epoch: the mean over seeds, and a band from the lowest to the highest.
 
-    A number that is missing, None or not finite in single precision leaves a gap. The axis of a loss that
-    spans more than two orders of magnitude is logarithmic.
+    A number that is missing, None or not finite in single precision leaves a gap. The axis of a loss whose
+    values span more than two orders of magnitude is logarithmic.
 
     Args:
         histories: for each option, each seed's epoch records, as stored in `metrics.jsonl`.

@@ -1,4 +1,4 @@
-"""Pictures of the latent space: what each dimension changes, samples, and object IoU against bits used.
+"""Pictures of the latent space: traversals, samples, and object IoU against KL divergence in bits.
 
 Every picture is one axes, and a sentence that describes it is its text alternative.
 """
@@ -44,7 +44,7 @@ SESSION_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 Points = Mapping[str, Sequence[tuple[float, float]]]
 
 MAX_DIMENSIONS = 8
-"""Number of dimensions that are drawn by default."""
+"""Maximum number of dimensions that are drawn by default."""
 
 MAX_VALUES = 12
 
@@ -145,7 +145,7 @@ def plot_samples(
         background: the background class.
 
     Raises:
-        ValueError: for another count, and where the number of latent dimensions is unknown.
+        ValueError: for another count, or if the number of latent dimensions is unknown.
     """
     size = latent_dim if latent_dim is not None else getattr(model, "latent_dim", None)
     if size is None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from bvae.judging.comparison import colour_of
 from bvae.judging.explanation import Diagnosis, Strip, describe_strips, describe_why, percent
 from bvae.records import VerdictName
-from bvae.verdict import SEVERITY, SIGNS
+from bvae.verdict import SEVERITY, SIGNS, words
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
 
@@ -177,7 +177,7 @@ def plot_verdicts(
 
 
 def _draw_strip(axes: Axes, strip: Strip, top: int) -> None:
-    """Draw cells of equal width for the verdicts on a run, with a letter in the first of equal ones."""
+    """Draw cells of equal width for the verdicts on a run; the first of equal neighbours has its sign."""
     if not strip.verdicts:
         return
     verdicts = [*strip.verdicts.values()]
@@ -203,7 +203,7 @@ def _draw_verdict_legend(figure: Figure, top: int, verdicts: Sequence[VerdictNam
         box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.25"}
         y = top + (row + 0.5) * ROW
         canvas.write(figure, x, y, letter, ha="center", color=_ink(verdict), bbox=box, **look)
-        canvas.write(figure, x + ROW, y, verdict.replace("_", " "), **look)
+        canvas.write(figure, x + ROW, y, words(verdict), **look)
 
 
 def _ink(verdict: VerdictName) -> str:
@@ -211,6 +211,6 @@ def _ink(verdict: VerdictName) -> str:
 
 
 def _shortened(name: str) -> str:
-    """Return the name of a run with the start of its option's name only, if it is long."""
+    """Return the name of a run; if it is long, the name of its option is cut."""
     option, _, seed = name.rpartition("-")
     return name if len(name) <= NAME_LETTERS else f"{option[: NAME_LETTERS - len(seed) - 2]}…-{seed}"

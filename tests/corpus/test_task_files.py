@@ -314,7 +314,7 @@ def test_tasks_of_one_split_alone_are_refused(tmp_path: Path, held_out: bool) ->
     message = refusal(tmp_path / "a.json")
     found = ("0 grids of training and 2", "2 grids of training and 0")[not held_out]
     assert f"has {found} of validation tasks of up to 2×2 cells; expected at least 1 and 2: " in message
-    assert "or use --grid-size=2, which more grids fit" in refusal(tmp_path / "a.json", grid_size=1)
+    assert "or use --grid-size=2, so that more grids fit" in refusal(tmp_path / "a.json", grid_size=1)
 
 
 def test_a_folder_without_json_is_refused(tmp_path: Path) -> None:

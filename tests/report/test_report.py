@@ -236,7 +236,7 @@ def test_the_rules_met_after_the_last_epoch_agree_with_the_verdict(recalls: list
         ([0.2, 0.5, 0.6], RulesMet(2, None, None), ", 9 of 9 classes) and met to the end."),
         ([0.2, 0.5], RulesMet(2, None, None), ", the last."),
         ([0.5, 0.2, 0.1], RulesMet(1, 2, None), "and broken again in epoch 2 (object IoU 0.100"),
-        ([0.5, 0.1, 0.6], RulesMet(1, None, 3), "in between, and met to the end from epoch 3 on (object IoU"),
+        ([0.5, 0.1, 0.6], RulesMet(1, None, 3), "then broken, and met from epoch 3 (object IoU"),
     ],
 )
 def test_when_the_rules_were_met_in_words(recalls: list, expected: RulesMet, words: str) -> None:
@@ -258,16 +258,16 @@ def test_the_trend_compares_the_last_two_epochs() -> None:
 
 def compared(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> tuple[Session, Comparison]:
     """Return a session of constructed runs, and their comparison."""
+    corpus = dataclasses.replace(CORPUS, **changes)
     record = SessionRecord(
         created="2026-01-01T00:00:00+00:00",
         command=("experiments/",),
         config=ExperimentConfig(),
-        corpus=CORPUS,
+        corpus=corpus,
         versions={"bvae": "0"},
         commit=None,
         hardware={},
     )
-    corpus = dataclasses.replace(CORPUS, **changes)
     return Session(tmp_path, record, "here"), compare(corpus, record.config, outcomes, REFERENCES)
 
 
@@ -284,6 +284,13 @@ def test_style_and_script_are_in_the_page_even_if_no_run_was_begun(tmp_path: Pat
     for page in (without, head(tmp_path, {"B": {0: result("B", 0)}})):
         assert "<style>/* Style of the report" in page
         assert "documentElement.lang = 'en'" in page
+
+
+@unit
+def test_the_report_explains_predictions_against_the_background_of_its_corpus(tmp_path: Path) -> None:
+    session, comparison = compared(tmp_path, {"B": {0: result("B", 0)}}, background=7)
+    sentences = explain_why(Diagnosis.of(comparison.options["B"], [], background=7))
+    assert sentences[0] in said(report_head(session, comparison))
 
 
 @unit
