@@ -312,8 +312,8 @@ class ExperimentConfig:
         return _number("grid_size", self.grid_size)
 
     def training_of(self, name: str) -> TrainingConfig:
-        """Return the training settings of an option's runs. Raises StopIteration for an unknown name."""
-        return self.training.changed(next(each for each in self.options if each.name == name).training)
+        """Return the training settings of an option's runs. Raises KeyError for an unknown name."""
+        return self.training.changed({option.name: option for option in self.options}[name].training)
 
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
         """Return the configuration of one run. Raises ValueError while a setting is "auto"."""

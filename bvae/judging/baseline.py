@@ -150,8 +150,8 @@ def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: Corpu
     for new in shared:
         old = baseline.options[new.name]
         changed = {*new.training, *old.training}
-        now |= _decisive(new.name, experiment.training.changed(new.training), changed)
-        then |= _decisive(new.name, baseline.training.changed(old.training), changed)
+        now |= _of_option(new.name, experiment.training.changed(new.training), changed)
+        then |= _of_option(new.name, baseline.training.changed(old.training), changed)
         thresholds = painting_threshold(corpus.class_counts, new, corpus.background)
         now |= _loss(new.name, new.gamma, new.weighting, thresholds)
         then |= _loss(new.name, old.gamma, old.weighting, old.painting_threshold)
@@ -172,7 +172,7 @@ def _identity(corpus: CorpusRecord | BaselineCorpus, grid_size: int) -> dict[str
     return identity | {"background": corpus.background, "grid_size": grid_size}
 
 
-def _decisive(option: str, training: TrainingConfig, changed: Set[str]) -> dict[str, Any]:
+def _of_option(option: str, training: TrainingConfig, changed: Set[str]) -> dict[str, Any]:
     """Return the settings of an option's runs by name; those that options change also name the option."""
     kept = {name: value for name, value in vars(training).items() if name not in SAME_RESULT}
     return {f"{name} of {option}" if name in changed else name: value for name, value in kept.items()}

@@ -159,7 +159,8 @@ class RunFolderCopy:
             if sum(len(data) for _, data in parcel) >= PARCEL:
                 yield parcel
                 parcel = []
-        yield parcel
+        if parcel:
+            yield parcel
 
 
 def train_remotely(run: RunConfig, shared: tuple[Corpus, SessionRecord], folders: Any) -> list[str]:

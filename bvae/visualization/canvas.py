@@ -140,7 +140,7 @@ def write(figure: Figure, x: float, y: float, text: str, *, size: float, width: 
     if not text:
         return
     wide, high = figure.bbox.size
-    shown = printable(text)
+    shown = drawable(text)
     room = text_width(shown, size, look.get("fontweight", "normal"))
     look.setdefault("va", "top")
     fitted = size * min(1.0, width / max(1.0, room))
@@ -154,7 +154,7 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
     return max((measure(line, font, ismath=False)[0] for line in text.splitlines()), default=0.0)
 
 
-def printable(text: str) -> str:
+def drawable(text: str) -> str:
     """Replace control characters, and characters that a face of the font lacks, with U+FFFD."""
     known = _characters()
     spaced = ("".join(" " if letter.isspace() else letter for letter in line) for line in text.splitlines())

@@ -246,7 +246,7 @@ def _draw_legend(
     """Draw the legend: every line, the band, the background rate, and the meaning of line and shade."""
     axes.set_axis_off()
     named: list[tuple[str, Line2D | Patch]] = [
-        (canvas.printable(f"Option {name}"), Line2D([], [], **look))
+        (canvas.drawable(f"Option {name}"), Line2D([], [], **look))
         for name, look in zip(known, of_options, strict=True)
     ]
     named.append((f"healthy: {band[0]:.0%} to {band[1]:.0%}", Patch(**BAND_LOOK)))

@@ -120,7 +120,7 @@ class _Layout:
     ) -> None:
         rows, columns, height, width = shape
         before = [*labels, *(label for label, _ in captions.values())]
-        longest = max(canvas.text_width(canvas.printable(label), TEXT_SIZE) for label in before)
+        longest = max(canvas.text_width(canvas.drawable(label), TEXT_SIZE) for label in before)
         self.margin = EDGE + min(MAX_LABEL, round(longest)) + GAP
         room = (MAX_WIDTH - self.margin - EDGE) // columns - GAP
         self.cell = max(1, min(room // width, MAX_GRID // max(height, width)))

@@ -238,7 +238,7 @@ def plot_rate_distortion(
             colour, marker = looks[label]
             shape = SESSION_MARKERS[marker % len(SESSION_MARKERS)]
             look: dict[str, Any] = {"color": colour_of(colour), "edgecolor": "white", "marker": shape}
-            name, mean = canvas.printable(brief(label, LEGEND_LETTERS)), values.mean(0)
+            name, mean = canvas.drawable(brief(label, LEGEND_LETTERS)), values.mean(0)
             axes.scatter(values[:, 0], values[:, 1], s=130, alpha=0.6, zorder=3, **look)
             marks[name] = axes.scatter(mean[0], mean[1], s=380, zorder=4, **look)
         beyond: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0}

@@ -160,7 +160,7 @@ def plot_verdicts(
     legend = -(-len(used) // LEGEND_COLUMNS) * ROW + canvas.EDGE
     figure, top = canvas.titled_figure(WIDTH, legend + int(edges[-1]) + FOOT, title)
     _draw_verdict_legend(figure, top, [verdict for verdict in COLOURS if verdict in used])
-    names = [canvas.printable(_shortened(name)) for name in runs]
+    names = [canvas.drawable(_shortened(name)) for name in runs]
     left = max(canvas.text_width(name, canvas.TICK_SIZE) for name in names) + 2 * canvas.EDGE
     wide, high = figure.bbox.size
     axes = figure.add_axes((left / wide, FOOT / high, 1 - (left + ENDS) / wide, int(edges[-1]) / high))

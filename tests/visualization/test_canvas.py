@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bvae.visualization.canvas import (
     house_style,
     pixel_figure,
-    printable,
+    drawable,
     save_png,
     text_width,
     titled_figure,
@@ -76,7 +76,7 @@ def test_any_text_is_drawn_without_a_warning(text: str) -> None:
 
 def test_characters_that_cannot_be_drawn_are_replaced_and_others_are_kept() -> None:
     assert (
-        printable("σ² $x$ <b>\x00日\n\té")
+        drawable("σ² $x$ <b>\x00日\n\té")
         == "σ² $x$ <b>\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n é"
     )
 
