@@ -11,9 +11,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bvae.visualization.canvas import (
+    drawable,
     house_style,
     pixel_figure,
-    drawable,
     save_png,
     text_width,
     titled_figure,
