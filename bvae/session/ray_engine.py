@@ -42,12 +42,9 @@ MAX_SENT, PARCEL = 2**30, 2**25
 """Maximum bytes of a file that a worker sends, and bytes from which a parcel of files is sent."""
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
-SEND_SECONDS = 1.0
-LOOK_SECONDS = 1.0
-HEAD_SECONDS = 10.0
-"""How long the head of the cluster may be silent before it counts as lost."""
-CANCEL_SECONDS = 5.0
-
+SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
+"""Time between files that are sent, between looks at a run, until a silent head of the cluster counts as lost,
+and for runs to be cancelled."""
 
 Files = list[tuple[list[str], bytes]]
 """Names of each file in the folder of its run, and its content."""
@@ -123,12 +120,14 @@ class RunFolders:
 class RunFolderCopy:
     """The temporary folder of a run on a worker; listens to its trainer and sends the files that changed.
 
-    Training waits until a checkpoint is sent; other files are sent at most once a second.
+    Checkpoints are sent before training goes on, other files at most once a second. Training does not wait
+    until they are written, except if earlier ones are not.
     """
 
     def __init__(self, run: str, directory: Path, folders: Any) -> None:
         self.run, self.directory, self._folders = run, directory, folders
-        self._attempt, names = ray.get(folders.begin.remote(run))
+        self._asked = folders.begin.remote(run)
+        self._attempt, names = self.wait()
         for name in names:
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(ray.get(folders.read.remote(run, name)))
@@ -146,10 +145,16 @@ class RunFolderCopy:
             if self._sent.get(name) != found[name]:
                 changed.setdefault(found[name], []).append(name)  # names of one file, which is sent once
         for parcel in self._parcels(changed.values()):
-            ray.get(self._folders.write.remote(self.run, self._attempt, parcel))
+            self.wait()
+            self._asked = self._folders.write.remote(self.run, self._attempt, parcel)
         for name in self._sent.keys() - found.keys():
-            ray.get(self._folders.remove.remote(self.run, self._attempt, name))
+            self.wait()
+            self._asked = self._folders.remove.remote(self.run, self._attempt, name)
         self._sent, self._sent_at = found, time.monotonic()
+
+    def wait(self) -> Any:
+        """Wait until what was sent last is written, and return the answer. Raises what went wrong there."""
+        return ray.get(self._asked)
 
     def _parcels(self, files: Iterable[list[str]]) -> Iterator[Files]:
         """Yield parcels of files, each file with its names and its content; small files share a parcel."""
@@ -187,6 +192,7 @@ def train_remotely(run: RunConfig, shared: tuple[Corpus, SessionRecord], folders
         copy = RunFolderCopy(run.name, Path(folder), folders)
         train_run(run, corpus, Path(folder), record.config.band, listeners=[copy])
         copy.send()
+        copy.wait()
     return said + [str(each.message) for each in caught if issubclass(each.category, EvidenceWarning)]
 
 
@@ -214,7 +220,8 @@ class RayScheduler(RunScheduler):
         check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus})
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         actor = ray.remote(RunFolders).options(num_cpus=0, scheduling_strategy=here)
-        self._folders, self._shared = actor.remote(session), ray.put((in_memory(corpus), session.record))
+        whole = dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])  # no memory map
+        self._folders, self._shared = actor.remote(session), ray.put((whole, session.record))
         self._train = ray.remote(train_remotely).options(
             num_cpus=1, memory=RUN_MEMORY, num_gpus=gpus, max_retries=ATTEMPTS - 1
         )
@@ -339,8 +346,3 @@ def answers(address: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def in_memory(corpus: Corpus) -> Corpus:
-    """Return a corpus whose grids are arrays, even if they are read lazily from a file of this machine."""
-    return dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])
