@@ -43,8 +43,7 @@ MAX_SENT, PARCEL = 2**30, 2**25
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
-"""Time between files that are sent, between looks at a run, until a silent head of the cluster counts as lost,
-and for runs to be cancelled."""
+"""Time between sent files and between looks at a run, until a silent head is lost, and to cancel runs."""
 
 Files = list[tuple[list[str], bytes]]
 """Names of each file in the folder of its run, and its content."""
