@@ -30,7 +30,7 @@ time and memory are measured, is the process that submits the runs and waits for
 
 SETTINGS = {"grid_size": "8", "epochs": "1", "batch_size": "16", "loss_options": "A", "precision": "fp32"}
 PARTS = 4
-"""Parts of the runs, each measured, so that growth shows."""
+"""Number of consecutive parts of the runs that are measured, to see whether time or memory grows."""
 
 
 def write_corpus(folder: Path) -> str:

@@ -24,7 +24,7 @@ class Job:
         grids: `[N, 16, 16]`, uint8, N a multiple of the batch size.
         weight: `[C]`, the class weights of the loss option.
         epochs: number of epochs; the first is not counted.
-        tuned: whether to use bf16, channels_last and, for a peer, the fused Adam.
+        tuned: whether to use bf16 and, for a peer, channels_last and the fused Adam (not with Lightning).
         corpus, option: names from which bvae computes the same grids and weights itself.
     """
 

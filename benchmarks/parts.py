@@ -45,7 +45,7 @@ def measure(repeats: int, say: Say, *, experiments: int = 2) -> dict[str, list[f
         measured[f"load the corpus {name}"] = _seconds(functools.partial(load_corpus, name), repeats)
     say("timing imports")
     measured |= _imports(repeats)
-    say(f"timing the default experiment {experiments} times, about a minute each")
+    say(f"timing the default experiment {experiments} times, two to ten minutes each")
     with tempfile.TemporaryDirectory() as folder:
         measured |= _experiments(experiments, Path(folder))
     return measured

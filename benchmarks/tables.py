@@ -36,7 +36,7 @@ def throughput_table(
     ]
     for precision, heading in (
         ("fp32", "peers with their defaults"),
-        ("bf16", "peers in bf16, channels_last, fused Adam"),
+        ("bf16", "peers in bf16 and channels_last"),
     ):
         labels = [label for label in rates if f" {precision}, " in label and label != ours]
         lines += ["", _row(heading, ("images/s", "lowest to highest", "share of matmul", f"{ours} is"))]

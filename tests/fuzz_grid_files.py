@@ -96,7 +96,7 @@ METHODS = (
 SIDES = (0, 1, 2, 4, 5, 8, 15, 16, 17, 30, -1, 2**31, 2**62, 2**63, 2**64, 10**300)
 NUMBERS = (0, 1, 2, 8, 9, 12, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)
 PADDING_VALUES = (None, None, None, 10, -1, 255, 2**64)
-# Offsets of the fields of a zip archive's headers after these signatures.
+# Each header of a zip archive begins with one of these.
 SIGNATURES = (b"PK\x01\x02", b"PK\x03\x04", b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07")
 HEADER_TEXTS = (
     "{'descr': %r, 'fortran_order': %s, 'shape': %s, }",

@@ -1,7 +1,7 @@
-"""Mutate the files of a finished session, one at a time: what is read is what was written, or one sentence.
+"""Mutate the files of a finished session, one at a time: reading gives the original content or one sentence.
 
-With --resume, each mutated session is also trained to its end, and must have its weights and metrics again.
-Exits with 1 as soon as another exception escapes, a case takes more than 10 s, or something else is believed.
+With --resume, each mutated session is also trained to its end, and must have the same weights and metrics.
+Exits with 1 as soon as another exception escapes, a case takes more than 10 s, or other content is accepted.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ class Content:
         )
 
     def check(self, path: Path, changed: Path, *, resume: bool = False) -> str:
-        """Read a session with one changed file: return the first complaint, empty where all is right.
+        """Read a session with one changed file; return the first complaint, empty if there is none.
 
         Args:
             resume: whether to train what is incomplete, as `--resume` does.
 
         Raises:
-            AssertionError: where it says something else.
+            AssertionError: if other content is accepted.
         """
         try:
             experiment = Experiment.resume({}, path.parent, [], str(path))
@@ -239,7 +239,7 @@ def write_foreign(rng: random.Random, path: Path, _: list[Path]) -> None:
 
 
 def stretch(rng: random.Random, path: Path, _: list[Path]) -> None:
-    """Make it a file of three gigabytes that takes no room on the disk; checkpoints may be as large."""
+    """Extend a file to 3 GB without using the disk; a checkpoint, which may be that large, by one byte."""
     os.truncate(path, 3 * 10**9 if path.suffix != ".safetensors" else path.stat().st_size + 1)
 
 

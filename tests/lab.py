@@ -25,7 +25,7 @@ TINY = ("--corpus=corpus.npz", "--grid-size", "8", "--epochs", "2", "--seeds", "
 """Trains a run in a fraction of a second."""
 
 RESUMABLE = (*TINY, "--loss-options", "A,B", "--checkpoint-every-steps", "2")
-"""Two runs of six steps with six checkpoints each."""
+"""Two runs of six steps with four checkpoints each."""
 
 THREE_SEEDS = (*TINY, "--loss-options", "A", "--seeds", "3")
 """Three runs of one option."""
@@ -51,7 +51,7 @@ def furnish(folder: Path) -> Path:
 def squares() -> dict[str, np.ndarray]:
     """Return splits of grids with two squares in four places and three colours, which are quickly learned.
 
-    A single cell, which is not an object, makes grids distinct that would otherwise be in both splits.
+    Each grid also has one cell that is not an object, so that few grids are in both splits.
     """
     rng = np.random.default_rng(3)
     corners = np.array([(0, 0), (0, 5), (5, 0), (5, 5)])
@@ -113,7 +113,7 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """Return what no interruption may change: the hash of every file of a session except its records.
+    """Return what no interruption may change: the hash of every file except `session*.json`.
 
     Wall times are left out, and so are the checksums, digests and seals that include them.
     """

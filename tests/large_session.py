@@ -37,7 +37,7 @@ class ManyRuns:
 
 
 OUTLYING = {"mode_collapse": "flooding", "posterior_collapse": "partial_collapse"}
-"""The verdict of every ninth copy, by the verdict of the trained run; otherwise `unstable`."""
+"""The verdict of every ninth copy by that of the trained run; `unstable` for verdicts that are not keys."""
 
 
 def make_session(folder: Path, options: int, seeds: int) -> Path:

@@ -1,4 +1,4 @@
-"""Models of people's own, one for each way in which models keep state, draw numbers or differ from ours.
+"""Models of users, one for each way in which a model keeps state, draws numbers or differs from ours.
 
 Each class is a factory, named `own_models:Tied`.
 """

@@ -60,9 +60,9 @@ def relabelled(grids: np.ndarray, new: Sequence[int]) -> np.ndarray:
 
 
 def without_ties(grids: np.ndarray, classes: int) -> np.ndarray:
-    """The grids in which no two of the three most frequent classes, of all or of object cells, are equal.
+    """The grids whose three most frequent classes have different counts, in all cells and in object cells.
 
-    Of equally frequent classes the smallest counts as the most frequent, which depends on the labels.
+    Of equally frequent classes, the one with the smallest label counts as the most frequent.
     """
     objects = find_objects(grids, classes)
     of_objects = np.where(np.isin(objects.sets.label, objects.number), grids, OUTSIDE)

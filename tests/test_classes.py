@@ -34,7 +34,7 @@ numbers_of_classes = st.integers(2, 64)
 
 
 def random_grids(classes: int, seed: int, shape: tuple[int, int, int] = (3, 8, 8)) -> np.ndarray:
-    """Grids mostly of the background, with cells outside, which never are a whole grid."""
+    """Grids that are mostly background; some cells are outside, but never a whole grid."""
     rng = np.random.default_rng(seed)
     grids = rng.integers(0, classes, shape) * (rng.random(shape) < 0.6)
     grids[rng.random(shape) < 0.1] = OUTSIDE
@@ -43,7 +43,7 @@ def random_grids(classes: int, seed: int, shape: tuple[int, int, int] = (3, 8, 8
 
 
 def written(folder: Path, classes: int, *, count: int = 60, outside: int | None = None) -> str:
-    """A file of grids in which all of these classes occur; both the path and the values are plain."""
+    """Write a file of grids in which all of these classes occur; return its path."""
     grids = random_grids(classes, 0, (count, 8, 8)).astype(np.int16)
     grids[grids == OUTSIDE] = 0 if outside is None else outside
     grids[:, 1, : min(8, classes)] = np.arange(min(8, classes))

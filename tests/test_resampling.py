@@ -26,7 +26,7 @@ def plain(layer: nn.Module, maps: Tensor) -> Tensor:
 
 
 def is_misread(height: int, width: int) -> bool:
-    """Return whether PyTorch 2.13 reads outside such maps when it convolves them with stride 2 in bfloat16.
+    """Return whether PyTorch 2.13 reads out of bounds in a bfloat16 convolution of such maps with stride 2.
 
     It does so on processors with AMX; results then differ from call to call.
     """

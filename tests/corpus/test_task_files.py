@@ -1,4 +1,4 @@
-"""Laws of collections of tasks and lists of grids, whatever they are stored in, and of hostile ones."""
+"""Collections of tasks and lists of grids: every format gives the same corpus, hostile files are refused."""
 
 from __future__ import annotations
 
@@ -237,7 +237,7 @@ SOUND = json.dumps(learnable({}))
 
 
 def refusal(path: Path, **settings: Any) -> str:
-    """Why a collection is refused: one short line, soon, and in little memory."""
+    """Return the message of a refusal: one short line, given within two seconds and with little memory."""
     with two_seconds_and_few_bytes(64 * 2**20), pytest.raises(CorpusError) as caught:
         load_corpus(str(path), **settings)
     message = str(caught.value)

@@ -338,5 +338,5 @@ def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.M
         grids.look()
         tracemalloc.stop()
         assert grids.most == window
-    assert many.others < few.others + 4 * window * 16  # less than the predictions of eight windows
+    assert many.others < few.others + 4 * window * 16  # half of the predictions of the eight further windows
     assert many.tensors < 1.2 * few.tensors

@@ -148,7 +148,7 @@ def test_a_project_that_only_loads_the_plugin_notices_nothing(guest: Path) -> No
 
 
 def run_alone(path: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run pytest with a folder of packages, without those that are installed as links to their sources."""
+    """Run pytest with a folder of packages on the path, and without editable installs."""
     packages = sysconfig.get_paths()["purelib"]
     code = f"import sys; sys.path.append({packages!r}); import pytest; sys.exit(pytest.console_main())"
     command, environment = [sys.executable, "-S", "-c", code, *arguments], {**os.environ, "PYTHONPATH": path}

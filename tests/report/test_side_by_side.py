@@ -251,7 +251,7 @@ def test_colours_are_of_options_and_marks_of_sessions() -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two sessions that differ in corpus, classes, β and seeds; not to be changed."""
-    handler = signal.getsignal(signal.SIGTERM)  # closing a session ignores it
+    handler = signal.getsignal(signal.SIGTERM)  # closing a session makes the process ignore it
     folder = tmp_path_factory.mktemp("side")
     grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8)) * (np.arange(8) < 3)
     for name, changes in {

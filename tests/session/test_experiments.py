@@ -426,7 +426,7 @@ def test_a_path_after_a_space_is_refused_with_the_correct_form(
     path = str(hostile / "corpus.npz" if option == "--corpus" else hostile)
     arguments = ["experiments/", option, path]
     if place == "before the tests, configured":
-        # pytest takes the configuration there for that of the tests, so only the command line loads bvae.
+        # pytest reads that folder's pytest.ini instead of ours, so bvae is only loaded by `-p`.
         arguments = ["-p", "bvae.plugin", option, path, "experiments/"]
     elif place == "before the tests":
         (hostile / "pytest.ini").unlink()

@@ -189,7 +189,7 @@ def shift_checkpoint(session: Path) -> None:
 
 
 def train_longer(session: Path) -> None:
-    """Put a sound run of other settings in the place of one."""
+    """Replace a run by a valid one that was trained with another β."""
     given = SETTINGS | {"corpus": read_json(session / "session.json", SessionRecord).config.corpus}
     other = Experiment.prepare(parse_experiment(given | {"beta": "0.5"}), session.parent / "other", [])
     other.open_session()
@@ -252,7 +252,7 @@ def test_a_result_that_does_not_fit_its_run_is_named_and_not_believed(
     with pytest.warns(EvidenceWarning, match=f"{fault}.*the run is trained again"):
         experiment.obtain((experiment.config.options[0], 0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of B, where the folders are swapped
+        warnings.simplefilter("ignore")  # those about B, if the folders are swapped
         experiment.obtain((experiment.config.options[1], 0))
     experiment.close_session(interrupted=False)
     sound = shutil.copytree(finished, session.parent / "sound")

@@ -193,7 +193,7 @@ def short_run(corpus: Corpus, folder: Path) -> tuple[RunConfig, dict[str, str]]:
 def test_a_run_that_ends_at_any_write_of_a_checkpoint_goes_on_with_identical_results(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """The writes are those of saves, of the second name of a file, and of optimizer state being removed."""
+    """A write saves a checkpoint, gives it a second name, or removes the optimizer state of an older one."""
     run, whole, countdown = *short_run(corpus, tmp_path), 0
 
     def ending(write: Callable[..., None]) -> Callable[..., None]:
@@ -247,7 +247,7 @@ def test_without_the_newest_two_checkpoints_a_run_starts_again_and_says_so(
 
 
 def without_ink(*_: object, **__: object) -> None:
-    """Fail as a picture does that cannot be drawn."""
+    """Raise, in place of drawing a picture."""
     raise RuntimeError("no ink")
 
 

@@ -34,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def trainer_of(
     model: type[nn.Module], corpus: Corpus, folder: Path, *, seed: int = 0, every: int = 0
 ) -> Trainer:
-    """A run of six steps, with a checkpoint, and a reconstruction, every so many of them."""
+    """A run of six steps; if `every` is not 0, it saves and draws a reconstruction every so many steps."""
     training = TrainingConfig(
         model=f"own_models:{model.__name__}",
         epochs=2,

@@ -102,7 +102,7 @@ def test_markup_in_a_title_is_drawn_literally() -> None:
 
 @functools.cache
 def pixels_of_a_cell(colour: str, *, wrong: bool = False) -> int:
-    """Count the pixels of a colour that show a single cell of class 1, or that it is wrong."""
+    """Count the pixels of a colour in the picture of a single cell of class 1, or of its error if `wrong`."""
     png = io.BytesIO()
     if wrong:
         draw_reconstructions(NOTHING, ONE_CELL, [0.0] * 3, path=png)
