@@ -93,7 +93,7 @@ def find_scheduler(engine: str, gpus: str, device: str, workers: int = 0) -> Cal
         workers: the number of workers of pytest-xdist.
 
     Raises:
-        ValueError: if there is no such engine here; the message is one sentence.
+        ValueError: if the engine is unknown or not installed, or does not fit `gpus`, `device` or `workers`.
     """
     if engine == "xdist":
         return RunScheduler

@@ -25,10 +25,10 @@ from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
 from bvae.training.optimization import Adam, window_edges
 
 READ_EVERY = {"cpu": 1, "cuda": 500}
-"""Maximum number of steps after which the host reads their numbers, which on a GPU means waiting for them.
+"""Maximum number of steps between two reads of their losses and gradient norms; a read waits for a GPU.
 
-If it is above 1, a step is deferred: nothing in it reads a value from the device. The first number that is
-not finite is found later, and no step from there on changes the weights.
+If it is above 1, a step is deferred: nothing in it reads a value from the device. A number that is not
+finite is found at the next read, but its step and all after it do not change the weights.
 """
 
 RESIDENT_SHARE = 1 / 8
