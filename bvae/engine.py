@@ -86,7 +86,7 @@ def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
 
 
 def find_scheduler(engine: str, gpus: str, device: str, workers: int = 0) -> Callable[..., RunScheduler]:
-    """Return what creates the scheduler of `--engine` from a session, its corpus and its runs.
+    """Return the factory of the scheduler of `--engine`, which takes a session, its corpus and its runs.
 
     Args:
         gpus: the share of a GPU for each run, as text; ignored unless `device` is "cuda".

@@ -39,7 +39,7 @@ ATTEMPTS = 4
 RUN_MEMORY = 2**30
 """Bytes that Ray reserves for each run."""
 MAX_SENT, PARCEL = 2**30, 2**25
-"""Maximum bytes of a file that a worker sends, and bytes from which a parcel of files is sent."""
+"""Maximum bytes of a file that a worker sends, and bytes at which a parcel of files is complete."""
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
