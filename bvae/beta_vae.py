@@ -22,8 +22,8 @@ def class_weights(
 ) -> Tensor:
     """Return weights that make rare classes count more, scaled so that their frequency-weighted mean is 1.
 
-    A weighted loss then has the scale of an unweighted one, so β and the clipping norm mean the same under
-    every method. A class that never occurs gets the weight of the rarest class that occurs.
+    A weighted loss then has the scale of an unweighted one, so the β of the KL divergence and the clipping
+    norm mean the same under every method. A class that never occurs gets the weight of the rarest that does.
 
     Args:
         counts: `[C]`, how often each class occurs in the training split; only their ratios matter, except for

@@ -86,14 +86,14 @@ def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
 
 
 def find_scheduler(engine: str, gpus: str, device: str, workers: int = 0) -> Callable[..., RunScheduler]:
-    """Return what creates the scheduler of `--engine` from a session, its corpus and its runs.
+    """Return the factory of the scheduler of `--engine`, which takes a session, its corpus and its runs.
 
     Args:
         gpus: the share of a GPU for each run, as text; ignored unless `device` is "cuda".
         workers: the number of workers of pytest-xdist.
 
     Raises:
-        ValueError: if there is no such engine here; the message is one sentence.
+        ValueError: if the engine is unknown or not installed, or does not fit `gpus`, `device` or `workers`.
     """
     if engine == "xdist":
         return RunScheduler

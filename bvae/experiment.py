@@ -103,7 +103,7 @@ class Experiment:
     def prepare(
         cls, config: ExperimentConfig, run_dir: Path, command: Sequence[str], baseline: str | None = None
     ) -> Experiment:
-        """Validate an experiment, its corpus and the path of its baseline. Raises SetupError."""
+        """Validate an experiment, its corpus and its baseline, given as a path. Raises SetupError."""
         try:
             training, resolve = config.training, resolve_precision
             check_log(training.log)

@@ -131,7 +131,7 @@ def _focal(
 
     The gradient is the product of two factors. The slope `[B, 1, H, W]` is d(s^γ·l)/dm =
     s^γ·(γ·(1 − s)·l + s), where s = σ(m) and l = softplus(m). The direction `[B, C, H, W]` is dm/dz: −1 for
-    the target, and the softmax over all other classes for each of them. Outside a grid, loss, slope and hit
+    the target and, for the other classes, the softmax over these alone. Outside a grid, loss, slope and hit
     are 0 and the logits are not used.
 
     Without `wait`, no value is read from the device: the target is not checked, and the correction for

@@ -326,5 +326,5 @@ def newest_model(directory: Path, run: RunConfig) -> GridModel | None:
                 raise CheckpointError(f"{path} is of another run: its configuration differs")
             return model
         except CheckpointError as error:
-            warnings.warn(f"{error}; an older checkpoint is shown", EvidenceWarning, stacklevel=2)
+            warnings.warn(f"{error}; it is not shown", EvidenceWarning, stacklevel=2)
     return None

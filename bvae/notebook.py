@@ -49,8 +49,9 @@ class Run:
     """A trained run: its model, configuration and history. All arrays are NumPy arrays.
 
     Grids are integers `[B, S, S]` for the grid size S of the run: classes, and `bvae.corpus.OUTSIDE` (255) in
-    cells outside a grid. Returned grids are uint8, and 255 where the given ones are. Latents are decoded, and
-    grids reconstructed, in evaluation mode: from the posterior mean, without random numbers.
+    cells outside a grid. Returned grids are uint8; those of `reconstruct` are 255 where the given ones are.
+    Latents are decoded, and grids reconstructed, in evaluation mode: from the posterior mean, without random
+    numbers.
 
     Attributes:
         checkpoint: the file that the model was read from.
@@ -111,7 +112,7 @@ class Run:
         """Return the grids `[steps, S, S]` decoded on the line between the posterior means of two grids.
 
         Args:
-            first, second: `[S, S]`; the first and the last result are their reconstructions.
+            first, second: `[S, S]`; their posterior means give the first and the last result.
             steps: 2 or more.
 
         Raises:

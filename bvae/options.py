@@ -159,7 +159,7 @@ OPTIONS = (
     ),
     CommandLineOption("background", "C", "Background class; auto is the most frequent class in training"),
     CommandLineOption("epochs", "N", "Epochs of each run; the maximum with --until-plateau"),
-    CommandLineOption("until-plateau", "N", "Epochs without a lower validation loss that end a run; 0: none"),
+    CommandLineOption("until-plateau", "N", "End a run after N epochs without lower validation loss; 0: off"),
     CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1; for `train` only with --resume"),
     CommandLineOption(
         "loss-options",

@@ -151,7 +151,7 @@ class Evaluation(ControlledMetrics):
         return len(self.confusion)
 
     def numbers(self) -> dict[str, float | None]:
-        """Return the metrics that are one number by name, also those of the controls."""
+        """Return, by name, the metrics that are one number, including those of the controls."""
         metrics = msgspec.to_builtins(self)
         shuffled, extent = (_numbers(metrics[name], f"{name}_") for name in ("shuffled", "extent"))
         return _numbers(metrics) | shuffled | extent

@@ -60,7 +60,7 @@ FILMSTRIP = "filmstrip.png"
 TENSORBOARD = "tensorboard"
 
 MAX_MARKER, MAX_METRICS, MAX_CHECKPOINT = 4096, 256 * 2**20, 4 * 2**30
-"""Bytes of the largest marker, `metrics.jsonl` and checkpoint that are read."""
+"""Maximum size in bytes of a marker, of `metrics.jsonl` and of a checkpoint that is read."""
 
 _CHECKPOINT = r"(?:best|epoch_([0-9]{3,})(?:_step_([0-9]{6,}))?)"
 _SESSION_FILES = r"session(?:-[0-9]+)?\.json|baseline\.json|report\.html|\.lock|\.holder|\.stop-[0-9a-f]+"
@@ -86,12 +86,12 @@ _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|
 
 
 def earlier_record(number: int) -> str:
-    """Return the name of the copy of `session.json` made at its change of this number, counted from 1."""
+    """Return the name of the copy of `session.json` made before its n-th change, where n is `number`."""
     return f"session-{number}.json"
 
 
 def run_file_limit(name: str) -> int:
-    """Return the bytes of the largest file with this name in the folder of a run; 0 if runs have none."""
+    """Return the maximum size in bytes of a run's file with this name; 0 if runs have no such file."""
     for pattern, limit in _RUN_FILES.items():
         if re.fullmatch(pattern, name):
             return limit

@@ -25,7 +25,7 @@ from bvae import EvidenceWarning
 T = TypeVar("T")
 
 MAX_JSON = 64 * 2**20
-"""Bytes of the largest JSON file that is read."""
+"""Maximum size in bytes of a JSON file that is read."""
 
 
 def printable(text: str) -> str:

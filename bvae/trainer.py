@@ -204,7 +204,7 @@ class Trainer:
     def _step(self, part: slice) -> bool:
         """Train on this slice of the epoch's order; return whether all numbers read so far are finite.
 
-        The weights stay as they are from the first step on whose loss or gradient norm is not finite.
+        The first step whose loss or gradient norm is not finite, and all after it, do not change the weights.
         """
         step = self.progress.step
         seed_generators(step_seed(self.config.seed, step), self._device)

@@ -66,8 +66,8 @@ class TrainingConfig:
     """How a model is trained, apart from loss option, seed and corpus.
 
     Attributes:
-        epochs: passes over the training split, at most with `until_plateau`.
-        until_plateau: epochs without a lower validation loss that end a run; 0 trains all epochs.
+        epochs: passes over the training split; the maximum with `until_plateau`.
+        until_plateau: epochs without a lower validation loss after which a run ends; 0 trains all epochs.
         extended_from: earlier numbers of epochs of a run that was extended, ascending, see `stages`.
         beta: full weight β of the KL divergence (Higgins et al. 2017).
         beta_schedule: β of each step, see `bvae.training.optimization.beta_share`.
@@ -81,7 +81,7 @@ class TrainingConfig:
         checkpoint_every: epochs between checkpoints.
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
         keep_checkpoints: how many of the newest checkpoint files stay, beside the best; or all.
-        log: tensorboard to write scalars and pictures for TensorBoard too, or none.
+        log: none, or tensorboard, which also writes scalars and pictures for TensorBoard.
         model: `package.module:factory` of the model, see `bvae.models`.
         device: where to train: cpu, cuda or cuda:INDEX.
         precision: precision of matrix products; the loss is always float32.

@@ -108,7 +108,7 @@ RULES = (
         _foreground_ratio,
         0.25,
         "predicts {e.predicted_foreground_rate:.1%} of cells as foreground where {e.foreground_rate:.1%} "
-        "are; accuracy {e.pixel_accuracy:.3f}, with background only {e.background_rate:.3f}",
+        "are; accuracy {e.pixel_accuracy:.3f}, against {e.background_rate:.3f} for background alone",
     ),
     Rule(
         "posterior_collapse",
@@ -171,11 +171,11 @@ RULES = (
 MEANINGS: dict[VerdictName, str] = {
     "incomplete": "the run did not finish",
     "diverged": "a loss or gradient norm was not finite",
-    "unstable": f"an epoch's training loss rebounded by more than {REBOUND:.0%}, or did not fall at all",
+    "unstable": f"the training loss rebounded by more than {REBOUND:.0%} in an epoch, or did not fall at all",
     "mode_collapse": "it predicts less than a quarter of the true foreground",
     "posterior_collapse": "it predicts nearly as well from another grid's latent: the latent is ignored",
     "flooding": "it predicts foreground nearly everywhere",
-    "partial_collapse": "it shows some objects, but too few classes, too few objects, or only the main one",
+    "partial_collapse": "it shows objects, but too few classes or objects, or only those of the main class",
     "below_band": "stable, learned the objects, but the accuracy is below the band",
     "above_band": "stable, learned the objects, but the accuracy is above the band",
     "healthy": "stable, learned the objects, and accurate within the band",

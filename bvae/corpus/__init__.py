@@ -42,7 +42,7 @@ class Corpus(Splits):
         background_rate: fraction of background cells in the validation split.
         has_outside: whether any grid is smaller than the square.
         duplicates: number of training grids removed because they are also validation grids.
-        duplicates_sampled: whether only a sample was searched for duplicates, as in memory-mapped files.
+        duplicates_sampled: whether only a sample was searched for them, as in a large memory-mapped file.
     """
 
     name: str

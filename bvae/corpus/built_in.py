@@ -86,8 +86,8 @@ class Pool(NamedTuple):
 class ObjectGrids(NamedTuple):
     """Generated grids and how they were composed.
 
-    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`); `owner` numbers the object that coloured a cell from 1,
-    with 0 for the background (uint8 `[N, 16, 16]`).
+    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`); `owner` is the number of each cell's object,
+    from 1, or 0 for the background (uint8 `[N, 16, 16]`).
     """
 
     grids: npt.NDArray[np.uint8]
@@ -187,8 +187,8 @@ def _bits(shape: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 class AtomicGrids(NamedTuple):
     """Generated grids and how they were composed.
 
-    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` numbers the object of a cell from 1, with 0 for
-    the background (uint8 `[N, 16, 16]`), and `kind` is the index into `KINDS` of each grid's
+    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` is the number of each cell's object, from 1, or
+    0 for the background (uint8 `[N, 16, 16]`), and `kind` is the index into `KINDS` of each grid's
     objects, −1 if it has fewer than four (int8 `[N, 4]`).
     """
 

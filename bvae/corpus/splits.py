@@ -88,7 +88,7 @@ SPLIT_SEED = 0
 IN_MEMORY_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
 SAMPLED_GRIDS = 20_000
-"""Number of grids of each split of a memory-mapped file that are searched for duplicates."""
+"""Maximum number of grids of each split of a memory-mapped file that are searched for duplicates."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

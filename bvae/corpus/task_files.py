@@ -117,8 +117,8 @@ def read_tasks(
     """Return the grid size S, and the grids `[N, S, S]` of a collection that fit it.
 
     Whole tasks are held out. Tasks are ordered by id, and the grids of a task by size and cells; a grid
-    occurs once in a split. The result thus depends on neither the format nor the file system. Of a single
-    task or list, a seeded tenth of the grids is held out, and their order is kept.
+    occurs once in a split. The result thus depends on neither the format nor the file system. If there
+    is a single task or list, a seeded tenth of its grids is held out, and their order is kept.
 
     Args:
         path: a folder, a zip archive or a JSON file.

@@ -1,4 +1,4 @@
-"""Metrics of cells, classes and objects, controls that do not see the grid, and references."""
+"""Metrics of cells, classes and objects, controls that see no objects, and references."""
 
 from bvae.evaluation.measure import Evaluator, evaluate
 

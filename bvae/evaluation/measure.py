@@ -234,7 +234,7 @@ def _nearest(train: Tensor, val: Tensor, weights: Tensor) -> NDArray[np.int64]:
 
 
 def _principal_components(train: Tensor, val: Tensor, count: int, weights: Tensor) -> NDArray[np.uint8]:
-    """Predict validation cells `[N, H·W]` from their projection to the leading components of training."""
+    """Predict validation cells `[N, H·W]` from their projection onto principal components of training."""
     flat, mean = train.flatten(1), train.flatten(1).mean(0)
     with torch.random.fork_rng(devices=[]):  # the decomposition is randomized
         torch.manual_seed(SEED)

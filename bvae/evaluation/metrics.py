@@ -1,6 +1,6 @@
 """Metrics of reconstructions: of cells, of classes and of objects, from the true and the predicted grids.
 
-Controls are predictions that do not see the grid; the verdict compares a model with them.
+Controls are predictions that see no objects; the verdict compares a model with them.
 
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of its
 grid. (A corpus has one background class, but in a grid that is mostly orange, orange is the background.)

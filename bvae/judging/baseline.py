@@ -25,7 +25,7 @@ MAX_BYTES = 16 * 2**20
 MAX_OPTIONS = 64
 
 SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "log")
-"""Training settings that do not change a result."""
+"""Training settings in which a baseline may differ; only `device` changes numbers, as its noise differs."""
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -173,7 +173,7 @@ def _identity(corpus: CorpusRecord | BaselineCorpus, grid_size: int) -> dict[str
 
 
 def _of_option(option: str, training: TrainingConfig, changed: Set[str]) -> dict[str, Any]:
-    """Return the settings of an option's runs by name; those that options change also name the option."""
+    """Return the settings of an option's runs by name; names in `changed` are followed by the option."""
     kept = {name: value for name, value in vars(training).items() if name not in SAME_RESULT}
     return {f"{name} of {option}" if name in changed else name: value for name, value in kept.items()}
 
@@ -218,7 +218,7 @@ class Difference:
 
 
 def compare_with(baseline: Baseline | None, comparison: Comparison) -> tuple[Difference, ...]:
-    """Return the differences in each metric for the options on both sides; empty without a baseline."""
+    """Return the differences in each metric for the options on either side; empty without a baseline."""
     if baseline is None:
         return ()
     found: list[Difference] = []

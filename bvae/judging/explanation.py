@@ -251,7 +251,7 @@ def _judge_epochs(history: Sequence[EpochRecord], band: AccuracyBand) -> Verdict
 
 
 def describe_strips(strips: Mapping[str, Strip]) -> list[str]:
-    """Return a sentence for all runs, given by name, that have the same strip."""
+    """Return one sentence for each group of runs, given by name, that have the same strip."""
     alike: dict[str, list[str]] = {}
     for name, strip in strips.items():
         alike.setdefault(_describe_strip(strip), []).append(name)
@@ -290,7 +290,7 @@ def outliers(options: Mapping[str, OptionSummary], most: int) -> list[tuple[RunS
     """Return the runs that are unlike the others of their option, each with the reason, at most `most`.
 
     For each option: the first run of each verdict other than the option's, and the runs with the lowest and
-    the highest object IoU. If there are too many, each option has the same number.
+    the highest object IoU. If there are too many, the options take turns.
     """
     turns = zip_longest(*(_outliers(option) for option in options.values()))
     return [found for found in chain(*turns) if found is not None][:most]

@@ -64,7 +64,7 @@ class SessionHeldError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extension:
-    """When, with which arguments and how the settings of a session were changed; its text is a sentence."""
+    """A change of a session's settings: when, with which arguments, and what; its text is a sentence."""
 
     when: str
     command: tuple[str, ...]

@@ -20,7 +20,7 @@ NAMED = 4
 """Maximum number of runs in training that are named."""
 
 MOST_LINES = 100
-"""Approximate number of progress lines for more runs than this, if the output is not a terminal."""
+"""Number of runs above which only about this many lines are written, if the output is not a terminal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

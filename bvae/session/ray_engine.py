@@ -39,11 +39,11 @@ ATTEMPTS = 4
 RUN_MEMORY = 2**30
 """Bytes that Ray reserves for each run."""
 MAX_SENT, PARCEL = 2**30, 2**25
-"""Maximum bytes of a file that a worker sends, and bytes from which a parcel of files is sent."""
+"""Maximum bytes of a file that a worker sends, and bytes at which a parcel of files is complete."""
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
-"""Time between sent files and between looks at a run, until a silent head is lost, and to cancel runs."""
+"""Seconds between sends of files, between looks at a run, until a silent head is lost, and to cancel runs."""
 
 Files = list[tuple[list[str], bytes]]
 """Names of each file in the folder of its run, and its content."""
@@ -119,8 +119,8 @@ class RunFolders:
 class RunFolderCopy:
     """The temporary folder of a run on a worker; listens to its trainer and sends the files that changed.
 
-    Checkpoints are sent before training goes on, other files at most once a second. Training does not wait
-    until they are written, except if earlier ones are not.
+    Checkpoints are sent before training goes on, other files at most once a second. Training goes on while
+    sent files are written, and waits only before it sends more.
     """
 
     def __init__(self, run: str, directory: Path, folders: Any) -> None:

@@ -1,7 +1,7 @@
 """The runs of a session: where they are trained, and in what order; the interface for other engines.
 
 A run is trained by the first process that needs it, and read by all others. All training goes through
-`RunScheduler`, which only `bvae.engine` names. Another engine, such as `bvae.session.ray_engine`, needs the
+a `RunScheduler` that `bvae.engine` selects. Another engine, such as `bvae.session.ray_engine`, needs the
 same methods and writes the same files to the folder of each run, see `bvae.session_files`.
 """
 

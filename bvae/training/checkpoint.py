@@ -110,7 +110,7 @@ def strip_older(saved: Sequence[Path], kind: type[State], stripped: set[Path]) -
 
     Args:
         saved: checkpoints with a state of type `kind`, newest first.
-        stripped: those that are known to hold no optimizer state; the others are read, and added.
+        stripped: those that were stripped or found damaged before; the others are read, and added.
 
     Raises:
         StorageError: if a file cannot be written.

@@ -77,7 +77,7 @@ def _is_equal(found: Tensor, expected: Tensor) -> bool:
 
 
 def _unsupported_sequence(modules: Mapping[str, nn.Module], *, takes: Form, gives: Form) -> str | None:
-    """Check modules, by name and in the order in which they are applied, and the forms of their batches."""
+    """Return why a sequence of modules, given by name in order, is not supported, or None if it is."""
     form = takes
     for name, module in modules.items():
         described = f"{name} ({type(module).__name__})"

@@ -211,7 +211,7 @@ class Downsampling(Resampling):
 
 
 class Upsampling(Resampling):
-    """`Upsample`."""
+    """The handwritten `Upsample`."""
 
     accepts: ClassVar[Mapping[str, object]] = {
         **Downsampling.accepts,
@@ -236,7 +236,7 @@ class Upsampling(Resampling):
 class ReLU(Layer):
     """ReLU, in place. It compares bfloat16 as integers, because PyTorch would convert to float32 first.
 
-    As integers, the bits of negative numbers are at most those of minus infinity, and those of NaN above.
+    As integers, negative numbers are at most `MINUS_INFINITY` and become 0; NaN is above it and is kept.
     """
 
     def __init__(self, module: nn.ReLU, place: Place) -> None:

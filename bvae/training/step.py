@@ -25,10 +25,10 @@ from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
 from bvae.training.optimization import Adam, window_edges
 
 READ_EVERY = {"cpu": 1, "cuda": 500}
-"""Maximum number of steps after which the host reads their numbers, which on a GPU means waiting for them.
+"""Maximum number of steps between two reads of their losses and gradient norms; a read waits for a GPU.
 
-If it is above 1, a step is deferred: nothing in it reads a value from the device. The first number that is
-not finite is found later, and no step from there on changes the weights.
+If it is above 1, a step is deferred: nothing in it reads a value from the device. A number that is not
+finite is found at the next read, but its step and all after it do not change the weights.
 """
 
 RESIDENT_SHARE = 1 / 8
@@ -179,7 +179,7 @@ class AutogradStep:
         self._model, self._loss, self._bf16 = model, loss, bf16
         self._parameters = dict(model.named_parameters())
         self._adam = Adam(self._parameters, max_norm=max_norm)
-        # 1 once a number was not finite; None if the caller itself makes no step from then on.
+        # Becomes 1 at the first number that is not finite; None if the caller then stops by itself.
         self._skip = torch.zeros((), device=next(model.parameters()).device) if defer else None
 
     def forward_backward(

@@ -82,7 +82,7 @@ def pixel_figure(width: int, height: int) -> Figure:
 
 
 def titled_figure(width: int, height: int, title: str | None) -> tuple[Figure, int]:
-    """Return a figure with `height` pixels below its title, and the y position at which they begin.
+    """Return a figure with `height` pixels below its title, and the y position where the title ends.
 
     The first line of the title becomes a bold headline. Lines are wrapped; text that is cut ends in "…".
     """

@@ -271,7 +271,7 @@ def _draw_legend(
     )
     notes = ["each option has its own loss"] * (len(known) > 1)
     several = max(map(len, known.values())) > 1
-    mean = "line: mean over seeds" + ", while trained" * (
+    mean = "line: mean over seeds" + " still training" * (
         len({len(h) for s in known.values() for h in s}) > 1
     )
     notes += [mean, "shade: lowest to highest seed"] * several

@@ -76,7 +76,7 @@ def draw_grid_image(
     axes.imshow(_paint(figure, symbols, layout, tops), aspect="auto", interpolation="nearest")
     before: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.margin - EDGE - GAP}
     centred: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.column, "ha": "center"}
-    level: dict[str, Any] = {"va": "baseline"}  # the last lines of a label and of its captions
+    level: dict[str, Any] = {"va": "baseline"}  # aligns the last lines of a label and of its captions
     for centre, header in zip(layout.centres, headers, strict=bool(headers)):
         write(figure, centre, tops[0] - CAPTION_GAP, header, **centred, va="bottom")
     for row, (top, label) in enumerate(zip(tops, labels, strict=True)):

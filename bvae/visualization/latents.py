@@ -174,12 +174,11 @@ def describe_traversals(
         values: `[V]`.
     """
     cells = int((reconstruction != OUTSIDE).sum())
-    changed = ", ".join(
-        f"dimension {index} {int((row != reconstruction).any(0).sum())}" for index, row in traversals.items()
-    )
+    changes = {index: (row != reconstruction).any(0).sum() for index, row in traversals.items()}
+    changed = ", ".join(f"dimension {index} changes {count}" for index, count in changes.items())
     return (
         f"Reconstructions of a grid while one latent dimension takes {len(values)} values from "
-        f"{_number(min(values))} to {_number(max(values))}. Of {cells} cells change: {changed}."
+        f"{_number(min(values))} to {_number(max(values))}. Of {cells} cells, {changed}."
     )
 
 

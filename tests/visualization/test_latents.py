@@ -91,7 +91,7 @@ def test_cells_outside_the_grid_are_neither_drawn_nor_counted() -> None:
     grid[:, 3:] = OUTSIDE
     png = io.BytesIO()
     plot_traversals(Painter(), grid, [0], path=png)
-    assert "Of 12 cells change: dimension 0 3." in description(png)
+    assert "Of 12 cells, dimension 0 changes 3." in description(png)
 
 
 def test_samples_depend_on_the_seed_alone_and_leave_the_random_state() -> None:
@@ -157,7 +157,7 @@ def test_what_cannot_be_sampled_is_refused(arguments: dict[str, Any], complaint:
 def test_a_description_counts_each_cell_that_changes_once() -> None:
     base = np.zeros((2, 2), int)
     rows = {7: np.array([base, [[1, 0], [0, 0]], [[2, 0], [0, 3]]])}
-    assert "Of 4 cells change: dimension 7 2." in describe_traversals(base, rows, (-1, 0, 1))
+    assert "Of 4 cells, dimension 7 changes 2." in describe_traversals(base, rows, (-1, 0, 1))
 
 
 @pytest.fixture
