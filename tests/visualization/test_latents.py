@@ -63,8 +63,8 @@ def test_rows_are_the_dimensions_with_the_largest_kl_divergence() -> None:
         "Dimension 0\nKL 0.50 nats",
     ]
     assert description(png) == (
-        "Reconstructions of a grid while one latent dimension takes 3 values from −3 to 1.5. Of 20 cells "
-        "change: dimension 2 0, dimension 1 5, dimension 0 5."
+        "Reconstructions of a grid while one latent dimension takes 3 values from −3 to 1.5. Of 20 cells, "
+        "dimension 2 changes 0, dimension 1 changes 5, dimension 0 changes 5."
     )
 
 
