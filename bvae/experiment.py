@@ -31,7 +31,7 @@ from bvae.judging.baseline import (
     read_baseline,
 )
 from bvae.judging.comparison import LARGE, Comparison, OptionOutcomes, RunOutcomes
-from bvae.option_files import allow_models
+from bvae.option_files import allow_models, own_models
 from bvae.options import parse_experiment
 from bvae.records import CorpusRecord, RunResult
 from bvae.report import html
@@ -323,7 +323,9 @@ class Experiment:
         lines = [self.complaint] if self.complaint else []
         if (unfinished or lines) and self.session.path.exists():
             reason = "Interrupted. " if interrupted else ""
-            lines.append(f"{reason}Resume with: {command} --resume={printable(str(self.session.path))}")
+            model = f" --model={','.join(models)}" if (models := own_models(self.config)) else ""
+            where = f"--resume={self.session.path}{model}"
+            lines.append(f"{reason}Resume with: {command} {printable(where)}")
         return lines
 
     def report_head(self) -> list[str]:

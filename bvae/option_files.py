@@ -101,6 +101,12 @@ def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -
     return tuple(known[name] for name in chosen)
 
 
+def own_models(experiment: ExperimentConfig) -> list[str]:
+    """Return the models that an experiment trains besides the built-in one."""
+    models = {experiment.training.changed(option.training).model for option in experiment.options}
+    return sorted(models - {DEFAULT_MODEL})
+
+
 def allow_models(recorded: ExperimentConfig, given: Mapping[str, str | None]) -> dict[str, str | None]:
     """Return the option values for resuming a recorded experiment, whose models `--model` must name again.
 
@@ -110,12 +116,11 @@ def allow_models(recorded: ExperimentConfig, given: Mapping[str, str | None]) ->
     Raises:
         ValueError: if a model is not named.
     """
-    models = {recorded.training.changed(option.training).model for option in recorded.options}
-    named = set((given.get("model") or DEFAULT_MODEL).split(","))
-    if unnamed := sorted(models - named - {DEFAULT_MODEL}):
-        again = f"name it again with --model {','.join(sorted(models - {DEFAULT_MODEL}))} to import it"
+    models, named = own_models(recorded), set((given.get("model") or DEFAULT_MODEL).split(","))
+    if unnamed := [model for model in models if model not in named]:
+        again = f"name it again with --model {','.join(models)} to import it"
         raise ValueError(f"the session trains the model {' and '.join(map(repr, unnamed))}; {again}")
-    return {**given, "model": None} if named <= models else dict(given)
+    return {**given, "model": None} if named <= {*models, DEFAULT_MODEL} else dict(given)
 
 
 def _read_text(path: str) -> str:

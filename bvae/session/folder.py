@@ -138,7 +138,8 @@ class Session:
             raise StorageError(
                 f"run directory {path} could not be made: {error.strerror or error}"
             ) from error
-        atomic_write(path / SESSION, to_json(sealed(record)))
+        record = sealed(record)
+        atomic_write(path / SESSION, to_json(record))
         return cls(path.resolve(), record, secrets.token_hex(8))
 
     @classmethod
