@@ -132,7 +132,7 @@ def _check_classes(classes: Classes, background: Background, options: tuple[Loss
 
 def _number(field: str, value: Classes | GridSize | Background) -> int:
     if value == "auto":
-        raise ValueError(f"{field} is 'auto'; expected the number of the corpus, see Experiment.prepare")
+        raise ValueError(f"{field} is 'auto'; expected the number in the corpus, see Experiment.prepare")
     return value
 
 

@@ -221,7 +221,7 @@ class Experiment:
         return self._display is not None
 
     def obtain(self, selection: Selection) -> RunResult:
-        """Train, wait for, or read a run, and return its result. Raises RunCrashError or StorageError."""
+        """Return the result of a run: train it, wait for it, or read it. Raises like the scheduler."""
         run = self.session.run_config(*selection)
         result = self.scheduler.obtain(run)
         for failure in result.failed_pictures:

@@ -278,7 +278,7 @@ def run_name(node_id: str) -> str:
 
 
 class Interruptions(contextlib.ExitStack):
-    """Handles Ctrl-C and SIGTERM: the first raises KeyboardInterrupt, the second ends the process at once.
+    """Handles Ctrl-C and SIGTERM: the first signal raises KeyboardInterrupt, another ends the process.
 
     Closing it restores the previous handlers. Outside the main thread Python allows none, and none is set.
 

@@ -55,7 +55,7 @@ class Run:
 
     Attributes:
         checkpoint: the file that the model was read from.
-        model: the model, in evaluation mode, on the CPU or the device that it was trained on.
+        model: the model, in evaluation mode, on the CPU.
         config: everything needed to train the run again.
         history: the epochs that were complete when the checkpoint was saved, oldest first.
     """

@@ -203,8 +203,8 @@ OPTIONS = (
     CommandLineOption(
         "model",
         "MODULE:FACTORY",
-        "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md. To "
-        "resume or report, all models of the session, separated by commas",
+        "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md. When "
+        "resuming or reporting, name all models of the session, separated by commas",
         commands=("pytest", "train", "shards", "report", "merge", "show"),
     ),
     CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),

@@ -105,7 +105,7 @@ class ControlledMetrics(ReconstructionMetrics):
     """Metrics of a model or reference, and the same metrics of its shuffled control.
 
     Attributes:
-        classes_learned: number of present classes whose recall exceeds that of the control by 0.20.
+        classes_learned: number of present classes whose recall exceeds that of the control by at least 0.20.
         shuffled: the metrics of the control: each grid is reconstructed from another grid's latent, so the
             control scores what can be predicted without seeing the grid.
     """

@@ -301,7 +301,7 @@ class Trainer:
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # Files after `newest` are damaged: training continued from an older one and will overwrite them.
+            # Later checkpoints than `newest` are damaged: training continued from it and will overwrite them.
             for path in saved[saved.index(newest) + keep :]:
                 if path.stem != "best":
                     remove(path)

@@ -196,6 +196,20 @@ SIGNS: dict[VerdictName, str] = {
 }
 """A sign for each verdict, where many are shown."""
 
+COLOURS: dict[VerdictName, tuple[str, str]] = {
+    "incomplete": ("#EEEEEE", "#000000"),
+    "diverged": ("#000000", "#FFFFFF"),
+    "unstable": ("#BBBBBB", "#000000"),
+    "mode_collapse": ("#E07020", "#000000"),
+    "posterior_collapse": ("#E6A800", "#000000"),
+    "flooding": ("#D890B8", "#000000"),
+    "partial_collapse": ("#F0E442", "#000000"),
+    "below_band": ("#8CC8F0", "#000000"),
+    "above_band": ("#5AA0D0", "#000000"),
+    "healthy": ("#0062A2", "#FFFFFF"),
+}
+"""The colour of each verdict in reports and pictures, and of text on it. They also differ in lightness."""
+
 
 def words(name: str) -> str:
     """Return the name of a verdict as it is written in sentences."""
@@ -231,7 +245,7 @@ def on_plateau(history: Sequence[EpochRecord], training: TrainingConfig) -> bool
     epoch that ends before β has its full weight does not count.
     """
     losses, patience = [e.validation.loss for e in history if e.beta == training.beta], training.until_plateau
-    before, recent = losses[:-patience], losses[-patience:]  # nothing is before the last 0 epochs
+    before, recent = losses[:-patience], losses[-patience:]  # with a patience of 0, nothing is before
     return bool(before) and min(before) <= min(recent)
 
 

@@ -73,7 +73,7 @@ class Tally:
         return [label for label in self.foreground if true[label] >= PRESENT * true.sum() > 0]
 
     def learned(self, shuffled: Tally) -> list[int]:
-        """The present classes whose recall exceeds that of the shuffled control by `CLASS_GAIN`."""
+        """The present classes whose recall exceeds that of the shuffled control by at least `CLASS_GAIN`."""
         mine, control = self.recall, shuffled.recall
         return [label for label in self.present if (mine[label] or 0) - (control[label] or 0) >= CLASS_GAIN]
 

@@ -25,7 +25,7 @@ MAX_BYTES = 16 * 2**20
 MAX_OPTIONS = 64
 
 SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "log")
-"""Training settings in which a baseline may differ; only `device` changes numbers, as its noise differs."""
+"""Training settings in which a baseline may differ; only `device` changes numbers, as a GPU draws others."""
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]

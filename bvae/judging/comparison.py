@@ -98,7 +98,7 @@ class OptionSummary(MetricsOverSeeds):
         class_weights: name of the class-weight method, `explicit` if weights were given.
         weighting: the method with its parameter, see `LossOption.weighting`.
         weight_ratio: the largest class weight divided by the smallest.
-        classes_learned: number of classes.
+        classes_learned: a number of classes, not a fraction.
         painting_threshold: the prediction threshold of each foreground class, see `painting_threshold`.
         training: the training settings that the option changes, see `LossOption.training`.
     """

@@ -91,9 +91,10 @@ def _explain_thresholds(why: Diagnosis) -> str:
         return "No foreground class occurs in training."
     rarest, commonest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     if known[commonest] - known[rarest] < 1e-6:
+        doubt = ": when in doubt, the model predicts background" if known[rarest] >= 0.5 else ""
         return (
             f"Every foreground class is predicted only if it is more than {percent(known[rarest])} likely "
-            "against the background: when in doubt, the model predicts background."
+            f"against the background{doubt}."
         )
     return (
         f"Class {rarest}, the rarest, is predicted if it is more than {percent(known[rarest])} likely "

@@ -38,6 +38,7 @@ from bvae.report.tables import (
     options_table,
     rules_table,
     run_line,
+    verdict_style,
 )
 from bvae.report.text import describe_epochs, describe_setting, explain_gate, explain_outcome
 from bvae.session import Session
@@ -216,7 +217,7 @@ def _context(
     page: Path | None,
 ) -> dict[str, Any]:
     """Return the variables of `comparison.jinja`, and the style of the page."""
-    common = {"style": packaged_text("page.css"), "comparison": comparison}
+    common = {"style": packaged_text("page.css") + verdict_style(), "comparison": comparison}
     if comparison is None:
         return common
     passed, sentences = explain_outcome(comparison, own_gates, gate_ran=gate_ran)

@@ -252,7 +252,7 @@ def to_text(sides: Sequence[Side]) -> list[str]:
 
 
 def to_page(sides: Sequence[Side], chart: bytes) -> str:
-    """Return the same as one HTML page, with the PNG of a chart."""
+    """Return the content of `to_text` as one HTML page, with the PNG of a chart."""
     shared, differing = contrast(sides)
     head, *rows = options_table(sides)
     colours = _colours(sides)

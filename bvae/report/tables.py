@@ -16,7 +16,7 @@ from bvae.judging.explanation import count_verdicts, outliers
 from bvae.records import ControlledMetrics, MeanStd, RunResult
 from bvae.session import Session
 from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
-from bvae.verdict import RULES, SIGNS, Rule, words
+from bvae.verdict import COLOURS, RULES, SIGNS, Rule, words
 
 PICTURED, OUTLIERS = 10, 16
 """Maximum number of options and of outliers whose pictures the report of a large session shows."""
@@ -211,6 +211,15 @@ def _rule_cell(rule: Rule, runs: Sequence[RunSummary]) -> Cell:
     return Cell(" to ".join(ends), mark if any(map(rule.is_broken, found)) else "")
 
 
+def verdict_style() -> str:
+    """Return the CSS rules for the colours of verdicts."""
+    rules = (
+        f".bvae-map .bvae-{name}, .bvae-{name} {{ background: {colour}; color: {ink}; }}\n"
+        for name, (colour, ink) in COLOURS.items()
+    )
+    return "".join(rules)
+
+
 def many_runs(session: Session, comparison: Comparison, page: Path) -> dict[str, Any]:
     """Return the map of verdicts of a large session, options by seeds, and lines on its outliers."""
     options = comparison.options
@@ -252,6 +261,6 @@ def run_line(
 
 
 def pictured_runs(runs: Iterable[RunConfig]) -> set[str]:
-    """Return the names of the runs of a large session that have a picture: the first of some options."""
+    """Return the names of the runs of a large session with a picture: the first of each of some options."""
     options = groupby(runs, key=lambda run: run.option.name)
     return {next(group).name for _, group in islice(options, PICTURED)}

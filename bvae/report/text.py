@@ -80,7 +80,7 @@ def explain_outcome(
 
 
 def what_was_learned(comparison: Comparison, option: str) -> str:
-    """Return a verb phrase on what an option learned that breaks no rule of the verdict.
+    """Return a verb phrase on what an option that breaks no rule of the verdict has learned.
 
     Shapes count as learned if more objects are recognised than by the nearest training grid.
     """
@@ -138,7 +138,7 @@ def describe_beta(training: TrainingConfig) -> str:
 
 
 def describe_length(training: TrainingConfig) -> str:
-    """Return a sentence on how long runs are trained; empty if all are trained for the same epochs."""
+    """Return a sentence on how long runs are trained; empty without `--until-plateau`."""
     if not training.until_plateau:
         return ""
     return (
@@ -175,7 +175,7 @@ def describe_epochs(comparison: Comparison) -> str:
 
 
 def describe_stages(training: TrainingConfig) -> str:
-    """Return a sentence on the numbers of epochs of a session that was extended; empty for one number."""
+    """Return a sentence on the numbers of epochs of an extended session; empty for another."""
     if not training.extended_from:
         return ""
     before, now = " and ".join(map(str, training.extended_from)), training.epochs

@@ -53,7 +53,7 @@ def extended(
 ) -> tuple[ExperimentConfig, tuple[str, ...]]:
     """Return the settings with which a session is resumed, and what they extend, in words.
 
-    Other differences remain in the settings, see `refuse_changes`.
+    Other differences are not checked here: `refuse_changes` refuses them.
 
     Args:
         then: the settings of the session.
@@ -225,7 +225,7 @@ def merge_shards(
 
 @contextlib.contextmanager
 def reading(folder: str, purpose: str, expected: str) -> Iterator[None]:
-    """Turn an error while the folder of a session is read into a ValueError of one sentence."""
+    """Raise a ValueError of one sentence for any error that occurs while a session folder is read."""
     try:
         yield
     except FileNotFoundError:

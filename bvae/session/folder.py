@@ -236,7 +236,7 @@ _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
 class RunCrashError(RuntimeError):
-    """A run that was begun in this invocation ended without a result, because its process died."""
+    """A run of this invocation ended without a result: its process died, or its worker refused it."""
 
 
 def read_marker(path: Path) -> str:

@@ -198,7 +198,7 @@ def _share(value: float | None) -> str:
 class TensorBoardLog:
     """Writes the numbers of each epoch and the checkpoint pictures for TensorBoard; the axis is the step.
 
-    A process that trains a run writes all earlier epochs and pictures again, so none is repeated or missing.
+    A process that trains a run removes the earlier log and writes all epochs and pictures anew.
     The first failure ends the log with a warning; training continues.
     """
 

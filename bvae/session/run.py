@@ -152,7 +152,7 @@ def restored_trainer(
     run starts again from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-        left.unlink(missing_ok=True)  # a process that waits for this run may remove its own
+        left.unlink(missing_ok=True)  # a process that waits for this run may be removing its temporary file
     remove(directory / RESULT)  # of the run before it was extended, or one that does not match
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)

@@ -179,7 +179,7 @@ class AutogradStep:
         self._model, self._loss, self._bf16 = model, loss, bf16
         self._parameters = dict(model.named_parameters())
         self._adam = Adam(self._parameters, max_norm=max_norm)
-        # Becomes 1 at the first number that is not finite; None if the caller then stops by itself.
+        # Becomes 1 at the first number that is not finite; None if the caller reads each number, and stops.
         self._skip = torch.zeros((), device=next(model.parameters()).device) if defer else None
 
     def forward_backward(

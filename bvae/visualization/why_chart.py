@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from bvae.judging.comparison import colour_of
 from bvae.judging.explanation import Diagnosis, Strip, describe_strips, describe_why, percent
 from bvae.records import VerdictName
-from bvae.verdict import SEVERITY, SIGNS, words
+from bvae.verdict import COLOURS, SEVERITY, SIGNS, words
 from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
 
@@ -29,19 +29,6 @@ TOLD = 0.05
 ROW, GAP, ENDS = 36, 12, 110
 """Pixels of a run, between options, and beside the cells, in the picture of verdicts."""
 NAME_LETTERS, LEGEND_COLUMNS = 24, 5
-COLOURS: dict[VerdictName, str] = {
-    "incomplete": "#E0E0E0",
-    "diverged": "#000000",
-    "unstable": "#8C8C8C",
-    "mode_collapse": "#D55E00",
-    "posterior_collapse": "#CC79A7",
-    "flooding": "#E69F00",
-    "partial_collapse": "#F0E442",
-    "below_band": "#56B4E9",
-    "above_band": "#0072B2",
-    "healthy": "#009E73",
-}
-"""Colour of each verdict, worst first; the palette of Okabe and Ito with two shades of grey."""
 
 
 @canvas.house_style()
@@ -182,14 +169,14 @@ def _draw_strip(axes: Axes, strip: Strip, top: int) -> None:
         return
     verdicts = [*strip.verdicts.values()]
     ends = 0.5 + min(strip.verdicts) * np.arange(len(verdicts) + 1)
-    colours = ListedColormap([*COLOURS.values()])
+    colours = ListedColormap([colour for colour, _ in COLOURS.values()])
     look: dict[str, Any] = {"cmap": colours, "vmin": 0, "vmax": len(COLOURS) - 1, "edgecolors": "white"}
     axes.pcolormesh(ends, (top, top + ROW), [[SEVERITY[name] for name in verdicts]], linewidth=2, **look)
     middle = top + ROW / 2
     look = {"fontsize": NUMBER_SIZE, "va": "center_baseline"}
     for cell, verdict in enumerate(verdicts):
         if not cell or verdict != verdicts[cell - 1]:
-            x, colour = (ends[cell] + ends[cell + 1]) / 2, _ink(verdict)
+            x, colour = (ends[cell] + ends[cell + 1]) / 2, COLOURS[verdict][1]
             axes.text(x, middle, SIGNS[verdict], ha="center", color=colour, **look)
     axes.text(ends[-1], middle, f" {strip.end}", color=canvas.SOFT_INK, **look)
 
@@ -198,16 +185,12 @@ def _draw_verdict_legend(figure: Figure, top: int, verdicts: Sequence[VerdictNam
     for place, verdict in enumerate(verdicts):
         row, column = divmod(place, LEGEND_COLUMNS)
         x = canvas.EDGE + ROW / 2 + column * (WIDTH - canvas.EDGE) / LEGEND_COLUMNS
-        letter, colour = SIGNS[verdict], COLOURS[verdict]
+        letter, (colour, ink) = SIGNS[verdict], COLOURS[verdict]
         look: dict[str, Any] = {"size": NUMBER_SIZE, "width": WIDTH, "va": "center_baseline"}
         box = {"facecolor": colour, "edgecolor": "none", "boxstyle": "square,pad=0.25"}
         y = top + (row + 0.5) * ROW
-        canvas.write(figure, x, y, letter, ha="center", color=_ink(verdict), bbox=box, **look)
+        canvas.write(figure, x, y, letter, ha="center", color=ink, bbox=box, **look)
         canvas.write(figure, x + ROW, y, words(verdict), **look)
-
-
-def _ink(verdict: VerdictName) -> str:
-    return "white" if verdict in ("diverged", "above_band") else INK
 
 
 def _shortened(name: str) -> str:

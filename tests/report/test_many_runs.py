@@ -13,7 +13,6 @@ import pytest
 from evidence_factory import CORPUS, REFERENCES, result
 from hypothesis import given
 from hypothesis import strategies as st
-from lab import ROOT
 from large_session import ManyRuns
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig
@@ -21,10 +20,10 @@ from bvae.judging.comparison import LARGE, LISTED, Comparison, Outcomes, compare
 from bvae.judging.explanation import count_verdicts, outliers
 from bvae.records import VerdictName
 from bvae.report.html import report_head, report_page
-from bvae.report.tables import OUTLIERS, rules_table
+from bvae.report.tables import OUTLIERS, rules_table, verdict_style
 from bvae.report.text import explain_gate, to_markdown, to_terminal
 from bvae.session import Session, SessionRecord
-from bvae.verdict import SEVERITY, SIGNS
+from bvae.verdict import COLOURS, SEVERITY, SIGNS
 
 unit, slow = pytest.mark.unit, pytest.mark.slow
 VERDICTS = st.sampled_from([*SEVERITY][1:])
@@ -93,8 +92,9 @@ def test_the_map_names_the_verdict_on_each_run_by_text_and_by_sign(verdicts: dic
 
 @unit
 def test_each_verdict_has_a_colour_in_the_map() -> None:
-    style = (ROOT / "bvae/report/page.css").read_text()
-    assert {name for name in SIGNS if f".bvae-{name}" not in style} == set()
+    assert {*COLOURS} == {*SIGNS}
+    for name, (colour, ink) in COLOURS.items():
+        assert f".bvae-{name} {{ background: {colour}; color: {ink}; }}" in verdict_style()
 
 
 @unit

@@ -18,8 +18,8 @@ from PIL import Image
 from bvae.config import AccuracyBand
 from bvae.judging.explanation import MOST_PARTS, Strip, describe_strips, verdicts_by_epoch
 from bvae.records import Divergence, EpochRecord, VerdictName
-from bvae.verdict import SIGNS, judge_run
-from bvae.visualization.why_chart import COLOURS, plot_verdicts
+from bvae.verdict import COLOURS, SIGNS, judge_run
+from bvae.visualization.why_chart import plot_verdicts
 
 pytestmark = pytest.mark.unit
 
@@ -109,7 +109,7 @@ def test_the_picture_shows_the_colour_of_every_cell_and_describes_the_runs() -> 
         pixels, description = np.asarray(image.convert("RGB")), image.info["Description"]
     for epoch, verdict in strip.verdicts.items():
         x, y = figure.axes[0].transData.transform((epoch + 0.3, 18))
-        expected = 255 * np.array(to_rgb(COLOURS[verdict]))
+        expected = 255 * np.array(to_rgb(COLOURS[verdict][0]))
         assert np.abs(pixels[len(pixels) - round(y), round(x)] - expected).max() <= 2, verdict
     assert description.endswith("healthy in epoch 10, ended by the plateau. B-seed0: healthy in epoch 1.")
     assert "plateau" in "".join(text.get_text() for text in figure.axes[0].texts)
