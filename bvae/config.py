@@ -266,7 +266,7 @@ class RunConfig:
         return f"{self.option.name}-seed{self.seed}"
 
     def continues(self, other: RunConfig) -> bool:
-        """Return whether `other` is this configuration, as it is or as it was before the run was extended."""
+        """Return whether this configuration is `other`, or `other` extended to more epochs."""
         own, its = self.training, other.training
         same = dataclasses.replace(its, epochs=own.epochs, extended_from=own.extended_from)
         return (

@@ -166,7 +166,7 @@ def _option(path: str, name: str, table: Mapping[str, Any], known: Mapping[str, 
     try:
         if base is None:
             return LossOption(**{"name": name, "candidate": True, **values})
-        if "class_weights" in values:  # without the parameter of the base's method
+        if "class_weights" in values:  # which does not inherit exponent or beta
             values = {"exponent": None, "beta": None} | values
         values["training"] = {**known[base].training, **values.get("training", {})}
         return dataclasses.replace(known[base], name=name, **values)

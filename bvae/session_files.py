@@ -25,7 +25,7 @@ runs/<when>-<id>/                     `folder.Session.create`
     filmstrip.png                     `listeners.CheckpointPictures`: the same grids, epoch by epoch
     tensorboard/events.out.tfevents.* `listeners.TensorBoardLog`, with `--log tensorboard`
     result.json                       `run.train_run`; written last: its presence means complete;
-                                      `continuation.go_on`: its verdict under another accuracy band
+                                      `continuation.go_on` writes it again under another band
   comparison/                         `engine.write_comparison`, `engine.write_why`
     why_A.png …  verdicts.png  curves.png  tradeoff.png  reconstructions.png  examples.png
     comparison.md

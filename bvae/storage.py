@@ -313,7 +313,7 @@ def differences(ours: Any, theirs: Any) -> list[str]:
 
 def by_field(*records: Any) -> dict[str, tuple[Any, ...]]:
     """Return the fields of dataclasses or mappings, each with its value in every record, None if missing."""
-    # Unlike msgspec's conversion, this one includes fields that were not in the JSON (their defaults).
+    # Unlike `msgspec.to_builtins`, `asdict` also returns fields that a JSON file lacked (their defaults).
     flat = [_flat(each if isinstance(each, dict) else dataclasses.asdict(each)) for each in records]
     names = dict.fromkeys(name for each in flat for name in each)
     return {name: tuple(each.get(name) for each in flat) for name in names}

@@ -84,7 +84,7 @@ def is_held_out(task_id: str) -> bool:
 
 
 SPLIT_SEED = 0
-# Corpora whose padded size is larger are padded on access; their splits are indices instead of copies.
+# Above this padded size, grids are padded on access, and splits are indices instead of copies.
 IN_MEMORY_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
 SAMPLED_GRIDS = 20_000

@@ -345,6 +345,6 @@ weight = {weight}
 
 
 def reconstruction_loss(logits, target):
-    \"\"\"Nats per cell of logits [B, {len(counts)}, H, W], to which training.beta · KL is added.\"\"\"
+    \"\"\"Loss in nats per cell of logits [B, {len(counts)}, H, W]; training.beta · KL is to be added.\"\"\"
     return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
 """

@@ -98,7 +98,7 @@ class WeightedLayer(Layer):
         self.given: Tensor
 
     def as_read(self, parameter: Tensor) -> Tensor:
-        """View a tensor with the shape of the weight or bias in the memory order that the layer reads."""
+        """Return a view of a tensor shaped like weight or bias, in the memory order that the layer reads."""
         return parameter.permute(0, 2, 3, 1) if parameter.ndim == 4 else parameter
 
 

@@ -84,7 +84,7 @@ def beta_share(step: int, *, total: int, warmup: float, schedule: BetaSchedule) 
 
 
 class Adam:
-    """Adam with the 2-norm of the gradient clipped, through the function that `torch.optim.Adam` calls.
+    """Adam with a clipped gradient (2-norm); it calls the function behind `torch.optim.Adam`.
 
     Results are bit for bit those of `torch.optim.Adam(fused=True)`. That class imports a compiler, which
     takes a second in every process; the function that it calls does not.

@@ -4,7 +4,7 @@
 - `latents`: what each latent dimension changes, and samples from the prior.
 - `grid_image`: a matrix of grids with labels and captions, as one image.
 - `charts`: curves of runs and options by epoch.
-- `why_chart`: thresholds, gradient share and confusion of an option.
+- `why_chart`: thresholds, gradient share and confusion of an option; verdicts by epoch.
 - `canvas`: figures measured in pixels, style, text and PNG files.
 """
 

@@ -219,7 +219,7 @@ def plot_rate_distortion(
 
     Args:
         points: for each label, the KL per grid in nats and the object IoU of each seed.
-        looks: for each label, the positions of its colour and of its marker; by default that of the label.
+        looks: for each label, the positions of its colour and of its marker; both are its own by default.
         path: destination of the PNG.
         title: the first line becomes a headline.
     """

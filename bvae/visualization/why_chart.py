@@ -27,7 +27,7 @@ TOLD = 0.05
 """Smallest share that is written into its cell of the confusion matrix."""
 
 ROW, GAP, ENDS = 36, 12, 110
-"""Pixels of a run, between options, and beside the cells, in the picture of verdicts."""
+"""Pixels in the picture of verdicts: height of a run, gap between options, room beside the cells."""
 NAME_LETTERS, LEGEND_COLUMNS = 24, 5
 
 
