@@ -260,7 +260,7 @@ def test_a_comparison_in_python_is_opened_run_by_run(
     )
     assert isinstance(comparison, Comparison)
     assert [*comparison.options] == ["B", "D"]
-    assert "D-seed0" in capsys.readouterr().err
+    assert "of 2 runs done" in capsys.readouterr().err  # a run may end between two looks
     assert torch.get_num_threads() == threads
     run = bvae.open_run(tmp_path / "runs/latest/D-seed0")
     assert run.checkpoint.name == "epoch_002.safetensors"
