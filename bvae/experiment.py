@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import secrets
+import shlex
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -323,9 +324,9 @@ class Experiment:
         lines = [self.complaint] if self.complaint else []
         if (unfinished or lines) and self.session.path.exists():
             reason = "Interrupted. " if interrupted else ""
-            model = f" --model={','.join(models)}" if (models := own_models(self.config)) else ""
-            where = f"--resume={self.session.path}{model}"
-            lines.append(f"{reason}Resume with: {command} {printable(where)}")
+            model = [f"--model={','.join(models)}"] if (models := own_models(self.config)) else []
+            options = shlex.join([f"--resume={self.session.path}", *model])
+            lines.append(f"{reason}Resume with: {command} {printable(options)}")
         return lines
 
     def report_head(self) -> list[str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from bvae.config import DEFAULT_MODEL
 from bvae.experiment import Experiment, SetupError
 from bvae.models import ModelError, build_model, check_model
 from bvae.options import parse_experiment
+from bvae.session import Session
 
 pytestmark = pytest.mark.unit
 
@@ -136,4 +138,15 @@ def test_a_file_does_not_decide_what_is_imported(module: Path, named: dict[str, 
     with pytest.raises(SetupError, match="trains the model 'linear_vae:make'; name it again with --model"):
         Experiment.resume({}, module, [], str(session))
     assert "linear_vae" not in sys.modules
-    Experiment.resume({"model": "linear_vae:make"}, module, [], str(session))
+    resumed = Experiment.resume({"model": "linear_vae:make"}, module, [], str(session))
+    (line,) = resumed.how_to_resume("pytest experiments/", interrupted=True)
+    assert shlex.split(line)[-2:] == [f"--resume={session}", "--model=linear_vae:make"]
+
+
+def test_the_record_of_a_new_session_is_that_of_its_file(tmp_path: Path) -> None:
+    given = {"corpus": "atomic:40"}
+    laboratory = Experiment.prepare(parse_experiment(given), tmp_path, ["a", "b"])
+    laboratory.open_session()
+    made = laboratory.session
+    assert Session.open(made.path, made.invocation).record == made.record
+    laboratory.close_session(interrupted=False)

@@ -232,6 +232,7 @@ def many_runs(session: Session, comparison: Comparison, page: Path) -> dict[str,
             for name, option in options.items()
         },
         "legend": {name: sign for name, sign in SIGNS.items() if name in verdicts},
+        "pictured": PICTURED,
         "outliers": [run_line(session, run.path, run, page, {run.path}) | {"why": why} for run, why in found],
     }
 

@@ -9,6 +9,7 @@ from html import unescape
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 from evidence_factory import CORPUS, REFERENCES, result
 from hypothesis import given
@@ -20,10 +21,10 @@ from bvae.judging.comparison import LARGE, LISTED, Comparison, Outcomes, compare
 from bvae.judging.explanation import count_verdicts, outliers
 from bvae.records import VerdictName
 from bvae.report.html import report_head, report_page
-from bvae.report.tables import OUTLIERS, rules_table, verdict_style
+from bvae.report.tables import OUTLIERS, rules_table
 from bvae.report.text import explain_gate, to_markdown, to_terminal
 from bvae.session import Session, SessionRecord
-from bvae.verdict import COLOURS, SEVERITY, SIGNS
+from bvae.verdict import SEVERITY, SIGNS
 
 unit, slow = pytest.mark.unit, pytest.mark.slow
 VERDICTS = st.sampled_from([*SEVERITY][1:])
@@ -90,11 +91,23 @@ def test_the_map_names_the_verdict_on_each_run_by_text_and_by_sign(verdicts: dic
         assert sign == SIGNS[name]
 
 
+def luminance(colour: str) -> float:
+    """Relative luminance by WCAG 2.2."""
+    parts = np.array([int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
 @unit
-def test_each_verdict_has_a_colour_in_the_map() -> None:
-    assert {*COLOURS} == {*SIGNS}
-    for name, (colour, ink) in COLOURS.items():
-        assert f".bvae-{name} {{ background: {colour}; color: {ink}; }}" in verdict_style()
+def test_each_verdict_has_a_colour_in_the_page_and_its_sign_contrasts_with_it(tmp_path: Path) -> None:
+    comparison = many(1, LARGE)
+    page = report_head(session_of(comparison, tmp_path), comparison)
+    for name in SIGNS:
+        ((colour, ink),) = re.findall(
+            rf"\.bvae-map \.bvae-{name}, \.bvae-{name} {{ background: (#\w{{6}}); color: (#\w{{6}}); }}", page
+        )
+        dark, light = sorted(map(luminance, (colour, ink)))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5, name
 
 
 @unit

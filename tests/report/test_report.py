@@ -447,6 +447,13 @@ def test_the_explanations_agree_with_the_counts() -> None:
 
 
 @unit
+@given(st.floats(0.01, 0.99))
+def test_only_a_threshold_of_half_or_more_predicts_background_when_in_doubt(share: float) -> None:
+    equal = dataclasses.replace(why(), thresholds=(share,) * 9)
+    assert ("when in doubt, the model predicts background" in explain_why(equal)[0]) == (share >= 0.5)
+
+
+@unit
 @pytest.mark.parametrize(
     "reasons",
     [
