@@ -52,10 +52,8 @@ Files = list[tuple[list[str], bytes]]
 class RunFolders:
     """The folders of the runs of a session: what workers read from them and write to them.
 
-    One actor on the controller's machine. It accepts only names that bvae gives to files of runs.
-
-    Attributes:
-        attempts: how often each run of the session was begun, by name.
+    One actor on the controller's machine. It accepts only names that bvae gives to files of runs. `attempts`
+    counts by name how often each run of the session was begun.
     """
 
     def __init__(self, session: Session) -> None:
@@ -129,7 +127,7 @@ class RunFolderCopy:
         self._attempt, names = self.wait()
         for name in names:
             (directory / name).parent.mkdir(exist_ok=True)
-            (directory / name).write_bytes(ray.get(folders.read.remote(run, name)))
+            (directory / name).write_bytes(answer(folders.read.remote(run, name)))
         self._sent, self._sent_at = run_files(directory), time.monotonic()
 
     def __call__(self, event: Event) -> None:
@@ -153,7 +151,7 @@ class RunFolderCopy:
 
     def wait(self) -> Any:
         """Wait until what was sent last is written, and return the answer. Raises what went wrong there."""
-        return ray.get(self._asked)
+        return answer(self._asked)
 
     def _parcels(self, files: Iterable[list[str]]) -> Iterator[Files]:
         """Yield parcels of files, each file with its names and its content; small files share a parcel."""
@@ -165,6 +163,11 @@ class RunFolderCopy:
                 parcel = []
         if parcel:
             yield parcel
+
+
+def answer(asked: Any) -> Any:
+    """Wait for an object of Ray, and return it. The task keeps its CPU; `ray.get` would release it."""
+    return asked.future().result()
 
 
 def train_remotely(run: RunConfig, shared: tuple[Corpus, SessionRecord], folders: Any) -> list[str]:

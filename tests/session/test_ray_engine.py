@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
 import re
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,38 @@ def test_a_killed_node_and_a_new_one_change_no_bit(
     runs = {name: bits for name, bits in expected.items() if "-seed" in name}
     assert runs.items() <= found.items()
     assert len({name.split("/")[0] for name in found if "-seed" in name}) == 24
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_run_that_waits_for_its_files_keeps_its_core(cluster: Any) -> None:
+    import ray
+
+    from bvae.session.ray_engine import answer, connect
+
+    class Folders:
+        waiting = 0
+
+        async def write(self) -> None:
+            self.waiting += 1
+            await asyncio.sleep(5)
+
+        async def count(self) -> int:
+            return self.waiting
+
+    def run(folders: Any) -> None:
+        answer(folders.write.remote())
+
+    connect(cluster.address, STORE)
+    try:
+        folders = ray.remote(Folders).options(num_cpus=0).remote()
+        task = ray.remote(run).options(num_cpus=1).remote(folders)
+        wait_for(lambda: ray.get(folders.count.remote()) == 1, PATIENCE)
+        time.sleep(2)  # the nodes report their resources once a second
+        assert ray.available_resources()["CPU"] == 1
+        ray.get(task)
+    finally:
+        ray.shutdown()
 
 
 LONGER_RUNS = (*RESUMABLE, "--epochs", "12", "--checkpoint-every-steps", "0")
