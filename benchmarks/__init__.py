@@ -1,1 +1,1 @@
-"""Benchmarks: the speed of bvae compared with other trainers, and the measurements in the documentation."""
+"""Benchmarks: the speed of bvae and of other trainers, and the measurements in the documentation."""

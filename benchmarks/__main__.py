@@ -20,19 +20,20 @@ from bvae.corpus import load_corpus
 from bvae.hardware import resolve_precision
 
 DESCRIPTION = """\
-Trains the same model on the same grids with the same loss and batch size under bvae, a plain PyTorch loop,
-Lightning and Pythae. The contenders take turns, one epoch at a time, each alone on the machine: one epoch to
-warm up, then the epochs that are counted. The first third of each epoch is not counted, because a process is
-slow after a pause. Then the parts of an experiment are timed, and a whole experiment.
+Measures how fast bvae, a plain PyTorch loop, Lightning and Pythae train the same model with the same loss,
+grids and batch size. Each combination of trainer, precision and number of processes is a contender.
 
-Everything is measured on two cores. All contenders are in memory at once, which takes about 8 GB.
+Contenders take turns of one epoch, each alone on the machine. The first epoch warms up; the later epochs are
+counted. The first third of each epoch is not counted, because a process is slow after a pause. Ratios compare
+neighbouring epochs, so they stay valid if the speed of the machine drifts.
 
-Ratios compare neighbouring epochs, so they remain valid if the speed of the machine drifts."""
+Then the parts of an experiment are timed, and whole experiments. Everything is measured on two cores. All
+contenders are in memory at once, which takes about 8 GB."""
 
 PEERS = {"plain loop": peers.train_loop, "Lightning": peers.train_lightning, "Pythae": peers.train_pythae}
 FEWEST_STEPS = 5
 SPREADS = ((1, 1), (1, 2), (2, 1))
-"""Processes × threads in which each peer is measured on two cores. bvae trains two runs at once, 2×1."""
+"""Numbers of processes and threads with which each peer is measured. bvae is only measured with (2, 1)."""
 
 
 def make_job(corpus_name: str, option_name: str, epochs: int) -> Job:
@@ -57,7 +58,7 @@ def make_job(corpus_name: str, option_name: str, epochs: int) -> Job:
 
 
 def measure_training(job: Job, names: list[str]) -> dict[str, list[float]]:
-    """Return the images per second of every contender in every counted epoch; contenders take turns."""
+    """Return the images per second of every contender in every counted epoch."""
     with contextlib.ExitStack() as stack:
         contenders = []
         for tuned in (False, True):

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.cluster`: what `--engine ray` costs in the controller, for many tiny runs."""
+"""`python -m benchmarks.cluster`: costs of `--engine ray` in the controller, for many tiny runs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from bvae.experiment import Experiment
 from bvae.options import parse_experiment
 
 DESCRIPTION = """\
-Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine, with two workers and with
-one; then in sessions of pytest: with two Ray workers, with -n2 and with -n1. The controller, whose processor
-time and memory are measured, is the process that submits the runs and waits for them."""
+Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine, first with two workers and
+then with one. Measures the processor time and memory of the controller, the process that submits the runs and
+waits for them. Then times three sessions of pytest: with two Ray workers, with -n2 and with -n1."""
 
 SETTINGS = {"grid_size": "8", "epochs": "1", "batch_size": "16", "loss_options": "A", "precision": "fp32"}
 PARTS = 4
-"""Number of consecutive parts of the runs that are measured, to see whether time or memory grows."""
+"""Number of parts into which the runs are divided, to show whether time or memory grows."""
 
 
 def write_corpus(folder: Path) -> str:
@@ -53,7 +53,7 @@ def cluster(workers: int) -> Iterator[str]:
 
 
 def measure(folder: Path, runs: int, workers: int) -> dict[str, Any]:
-    """Train runs on a cluster; return seconds, and the controller's processor time and memory by part."""
+    """Train runs on a cluster; return times in s, and the controller's processor time and memory by part."""
     given = {**SETTINGS, "corpus": write_corpus(folder), "seeds": str(runs)}
     experiment = Experiment.prepare(parse_experiment(given), folder / "runs", [])
     experiment.open_session()
@@ -77,7 +77,7 @@ def measure(folder: Path, runs: int, workers: int) -> dict[str, Any]:
 
 
 def memory() -> float:
-    """Return the megabytes of memory that belong to this process alone."""
+    """Return the private memory of this process in megabytes."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
     return int(lines["RssAnon"].split()[0]) / 1000
 

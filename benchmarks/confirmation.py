@@ -1,4 +1,4 @@
-"""Test the claims about the default experiment on 20 triples of seeds not used to choose the settings."""
+"""Test the claims about the defaults on 20 triples of seeds that were not used to choose the defaults."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEAST_CLASSES, LEAST_OBJECT_RECALL = 7, 0.40
 
 
 def broken_claims(a: Mapping[int, Outcome], b: Mapping[int, Outcome], least_iou: float) -> list[str]:
-    """Return the claims about A and B that fail, with the seed and the measured number."""
+    """Return a text for each claim about A and B that does not hold, with the seed and the number."""
     broken = [f"A-seed{seed} is {run.verdict}" for seed, run in a.items() if run.verdict != "mode_collapse"]
     accuracies = [run.metrics.pixel_accuracy if run.metrics else None for run in b.values()]
     verdict = judge_option(
@@ -39,7 +39,7 @@ def broken_claims(a: Mapping[int, Outcome], b: Mapping[int, Outcome], least_iou:
 
 
 def report(outcomes: Mapping[Point, Outcome], known: Mapping[str, ControlledMetrics]) -> Iterator[str]:
-    """Yield a line per triple, and for how many triples all claims hold."""
+    """Yield a line for each triple of seeds, then the number of triples for which all claims hold."""
     rivals = {name: found.object_iou or 0.0 for name, found in known.items()}
     yield "references, object IoU: " + ", ".join(f"{name} {iou:.3f}" for name, iou in rivals.items())
     held = 0

@@ -1,4 +1,4 @@
-"""Trainers in separate processes, which train one epoch at a time when the benchmark tells them to."""
+"""Trainers in separate processes. Each epoch starts when the benchmark sends a signal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every contender trains.
+    """The training that every contender runs.
 
     Attributes:
-        grids: `[N, 16, 16]`, uint8, N a multiple of the batch size.
+        grids: uint8 `[N, 16, 16]`; N is a multiple of the batch size.
         weight: `[C]`, the class weights of the loss option.
-        epochs: number of epochs; the first is not counted.
-        tuned: whether to use bf16 and, for a peer, channels_last and the fused Adam (not with Lightning).
-        corpus, option: names from which bvae computes the same grids and weights itself.
+        epochs: number of epochs, including the first, which is not counted.
+        tuned: whether to use bf16. Peers then also use channels_last and, except Lightning, the fused Adam.
+        corpus, option: names from which bvae computes the grids and the weights itself.
     """
 
     grids: NDArray[np.uint8]
@@ -44,7 +44,7 @@ class Job:
 
 
 class Pace:
-    """Starts each epoch of a trainer when the benchmark says so, and reports its speed.
+    """Starts each epoch of a trainer on a signal from the benchmark, and reports the speed of the epoch.
 
     The first third of the steps is not counted, because a process is slow after a pause.
     """
@@ -73,10 +73,10 @@ Train = Callable[[Job, Pace], None]
 
 
 class Contender:
-    """A trainer in `processes` processes with `threads` threads each, all training at the same moment.
+    """A trainer in `processes` processes with `threads` threads each, which train at the same time.
 
     Args:
-        name: names the trainer and its settings.
+        name: the trainer and its precision.
         train: a function at module level, because the new process looks it up by name.
     """
 
@@ -109,7 +109,7 @@ class Contender:
         steps_a_second: float = sum(wire.recv() for _, wire in self._running)
         if not last:
             for _, wire in self._running:
-                wire.recv()  # wait until it is ready again, so that it does not run beside another contender
+                wire.recv()  # it is ready for its next epoch, so it does not run beside another contender
         return steps_a_second * self.job.batch_size
 
     def __exit__(
@@ -122,13 +122,13 @@ class Contender:
 
 def _begin(train: Train, job: Job, wire: Connection, threads: int) -> None:
     torch.set_num_threads(threads)  # before the first operator; otherwise threads of several processes spin
-    with Path(os.devnull).open("w") as nowhere:  # hide what trainers print
+    with Path(os.devnull).open("w") as nowhere:  # hide the output of trainers
         os.dup2(nowhere.fileno(), 1)
     train(job, Pace(wire))
 
 
 def train_bvae(job: Job, pace: Pace) -> None:
-    """Train with bvae's Trainer; its checkpoints and evaluations are outside the measured time."""
+    """Train with bvae's Trainer. Checkpoints and evaluations are not part of the measured time."""
     import tempfile
 
     from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig

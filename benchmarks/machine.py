@@ -1,4 +1,4 @@
-"""Properties and matrix speed of this machine, the operations of a training step, and lines of progress."""
+"""Properties and matrix speed of this machine, the operations of a step, and lines of progress."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.peers import PlainVAE
 
 CORES = 2
-"""Cores used for training and for matrix products, even if the machine has more."""
+"""Number of cores used for training and for matrix products."""
 
 MATRIX = 2048
-"""Rows and columns of the matrices that are multiplied: too large for the caches of a core."""
+"""Rows and columns of the multiplied matrices, which are too large for the caches of a core."""
 
 
 def describe() -> dict[str, object]:
@@ -41,9 +41,10 @@ def say(text: str) -> None:
 
 
 def flops_of_a_step() -> float:
-    """Return the floating-point operations per image of a training step's matrix products and convolutions.
+    """Return the floating-point operations of a training step per image.
 
-    They are counted on the plain model, forward and backward; a multiply-add counts as two.
+    Matrix products and convolutions of the plain model are counted, forward and backward. A multiply-add
+    counts as two operations.
     """
     counter = FlopCounterMode(display=False)
     model = PlainVAE()

@@ -1,4 +1,4 @@
-"""Print the table of docs/operating-point.md: the defaults, and settings that differ in one value."""
+"""Print the table of docs/operating-point.md: the default settings, and settings that differ in one value."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEADINGS = (
 
 
 def settings() -> list[list[Point]]:
-    """Return the runs of each setting: every option with two seeds."""
+    """Return the runs of each setting: all options, each with two seeds."""
     changed = [("objects", changes) for changes in CHANGES] + [(corpus, {}) for corpus in CORPORA]
     return [
         [Point(option, seed, corpus, tuple(changes.items())) for option in "ABC" for seed in SEEDS]
@@ -39,7 +39,7 @@ def settings() -> list[list[Point]]:
 
 
 def table(outcomes: Sequence[Sequence[Outcome]]) -> Iterator[str]:
-    """Yield a Markdown table with a row per setting and option, mean ± standard deviation over seeds."""
+    """Yield a Markdown table with a row per setting and option: means ± standard deviations over seeds."""
     yield f"| {' | '.join(HEADINGS)} |"
     yield f"| {' | '.join(['---'] * len(HEADINGS))} |"
     for setting in outcomes:
@@ -56,7 +56,7 @@ def table(outcomes: Sequence[Sequence[Outcome]]) -> Iterator[str]:
 
 
 def describe(point: Point) -> str:
-    """Return what differs from the defaults."""
+    """Return the name of a setting: its differences from the defaults."""
     changes = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in point.changes)
     return changes or ("**default**" if point.corpus == "objects" else f"`{point.corpus}`")
 

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 
 def _seconds(act: Callable[[], object], repeats: int) -> list[float]:
-    """Return the wall time of each repeat in seconds, after one call that is not counted."""
+    """Call a function once without counting, then return the wall time of each repeat in seconds."""
     act()
     taken = []
     for _ in range(repeats):
@@ -33,7 +33,7 @@ def _seconds(act: Callable[[], object], repeats: int) -> list[float]:
 
 
 def measure(repeats: int, say: Say, *, experiments: int = 2) -> dict[str, list[float]]:
-    """Return the seconds of each part in each repeat on one thread, and of whole default experiments."""
+    """Return the seconds of each part on one thread, and of whole default experiments, in each repeat."""
     from bvae.corpus import load_corpus
 
     torch.set_num_threads(1)
@@ -90,7 +90,7 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
 
 
 def _imports(repeats: int) -> dict[str, list[float]]:
-    """Return the import time of torch, and what bvae adds to it, from pairs of consecutive processes."""
+    """Return the time of importing torch, and the time that bvae adds, from pairs of processes."""
 
     def of(statement: str) -> float:
         clock = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
@@ -112,7 +112,7 @@ def _imports(repeats: int) -> dict[str, list[float]]:
 
 
 def _experiments(repeats: int, folder: Path) -> dict[str, list[float]]:
-    """Time the default experiment with its report, and the parts of it that the stopwatch plugin watches."""
+    """Return the seconds of the default experiment with its report, and of the parts in `stopwatch`."""
     measured: dict[str, list[float]] = {}
     for number in range(repeats):
         watch = folder / f"watch{number}"

@@ -1,7 +1,7 @@
 """The same model, loss and data under other trainers: a plain PyTorch loop, Lightning and Pythae.
 
-Each is written as shown in its documentation. Work that bvae does at each step and a peer does not (clipping,
-checks for values that are not finite, accuracy) is not added to the peer.
+Each trainer is used as its documentation shows. In each step, bvae also checks for values that are not finite
+and computes the accuracy. The peers do not, and Pythae does not clip gradients.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ CLASSES = 10
 
 
 class PlainVAE(nn.Module):
-    """The model of bvae in plain PyTorch, for 16×16 grids; `[B, 16, 16]` to logits and posterior.
+    """The model of bvae in plain PyTorch, from grids `[B, 16, 16]` to logits and posterior.
 
-    Its parameters have the names and shapes of bvae's model, so that weights can be exchanged.
+    Its parameters have the names and shapes of bvae's parameters, so weights can be exchanged.
     """
 
     def __init__(self, latent_dim: int = 32) -> None:
@@ -63,7 +63,7 @@ class PlainVAE(nn.Module):
 
 
 class PlainLoss(nn.Module):
-    """Weighted focal loss, computed from the cross-entropy, plus KL divergence."""
+    """The weighted focal loss, computed from the cross-entropy, plus β times the KL divergence."""
 
     weight: Tensor
 
@@ -81,7 +81,7 @@ class PlainLoss(nn.Module):
 
 
 def plain_model(job: Job) -> PlainVAE:
-    """Return a new model, with channels-last weights if the job is tuned."""
+    """Return a new model. Its weights are channels-last if the job is tuned."""
     torch.manual_seed(job.seed)
     layout = torch.channels_last if job.tuned else torch.contiguous_format
     model: PlainVAE = PlainVAE(job.latent_dim).to(memory_format=layout)  # type: ignore[call-overload]
@@ -89,7 +89,7 @@ def plain_model(job: Job) -> PlainVAE:
 
 
 def autocast(job: Job) -> contextlib.AbstractContextManager[Any]:
-    """Return a context of bf16 mixed precision, enabled if the job is tuned."""
+    """Return a context of bf16 mixed precision, which is enabled if the job is tuned."""
     return torch.autocast("cpu", torch.bfloat16, enabled=job.tuned)
 
 
@@ -144,7 +144,7 @@ def train_lightning(job: Job, pace: Pace) -> None:
             pace.epoch_ends()
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")  # advice on workers, which are slower here
+    warnings.filterwarnings("ignore", module="lightning")  # it advises to use workers, which are slower here
     data = DataLoader(TensorDataset(torch.from_numpy(job.grids)), batch_size=job.batch_size, shuffle=True)
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -160,7 +160,7 @@ def train_lightning(job: Job, pace: Pace) -> None:
 
 
 def train_pythae(job: Job, pace: Pace) -> None:
-    """Train with Pythae's BaseTrainer, which does not clip; mixed precision on a CPU is added here."""
+    """Train with Pythae's BaseTrainer, which does not clip. Mixed precision on a CPU is added here."""
     from pythae.data.datasets import BaseDataset
     from pythae.models import BaseAE, BaseAEConfig
     from pythae.models.base.base_utils import ModelOutput

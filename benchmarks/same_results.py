@@ -3,8 +3,8 @@
 python -m benchmarks.same_results COMMIT
 
 The commit is checked out into a temporary worktree. Both versions train the same runs, in bf16 and in fp32.
-Three things are compared: the tensors of every checkpoint, all numbers in `comparison.json` and
-`metrics.jsonl` except times, and the coloured pixels of the pictures of grids (not text, lines, background).
+Compared are the tensors of every checkpoint, all numbers in `comparison.json` and `metrics.jsonl` except
+times, and the coloured pixels of the checkpoint pictures. Text, lines and background are not compared.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def run(tree: Path, folder: Path, precision: str) -> Path:
 
 
 def differences(old: Path, new: Path) -> Iterator[str]:
-    """Yield what differs between two sessions."""
+    """Yield a text for each difference between two sessions."""
     for pattern, found in (("checkpoints/*.safetensors", _tensors), ("checkpoints/*.png", _colours)):
         names = [path.relative_to(old) for path in sorted(old.glob(f"*/{pattern}"))]
         if not names:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.scale`: whether time per grid and memory stay constant as a corpus grows."""
+"""`python -m benchmarks.scale`: time per grid and memory for corpora of different sizes."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bvae.corpus import COUNTS
 from bvae.corpus.built_in import SIZE, generate_atomic
 
 DESCRIPTION = """\
-Trains on procedural corpora of three sizes and on a .npy file that it writes into the temporary folder
-(TMPDIR), each in a separate process with a limit on private memory. The processes take turns of a few dozen
-steps, and ratios are computed within a turn, so they remain valid if the speed of the machine drifts. Ratios
-are relative to the smallest corpus.
+Trains on procedural corpora of three sizes, and on a .npy file that it writes into the temporary folder
+(TMPDIR). Each corpus has its own process with a limit on private memory (RLIMIT_DATA). The processes take
+turns of a few dozen steps. Ratios are relative to the smallest corpus in the same turn, so they stay valid if
+the speed of the machine drifts.
 
-Memory is read from /proc/self/status: RssAnon is private to the process; RssFile is shared with the page
-cache, and the kernel can reclaim it. The limit is RLIMIT_DATA; allocations beyond it fail."""
+Memory is read from /proc/self/status. RssAnon is private to the process. RssFile is shared with the page
+cache, and the kernel can reclaim it."""
 
 EXAMPLES = """\
 examples:
@@ -36,11 +36,11 @@ examples:
 
 ALLOWED_RATIO = 1.10
 ALLOWED_GROWTH = 600
-"""Allowed megabytes above the base with the largest procedural corpus."""
+"""Allowed memory in megabytes above the base, with the largest procedural corpus."""
 
 
 def write_grids(path: Path, megabytes: float) -> int:
-    """Write about `megabytes` of procedural grids to a `.npy` file; return the number of grids."""
+    """Write procedural grids of about `megabytes` to a `.npy` file, and return the number of grids."""
     pool = generate_atomic(20_000).grids
     count = max(20, round(megabytes * MEGABYTE / SIZE**2))
     rng = np.random.default_rng(0)
@@ -53,7 +53,7 @@ def write_grids(path: Path, megabytes: float) -> int:
 
 
 def run(specs: list[str], plan: Plan, repeats: int) -> list[Measured]:
-    """Measure each corpus in a separate process, in turns."""
+    """Measure each corpus in a separate process; the processes take turns."""
     context = multiprocessing.get_context("spawn")
     pipes = []
     for spec in specs:
@@ -74,7 +74,7 @@ def run(specs: list[str], plan: Plan, repeats: int) -> list[Measured]:
 
 
 def _ask(spec: str, pipe: Connection, *, go_on: bool = True) -> Any:
-    """Let a process take its next step, and return what it sends."""
+    """Tell a process to go on, and return its answer."""
     try:
         pipe.send(go_on)
         return pipe.recv()
@@ -87,12 +87,12 @@ def _without_warm_up(measured: Measured) -> Measured:
 
 
 def ratios(times: list[float], reference: list[float]) -> list[float]:
-    """Return times as multiples of the times of another corpus in the same turns."""
+    """Return the time of each turn, divided by the time of another corpus in the same turn."""
     return [time / other for time, other in zip(times, reference, strict=True)]
 
 
 def table(names: list[str], found: list[Measured]) -> list[str]:
-    """Return the measurements as a Markdown table: medians over turns, with lower and upper quartile."""
+    """Return a Markdown table: medians over the turns, with lower and upper quartiles."""
     lines = [
         "| corpus | grids | loading, s | training, ms per grid | ratio | evaluation, ms per grid | ratio "
         "| RssAnon, MB: base | + loading | + training | RssFile, MB |",
@@ -116,7 +116,7 @@ def table(names: list[str], found: list[Measured]) -> list[str]:
 
 
 def conclusions(found: list[Measured], limit: int) -> list[str]:
-    """Return a line per requirement: what was measured, what is allowed, and whether it is met."""
+    """Return a line for each requirement: whether it is met, the measured number, and its limit."""
     *sizes, file = found
     slowest = max(statistics.median(ratios(each.training, sizes[0].training)) for each in sizes)
     growth = sizes[-1].peak() - sizes[-1].memory["base"]
@@ -137,7 +137,7 @@ def conclusions(found: list[Measured], limit: int) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
-    """Parse the command line. Exits with a message if the benchmark cannot run with these arguments."""
+    """Parse the command line. Exits with a message if an argument is wrong."""
     parser = argparse.ArgumentParser(
         "python -m benchmarks.scale",
         description=DESCRIPTION,

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.shuffling`: whether the shuffling of files larger than memory changes results."""
+"""`python -m benchmarks.shuffling`: the effect of shuffling in blocks, as for large files, on results."""
 
 from __future__ import annotations
 
@@ -23,34 +23,35 @@ from bvae.training import optimization
 
 DESCRIPTION = """\
 Trains a loss option with three shuffles and the same seeds. The procedural grids are sorted by background
-share, which is the worst order for a shuffle of blocks:
+share, which is the worst order for a shuffle of blocks. The shuffles are:
 
   full     a full permutation, as for every corpus of up to 256 MiB;
   blocks   the shuffle of larger files, scaled down to a few windows of up to 1024 blocks;
-  coarse   the same windows of 64 larger blocks, to show the effect of a poor shuffle.
+  coarse   the same windows with 64 larger blocks each, to show the effect of a poor shuffle.
 
-Accuracy and IoU should agree within the spread of the seeds. Takes about a quarter of an hour."""
+Accuracy and IoU of `full` and `blocks` should agree within the spread of the seeds. This takes about a
+quarter of an hour."""
 
 WINDOWS = 3
 BLOCKS = optimization.WINDOW_CELLS // optimization.BLOCK_CELLS
-"""Blocks in a window."""
+"""Number of blocks in a window."""
 
 
 def write_sorted(path: Path, count: int) -> None:
-    """Save `count` procedural grids, sorted by increasing background."""
+    """Save `count` procedural grids, sorted by increasing share of background."""
     grids = generate_atomic(count).grids
     np.save(path, grids[np.argsort((grids == 0).sum((1, 2)), kind="stable")])
 
 
 def shuffles(n: int) -> dict[str, tuple[int, int]]:
-    """Return, for each shuffle of n grids, the grids per block and per window."""
+    """Return the number of grids per block and per window, for each shuffle of n grids."""
     block = max(1, n // WINDOWS // BLOCKS)
     window = block * BLOCKS
     return {"full": (1, n), "blocks": (block, window), "coarse": (16 * block, window)}
 
 
 def train(corpus: Corpus, option: str, seed: int, epochs: int, rows: tuple[int, int]) -> dict[str, float]:
-    """Return validation accuracy and foreground IoU after the last epoch."""
+    """Train a run; return validation accuracy and foreground IoU after the last epoch."""
     training = TrainingConfig(epochs=epochs, precision=resolve_precision("auto"))
     experiment = ExperimentConfig(corpus=corpus.spec, training=training)
     config = experiment.run(LOSS_OPTIONS[option], seed, corpus.fingerprint)

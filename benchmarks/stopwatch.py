@@ -1,4 +1,4 @@
-"""A pytest plugin that sums the seconds an experiment spends outside training.
+"""A pytest plugin that measures the seconds of an experiment outside its training steps.
 
 Each process writes its sums to a separate file in the folder `$BVAE_STOPWATCH`.
 """

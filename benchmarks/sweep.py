@@ -1,4 +1,4 @@
-"""Train many runs at many settings, without pytest. A file stores the outcomes; no run is trained twice."""
+"""Train runs at many settings, without pytest. A file stores the outcomes, so no run is trained twice."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from bvae.verdict import judge_run
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One run: an option and a seed, a corpus, and what differs from the default training."""
+    """One run: an option, a seed, a corpus, and the changes to the default training settings."""
 
     option: str
     seed: int
@@ -35,7 +35,7 @@ class Point:
 
     @property
     def training(self) -> TrainingConfig:
-        """The settings of the run."""
+        """The training settings of the run."""
         return dataclasses.replace(
             TrainingConfig(), precision=resolve_precision("auto"), **dict[str, Any](self.changes)
         )
@@ -76,7 +76,7 @@ def train(point: Point) -> Outcome:
 
 
 def sweep(points: Sequence[Point], file: Path, processes: int) -> list[Outcome]:
-    """Return the outcome of each point; train those missing from a file, and append their outcomes to it."""
+    """Return the outcome of each point. Points that are not in the file are trained and appended to it."""
     known = {outcome.point: outcome for outcome in read(file)}
     missing = [point for point in dict.fromkeys(points) if point not in known]
     context = multiprocessing.get_context("spawn")
@@ -96,7 +96,7 @@ def read(file: Path) -> Iterator[Outcome]:
 
 
 def describe(outcome: Outcome) -> str:
-    """Return one line about a run."""
+    """Return the outcome of a run as one line."""
     point, found = outcome.point, outcome.metrics
     changes = " ".join(f"{name}={value}" for name, value in point.changes)
     head = f"{point.corpus} {point.option}-seed{point.seed} {changes}: {outcome.verdict}"
@@ -120,7 +120,7 @@ def parse_arguments(program: str, description: str | None) -> tuple[Path, int]:
 
 
 def foreground_ratio(metrics: Evaluation | None) -> float | None:
-    """Return predicted foreground / true foreground."""
+    """Return predicted foreground / true foreground, None if undefined."""
     if metrics is None or metrics.predicted_foreground_rate is None or not metrics.foreground_rate:
         return None
     return metrics.predicted_foreground_rate / metrics.foreground_rate

@@ -9,7 +9,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 OURS = "bvae"
-COLORS = {True: "#0072B2", False: "#999999"}  # position and label distinguish them without colour
+COLORS = {True: "#0072B2", False: "#999999"}  # labels distinguish the bars without colour
 
 
 def _row(label: str, cells: Sequence[str]) -> str:
@@ -17,7 +17,7 @@ def _row(label: str, cells: Sequence[str]) -> str:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Return median, lowest and highest ratio of epochs that were trained one after the other."""
+    """Return median, lowest and highest ratio of neighbouring epochs."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return statistics.median(ratios), ratios[0], ratios[-1]
 
@@ -25,9 +25,13 @@ def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float,
 def throughput_table(
     rates: Mapping[str, Sequence[float]], default: str, flops: float, limits: Mapping[str, float]
 ) -> list[str]:
-    """Return lines with every contender's speed, the speedup of bvae, and the share of the machine's speed.
+    """Return lines with the speed of every contender, its share of the matrix product rate, and the speedup.
 
-    A contender's label begins with its name and precision; `default` is the precision that bvae chooses here.
+    Args:
+        rates: images per second by label; a label begins with the name and the precision of a contender.
+        default: the precision that bvae chooses on this machine.
+        flops: operations of a training step per image.
+        limits: operations per second of matrix products, by precision.
     """
     ours = next(label for label in rates if label.startswith(f"{OURS} {default}"))
     lines = [
@@ -51,7 +55,7 @@ def throughput_table(
                 "" if label == ours else f"{ratio:.2f}× ({lowest:.2f}–{highest:.2f})",
             )
             lines.append(_row(label, cells))
-        # A peer itself trains in one process; running two of them at once is not one of its features.
+        # A peer trains in one process. Two processes at once are not one of its features.
         theirs = [label for label in labels if not label.startswith(OURS)]
         for choice, kind in (([x for x in theirs if "1×" in x], "in one process"), (theirs, "in any way")):
             fastest = max(choice, key=lambda label: statistics.median(rates[label]))
@@ -71,7 +75,7 @@ def parts_table(seconds: Mapping[str, Sequence[float]]) -> list[str]:
 
 
 def draw(rates: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Draw a bar per contender: its median speed, with a line from lowest to highest."""
+    """Draw a bar for each contender's median speed, with a line from the lowest to the highest speed."""
     figure = Figure(figsize=(9, 0.5 + 0.32 * len(rates)), dpi=100, layout="constrained")
     axes = figure.subplots()
     for row, (label, own) in enumerate(rates.items()):

@@ -1,4 +1,4 @@
-"""A training run in a separate process that pauses after each turn, with its times and memory."""
+"""A training run in a separate process that pauses after each turn and measures its times and memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEGABYTE = 10**6
 
 
 class Plan(NamedTuple):
-    """Steps per turn, grids evaluated per turn, and memory limit of each process."""
+    """Steps per turn, evaluated grids per turn, and memory limit of each process."""
 
     steps: int
     evaluated: int
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Measurements of one process: seconds, milliseconds per grid in each turn, and memory in megabytes."""
+    """Measurements of one process: loading in s, milliseconds per grid by turn, memory in megabytes."""
 
     grids: int
     loading_seconds: float
@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
 
 class Memory(threading.Thread):
-    """Samples RssAnon in the background; `peak` is its maximum in megabytes since `peak` was set to 0."""
+    """Samples RssAnon in the background; `peak` is the maximum in megabytes since it was set to 0."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -72,7 +72,7 @@ class _EnoughError(Exception):
 
 
 class Turns:
-    """Listens to a Trainer and pauses it after each turn until the parent process asks for another."""
+    """Pauses a Trainer after each turn until the parent process asks for the next turn."""
 
     def __init__(self, parent: Connection, plan: Plan) -> None:
         self._parent, self._plan = parent, plan
@@ -100,7 +100,7 @@ class Turns:
         now = time.perf_counter()
         if isinstance(event, Stepped) and self._since is not None:
             self._intervals.append((now - self._since) * 1000 / event.images)
-        self._since = now  # Evaluating and saving also end with an event, so a step does not include them.
+        self._since = now  # evaluations and checkpoints also end with an event, so no step includes them
         if len(self._intervals) == self._plan.steps:
             self._end()
 
@@ -119,8 +119,8 @@ class Turns:
 
 
 def measure(spec: str, plan: Plan, parent: Connection) -> None:
-    """Load a corpus, train on it in turns when asked to, and send the measurements to the parent process."""
-    with contextlib.suppress(EOFError):  # The parent process has ended and has reported why.
+    """Load a corpus, train in turns when the parent process asks, and send the measurements to it."""
+    with contextlib.suppress(EOFError):  # the parent process has ended, and has reported why
         _measure(spec, plan, parent)
 
 
@@ -133,7 +133,7 @@ def _measure(spec: str, plan: Plan, parent: Connection) -> None:
     memory = Memory()
     seen = {"base": memory.sample()["RssAnon"]}
     memory.start()
-    parent.recv()  # Imports may overlap with other processes; from here on only one process works at a time.
+    parent.recv()  # imports may overlap; from here on, only one process works at a time
     started = time.perf_counter()
     corpus = load_corpus(spec)
     loading = time.perf_counter() - started

@@ -51,7 +51,8 @@ def trained(lab: Path, session_here: SessionHere) -> Path:
     (lab / "my_tasks").mkdir()
     for number, grid in enumerate(grids.tolist()):
         (lab / f"my_tasks/{number}.json").write_text(json.dumps({"train": [{"input": grid}], "test": []}))
-    status, said = session_here(*SMALLEST, "--loss-options", "B")
+    options = ("--loss-options-file=betas.toml", "--loss-options", "B,B-low")
+    status, said = session_here(*SMALLEST, *options)
     assert status == 1, said
     shutil.copytree((lab / "runs/latest").resolve(), lab / "before")
     return lab
