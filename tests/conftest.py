@@ -35,7 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture
 def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a copy of the experiments and a tiny corpus, without the variables of the outer xdist session."""
+    """A folder with a copy of the experiments and a tiny corpus. Variables of pytest-xdist are removed."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
@@ -46,7 +46,7 @@ def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
-    """Return a function that returns a folder by name. The first worker that requests a name fills its folder."""
+    """Return a function that returns a folder by name. The first worker that needs a folder fills it."""
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
         shared = shared.parent
@@ -65,7 +65,7 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def uninterrupted(lab: Path, made_once: MadeOnce) -> Uninterrupted:
-    """Return a function from settings to the evidence of an uninterrupted session, trained once for all workers."""
+    """Return a function that trains an uninterrupted session, once for all workers, and returns its evidence."""
 
     def find(*settings: str) -> dict[str, str]:
         def make(folder: Path) -> None:
@@ -82,7 +82,7 @@ def uninterrupted(lab: Path, made_once: MadeOnce) -> Uninterrupted:
 
 @pytest.fixture(scope="session")
 def matplotlib_kept() -> None:
-    """Import matplotlib before pytester starts, because pytester unloads later imports and a second import fails."""
+    """Import matplotlib before pytester, which unloads later imports. Importing it a second time fails."""
     import bvae.session.listeners  # noqa: F401
 
 

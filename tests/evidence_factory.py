@@ -66,7 +66,7 @@ HEALTHY: dict[str, Any] = BLIND | {
 
 
 def controlled(*, shuffled: Changes | None = None, **changes: Any) -> ControlledMetrics:
-    """Return metrics of a model that sees no objects, except for `changes`; `shuffled` changes its control."""
+    """Return metrics of a model without objects, except for `changes`; `shuffled` changes its control."""
     control = ReconstructionMetrics(**BLIND | {**(shuffled or {})})
     return ControlledMetrics(**BLIND | {"classes_learned": 0} | changes, shuffled=control)
 
@@ -102,7 +102,7 @@ REFERENCES = {
     "nearest training grid, weighted": controlled(object_iou=0.12, objects_recognised=0.09),
     "PCA": controlled(object_iou=0.11, objects_recognised=0.20),
 }
-"""References of a comparison. A model with `HEALTHY` metrics recognises more objects than the nearest grids."""
+"""References of a comparison. `HEALTHY` has more recognised objects than the nearest training grids."""
 
 
 def history(

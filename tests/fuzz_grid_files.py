@@ -111,7 +111,7 @@ HEADER_TEXTS = (
 
 
 def grids(rng: random.Random) -> np.ndarray:
-    """Draw a small array of grids. Some arrays have a value other than 0–9, which may be the padding value."""
+    """Draw a small array of grids. Some arrays have a value other than 0–9, such as a padding value."""
     shape = [rng.randint(1, 30), rng.choice((1, 2, 4, 8, 16)), rng.choice((1, 3, 8, 16))]
     values = np.random.default_rng(rng.getrandbits(32)).integers(0, rng.choice((2, 10, 10, 10, 11)), shape)
     values[values == 10] = rng.choice((10, -1, 255))
@@ -254,7 +254,7 @@ def mutated_file(rng: random.Random) -> bytes:
 
 
 def is_accepted(path: Path, padding_value: int | None) -> bool:
-    """Return whether a file is accepted. It must then be a valid corpus; a refusal must be one printable line."""
+    """Return whether a file is accepted; then it must be a valid corpus. A refusal must be one printable line."""
     try:
         corpus = load_corpus(str(path), padding_value=padding_value)
     except CorpusError as error:

@@ -178,7 +178,7 @@ class Content:
 
 
 def newest_weights(directory: Path) -> bytes:
-    """Return the tensors of the newest checkpoint of a run. The state is left out, because it contains times."""
+    """Return the tensors of the newest checkpoint of a run, without its state, which contains times."""
     newest, *_ = checkpoints(directory)
     return safetensors.torch.save(dict(load_checkpoint(newest, Progress).tensors))
 
@@ -239,7 +239,7 @@ def write_foreign(rng: random.Random, path: Path, _: list[Path]) -> None:
 
 
 def stretch(rng: random.Random, path: Path, _: list[Path]) -> None:
-    """Extend a file to 3 GB, without using the disk. A checkpoint may be that large, so extend it by one byte."""
+    """Extend a file to 3 GB, without using the disk. Extend a checkpoint, which may be large, by one byte."""
     os.truncate(path, 3 * 10**9 if path.suffix != ".safetensors" else path.stat().st_size + 1)
 
 
@@ -257,7 +257,7 @@ class Mutant:
         self.sound = {path: path.read_bytes() for path in sorted(session.rglob("*")) if path.is_file()}
 
     def check(self, seed: str, number: int, *, resume: bool = False) -> tuple[Path, str, str]:
-        """Mutate one file, and read or resume the session. Return the file, the mutation and the complaint."""
+        """Mutate one file, and read or resume the session. Return file, mutation and complaint."""
         rng, files = random.Random(f"{seed}-{number}"), [*self.sound]
         path, mutate = files[number % len(files)], rng.choice(MUTATIONS)
         mutate(rng, path, files)

@@ -113,9 +113,9 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """Return the hashes that no interruption may change, by file. Hidden files and `session*.json` are left out.
+    """Return the hashes of all files that no interruption may change: all but `session*.json` and hidden files.
 
-    The hashes do not depend on wall times, nor on checksums, digests and seals that include wall times.
+    Wall times are left out, and so are the checksums, digests and seals that depend on wall times.
     """
     return {
         str(path.relative_to(session)): hashlib.sha256(_timeless(path)).hexdigest()

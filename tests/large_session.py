@@ -2,7 +2,7 @@
 
     python tests/large_session.py OPTIONS SEEDS
 
-writes the session into the current folder and prints its path. The copies share unchanged files as hard links.
+writes the session into the current folder and prints its path. Copies share unchanged files as hard links.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bvae.storage import sealed, to_json
 
 @dataclasses.dataclass(frozen=True)
 class ManyRuns:
-    """A session of `options` × `seeds` runs, its reports by `bvae report` and pytest-html, and their output."""
+    """A session of `options` × `seeds` runs, its pages by `bvae report` and pytest-html, and their output."""
 
     options: int
     seeds: int

@@ -1,4 +1,4 @@
-"""Faults in the sessions that a test starts. Tests copy this file as conftest.py to the folder of the sessions.
+"""Faults in the sessions that a test starts. Tests copy this file to their folder as conftest.py.
 
 `sabotage.json` in the same folder selects the faults: {"kill": ["result.json", "half"], "slow": 0.1, …}.
 """
@@ -58,7 +58,7 @@ class Deaf:
 
 
 def disturb_steps(slow: float, deaf: list, kill: list) -> None:
-    """Slow down all steps. Drop exceptions at the step `deaf`, and die at `kill`, both [run, number from 1]."""
+    """Slow down all steps. Drop exceptions at step `deaf`, and die at step `kill`: [run, number from 1]."""
     from bvae.trainer import Trainer
 
     step = Trainer._step

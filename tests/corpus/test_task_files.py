@@ -1,4 +1,4 @@
-"""Collections of tasks and lists of grids. Every format gives the same corpus, and hostile files are refused."""
+"""Collections of tasks and lists of grids. All formats give the same corpus; hostile files are refused."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def assert_as_the_reference(grids: Grid, predicted: Grid, shuffled: Grid) -> Non
 
 
 def random_grids(rng: np.random.Generator, *, outside: bool) -> Grid:
-    """Return a few small grids of a few classes. If `outside`, some cells are outside, but never a whole grid."""
+    """Return a few small grids of a few classes. If `outside`, some cells of each grid may be outside."""
     shape = tuple(rng.integers(1, 7, 3))
     grids = rng.choice(rng.permutation(10)[: rng.integers(1, 5)], shape).astype(np.uint8)
     if outside:
@@ -225,7 +225,7 @@ def test_metrics_of_a_small_grid_with_two_objects() -> None:
         ".4.5.",
         "....2",
     )
-    # `half` has two of the four cells of the square and one of the two cells of the diagonal. One cell is a set.
+    # `half` has two of four cells of the square, and one of two cells of the diagonal. A cell can be a set.
     objects = find_objects(grid)
     assert len(objects.number) == 2
     assert objects.is_minor.tolist() == [False, True]

@@ -98,7 +98,7 @@ def test_a_posterior_collapse_fails_despite_an_accuracy_in_the_band() -> None:
 
 @st.composite
 def found_runs(draw: st.DrawFn) -> dict[str, dict[int, Any]]:
-    """Draw options with one to three seeds each, and for each seed a verdict, an accuracy and an object IoU."""
+    """Draw options with one to three seeds each. Verdict, accuracy and object IoU of each seed vary."""
     return {
         option: {
             seed: result(

@@ -50,7 +50,7 @@ def test_ignoring_the_latent_fails_despite_an_accuracy_in_the_band() -> None:
 
 
 def test_predicting_the_extent_in_one_class_is_a_partial_collapse() -> None:
-    """Such a model predicts only the extent and the main colour of each grid. Version 0.5.0 called it healthy."""
+    """Such a model predicts only the extent and main colour of a grid. Version 0.5.0 called it healthy."""
     changes = {"object_iou": 0.11, "object_recall": 0.45, "minor_object_recall": 0.0, "classes_learned": 6}
     assert judged(**changes, extent={"object_iou": 0.11}) == "partial_collapse"
 
@@ -292,7 +292,7 @@ TOO_SHORT = "; perhaps too little training rather than the loss: "
 
 
 def reason_after(steps: int, before: float | None, recall: float | None, **changes: Any) -> str:
-    """Return the reason for the verdict after two epochs with these foreground recalls, and `steps` in total."""
+    """Return the reason of the verdict after two epochs with these foreground recalls and `steps` steps."""
     records = history(
         2.0,
         1.0,

@@ -10,8 +10,8 @@ from zoo import ARC, KINDS, judged_models
 pytestmark = pytest.mark.slow
 
 MAIN_CLASSES = (
-    "The most frequent class of a grid is no object, but its cells count for the recall of its class. In `arc`, "
-    "the main colours therefore suffice for over half of the classes. The 4 classes kept are 45 % of its objects."
+    "The main class of a grid is no object, but its cells count for the recall of this class. In `arc`, the "
+    "main classes therefore suffice for over half of the classes. The 4 classes kept have 45 % of the objects."
 )
 MISSES = {
     (ARC, "the most frequent classes, the rest erased", 4): MAIN_CLASSES,

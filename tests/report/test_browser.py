@@ -1,4 +1,4 @@
-"""The report in headless Chromium: opened from disk, used by mouse and keyboard, and checked for accessibility."""
+"""The report in headless Chromium: opened from disk, used by mouse and keyboard, and accessible."""
 
 from __future__ import annotations
 

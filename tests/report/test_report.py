@@ -183,7 +183,7 @@ def test_a_picture_in_the_page_has_every_pixel_of_the_png() -> None:
 
 
 def epochs(recalls: list[float | None]) -> list[EpochRecord]:
-    """Return healthy epochs with these object recalls, and object IoUs of half the recall. None is undefined."""
+    """Return healthy epochs with these object recalls; each object IoU is half of it. None is undefined."""
     records = history(*[1.0] * len(recalls))
     return [
         dataclasses.replace(
