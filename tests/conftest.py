@@ -65,7 +65,7 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def uninterrupted(lab: Path, made_once: MadeOnce) -> Uninterrupted:
-    """Return a function that trains an uninterrupted session, once for all workers, and returns its evidence."""
+    """Return a function that returns the evidence of an uninterrupted session, made once for all workers."""
 
     def find(*settings: str) -> dict[str, str]:
         def make(folder: Path) -> None:

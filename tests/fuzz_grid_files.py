@@ -254,7 +254,7 @@ def mutated_file(rng: random.Random) -> bytes:
 
 
 def is_accepted(path: Path, padding_value: int | None) -> bool:
-    """Return whether a file is accepted; then it must be a valid corpus. A refusal must be one printable line."""
+    """Return whether a file is accepted as a valid corpus. A refusal must be one printable line."""
     try:
         corpus = load_corpus(str(path), padding_value=padding_value)
     except CorpusError as error:

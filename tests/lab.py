@@ -113,7 +113,7 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """Return the hashes of all files that no interruption may change: all but `session*.json` and hidden files.
+    """Return hashes that no interruption may change: of all files but `session*.json` and hidden files.
 
     Wall times are left out, and so are the checksums, digests and seals that depend on wall times.
     """

@@ -27,7 +27,7 @@ def test_the_documentation_lists_the_current_options() -> None:
     assert (ROOT / "docs/options.md").read_text() == options_document()
 
 
-def test_the_document_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_document_of_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["options"]) == 0
     assert capsys.readouterr().out == options_document()
 

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 MAIN_CLASSES = (
     "The main class of a grid is no object, but its cells count for the recall of this class. In `arc`, the "
-    "main classes therefore suffice for over half of the classes. The 4 classes kept have 45 % of the objects."
+    "main classes therefore suffice for over half of the classes. The kept classes have 45 % of its objects."
 )
 MISSES = {
     (ARC, "the most frequent classes, the rest erased", 4): MAIN_CLASSES,

@@ -333,7 +333,7 @@ class Disk:
         (self.place / "filler").unlink()
 
     def close(self) -> None:
-        """Mount a read-only view over the disk. The disk itself cannot become read-only while files are open."""
+        """Mount a read-only view over the disk, which cannot become read-only itself while files are open."""
         subprocess.run(["mount", "--bind", self.place, self.place], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", self.place], check=True)
 

@@ -45,7 +45,7 @@ def test_updates_are_bit_identical_to_those_of_pytorch(
         assert torch.equal(mine, other)
 
 
-def test_frozen_parameters_and_those_without_a_gradient_do_not_change() -> None:
+def test_parameters_that_are_frozen_or_without_gradient_do_not_change() -> None:
     model = make(0)
     model.unused = nn.Parameter(torch.ones(2))
     model[0].weight.requires_grad_(False)
