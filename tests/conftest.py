@@ -35,7 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture
 def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a copy of the experiments and a tiny corpus. Variables of pytest-xdist are removed."""
+    """A folder with the experiments and a tiny corpus, without environment variables of pytest-xdist."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)

@@ -66,7 +66,7 @@ HEALTHY: dict[str, Any] = BLIND | {
 
 
 def controlled(*, shuffled: Changes | None = None, **changes: Any) -> ControlledMetrics:
-    """Return metrics of a model without objects, except for `changes`; `shuffled` changes its control."""
+    """Return metrics of a model that learned nothing, with `changes`; `shuffled` changes its control."""
     control = ReconstructionMetrics(**BLIND | {**(shuffled or {})})
     return ControlledMetrics(**BLIND | {"classes_learned": 0} | changes, shuffled=control)
 

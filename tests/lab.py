@@ -113,9 +113,9 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """Return hashes that no interruption may change: of all files but `session*.json` and hidden files.
+    """Return the hash of each file that no interruption may change: not `session*.json` and hidden files.
 
-    Wall times are left out, and so are the checksums, digests and seals that depend on wall times.
+    The hashes leave out wall times, and the checksums, digests and seals that depend on wall times.
     """
     return {
         str(path.relative_to(session)): hashlib.sha256(_timeless(path)).hexdigest()

@@ -58,7 +58,7 @@ class Deaf:
 
 
 def disturb_steps(slow: float, deaf: list, kill: list) -> None:
-    """Slow down all steps. Drop exceptions at step `deaf`, and die at step `kill`: [run, number from 1]."""
+    """Slow down all steps, drop exceptions in step `deaf`, die in step `kill`. A step is [run, number]."""
     from bvae.trainer import Trainer
 
     step = Trainer._step

@@ -73,7 +73,7 @@ def test_a_gpu_is_named() -> None:
 
 
 def cgroup(folder: Path, files: dict[str, str]) -> Path:
-    """Write files as a container has them in `/sys/fs/cgroup`; return their folder."""
+    """Write files that a container has in `/sys/fs/cgroup`; return their folder."""
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)

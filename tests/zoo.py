@@ -1,7 +1,7 @@
 """Constructed models whose right verdict is known, because their predictions are computed from the grids.
 
-A kind of model counts as learned if a person who sees its predictions would say so: they show the objects, at
-least their colours and places. Kinds on which people may disagree are left out:
+A kind of model counts as learned if a person would see the objects in its predictions, at least their colours
+and places. Kinds on which people may disagree are left out:
 
 - bounding boxes of objects in the right colours, dots or cores in place of objects, blocks of 4×4 cells
 - half of the grids or half of the objects exact; on `atomic`, one object per grid (40 % of all objects)
@@ -202,7 +202,7 @@ def print_census() -> None:
 
 
 def print_margins(rule: Rule, models: list[Judged]) -> None:
-    """Print the nearest model that learned and the nearest model that only this rule catches."""
+    """Print the learned model nearest to the bound, and the nearest model that only this rule catches."""
 
     def distance(model: Judged) -> float:
         value = rule.measure(model.evaluation)

@@ -27,7 +27,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def sparse_grids(rng: np.random.Generator, count: int, side: int, *, outside: bool = False) -> Grids:
-    """Return grids `[count, side, side]` of mostly background. If `outside`, half of them are smaller."""
+    """Return grids `[count, side, side]`, mostly background. If `outside`, half of them are smaller."""
     grids = rng.choice(10, (count, side, side), p=[0.55, *[0.05] * 9]).astype(np.uint8)
     if outside:
         for grid, (height, width) in zip(grids[::2], rng.integers(2, side + 1, (count, 2)), strict=False):

@@ -339,7 +339,6 @@ def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.M
         grids.look()
         tracemalloc.stop()
         assert grids.most == window
-    assert (
-        many.others < few.others + 4 * window * 16
-    )  # half the size of the predictions for eight more windows
+    # The limit is half the size of the predictions for eight more windows.
+    assert many.others < few.others + 4 * window * 16
     assert many.tensors < 1.2 * few.tensors

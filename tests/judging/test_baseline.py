@@ -42,9 +42,7 @@ from bvae.storage import to_json
 
 unit, slow = pytest.mark.unit, pytest.mark.slow
 
-FRACTIONS = st.floats(0.0, 1.0).map(
-    lambda share: round(share, 12)
-)  # rounded, so that squares do not underflow
+FRACTIONS = st.floats(0.0, 1.0).map(lambda share: round(share, 12))  # squares do not underflow
 COUNTED = st.integers(0, 1024).map(lambda cells: cells / 1024)
 """Multiples of 1/1024. Sums and differences of them are exact, so results can be compared with ==."""
 SEEDS = st.lists(COUNTED, min_size=2, max_size=6)
@@ -283,9 +281,7 @@ def test_the_effective_settings_of_each_shared_option_are_compared(tmp_path: Pat
     ]
     alone = dataclasses.replace(first, options=(dataclasses.replace(first.options[1], training={}),))
     assert incomparable(baseline, alone, CORPUS) == ["latent_dim of B-8 was 8 and is 32"]
-    same = dataclasses.replace(
-        alone, training=TrainingConfig(latent_dim=8)
-    )  # the shared setting has the value of B-8
+    same = dataclasses.replace(alone, training=TrainingConfig(latent_dim=8))  # now a shared setting
     assert incomparable(baseline, same, CORPUS) == []
 
 

@@ -1,4 +1,4 @@
-"""bvae in projects of other people: with and without experiments, and with other plugins and processes."""
+"""bvae in projects of other people: with or without experiments, with other plugins, in other processes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_command_that_resumes_collects_the_same_tests(
 
 @pytest.fixture
 def guest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, without the variables of the outer session of pytest-xdist."""
+    """An empty folder, without environment variables of pytest-xdist."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)

@@ -183,7 +183,7 @@ def test_a_picture_in_the_page_has_every_pixel_of_the_png() -> None:
 
 
 def epochs(recalls: list[float | None]) -> list[EpochRecord]:
-    """Return healthy epochs with these object recalls; each object IoU is half of it. None is undefined."""
+    """Return healthy epochs with these object recalls. Object IoU is half the recall; None is undefined."""
     records = history(*[1.0] * len(recalls))
     return [
         dataclasses.replace(
@@ -401,7 +401,7 @@ def test_rarer_classes_have_lower_thresholds_and_absent_classes_none(
 def test_a_class_is_the_best_prediction_exactly_above_its_threshold(
     option: LossOption, factor: float
 ) -> None:
-    """Search all predictions for the best, if a cell is class 1 with probability p and else background."""
+    """Search for the best prediction of a cell that is class 1 with probability p, else background."""
     counts = [900, 100, *[50] * 8]
     threshold = painting_threshold(counts, option)[0]
     assert threshold is not None

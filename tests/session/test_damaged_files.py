@@ -1,4 +1,4 @@
-"""Damaged or forged files never execute code, and neither they nor disk errors lose a valid result."""
+"""Damaged or forged files never execute code, and disk errors never lose a valid result."""
 
 from __future__ import annotations
 
@@ -333,7 +333,7 @@ class Disk:
         (self.place / "filler").unlink()
 
     def close(self) -> None:
-        """Mount a read-only view over the disk, which cannot become read-only itself while files are open."""
+        """Mount a read-only view over the disk. With open files, the disk itself cannot become read-only."""
         subprocess.run(["mount", "--bind", self.place, self.place], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", self.place], check=True)
 

@@ -50,7 +50,7 @@ def epochs_of(run: Path) -> int:
 
 
 def stage(epochs: int, *before: int) -> RunConfig:
-    """Return the configuration of a run that was extended from `before` epochs, in stages, to `epochs`."""
+    """Return the configuration of a run whose stages ended at `before` epochs and at `epochs` epochs."""
     training = TrainingConfig(epochs=epochs, extended_from=before)
     return ExperimentConfig(training=training).run(LOSS_OPTIONS["B"], 0, "0" * 64)
 
@@ -210,7 +210,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def trained(corpus: Corpus, folder: Path, *stages: int, restore: str = "", **settings: Any) -> dict[str, Any]:
-    """Train a run to the last of several stages, in epochs; return its records and weights."""
+    """Train a run whose stages end at these numbers of epochs; return its records and weights."""
     *before, epochs = stages
     training = TrainingConfig(
         epochs=epochs, extended_from=tuple(before), batch_size=16, precision="fp32", **settings

@@ -188,7 +188,7 @@ def shift_checkpoint(session: Path) -> None:
     shutil.copy(*(session / f"A-seed0/checkpoints/epoch_00{n}.safetensors" for n in (1, 2)))
 
 
-def train_with_another_beta(session: Path) -> None:
+def change_beta(session: Path) -> None:
     """Replace a run by a valid run that was trained with another β."""
     given = SETTINGS | {"corpus": read_json(session / "session.json", SessionRecord).config.corpus}
     other = Experiment.prepare(parse_experiment(given | {"beta": "0.5"}), session.parent / "other", [])
@@ -216,10 +216,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "A-seed0: result.json is that of B-seed0",
     ),
     "swapped folders": (swap_folders, "A-seed0: result.json is that of B-seed0"),
-    "a run of other settings": (
-        train_with_another_beta,
-        "A-seed0: config.json is that of another run: training.beta",
-    ),
+    "a run of other settings": (change_beta, "A-seed0: config.json is that of another run: training.beta"),
     "an edited configuration": (
         edit_json("A-seed0/config.json", '"batch_size": 16', '"batch_size": 32'),
         "A-seed0: config.json has changed since result.json was written",

@@ -106,7 +106,7 @@ def test_a_deferred_run_equals_an_immediate_one(
     max_norm: float,
     is_resident: bool,
 ) -> None:
-    """The run may be interrupted and restored, and a number may not be finite."""
+    """The run may be interrupted and restored, and a number may be infinite or NaN."""
 
     def interrupt(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == stop:

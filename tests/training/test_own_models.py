@@ -1,4 +1,4 @@
-"""A user's model is refused before training, or interruptions and other runs change no bit of its result."""
+"""A model of a user is refused before training, or always ends with the same bits."""
 
 from __future__ import annotations
 

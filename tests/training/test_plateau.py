@@ -19,9 +19,7 @@ from bvae.verdict import on_plateau
 pytestmark = pytest.mark.unit
 
 patiences = st.integers(1, 6)
-validation_losses = st.lists(
-    st.integers(0, 8).map(float), max_size=30
-)  # integers, so that some losses are equal
+validation_losses = st.lists(st.integers(0, 8).map(float), max_size=30)  # integers give equal losses
 
 
 def epochs(losses: Sequence[float], beta: float = TrainingConfig.beta) -> list[EpochRecord]:
