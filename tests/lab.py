@@ -35,7 +35,7 @@ Uninterrupted = Callable[..., dict[str, str]]
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 QUICK = ("-p", "no:hypothesispytest")
-"""Saves a second: experiments do not use the plugin of Hypothesis."""
+"""Leaves out the plugin of Hypothesis, which takes a second to load."""
 
 
 def furnish(folder: Path) -> Path:
@@ -113,7 +113,7 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """Return the hash of each file that no interruption may change: not `session*.json` and hidden files.
+    """Return the hashes of all files except `session*.json` and hidden files. No interruption may change them.
 
     The hashes leave out wall times, and the checksums, digests and seals that depend on wall times.
     """

@@ -1,6 +1,6 @@
 """Models of users. Each differs from the built-in model in its state, its random numbers or its output.
 
-Each class is a factory and is named like `own_models:TiedWeights`.
+Each class is a factory, such as `own_models:TiedWeights`.
 """
 
 from __future__ import annotations

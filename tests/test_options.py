@@ -48,7 +48,7 @@ def test_a_command_takes_the_options_declared_for_it(
     assert shown == {"--help", *(option.flag for option in options_of(command))}
 
 
-def test_defaults_are_those_of_the_configuration() -> None:
+def test_defaults_come_from_the_configuration() -> None:
     given = {option.key: option.default or None for option in OPTIONS if option.field}
     assert parse_experiment(given) == parse_experiment({}) == ExperimentConfig(grid_size="auto")
 

@@ -203,7 +203,7 @@ def test_a_wrong_number_of_generated_grids_is_refused_with_the_limits(kind: str,
 
 
 @pytest.mark.parametrize("spec", ["objects", "objects:100", "atomic", "atomic:100"])
-def test_a_grid_size_below_that_of_generated_grids_is_refused(spec: str) -> None:
+def test_a_grid_size_smaller_than_generated_grids_is_refused(spec: str) -> None:
     with pytest.raises(CorpusError, match=f"{spec}: grids of 16×16 do not fit the grid size 12"):
         load_corpus(spec, 12)
 
@@ -653,7 +653,7 @@ def test_the_default_grid_size_of_a_built_in_corpus_is_16(spec: str) -> None:
     )
 
 
-def test_arrays_of_more_than_64_rows_are_refused_whatever_the_grid_size(path: str) -> None:
+def test_arrays_of_more_than_64_rows_are_refused_for_any_grid_size(path: str) -> None:
     np.savez(path, train=random_grids(30, size=65))
     for grid_size in (16, "auto"):
         with pytest.raises(CorpusError, match="grids of 65×65; expected at most 64 rows and columns"):

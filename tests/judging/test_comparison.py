@@ -281,7 +281,7 @@ def test_a_batch_of_more_than_all_training_grids_gets_a_remark(grids: int) -> No
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=10, max_size=10), st.integers(1, 10**5))
-def test_beta_is_also_given_for_a_loss_that_is_a_sum_over_cells(counts: list[int], grids: int) -> None:
+def test_beta_is_also_shown_in_units_of_a_loss_summed_over_cells(counts: list[int], grids: int) -> None:
     corpus = dataclasses.replace(CORPUS, class_counts=tuple(counts), train=grids)
     said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus))
     found = re.search(r"β = (\S+) for a loss per cell, (\S+) in the usual units", said)
@@ -429,7 +429,7 @@ def test_without_a_difference_nothing_is_said_of_settings(epochs: int, changes: 
     assert describe_epochs(comparison) == f"{epochs} epoch{'s' if epochs > 1 else ''}"
 
 
-def test_the_tables_survive_undefined_numbers() -> None:
+def test_the_tables_show_undefined_numbers() -> None:
     outcomes = seeds("A", "mode_collapse", object_iou=None) | seeds("C", "diverged")
     references = {"PCA": controlled(object_iou=None, objects_recognised=None)}
     comparison = compared(outcomes, references=references)

@@ -161,7 +161,7 @@ def values(bound: Bound) -> st.SearchStrategy[float]:
     return st.sampled_from(near) | st.floats(least, bound.most)
 
 
-def test_the_rules_are_those_of_the_documentation() -> None:
+def test_the_rules_are_the_documented_rules() -> None:
     assert [(rule.verdict, rule.bound, rule.is_limit) for rule in RULES] == [
         (bound.verdict, bound.bound, bound.is_limit) for bound in BOUNDS
     ]

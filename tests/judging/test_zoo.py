@@ -20,7 +20,7 @@ MISSES = {
 """Models that are judged wrongly, each with the reason."""
 
 
-def test_the_verdict_on_constructed_models_is_what_a_person_sees() -> None:
+def test_verdicts_on_constructed_models_agree_with_a_person() -> None:
     models = list(judged_models())
     of_kind: dict[str, list[bool]] = defaultdict(list)
     for model in models:

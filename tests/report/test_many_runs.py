@@ -209,7 +209,7 @@ def test_reports_of_many_runs_are_small_and_link_to_every_run(
 
 
 @slow
-def test_what_is_printed_about_many_runs_is_bounded(many_runs: ManyRuns) -> None:
+def test_the_output_for_many_runs_is_bounded(many_runs: ManyRuns) -> None:
     lines = many_runs.output.splitlines()
     assert len(lines) < 150
     assert max(map(len, lines)) < 1000

@@ -380,7 +380,7 @@ def test_a_result_that_was_changed_is_incomplete(
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_sentence(
+def test_wrong_folders_are_refused_in_one_sentence(
     runs: Path, session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = runs / "o/latest"

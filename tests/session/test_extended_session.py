@@ -129,7 +129,7 @@ def test_more_seeds_and_options_are_trained_and_the_finished_runs_stay(
 
 
 @slow
-def test_one_run_is_extended_by_the_command_line_of_one_run(
+def test_a_run_of_bvae_train_is_extended_by_bvae_train(
     lab: Path, session_here: SessionHere, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = [word for word in TINY if word not in ("--seeds", "1")]

@@ -300,7 +300,7 @@ def test_metrics_of_other_classes_than_the_corpus_are_not_drawn(session: Path) -
 
 
 @pytest.mark.parametrize("line", [b'{"epoch": 1, "ste', b"\xff\xfe", b"[" * 100_000, b"{}\n"])
-def test_a_torn_line_of_metrics_is_named(session: Path, line: bytes) -> None:
+def test_a_damaged_line_of_metrics_is_reported_with_its_file(session: Path, line: bytes) -> None:
     path = session / "A-seed0/metrics.jsonl"
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(ValueError, match=r"A-seed0/metrics\.jsonl: not the records of epochs"):

@@ -238,7 +238,7 @@ def test_reconstructions_that_lack_a_cell_are_refused_by_name() -> None:
     )
 )
 @example(["\x00", "日本\n", "$x^2$", ""])
-def test_a_comparison_has_a_row_for_each_option_whatever_its_name(names: list[str]) -> None:
+def test_a_comparison_has_a_row_for_each_option_with_any_name(names: list[str]) -> None:
     png, grids = io.BytesIO(), random_grids(3, 8, 6)
     options = {name: random_grids(3, 8, 6, seed=seed) for seed, name in enumerate(names)}
     figure = plot_comparison(grids, options, path=png, title="Same grids")
