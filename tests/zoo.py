@@ -3,7 +3,8 @@
 A kind of model counts as learned if a person would see the objects in its predictions, at least their colours
 and places. Kinds on which people may disagree are left out:
 
-- bounding boxes of objects in the right colours, dots or cores in place of objects, blocks of 4×4 cells
+- bounding boxes of objects in the right colours, and dots or eroded cores in place of objects
+- blocks of 4×4 cells
 - half of the grids or half of the objects exact; on `atomic`, one object per grid (40 % of all objects)
 - all objects shifted by one to three cells
 - PCA with hundreds of components
