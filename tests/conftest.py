@@ -24,17 +24,18 @@ settings.register_profile(
 )
 settings.load_profile("bvae")
 
-# Must precede the first operator. With a thread per core, workers would compete for the cores.
+# Set this before the first PyTorch operator. With several threads each, workers would compete for the cores.
 torch.set_num_threads(1)
 
-# Shells start background jobs with SIGINT ignored, and child processes inherit that; the tests send SIGINT.
+# A shell ignores SIGINT in background jobs, and child processes inherit this. Tests that send SIGINT need the
+# default handler.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a copy of the experiments and a tiny corpus, outside any xdist session."""
+    """A folder with the experiments and a tiny corpus, without environment variables of pytest-xdist."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
@@ -45,7 +46,7 @@ def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
-    """Return a function that returns a named folder; the first worker that asks for it fills it."""
+    """Return a function that returns a folder by name. The first worker that needs a folder fills it."""
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
         shared = shared.parent
@@ -64,7 +65,7 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def uninterrupted(lab: Path, made_once: MadeOnce) -> Uninterrupted:
-    """Return the evidence of an uninterrupted session with given settings, created once for all workers."""
+    """Return a function that returns the evidence of an uninterrupted session, made once for all workers."""
 
     def find(*settings: str) -> dict[str, str]:
         def make(folder: Path) -> None:
@@ -81,17 +82,17 @@ def uninterrupted(lab: Path, made_once: MadeOnce) -> Uninterrupted:
 
 @pytest.fixture(scope="session")
 def matplotlib_kept() -> None:
-    """Import matplotlib before pytester, which removes later imports; importing it a second time fails."""
+    """Import matplotlib before pytester, which unloads later imports. Importing it a second time fails."""
     import bvae.session.listeners  # noqa: F401
 
 
 @pytest.fixture
 def session_here(matplotlib_kept: None, lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
-    """Run a session in this process, so that faults can be patched in; returns exit status and output."""
+    """Return a function that runs a session in this process and returns exit status and output."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    # The outer session finds bvae by its installed metadata, the inner one by the metadata next to the
-    # sources, and then asks to rewrite assertions in modules that are already imported.
+    # The inner session finds the metadata of bvae next to the sources. It then asks to rewrite assertions in
+    # modules that the outer session has already imported.
     settings = ("-n0", "-W", "ignore:Module already imported so cannot be rewritten; bvae")
 
     def start(*arguments: str, **more: Any) -> tuple[int, str]:

@@ -47,7 +47,7 @@ BLIND: dict[str, Any] = {
     "object_iou": 0.03,
     "objects_recognised": 0.01,
 }
-"""Metrics of a good decoder with another grid's latent."""
+"""Metrics of a good model that decodes the latents of other grids."""
 
 HEALTHY: dict[str, Any] = BLIND | {
     "pixel_accuracy": 0.76,
@@ -66,7 +66,7 @@ HEALTHY: dict[str, Any] = BLIND | {
 
 
 def controlled(*, shuffled: Changes | None = None, **changes: Any) -> ControlledMetrics:
-    """Metrics of a control or reference that sees no objects, with `changes`, and its own control."""
+    """Return metrics of a model that learned nothing, with `changes`; `shuffled` changes its control."""
     control = ReconstructionMetrics(**BLIND | {**(shuffled or {})})
     return ControlledMetrics(**BLIND | {"classes_learned": 0} | changes, shuffled=control)
 
@@ -74,7 +74,7 @@ def controlled(*, shuffled: Changes | None = None, **changes: Any) -> Controlled
 def evaluation(
     *, shuffled: Changes | None = None, extent: Changes | None = None, **changes: Any
 ) -> Evaluation:
-    """Evaluation of a model that learned the objects and is accurate within the band, except for `changes`.
+    """Return the evaluation of a model with `HEALTHY` metrics, except for `changes`.
 
     Args:
         shuffled, extent: changes to the metrics of these controls.
@@ -102,16 +102,17 @@ REFERENCES = {
     "nearest training grid, weighted": controlled(object_iou=0.12, objects_recognised=0.09),
     "PCA": controlled(object_iou=0.11, objects_recognised=0.20),
 }
-"""References of a comparison; a healthy evaluation recognises more objects than the nearest grids."""
+"""References of a comparison. `HEALTHY` has more recognised objects than the nearest training grids."""
 
 
 def history(
     *losses: float, last: Evaluation | None = None, before: Evaluation | None = None, steps: int = 300
 ) -> list[EpochRecord]:
-    """Return an epoch record per training loss.
+    """Return one epoch record for each training loss.
 
     Args:
-        last, before: the evaluation of the last epoch, and of the epochs before it if it differs.
+        last: the evaluation of the last epoch.
+        before: the evaluation of all earlier epochs; `last` by default.
         steps: the steps per epoch.
     """
     last = last or evaluation()
@@ -129,7 +130,7 @@ def history(
 
 
 def result(option: str, seed: int, verdict: str = "healthy", **changes: Any) -> RunResult:
-    """Return the result of a complete run with a verdict, and good metrics except for `changes`."""
+    """Return the result of a complete run with a verdict. Its metrics are `HEALTHY`, except for `changes`."""
     return RunResult(
         option=option,
         seed=seed,

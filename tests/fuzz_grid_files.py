@@ -1,7 +1,7 @@
-"""Load mutated .npy, .npz, JSON and zip files, some padded: each must give a corpus or a CorpusError.
+"""Load mutated .npy, .npz, JSON and zip files. Each file must give a corpus or a CorpusError.
 
-Exits with 1, and keeps the file, as soon as another exception is raised, a case takes more than 2 s, or the
-memory of the process has grown by more than 500 MB.
+At the first failure, the program keeps the file and exits with 1. A failure is another exception, a case that
+takes more than 2 s, or a process whose memory has grown by more than 500 MB.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ HEADER_TEXTS = (
 
 
 def grids(rng: random.Random) -> np.ndarray:
-    """Draw a small array of grids, rarely with a value other than 0–9, which may be the padding value."""
+    """Draw a small array of grids. Some arrays have a value other than 0–9, such as a padding value."""
     shape = [rng.randint(1, 30), rng.choice((1, 2, 4, 8, 16)), rng.choice((1, 3, 8, 16))]
     values = np.random.default_rng(rng.getrandbits(32)).integers(0, rng.choice((2, 10, 10, 10, 11)), shape)
     values[values == 10] = rng.choice((10, -1, 255))
@@ -120,7 +120,7 @@ def grids(rng: random.Random) -> np.ndarray:
 
 
 def npy(rng: random.Random) -> bytes:
-    """Write an array as a .npy file, rarely with an edited header."""
+    """Write an array as a .npy file, sometimes with a wrong header."""
     file = io.BytesIO()
     array = grids(rng)
     np.lib.format.write_array(file, array, rng.choice(((1, 0), (2, 0), (3, 0))))
@@ -143,7 +143,7 @@ def with_header(rng: random.Random, array: np.ndarray) -> bytes:
 
 
 def npz(rng: random.Random) -> bytes:
-    """Write one to four members, usually the named arrays of a corpus."""
+    """Write one to three members, usually the named arrays of a corpus."""
     file = io.BytesIO()
     usual = rng.random() < 0.7
     names = ["train.npy", "val.npy", "test.npy"][: rng.randint(1, 3)] if usual else rng.choices(NAMES, k=3)
@@ -156,7 +156,7 @@ def npz(rng: random.Random) -> bytes:
 
 
 def tasks(rng: random.Random) -> bytes:
-    """Write a task, many tasks by id, or a list of grids as JSON, seldom with something else in its place."""
+    """Write a task, many tasks by id, or a list of grids as JSON, and sometimes damage the text."""
     many = {f"{number:08x}": task(rng) for number in range(rng.randint(0, 20))}
     text = json.dumps(rng.choice((many, task(rng), examples(rng))), indent=rng.choice((None, 1)))
     return damaged(rng, text).encode() if rng.random() < 0.3 else text.encode()
@@ -172,7 +172,7 @@ def task(rng: random.Random) -> object:
 
 
 def examples(rng: random.Random) -> list[object]:
-    """Draw grids of two sizes, or pairs of them."""
+    """Draw grids of two sizes, or pairs of such grids."""
     drawn = [
         grid.tolist() for _ in range(2) for grid in grids(rng)[:3] % (10 if rng.random() < 0.98 else 127)
     ]
@@ -180,7 +180,7 @@ def examples(rng: random.Random) -> list[object]:
 
 
 def zipped_tasks(rng: random.Random) -> bytes:
-    """Write JSON files into an archive, one of them often unlike the others."""
+    """Write an archive of tasks as JSON. In half of the archives, one member is unusual."""
     file, odd = io.BytesIO(), rng.randrange(40)
     with zipfile.ZipFile(file, "w") as archive:
         for number in range(20):
@@ -220,7 +220,7 @@ def shift(rng: random.Random, content: bytes) -> bytes:
 
 
 def edit_number(rng: random.Random, content: bytes) -> bytes:
-    """Overwrite a field, usually in a header, with a number that is an invalid size."""
+    """Overwrite a field, usually in a header, with a number that is often an invalid size."""
     width, code = rng.choice(((2, "<H"), (4, "<I"), (8, "<Q")))
     first = place(rng, content)
     number = rng.choice(NUMBERS) % (1 << 8 * width)
@@ -254,7 +254,7 @@ def mutated_file(rng: random.Random) -> bytes:
 
 
 def is_accepted(path: Path, padding_value: int | None) -> bool:
-    """Load a file. A file that is accepted must be a valid corpus; a refusal must be one printable line."""
+    """Return whether a file is accepted as a valid corpus. A refusal must be one printable line."""
     try:
         corpus = load_corpus(str(path), padding_value=padding_value)
     except CorpusError as error:
@@ -280,7 +280,7 @@ def peak_bytes() -> int:
 
 
 def limit_claims() -> None:
-    """Make an allocation above the limit fail, even if its memory would never be used."""
+    """Make an allocation above the limit fail, even if its memory is never used."""
     status = Path("/proc/self/status").read_text()
     used = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmData"))
     resource.setrlimit(resource.RLIMIT_DATA, (used + MAX_GROWTH, -1))

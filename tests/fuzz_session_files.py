@@ -1,7 +1,7 @@
-"""Mutate the files of a finished session, one at a time: reading gives the original content or one sentence.
+"""Mutate one file of a finished session at a time. Reading must give the original content or one sentence.
 
-With --resume, each mutated session is also trained to its end, and must have the same weights and metrics.
-Exits with 1 as soon as another exception escapes, a case takes more than 10 s, or other content is accepted.
+With --resume, each mutated session is also trained to its end and must have the original weights and metrics.
+Exits with 1 if an exception escapes, a case takes more than 10 s, or other content is accepted.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ FOREIGN = (
 
 
 def finished_session(folder: Path) -> Path:
-    """Train two tiny runs and compare them; with a baseline, so that a file of every kind is there."""
+    """Train two tiny runs and compare them. Add a baseline, so that the session has a file of every kind."""
     given = SETTINGS | {"corpus": str(furnish(folder) / "corpus.npz")}
     experiment = Experiment.prepare(parse_experiment(given), folder / "runs", ["experiments/"])
     experiment.open_session()
@@ -67,7 +67,7 @@ def finished_session(folder: Path) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a session says: its record, and results, histories, checkpoints and pictures of its runs.
+    """The content of a session: its record, and the results, histories, checkpoints and pictures of its runs.
 
     Attributes:
         weights: the tensors of the newest checkpoint of each run, as the bytes of a safetensors file.
@@ -101,10 +101,10 @@ class Content:
         )
 
     def check(self, path: Path, changed: Path, *, resume: bool = False) -> str:
-        """Read a session with one changed file; return the first complaint, empty if there is none.
+        """Read a session with one changed file; return the first complaint, or an empty string.
 
         Args:
-            resume: whether to train what is incomplete, as `--resume` does.
+            resume: whether to train incomplete runs, as `--resume` does.
 
         Raises:
             AssertionError: if other content is accepted.
@@ -178,7 +178,7 @@ class Content:
 
 
 def newest_weights(directory: Path) -> bytes:
-    """Return the tensors of a run's newest checkpoint, without the state, which contains times."""
+    """Return the tensors of the newest checkpoint of a run, without its state, which contains times."""
     newest, *_ = checkpoints(directory)
     return safetensors.torch.save(dict(load_checkpoint(newest, Progress).tensors))
 
@@ -211,7 +211,7 @@ def remove(rng: random.Random, path: Path, _: list[Path]) -> None:
 
 
 def swap(rng: random.Random, path: Path, files: list[Path]) -> None:
-    """Put the content of a sibling in its place, usually one of the same kind."""
+    """Replace the content of a file by the content of another file, usually of the same kind."""
     alike = [file for file in files if file.suffix == path.suffix and file != path]
     source = rng.choice(alike if alike and rng.random() < 0.8 else files)
     path.write_bytes(source.read_bytes())
@@ -228,7 +228,7 @@ def make_pipe(rng: random.Random, path: Path, _: list[Path]) -> None:
 
 
 def make_link(rng: random.Random, path: Path, files: list[Path]) -> None:
-    """Link to a sibling, to the file itself, moved aside, or to nowhere."""
+    """Replace a file by a link to another file, a file of the system, a device, itself or nothing."""
     target = rng.choice((rng.choice(files), Path("/etc/hostname"), Path("/dev/zero"), path, Path("nowhere")))
     path.unlink()
     path.symlink_to(target)
@@ -239,7 +239,7 @@ def write_foreign(rng: random.Random, path: Path, _: list[Path]) -> None:
 
 
 def stretch(rng: random.Random, path: Path, _: list[Path]) -> None:
-    """Extend a file to 3 GB without using the disk; a checkpoint, which may be that large, by one byte."""
+    """Extend a file to 3 GB, without using the disk. Extend a checkpoint, which may be large, by one byte."""
     os.truncate(path, 3 * 10**9 if path.suffix != ".safetensors" else path.stat().st_size + 1)
 
 
@@ -250,14 +250,14 @@ MUTATIONS: tuple[Callable[[random.Random, Path, list[Path]], None], ...] = (
 
 
 class Mutant:
-    """A session of which one file at a time is mutated, and restored afterwards."""
+    """A session in which one file at a time is mutated and then restored."""
 
     def __init__(self, session: Path) -> None:
         self.session, self.content = session, Content.of(session)
         self.sound = {path: path.read_bytes() for path in sorted(session.rglob("*")) if path.is_file()}
 
     def check(self, seed: str, number: int, *, resume: bool = False) -> tuple[Path, str, str]:
-        """Mutate one file and read or resume the session: return file, mutation and complaint."""
+        """Mutate one file, and read or resume the session. Return file, mutation and complaint."""
         rng, files = random.Random(f"{seed}-{number}"), [*self.sound]
         path, mutate = files[number % len(files)], rng.choice(MUTATIONS)
         mutate(rng, path, files)

@@ -1,4 +1,4 @@
-"""Sessions in child processes on a tiny corpus: functions that start them and read their files."""
+"""Functions that start sessions in child processes on a tiny corpus, and that read the files of sessions."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from safetensors.numpy import load_file
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 TINY = ("--corpus=corpus.npz", "--grid-size", "8", "--epochs", "2", "--seeds", "1", "--batch-size", "16")
-"""Trains a run in a fraction of a second."""
+"""Options with which a run takes a fraction of a second."""
 
 RESUMABLE = (*TINY, "--loss-options", "A,B", "--checkpoint-every-steps", "2")
-"""Two runs of six steps with four checkpoints each."""
+"""Options for two runs of six steps with four checkpoints each."""
 
 THREE_SEEDS = (*TINY, "--loss-options", "A", "--seeds", "3")
-"""Three runs of one option."""
+"""Options for three runs of one loss option."""
 
 SessionHere = Callable[..., tuple[int, str]]
 Uninterrupted = Callable[..., dict[str, str]]
 MadeOnce = Callable[[str, Callable[[Path], None]], Path]
 
 QUICK = ("-p", "no:hypothesispytest")
-"""Saves the second that loading this plugin takes; bvae does not use it."""
+"""Leaves out the plugin of Hypothesis, which takes a second to load."""
 
 
 def furnish(folder: Path) -> Path:
@@ -49,7 +49,7 @@ def furnish(folder: Path) -> Path:
 
 
 def squares() -> dict[str, np.ndarray]:
-    """Return splits of grids with two squares in four places and three colours, which are quickly learned.
+    """Return splits of grids that are quickly learned: two squares each, in four places and three colours.
 
     Each grid also has one cell that is not an object, so that few grids are in both splits.
     """
@@ -69,7 +69,7 @@ def run_pytest(*arguments: str, timeout: float = 120, **more: Any) -> subprocess
 
 
 def sabotage(lab: Path, **faults: Any) -> None:
-    """Set the faults in the next sessions of a lab folder, none by default; see `sabotage.py`."""
+    """Set the faults of the next sessions in a lab folder, or no faults; see `sabotage.py`."""
     shutil.copy(TESTS / "sabotage.py", lab / "conftest.py")
     (lab / "sabotage.json").write_text(json.dumps(faults))
 
@@ -113,9 +113,9 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """Return what no interruption may change: the hash of every file except `session*.json`.
+    """Return the hashes of all files but `session*.json` and hidden files. No interruption may change them.
 
-    Wall times are left out, and so are the checksums, digests and seals that include them.
+    The hashes leave out wall times, and the checksums, digests and seals that depend on wall times.
     """
     return {
         str(path.relative_to(session)): hashlib.sha256(_timeless(path)).hexdigest()

@@ -1,8 +1,8 @@
-"""A session with many runs, made in seconds: a run is trained per option and copied under the other seeds.
+"""Make a session with many runs in seconds: train one run of each option, and copy it under other seeds.
 
     python tests/large_session.py OPTIONS SEEDS
 
-writes the session in the current folder and prints its path. Files that the copies share are hard links.
+writes the session into the current folder and prints its path. Copies share unchanged files as hard links.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bvae.storage import sealed, to_json
 
 @dataclasses.dataclass(frozen=True)
 class ManyRuns:
-    """A session of `options` × `seeds` runs, its reports by `bvae report` and pytest-html, and the output."""
+    """A session of `options` × `seeds` runs, its pages by `bvae report` and pytest-html, and their output."""
 
     options: int
     seeds: int
@@ -37,7 +37,7 @@ class ManyRuns:
 
 
 OUTLYING = {"mode_collapse": "flooding", "posterior_collapse": "partial_collapse"}
-"""The verdict of every ninth copy by that of the trained run; `unstable` for verdicts that are not keys."""
+"""Verdict of every ninth copy by the verdict of the trained run; `unstable` if that verdict is not a key."""
 
 
 def make_session(folder: Path, options: int, seeds: int) -> Path:

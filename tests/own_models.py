@@ -1,6 +1,6 @@
-"""Models of users, one for each way in which a model keeps state, draws numbers or differs from ours.
+"""Models of users. Each differs from the built-in model in its state, its random numbers or its output.
 
-Each class is a factory, named `own_models:Tied`.
+Each class is a factory, such as `own_models:TiedWeights`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Plain(nn.Module):
 
 
 class TiedWeights(Plain):
-    """A layer of the decoder reads the same memory as one of the encoder, transposed."""
+    """The decoder uses the transposed weights of the encoder."""
 
     def decode(self, latent: Tensor) -> Any:
         hidden = F.linear(latent, self.to_posterior.weight[: latent.shape[1]].t()).relu()
@@ -81,7 +81,7 @@ class ParametersOfOneTensor(Plain):
 
 
 class ViewOfParameter(Plain):
-    """A buffer that is a part of a parameter, and moves with it."""
+    """A buffer that is a view of a parameter, and changes with the parameter."""
 
     def __init__(self, grid_size: int, latent_dim: int) -> None:
         super().__init__(grid_size, latent_dim)
@@ -92,7 +92,7 @@ class ViewOfParameter(Plain):
 
 
 class Lists(Plain):
-    """Lists where others return tuples."""
+    """Returns lists instead of tuples."""
 
     def encode(self, grids: Tensor) -> Any:
         return [*super().encode(grids)]
@@ -112,7 +112,7 @@ class WritesInputs(Plain):
 
 
 class CopiesInputs(WritesInputs):
-    """Computes the same, and writes into copies."""
+    """Computes the same as `WritesInputs`, but writes into copies."""
 
     def encode(self, grids: Tensor) -> Any:
         return super().encode(grids.clone())
@@ -150,7 +150,7 @@ class Dropout(Plain):
 
 
 class DrawsWithTorch(Plain):
-    """Draws in training and in evaluation."""
+    """Draws random numbers in training and in evaluation."""
 
     def hidden(self, grids: Tensor) -> Tensor:
         return super().hidden(grids) + torch.rand(12)
@@ -167,7 +167,7 @@ class DrawsWithPython(Plain):
 
 
 class StartsWithNumPy(Plain):
-    """Draws its first weights with NumPy and Python."""
+    """Draws its initial weights with NumPy and Python."""
 
     def __init__(self, grid_size: int, latent_dim: int) -> None:
         super().__init__(grid_size, latent_dim)
@@ -243,7 +243,7 @@ class OwnGenerator(Plain):
 
 
 class Counts(Plain):
-    """Keeps its number of steps in an attribute."""
+    """Counts its training steps in an attribute."""
 
     steps = 0
 
@@ -263,7 +263,7 @@ class CountsEvaluations(Plain):
 
 
 class Grows(Plain):
-    """Makes a layer when it is first trained."""
+    """Adds a layer in its first training step."""
 
     def hidden(self, grids: Tensor) -> Tensor:
         if self.training and not hasattr(self, "late"):
@@ -293,4 +293,4 @@ REFUSED = {
     Grows: r"failed in two steps of training.*unexpected ones \['model\.late\.bias'",
     Frozen: "failed in two steps of training.*depends on a parameter that is trained",
 }
-"""Models that are refused, each with a part of the sentence."""
+"""Models that are refused, each with a pattern for the message."""

@@ -1,4 +1,4 @@
-"""Faults in the sessions that a test starts. The file is copied next to them as conftest.py.
+"""Faults in the sessions that a test starts. Tests copy this file to their folder as conftest.py.
 
 `sabotage.json` in the same folder selects the faults: {"kill": ["result.json", "half"], "slow": 0.1, …}.
 """
@@ -16,7 +16,7 @@ FAULTS = json.loads(Path(__file__).with_name("sabotage.json").read_text())
 
 
 def die() -> None:
-    """Kill the whole process group, controller and workers, as if the machine were switched off."""
+    """Kill controller and workers at once, as a loss of power would."""
     os.killpg(0, signal.SIGKILL)
 
 
@@ -50,7 +50,7 @@ def kill_while_writing(name: str, moment: str) -> None:
 
 
 class Deaf:
-    """Takes a second to be deleted, during which Python drops all exceptions, including KeyboardInterrupt."""
+    """Deleting this object takes a second. Meanwhile Python drops all exceptions, even KeyboardInterrupt."""
 
     def __del__(self) -> None:
         Path("deaf").touch()
@@ -58,7 +58,7 @@ class Deaf:
 
 
 def disturb_steps(slow: float, deaf: list, kill: list) -> None:
-    """Slow down all steps; ignore exceptions or die in one. A step is [run, number from 1]."""
+    """Slow down all steps, drop exceptions in step `deaf`, die in step `kill`. A step is [run, number]."""
     from bvae.trainer import Trainer
 
     step = Trainer._step

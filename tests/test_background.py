@@ -1,4 +1,4 @@
-"""Any class can be the background: relabelling the classes changes nothing that does not name a class."""
+"""Any class can be the background. Relabelling the classes changes only the class labels in results."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from bvae.visualization.why_chart import plot_why
 unit, slow = pytest.mark.unit, pytest.mark.slow
 
 relabellings = st.integers(2, 12).flatmap(lambda classes: st.permutations(range(classes)))
-"""The new class of each class; that of class 0, the old background, is the new background."""
+"""The new label of each class. Class 0 is the old background, and its new label is the new background."""
 seeds = st.integers(0, 2**32 - 1)
 SWAPPED = (7, *range(1, 7), 0, 8, 9)
-"""The new classes if 0 and 7 are exchanged."""
+"""The new labels if classes 0 and 7 are exchanged."""
 
 
 def random_grids(classes: int, seed: int, count: int = 40) -> np.ndarray:
-    """Grids that are mostly class 0, some with cells outside."""
+    """Return grids of mostly class 0. Half of them have cells outside."""
     rng = np.random.default_rng(seed)
     grids = rng.integers(0, classes, (count, 6, 6)) * (rng.random((count, 6, 6)) < 0.5)
     grids[::2, :, 4:] = OUTSIDE
@@ -60,9 +60,9 @@ def relabelled(grids: np.ndarray, new: Sequence[int]) -> np.ndarray:
 
 
 def without_ties(grids: np.ndarray, classes: int) -> np.ndarray:
-    """The grids whose three most frequent classes have different counts, in all cells and in object cells.
+    """Return the grids whose three most frequent classes have different counts, in all cells and in objects.
 
-    Of equally frequent classes, the one with the smallest label counts as the most frequent.
+    On a tie, the smallest label counts as the most frequent class, so that relabelling would change results.
     """
     objects = find_objects(grids, classes)
     of_objects = np.where(np.isin(objects.sets.label, objects.number), grids, OUTSIDE)
@@ -74,7 +74,7 @@ def without_ties(grids: np.ndarray, classes: int) -> np.ndarray:
 
 
 def written(folder: Path, new: Sequence[int] = range(10)) -> str:
-    """A file of grids with these labels."""
+    """Write a file of grids with these labels; return its path."""
     grids = relabelled(without_ties(random_grids(10, 0, 400)[1::2], 10), new)
     np.savez(folder / "grids.npz", train=grids[:30], val=grids[30:40])
     return str(folder / "grids.npz")
@@ -179,7 +179,7 @@ def test_the_chart_of_thresholds_has_no_bar_for_the_background() -> None:
 
 
 @unit
-def test_the_background_of_a_file_is_chosen_found_or_class_0(tmp_path: Path) -> None:
+def test_the_background_of_a_file_is_given_detected_or_class_0(tmp_path: Path) -> None:
     plain = load_corpus(written(tmp_path))
     moved = written(tmp_path, SWAPPED)
     chosen, found, default = (load_corpus(moved, background=choice) for choice in (7, "auto", 0))
@@ -194,14 +194,14 @@ def test_the_background_of_a_file_is_chosen_found_or_class_0(tmp_path: Path) -> 
 
 
 @unit
-def test_of_equally_frequent_classes_the_smallest_is_the_background(tmp_path: Path) -> None:
+def test_on_a_tie_the_smallest_class_is_the_background(tmp_path: Path) -> None:
     grids = np.random.default_rng(0).permuted(np.tile([1, 2, 5, 5, 3, 3], (40, 1)), axis=1)[:, None]
     np.savez(tmp_path / "grids.npz", train=grids, val=np.full((2, 1, 6), (1, 9, 9, 9, 9, 9)))
     assert load_corpus(str(tmp_path / "grids.npz"), background="auto").background == 3
 
 
 @unit
-def test_a_background_that_cannot_be_one_is_refused(tmp_path: Path) -> None:
+def test_an_impossible_background_is_refused_with_the_choices(tmp_path: Path) -> None:
     grids = np.where(random_grids(4, 0)[1::2] == 0, 5, random_grids(4, 0)[1::2])
     np.savez(tmp_path / "grids.npz", train=grids[:4], val=grids[4:])
     counts = {label: f"{label}: {(grids[:4] == label).sum()}" for label in (1, 2, 3, 5)}
@@ -235,7 +235,7 @@ def test_the_remark_on_a_rare_background_names_the_option() -> None:
 
 @unit
 @pytest.mark.parametrize("background", [-1, 10])
-def test_records_without_a_background_have_class_0_and_others_are_checked(background: int) -> None:
+def test_a_recorded_background_is_checked_and_is_class_0_by_default(background: int) -> None:
     stored = to_json(compare(CORPUS, ExperimentConfig(), {"B": {0: result("B", 0)}}))
     record = json.loads(stored)
     assert record["corpus"].pop("background") == 0
@@ -276,7 +276,7 @@ def test_a_session_uses_the_background_of_its_corpus(session_here: SessionHere, 
     assert status == 1, said
     assert "Class 7 is the background." in said
     assert "Class 7 is the background." in (lab / "report.html").read_text()
-    assert hashes(session) == weights  # the background is no part of model and loss
+    assert hashes(session) == weights  # model and loss do not depend on the background
     found = comparison(lab)
     assert found["corpus"]["background_rate"] == pytest.approx((grids["val"] == 7).mean())
     for name, option in found["options"].items():

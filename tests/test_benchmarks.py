@@ -50,7 +50,7 @@ def test_peers_train_with_the_same_loss_as_bvae(grids: torch.Tensor, option: str
 
 
 def run(module: str, *settings: str) -> str:
-    """Run a benchmark; return what it prints."""
+    """Run a benchmark; return its output."""
     command = [sys.executable, "-m", module, *settings]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

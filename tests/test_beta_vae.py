@@ -30,7 +30,7 @@ counts = st.lists(st.integers(0, 10**9), min_size=1, max_size=12).filter(any)
 close = {"rtol": 1e-6, "atol": 0.0}
 
 
-def test_123_to_1_stays_123_to_1_or_becomes_11_to_1() -> None:
+def test_counts_of_123_to_1_give_weights_of_123_to_1_or_11_to_1() -> None:
     inverse, root = (class_weights([123, 1], method) for method in ("inverse", "sqrt_inverse"))
     assert (inverse[1] / inverse[0]).item() == pytest.approx(123.0, rel=1e-6)
     assert (root[1] / root[0]).item() == pytest.approx(math.sqrt(123.0), rel=1e-6)
@@ -38,7 +38,7 @@ def test_123_to_1_stays_123_to_1_or_becomes_11_to_1() -> None:
 
 
 @given(positive_counts)
-def test_the_ratio_of_sqrt_inverse_is_the_square_root_of_the_ratio_of_inverse(n: list[int]) -> None:
+def test_ratios_of_sqrt_inverse_are_square_roots_of_ratios_of_inverse(n: list[int]) -> None:
     inverse, root = (class_weights(n, method).double() for method in ("inverse", "sqrt_inverse"))
     torch.testing.assert_close(root / root[0], (inverse / inverse[0]).sqrt(), **close)
 
@@ -71,7 +71,9 @@ def test_permuting_classes_permutes_weights(n: list[int], how: dict[str, Any], r
 
 
 @given(counts, weighings)
-def test_an_absent_class_weighs_as_much_as_the_rarest_present_one(n: list[int], how: dict[str, Any]) -> None:
+def test_an_absent_class_weighs_as_much_as_the_rarest_present_class(
+    n: list[int], how: dict[str, Any]
+) -> None:
     weight = class_weights([*n, 0], **how)
     rarest = min((count for count in n if count), default=0)
     assert weight[-1] == weight[n.index(rarest)]
@@ -84,7 +86,7 @@ def test_without_a_method_every_class_weighs_one(n: list[int]) -> None:
 
 
 @given(counts, weighings)
-def test_lists_arrays_and_tensors_of_counts_weigh_the_same(n: list[int], how: dict[str, Any]) -> None:
+def test_arrays_and_tensors_of_counts_give_the_same_weights(n: list[int], how: dict[str, Any]) -> None:
     assert torch.equal(class_weights(np.array(n), **how), class_weights(torch.tensor(n), **how))
 
 
@@ -153,13 +155,13 @@ def test_explicit_weights_keep_their_ratios_and_have_a_mean_of_one(
 
 
 @given(ten_counts)
-def test_explicit_weights_stay_positive_and_finite_at_the_ends_of_the_floats(n: list[int]) -> None:
+def test_extreme_explicit_weights_stay_positive_and_finite(n: list[int]) -> None:
     weight = option_weights(option(class_weights=(1e-308, 1e308) * 5), n)
     assert bool((weight > 0).all() & weight.isfinite().all())
 
 
 @given(ten_counts, weighings)
-def test_an_option_weighs_as_its_method_does(n: list[int], how: dict[str, Any]) -> None:
+def test_an_option_has_the_weights_of_its_method(n: list[int], how: dict[str, Any]) -> None:
     parameters = {name: value for name, value in how.items() if name != "method"}
     weight = option_weights(option(class_weights=how["method"], **parameters), n)
     assert torch.equal(weight, class_weights(n, **how))
@@ -223,7 +225,7 @@ def test_a_grid_size_without_cells_is_refused(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", range(1, 13))
-def test_a_model_of_any_size_has_the_weights_of_the_next_multiple_of_4_and_its_logits_cropped(
+def test_a_model_crops_the_logits_of_the_next_multiple_of_4(
     size: int,
 ) -> None:
     torch.manual_seed(0)
@@ -231,7 +233,7 @@ def test_a_model_of_any_size_has_the_weights_of_the_next_multiple_of_4_and_its_l
     torch.manual_seed(0)
     whole = BetaVAE(grid_size=-(-size // 4) * 4).eval()
     assert len(model.decoder) == len(whole.decoder) + (size % 4 > 0)
-    model.load_state_dict(whole.state_dict())  # the names are the same
+    model.load_state_dict(whole.state_dict())  # the parameters have the same names
     latent = torch.randn(2, 32)
     assert torch.equal(model.decode(latent), whole.decode(latent)[:, :, :size, :size])
 
@@ -240,7 +242,7 @@ kinds = st.sampled_from([torch.uint8, torch.int16, torch.int64])
 
 
 def cut_grids(seed: int, shape: tuple[int, ...], classes: int = 10) -> torch.Tensor:
-    """Random grids with some cells outside."""
+    """Return random grids with some cells outside."""
     generator = torch.Generator().manual_seed(seed)
     grids = torch.randint(0, classes, shape, generator=generator)
     return grids.masked_fill(torch.rand(shape, generator=generator) < 0.3, OUTSIDE)

@@ -1,4 +1,4 @@
-"""The number of classes is that of the corpus: in the loss, the metrics, the model, pictures and report."""
+"""Loss, metrics, model, pictures and report have as many classes as the corpus."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ numbers_of_classes = st.integers(2, 64)
 
 
 def random_grids(classes: int, seed: int, shape: tuple[int, int, int] = (3, 8, 8)) -> np.ndarray:
-    """Grids that are mostly background; some cells are outside, but never a whole grid."""
+    """Return grids with much background. Some cells are outside, but never a whole grid."""
     rng = np.random.default_rng(seed)
     grids = rng.integers(0, classes, shape) * (rng.random(shape) < 0.6)
     grids[rng.random(shape) < 0.1] = OUTSIDE
@@ -54,7 +54,7 @@ def written(folder: Path, classes: int, *, count: int = 60, outside: int | None 
 
 @unit
 @given(numbers_of_classes, st.floats(0, 5), st.integers(0, 2**32 - 1), st.booleans())
-def test_the_focal_loss_of_any_number_of_classes_is_its_definition(
+def test_focal_loss_of_any_number_of_classes_agrees_with_its_definition(
     classes: int, gamma: float, seed: int, weighted: bool
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ def test_the_focal_loss_of_any_number_of_classes_is_its_definition(
 
 @unit
 @given(numbers_of_classes, st.integers(0, 2**32 - 1))
-def test_metrics_of_any_number_of_classes_are_their_definitions(classes: int, seed: int) -> None:
+def test_metrics_of_any_number_of_classes_agree_with_their_definitions(classes: int, seed: int) -> None:
     target = random_grids(classes, seed)
     predicted = np.where(np.random.default_rng(seed).random(target.shape) < 0.7, target, classes - 1)
     predicted = np.where(target == OUTSIDE, 0, predicted).astype(np.uint8)
@@ -109,7 +109,7 @@ def test_metrics_of_any_number_of_classes_are_their_definitions(classes: int, se
 @unit
 @settings(max_examples=10)
 @given(numbers_of_classes, st.integers(0, 99))
-def test_the_handwritten_step_of_any_number_of_classes_is_that_of_autograd(classes: int, seed: int) -> None:
+def test_handwritten_and_autograd_steps_agree_for_any_number_of_classes(classes: int, seed: int) -> None:
     torch.manual_seed(seed)
     target = torch.from_numpy(random_grids(classes, seed))
     models = [BetaVAE(grid_size=8, latent_dim=3, classes=classes).double() for _ in range(2)]
@@ -132,7 +132,7 @@ def test_the_handwritten_step_of_any_number_of_classes_is_that_of_autograd(class
 @unit
 @pytest.mark.parametrize("suffix", ["npz", "npy"])
 @pytest.mark.parametrize("classes", [2, 3, 16, 64])
-def test_the_classes_of_a_file_are_found(tmp_path: Path, classes: int, suffix: str) -> None:
+def test_the_classes_of_a_file_are_detected(tmp_path: Path, classes: int, suffix: str) -> None:
     path = written(tmp_path, classes, outside=-1)
     if suffix == "npy":
         path = str(Path(path).with_suffix(".npy"))
@@ -152,7 +152,7 @@ def test_the_classes_of_a_file_are_found(tmp_path: Path, classes: int, suffix: s
 
 
 @unit
-def test_a_class_that_only_validates_counts_too(tmp_path: Path) -> None:
+def test_a_class_that_occurs_only_in_validation_counts_too(tmp_path: Path) -> None:
     grids = random_grids(3, 0, (30, 8, 8)) % OUTSIDE
     grids[25:, 3, 3] = 11
     np.savez(tmp_path / "grids.npz", train=grids[:25], val=grids[25:])
@@ -171,7 +171,7 @@ def test_a_built_in_corpus_has_ten_classes_or_more() -> None:
 
 @unit
 @pytest.mark.parametrize(("classes", "value"), [("auto", 3), (16, 10), (3, 2)])
-def test_a_padding_value_is_no_class(tmp_path: Path, classes: int, value: int) -> None:
+def test_a_padding_value_among_the_given_classes_is_refused(tmp_path: Path, classes: int, value: int) -> None:
     path = written(tmp_path, 16)
     last = 15 if classes in ("auto", 16) else 2
     expected = f"padding value {value} is a class; .* other than 0–{last}, such as {last + 1} or -1"
@@ -251,7 +251,7 @@ def run_on(path: str, classes: int) -> Trainer:
 
 
 @unit
-def test_a_checkpoint_knows_its_classes_and_is_refused_by_a_run_of_others(tmp_path: Path) -> None:
+def test_a_checkpoint_is_refused_by_a_run_with_other_classes(tmp_path: Path) -> None:
     trainer, checkpoint = run_on(written(tmp_path, 3), 3), tmp_path / "of_three.safetensors"
     trainer.write(checkpoint)
     model, config = load_model(checkpoint)
@@ -303,7 +303,7 @@ def test_the_code_of_a_report_has_the_number_of_classes(classes: str, settings: 
 
 @slow
 @pytest.mark.parametrize("classes", [3, 16])
-def test_a_session_of_other_classes_trains_resumes_and_reports(
+def test_a_session_with_3_or_16_classes_trains_resumes_and_reports(
     session_here: SessionHere, lab: Path, classes: int
 ) -> None:
     written(lab, classes)

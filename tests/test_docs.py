@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SMALLEST_RUN = ("--corpus=atomic:60", "--epochs", "1", "--batch-size", "16", "--run-dir=runs")
 SMALLEST = (*SMALLEST_RUN, "--seeds", "1")
-"""Appended to the documented arguments, so that these values win."""
+"""Arguments that replace documented values, because they are given last."""
 
 
 def blocks(language: str) -> list[tuple[str, str]]:
@@ -29,14 +29,14 @@ def blocks(language: str) -> list[tuple[str, str]]:
 
 
 def lines(language: str, start: str) -> list[str]:
-    """Return the distinct lines of these blocks that begin with `start`, without comments."""
+    """Return the distinct lines that begin with `start` in the blocks of a language, without comments."""
     found = [line for _, block in blocks(language) for line in block.splitlines()]
     return list(dict.fromkeys(line.partition("  #")[0].strip() for line in found if line.startswith(start)))
 
 
 @pytest.fixture
 def trained(lab: Path, session_here: SessionHere) -> Path:
-    """A folder as it is after the first command of the README, with the files that documents assume."""
+    """A folder after the first command of the README, with the files that the documents use."""
     documented = (ROOT / "docs/own-model.md").read_text()
     source = re.search(r"```python\n(.*?)```", documented, re.DOTALL)
     assert source is not None
@@ -79,18 +79,18 @@ def test_documented_benchmarks_are_run_at_a_small_size_by_other_tests() -> None:
 def test_documented_training_commands_train(session_here: SessionHere) -> None:
     for command in lines("bash", "pytest experiments/"):
         if "--shard" in command:
-            continue  # trained before they are merged, below
+            continue  # the next test trains the shards
         arguments = shlex.split(command)[2:]
         smallest = () if "--resume" in command else SMALLEST
         few = () if "options" in command or "--resume" in command else ("--loss-options", "B")
-        limit = ("--epochs", "6") if "--until-plateau" in command else ()  # more than its patience
+        limit = ("--epochs", "6") if "--until-plateau" in command else ()  # more epochs than the patience
         status, said = session_here(*arguments, *smallest, *few, *limit)
         assert status in (0, 1), f"{command}\n{said}"
         assert "loss options" in said or "--help" in command, said
         assert not re.search(r"^ERROR ", said, re.MULTILINE), f"{command}\n{said}"
 
 
-def test_other_commands_work(trained: Path, session_here: SessionHere) -> None:
+def test_documented_commands_of_bvae_work(trained: Path, session_here: SessionHere) -> None:
     (printed,) = lines("bash", "python -m bvae shards")
     done = subprocess.run(
         [sys.executable, *shlex.split(printed)[1:]], capture_output=True, text=True, check=True, timeout=120
@@ -120,7 +120,7 @@ def test_the_notebook_runs_and_is_stored_with_its_outputs(
     monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "no-other-kernels"))
     executed = nbclient.NotebookClient(
         notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
-    ).execute()  # raises if a cell does
+    ).execute()  # raises if a cell raises
     assert [len(cell.get("outputs", [])) for cell in executed.cells] == [*map(len, outputs)]
     pictures = [output for each in outputs for output in each if "image/png" in output.get("data", {})]
     assert len(pictures) == 3

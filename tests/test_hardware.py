@@ -73,7 +73,7 @@ def test_a_gpu_is_named() -> None:
 
 
 def cgroup(folder: Path, files: dict[str, str]) -> Path:
-    """A folder as containers find it at `/sys/fs/cgroup`."""
+    """Write files that a container has in `/sys/fs/cgroup`; return their folder."""
     for name, content in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content)
@@ -113,7 +113,7 @@ def test_the_quota_of_a_container_bounds_the_cores(
 
 
 @given(*[st.text(max_size=30) | st.integers().map(str) | st.just("9" * 4000)] * 3)
-def test_whatever_a_control_group_says_there_is_a_core_and_none_is_invented(
+def test_any_control_group_gives_at_least_one_core_and_no_extra_core(
     pair: str, quota: str, period: str
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +123,7 @@ def test_whatever_a_control_group_says_there_is_a_core_and_none_is_invented(
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(2, 2), (8, 6)])
-def test_as_many_workers_are_started_as_there_are_usable_cores_but_no_more_than_runs(
+def test_there_is_a_worker_per_usable_core_but_at_most_one_per_run(
     monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config, cores: int, workers: int
 ) -> None:
     monkeypatch.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)

@@ -1,4 +1,4 @@
-"""The structure of the code: which modules may import which, their sizes, and where PyTorch is imported."""
+"""The structure of the code: imports between modules, sizes of modules, and imports of PyTorch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LAYERS = (
     ("bvae.plugin",),
     ("bvae.__main__",),
 )
-"""A module imports its own layer and those above it in this list."""
+"""A module imports only from its own layer and from the layers above it in this list."""
 
 WITHOUT_TORCH = (
     "bvae.__main__",
@@ -72,7 +72,7 @@ def layer_of(module: str) -> int:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Yield the modules of bvae that a module imports, also inside functions, except for type checking."""
+    """Yield the modules of bvae that a module imports, even in functions, but not for type checking."""
     tree = ast.parse(path.read_text())
     for_types = {
         inner

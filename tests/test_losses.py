@@ -22,7 +22,7 @@ scales = st.sampled_from([0.01, 1.0, 5.0, 20.0])
 
 
 def draw(seed: int, scale: float, *, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-    """Logits [B, C, H, W], target [B, H, W] and class weights [C]."""
+    """Draw logits `[B, C, H, W]`, a target `[B, H, W]` and class weights `[C]`."""
     generator = torch.Generator().manual_seed(seed)
     batch, classes, height, width = (int(torch.randint(1, 6, (), generator=generator)) for _ in range(4))
     classes += 1
@@ -33,7 +33,7 @@ def draw(seed: int, scale: float, *, dtype: torch.dtype = torch.float32) -> tupl
 
 
 def cut(target: torch.Tensor, seed: int) -> torch.Tensor:
-    """The target with some cells outside, but at least one cell inside each grid."""
+    """Return the target with some cells outside. Each grid keeps at least one cell."""
     generator = torch.Generator().manual_seed(seed)
     share = (0.2, 0.8)[seed % 2]
     outside = torch.rand(target.shape, generator=generator) < share
@@ -42,13 +42,13 @@ def cut(target: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def posteriors(logits: torch.Tensor, seed: int, latent_dim: int = 3) -> list[torch.Tensor]:
-    """Mean and log variance `[B, Z]`."""
+    """Draw mean and log variance `[B, Z]`."""
     generator = torch.Generator().manual_seed(seed)
     return [*torch.randn(2, len(logits), latent_dim, generator=generator, dtype=logits.dtype)]
 
 
 def reference(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, gamma: float) -> float:
-    """The definition in NumPy's float64, per cell inside, with 1 − p as the sum over the other classes."""
+    """Compute the mean focal loss over cells inside in float64; 1 − p is the sum over the other classes."""
     z = logits.double().numpy()
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
@@ -110,12 +110,12 @@ rare = st.sampled_from([-math.inf, -math.inf, math.nan, math.inf, 3e38, -3e38])
     masked=st.booleans(),
     weighted=st.booleans(),
 )
-def test_logits_that_are_not_finite_give_the_loss_and_gradient_of_the_cross_entropy(
+def test_logits_that_are_not_finite_are_treated_as_in_cross_entropy(
     seed: int, scale: float, gamma: float, places: list[tuple], masked: bool, weighted: bool
 ) -> None:
     logits, target, weight = draw(seed, scale, dtype=torch.float64)
     target = cut(target, seed)
-    if masked:  # all classes but the target's and a few others are impossible
+    if masked:  # most classes are impossible, but never the class of the target
         others = torch.arange(logits.shape[1]).reshape(1, -1, 1, 1) != target.unsqueeze(1)
         chance = torch.rand(others.shape, generator=torch.Generator().manual_seed(seed))
         logits[others & (chance < 0.8)] = -math.inf
@@ -142,7 +142,7 @@ def test_logits_that_are_not_finite_give_the_loss_and_gradient_of_the_cross_entr
     )
     inside = (target != OUTSIDE).unsqueeze(1).expand_as(by_ours)
     assert not by_ours[~inside].any()
-    # With focus, autograd makes NaN of the product at p = 0 and p = 1, where the limit is finite.
+    # If gamma > 0, autograd gives NaN for the product at p = 0 and p = 1, although its limit is finite.
     known = inside & ~by_definition.isnan() if gamma else inside
     torch.testing.assert_close(by_ours[known], by_definition[known], rtol=1e-5, atol=1e-7, equal_nan=True)
     finite = found.isfinite().unsqueeze(1).expand_as(by_ours)
@@ -150,7 +150,7 @@ def test_logits_that_are_not_finite_give_the_loss_and_gradient_of_the_cross_entr
 
 
 @given(seeds, gammas, st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
-def test_an_impossible_target_is_an_infinite_loss_with_the_gradient_of_the_cross_entropy(
+def test_an_impossible_target_has_the_gradient_of_the_cross_entropy(
     seed: int, gamma: float, dtype: torch.dtype
 ) -> None:
     logits, target, weight = draw(seed, 1.0)
@@ -180,7 +180,7 @@ def test_a_class_that_is_impossible_everywhere_changes_nothing(seed: int, gamma:
 @pytest.mark.parametrize(
     "shape", [(0, 3, 2, 2), (2, 3, 0, 2), (2, 3, 2, 2)], ids=["no grid", "no row", "outside"]
 )
-def test_the_mean_over_no_cells_is_that_of_the_cross_entropy(shape: tuple[int, ...]) -> None:
+def test_the_mean_over_no_cells_is_nan_as_for_the_cross_entropy(shape: tuple[int, ...]) -> None:
     logits = torch.zeros(shape, requires_grad=True)
     target = torch.full((shape[0], *shape[2:]), OUTSIDE)
     found = focal_loss(logits, target, gamma=2.0)
@@ -220,7 +220,7 @@ def test_logits_outside_change_no_loss_or_gradient(
 
 
 @given(seeds, scales, gammas)
-def test_without_cells_outside_means_are_bit_identical_to_means_over_all_cells(
+def test_without_cells_outside_means_equal_plain_means_bit_for_bit(
     seed: int, scale: float, gamma: float
 ) -> None:
     logits, target, weight = draw(seed, scale)
@@ -352,7 +352,7 @@ def test_the_mean_is_over_cells_and_not_over_weights() -> None:
         ({"reduction": "sum"}, "reduction is 'sum'; expected 'mean' or 'none'"),
     ],
 )
-def test_focal_loss_says_what_it_expected(changes: dict, complaint: str) -> None:
+def test_invalid_arguments_of_the_focal_loss_are_refused(changes: dict, complaint: str) -> None:
     arguments = {"logits": torch.zeros(2, 4, 3, 3), "target": torch.zeros(2, 3, 3).long(), "gamma": 2.0}
     arguments |= changes
     with pytest.raises(ValueError, match=complaint):
@@ -388,7 +388,7 @@ def test_the_loss_is_reconstruction_plus_beta_times_kl_for_each_grid() -> None:
 
 
 @given(seeds, scales, gammas, st.floats(0.0, 10.0), st.booleans(), st.booleans())
-def test_the_handwritten_gradient_is_that_of_autograd(
+def test_the_handwritten_gradient_equals_the_gradient_of_autograd(
     seed: int, scale: float, gamma: float, beta: float, weighted: bool, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, scale, dtype=torch.float64)
@@ -410,7 +410,7 @@ def test_the_handwritten_gradient_is_that_of_autograd(
 
 
 @given(seeds, gammas, st.floats(0.0, 10.0), st.floats(0.0, 1.0), st.floats(0.0, 2.0), st.booleans())
-def test_a_step_follows_its_own_beta_and_the_free_bits_while_terms_keep_the_full_beta(
+def test_gradients_use_the_beta_of_the_step_and_terms_the_full_beta(
     seed: int, gamma: float, beta: float, share: float, free_bits: float, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, 1.0, dtype=torch.float64)
@@ -447,12 +447,12 @@ def test_the_gradient_of_bfloat16_values_is_computed_in_float32() -> None:
 
 
 @given(seeds, scales, st.sampled_from([torch.contiguous_format, torch.channels_last]), st.booleans())
-def test_a_cell_is_right_if_the_logit_of_its_class_is_the_only_largest(
+def test_a_cell_is_right_if_the_logit_of_its_class_is_strictly_largest(
     seed: int, scale: float, layout: torch.memory_format, outside: bool
 ) -> None:
     logits, target, weight = draw(seed, scale)
     target = cut(target, seed) if outside else target
-    logits = logits.mul(8).round().contiguous(memory_format=layout)  # with ties among them
+    logits = logits.mul(8).round().contiguous(memory_format=layout)  # some logits are equal
     latent = torch.zeros(len(logits), 2)
     found = BetaVAELoss(gamma=2.0, weight=weight, beta=0.0)(logits, latent, latent, target).accuracy
     alone = (logits == logits.amax(1, keepdim=True)).sum(1) == 1

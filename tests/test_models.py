@@ -125,7 +125,7 @@ def test_the_model_of_every_option_is_checked_before_training(module: Path) -> N
 
 
 @pytest.mark.parametrize("named", [{"model": "linear_vae:make"}, {"loss_options_file": "models.toml"}])
-def test_a_file_does_not_decide_what_is_imported(module: Path, named: dict[str, str]) -> None:
+def test_a_file_does_not_decide_which_model_is_imported(module: Path, named: dict[str, str]) -> None:
     (module / "models.toml").write_text(FILE)
     given = {"corpus": "atomic:40"} | named
     laboratory = Experiment.prepare(parse_experiment(given), module, [])
@@ -143,7 +143,7 @@ def test_a_file_does_not_decide_what_is_imported(module: Path, named: dict[str, 
     assert shlex.split(line)[-2:] == [f"--resume={session}", "--model=linear_vae:make"]
 
 
-def test_the_record_of_a_new_session_is_that_of_its_file(tmp_path: Path) -> None:
+def test_the_record_of_a_new_session_equals_its_file(tmp_path: Path) -> None:
     given = {"corpus": "atomic:40"}
     laboratory = Experiment.prepare(parse_experiment(given), tmp_path, ["a", "b"])
     laboratory.open_session()

@@ -56,7 +56,7 @@ def run(folder: Path) -> Run:
 
 
 @pytest.mark.unit
-def test_a_folder_gives_its_newest_checkpoint_and_a_file_itself(folder: Path, run: Run) -> None:
+def test_a_run_is_opened_by_folder_at_its_newest_checkpoint_or_by_file(folder: Path, run: Run) -> None:
     first = folder / "checkpoints/epoch_001.safetensors"
     assert run.checkpoint == first.with_name("epoch_002.safetensors")
     assert bvae.open_run(str(first)).checkpoint == first
@@ -72,7 +72,7 @@ def test_a_folder_gives_its_newest_checkpoint_and_a_file_itself(folder: Path, ru
         ("damaged.safetensors", "is not a complete checkpoint"),
     ],
 )
-def test_what_is_no_run_is_refused_in_a_sentence(folder: Path, name: str, complaint: str) -> None:
+def test_a_path_that_is_no_run_is_refused_in_one_sentence(folder: Path, name: str, complaint: str) -> None:
     (folder / "damaged.safetensors").write_bytes(b"1234")
     with pytest.raises(ValueError, match=complaint) as refusal:
         bvae.open_run(folder / name)
@@ -86,7 +86,7 @@ def test_only_a_model_that_is_named_is_imported(folder: Path) -> None:
 
 
 @pytest.mark.unit
-def test_arrays_are_those_of_the_model(run: Run) -> None:
+def test_arrays_agree_with_the_model(run: Run) -> None:
     with torch.inference_mode():
         expected = run.model(torch.from_numpy(GRIDS))
     mean, log_variance = run.encode(GRIDS)
@@ -100,7 +100,7 @@ def test_arrays_are_those_of_the_model(run: Run) -> None:
 
 
 @pytest.mark.unit
-def test_any_number_of_grids_is_taken(run: Run) -> None:
+def test_any_number_of_grids_is_accepted(run: Run) -> None:
     many = np.resize(GRIDS, (2 * BATCH + 1, 8, 8))
     assert np.array_equal(run.reconstruct(many)[-1:], run.reconstruct(many[-1:]))
     assert run.encode(many)[0].shape == (len(many), 4)
@@ -163,14 +163,16 @@ def test_samples_depend_on_the_seed(run: Run) -> None:
         (lambda run: run.decode(np.full((1, 4), np.nan)), "expected finite numbers"),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(run: Run, call: Callable[[Run], Any], complaint: str) -> None:
+def test_arguments_that_do_not_fit_the_model_are_refused(
+    run: Run, call: Callable[[Run], Any], complaint: str
+) -> None:
     with pytest.raises(ValueError, match=complaint) as refusal:
         call(run)
     assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.unit
-def test_pictures_are_those_of_the_model(run: Run, tmp_path: Path) -> None:
+def test_each_plot_writes_a_different_picture(run: Run, tmp_path: Path) -> None:
     run.plot_reconstructions(GRIDS[:2], path=tmp_path / "a.png")
     run.plot_traversals(GRIDS[0], [1], [-1, 1], path=tmp_path / "b.png", title="one dimension")
     run.plot_samples(3, seed=1, path=tmp_path / "c.png")
@@ -213,7 +215,7 @@ def test_a_frame_needs_pandas_and_says_so(run: Run, monkeypatch: pytest.MonkeyPa
         ({"learning_rat": 1}, "compare has no setting 'learning_rat'; see ExperimentConfig"),
     ],
 )
-def test_a_comparison_of_wrong_settings_is_refused_before_anything_is_written(
+def test_wrong_settings_of_a_comparison_are_refused_before_any_write(
     tmp_path: Path, settings: dict[str, Any], complaint: str
 ) -> None:
     with pytest.raises(ValueError, match=complaint):
@@ -222,7 +224,7 @@ def test_a_comparison_of_wrong_settings_is_refused_before_anything_is_written(
 
 
 @pytest.mark.unit
-def test_the_package_has_no_other_names() -> None:
+def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
     assert {"open_run", "compare"} <= {*bvae.__all__}
     with pytest.raises(AttributeError, match="module 'bvae' has no attribute 'train'"):
         bvae.train  # noqa: B018
@@ -260,7 +262,7 @@ def test_a_comparison_in_python_is_opened_run_by_run(
     )
     assert isinstance(comparison, Comparison)
     assert [*comparison.options] == ["B", "D"]
-    assert "of 2 runs done" in capsys.readouterr().err  # a run may end between two looks
+    assert "of 2 runs done" in capsys.readouterr().err  # the number before it depends on timing
     assert torch.get_num_threads() == threads
     run = bvae.open_run(tmp_path / "runs/latest/D-seed0")
     assert run.checkpoint.name == "epoch_002.safetensors"

@@ -296,7 +296,7 @@ def complaint(path: Path) -> str:
 @pytest.mark.parametrize(
     ("text", "table", "key", "expected"), MISTAKES, ids=[f"{key} {mistake}" for *_, key, mistake in MISTAKES]
 )
-def test_a_mistake_is_reported_with_its_table_its_key_and_the_expected_value(
+def test_a_mistake_is_reported_with_table_key_and_expected_value(
     tmp_path: Path, text: str, table: str, key: str, expected: str, newline: str
 ) -> None:
     path = tmp_path / "bad.toml"
@@ -329,7 +329,7 @@ def test_the_documented_settings_are_copies_with_other_training(tmp_path: Path) 
 @given(
     option=options, base=options, kept=st.sets(st.sampled_from(["gamma", "candidate", "role", "training"]))
 )
-def test_a_table_with_a_base_is_the_base_with_the_given_keys(
+def test_a_table_with_a_base_replaces_the_given_keys_of_the_base(
     tmp_path_factory: pytest.TempPathFactory, option: LossOption, base: LossOption, kept: set[str]
 ) -> None:
     base = dataclasses.replace(base, name="base0")
@@ -346,7 +346,7 @@ def test_a_table_with_a_base_is_the_base_with_the_given_keys(
 
 
 @pytest.mark.unit
-def test_every_training_setting_is_either_shared_or_can_differ_between_options() -> None:
+def test_each_training_setting_is_shared_or_can_differ_between_options() -> None:
     for field in dataclasses.fields(TrainingConfig):
         value = getattr(TrainingConfig(epochs=7, latent_dim=3, device="cuda"), field.name)
         if field.name in SHARED_SETTINGS:
@@ -365,7 +365,7 @@ def test_every_training_setting_is_either_shared_or_can_differ_between_options()
 
 
 @pytest.mark.unit
-def test_changes_that_do_not_fit_the_other_settings_are_refused_with_the_name_of_the_option(
+def test_a_refusal_of_inconsistent_settings_names_the_option(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "o.toml").write_text(f"{TRAINING}beta_schedule = 'linear'\nbeta_warmup = 8")
@@ -378,7 +378,7 @@ def test_changes_that_do_not_fit_the_other_settings_are_refused_with_the_name_of
 
 
 @pytest.mark.unit
-def test_a_session_is_resumed_only_with_every_model_of_its_options_named_again() -> None:
+def test_a_session_is_resumed_only_if_all_its_models_are_named_again() -> None:
     def trained_with(*models: str) -> ExperimentConfig:
         b = LOSS_OPTIONS["B"]
         changes = [dataclasses.replace(b, name=f"B{i}", training={"model": m}) for i, m in enumerate(models)]
@@ -390,12 +390,12 @@ def test_a_session_is_resumed_only_with_every_model_of_its_options_named_again()
             allow_models(two, {"model": given_model})
     assert allow_models(two, {"model": "b:make,a:make", "epochs": "3"}) == {"model": None, "epochs": "3"}
     assert allow_models(trained_with(), {"model": None}) == {"model": None}
-    # A model that the session does not train remains, so that it is refused as a change.
+    # A model that the session does not train stays in the settings, so that resuming refuses it as a change.
     assert allow_models(trained_with("a:make"), {"model": "a:make,z:make"}) == {"model": "a:make,z:make"}
 
 
 @pytest.mark.unit
-def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_as_text_is_refused(tmp_path: Path) -> None:
     missing, large, latin, pipe = (tmp_path / name for name in ("missing", "large", "latin", "pipe"))
     large.write_bytes(b"#" * (MAX_BYTES + 1))
     latin.write_bytes("[D]\nrole = 'für'".encode("latin-1"))
@@ -451,7 +451,9 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
 
 @pytest.mark.unit
 @given(st.text() | st.lists(st.sampled_from("[]{}=\"'#\n\\.,D1 a\r")).map("".join))
-def test_any_text_gives_options_or_one_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_arbitrary_text_gives_one_printable_error(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed.toml"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     with pytest.raises(OptionFileError) as caught:
@@ -468,7 +470,7 @@ def test_the_file_must_be_given_with_an_equals_sign() -> None:
 
 
 @pytest.mark.slow
-def test_options_from_a_file_are_trained_and_compared_and_resumed_without_the_file(
+def test_options_from_a_file_are_trained_and_resumed_without_the_file(
     lab: Path, session_here: SessionHere, documented: str
 ) -> None:
     brief = (*TINY, "--epochs", "1", "--loss-options", "B,D,hand-made")
@@ -505,7 +507,7 @@ def test_a_bad_file_ends_in_one_sentence_and_exit_code_4(lab: Path) -> None:
 
 
 @pytest.mark.unit
-def test_the_settings_of_an_option_s_runs_are_found_by_its_name() -> None:
+def test_the_training_settings_of_an_option_are_found_by_its_name() -> None:
     own = LossOption(name="D", gamma=2.0, class_weights="none", candidate=True, training={"until_plateau": 1})
     config = ExperimentConfig(options=(LOSS_OPTIONS["A"], own))
     assert config.training_of("A") == config.training

@@ -27,7 +27,7 @@ def test_the_documentation_lists_the_current_options() -> None:
     assert (ROOT / "docs/options.md").read_text() == options_document()
 
 
-def test_the_document_is_what_the_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_document_of_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["options"]) == 0
     assert capsys.readouterr().out == options_document()
 
@@ -48,7 +48,7 @@ def test_a_command_takes_the_options_declared_for_it(
     assert shown == {"--help", *(option.flag for option in options_of(command))}
 
 
-def test_defaults_are_those_of_the_configuration() -> None:
+def test_defaults_come_from_the_configuration() -> None:
     given = {option.key: option.default or None for option in OPTIONS if option.field}
     assert parse_experiment(given) == parse_experiment({}) == ExperimentConfig(grid_size="auto")
 

@@ -26,9 +26,9 @@ def plain(layer: nn.Module, maps: Tensor) -> Tensor:
 
 
 def is_misread(height: int, width: int) -> bool:
-    """Return whether PyTorch 2.13 reads out of bounds in a bfloat16 convolution of such maps with stride 2.
+    """Return whether PyTorch 2.13 misreads maps of this size in a bfloat16 convolution with stride 2.
 
-    It does so on processors with AMX; results then differ from call to call.
+    On processors with AMX, PyTorch then reads out of bounds, and results differ from call to call.
     """
     return width == 2 and height >= 10
 

@@ -26,7 +26,7 @@ from bvae.trainer import Trainer
 from bvae.training import optimization
 from bvae.training.optimization import BLOCK_CELLS, WINDOW_CELLS, epoch_order, window_edges
 
-# Blocks of 2 grids and windows of 2048 grids.
+# With this many cells in a grid, a block has 2 grids and a window has 2048.
 CELLS = 2**17
 BLOCK, WINDOW = BLOCK_CELLS // CELLS, WINDOW_CELLS // CELLS
 
@@ -36,7 +36,7 @@ epochs = st.integers(0, 1000)
 
 @pytest.mark.unit
 @given(seed=seeds, epoch=epochs, n=st.integers(1, WINDOW))
-def test_a_corpus_that_fits_a_window_is_visited_in_any_order(seed: int, epoch: int, n: int) -> None:
+def test_a_corpus_that_fits_a_window_is_shuffled_as_a_whole(seed: int, epoch: int, n: int) -> None:
     expected = np.random.default_rng([seed, epoch]).permutation(n)
     np.testing.assert_array_equal(epoch_order(seed, epoch, n, cells=CELLS), expected)
 
@@ -51,9 +51,7 @@ def test_an_epoch_visits_every_grid_once_in_a_reproducible_order(seed: int, epoc
 
 @pytest.mark.unit
 @given(seed=seeds, epoch=epochs, n=st.integers(WINDOW + 1, 6 * WINDOW))
-def test_an_epoch_reads_a_large_corpus_a_window_of_whole_blocks_at_a_time(
-    seed: int, epoch: int, n: int
-) -> None:
+def test_an_epoch_reads_a_large_corpus_in_windows_of_whole_blocks(seed: int, epoch: int, n: int) -> None:
     order = epoch_order(seed, epoch, n, cells=CELLS)
     readings = [len(np.unique(part // BLOCK)) for part in np.array_split(order, math.ceil(n / WINDOW))]
     assert max(readings) <= WINDOW // BLOCK + 2
@@ -63,11 +61,11 @@ def test_an_epoch_reads_a_large_corpus_a_window_of_whole_blocks_at_a_time(
 
 @pytest.mark.unit
 @given(seed=seeds, epoch=epochs)
-def test_a_window_of_a_large_corpus_is_drawn_from_all_parts_of_it(seed: int, epoch: int) -> None:
+def test_each_window_has_blocks_from_all_parts_of_a_large_corpus(seed: int, epoch: int) -> None:
     n = 16 * WINDOW
     order = epoch_order(seed, epoch, n, cells=CELLS)
     for window in order.reshape(16, WINDOW):
-        # 1024 blocks from 8 parts: 128 from each on average, with a standard deviation below 11.
+        # Each of 8 parts has 128 of the 1024 blocks on average, with a standard deviation below 11.
         parts = np.unique(window // BLOCK) * 8 // (n // BLOCK)
         assert np.bincount(parts, minlength=8).min() > 64
         for batch in window.reshape(-1, 64):
@@ -89,7 +87,7 @@ def trained(corpus: Corpus, folder: Path) -> dict[str, npt.NDArray[np.float32]]:
 
 
 @pytest.mark.parametrize("padding_value", [None, 10])
-def test_training_on_a_memory_map_is_bit_identical_to_training_on_grids_in_memory(
+def test_training_on_a_memory_map_gives_the_bits_of_training_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, padding_value: int | None
 ) -> None:
     path, grids = tmp_path / "grids.npy", load_corpus("atomic:100").train[:]

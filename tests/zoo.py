@@ -1,9 +1,13 @@
-"""Constructed models, for which it is known whether they learned: they predict from the grids themselves.
+"""Constructed models whose right verdict is known, because their predictions are computed from the grids.
 
-Each kind of model states whether a person who sees its predictions would say that it learned the objects, at
-least their colours and places. Debatable kinds are left out: bounding boxes of objects in the right colours,
-dots or eroded cores in place of objects, 4×4 blocks, half of the grids or objects exact, all objects shifted
-by one to three cells, PCA with hundreds of components, one object per grid on `atomic` (40 % of its objects).
+A kind of model counts as learned if a person would see the objects in its predictions, at least their colours
+and places. Kinds on which people may disagree are left out:
+
+- bounding boxes of objects in the right colours, and dots or eroded cores in place of objects
+- blocks of 4×4 cells
+- half of the grids or half of the objects exact; on `atomic`, one object per grid (40 % of all objects)
+- all objects shifted by one to three cells
+- PCA with hundreds of components
 """
 
 from __future__ import annotations
@@ -54,7 +58,7 @@ class Habitat:
 
     @cached_property
     def owner(self) -> NDArray[np.int64]:
-        """The number of the object that each cell belongs to, from 1; 0 for cells of no object."""
+        """Number of the object of each cell, from 1, `[N, S, S]`; 0 for cells of no object."""
         objects = find_objects(self.grids)
         numbers = np.zeros(len(objects.sets.cells), np.int64)
         numbers[objects.number] = np.arange(1, len(objects.number) + 1)
@@ -69,7 +73,7 @@ class Habitat:
 
     @cached_property
     def object_class(self) -> Grids:
-        """Each grid filled with the most frequent class among its cells of other classes than `main`."""
+        """Each grid filled with the most frequent class among its cells in `mask`."""
         counts = class_counts(self.grids)
         counts[np.arange(len(counts)), counts.argmax(1)] = 0
         filled = np.broadcast_to(counts.argmax(1)[:, None, None], self.grids.shape)
@@ -115,9 +119,9 @@ class Kind:
 
     Attributes:
         learned: whether these models learned the objects.
-        predict: returns the predictions for a habitat at a strength, drawing from a given generator.
-        strengths: one model per strength, at most five.
-        habitats: corpora on which `learned` is certain.
+        predict: returns the predictions for a habitat, a strength and a random generator.
+        strengths: at most five numbers, each of which gives one model.
+        habitats: names of the corpora on which `learned` is certain.
         last: whether the kind was written after the thresholds were fixed.
     """
 
@@ -139,7 +143,7 @@ def kind(
     habitats: tuple[str, ...] = EVERYWHERE,
     last: bool = False,
 ) -> Callable[[Predict], Predict]:
-    """Register a kind."""
+    """Return a decorator that registers a kind with its function `predict`."""
 
     def register(predict: Predict) -> Predict:
         KINDS.append(Kind(name, learned, predict, strengths or (0.0,), habitats, last))
@@ -168,7 +172,7 @@ class Judged(NamedTuple):
 
     @property
     def is_right(self) -> bool:
-        """Whether the verdict is right about what the model learned."""
+        """Whether the verdict agrees with `learned`."""
         return self.verdict.learned == self.kind.learned
 
 
@@ -199,7 +203,7 @@ def print_census() -> None:
 
 
 def print_margins(rule: Rule, models: list[Judged]) -> None:
-    """Print the models nearest to a rule's bound: one that learned, and one that only this rule catches."""
+    """Print the learned model nearest to the bound, and the nearest model that only this rule catches."""
 
     def distance(model: Judged) -> float:
         value = rule.measure(model.evaluation)
@@ -284,7 +288,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 
 def boxes(here: Habitat, grow: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return the bounding box of all objects in each grid, with sides moved outwards by `[N, 4]` cells."""
+    """Return the bounding box of all objects in each grid, with sides moved outwards by `grow`, `[N, 4]`."""
     found = np.zeros(here.grids.shape, np.bool_)
     for grid, mask, (up, down, left, right) in zip(found, here.mask, grow, strict=True):
         if mask.any():

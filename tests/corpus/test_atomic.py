@@ -1,4 +1,4 @@
-"""Properties of the procedural grids."""
+"""Properties of the generated grids of the corpus `atomic`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def is_connected(mask: npt.NDArray[np.bool_]) -> bool:
     return not cells
 
 
-def test_background_and_imbalance_over_50000_grids_are_those_of_the_corpus(many: AtomicGrids) -> None:
+def test_background_is_93_percent_and_the_imbalance_is_about_120_to_1(many: AtomicGrids) -> None:
     counts = np.bincount(many.grids.ravel(), minlength=10)
     assert 0.925 <= counts[0] / counts.sum() <= 0.935
     assert 110 <= counts.max() / counts.min() <= 135
@@ -80,12 +80,12 @@ def test_colours_are_uniform_over_objects(many: AtomicGrids) -> None:
     np.testing.assert_allclose(counts / counts.mean(), 1, atol=0.05)
 
 
-def test_40_percent_of_objects_are_blobs_and_20_percent_each_other_kind(many: AtomicGrids) -> None:
+def test_objects_are_40_percent_blobs_and_20_percent_of_each_other_kind(many: AtomicGrids) -> None:
     shares = np.bincount(many.kind[many.kind >= 0]) / (many.kind >= 0).sum()
     np.testing.assert_allclose(shares, [0.4, 0.2, 0.2, 0.2], atol=0.01)
 
 
-# An object that overlaps another would lose cells and would not have its shape.
+# The next four tests also show that objects do not overlap: a covered object would lose its shape.
 def test_blobs_are_connected(many: AtomicGrids) -> None:
     assert all(is_connected(mask) for mask in objects(many, "blob", 1000))
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
 
 Array = npt.NDArray[Any]
 
-# Each example writes and reads files.
+# Fewer examples than usual, because every example writes and reads files.
 few = settings(max_examples=40)
 
 INTEGERS = ("u1", "i1", "<u2", ">u2", "<i4", ">i4", "<i8", ">i8", "<u8")
@@ -36,7 +36,7 @@ MARKERS = [
     for value in (10, -1, 255, int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     if np.iinfo(dtype).min <= value <= np.iinfo(dtype).max and not 0 <= value <= 9
 ]
-"""Integer types, each with a padding value that it can hold."""
+"""Pairs of an integer type and a padding value that the type can hold."""
 
 shapes = st.tuples(st.integers(3, 40), st.integers(1, 8), st.integers(2, 8))
 grid_arrays = hnp.arrays(st.sampled_from(INTEGERS), shapes, elements=st.integers(0, 9)).map(
@@ -50,7 +50,7 @@ suffixes = st.sampled_from(["npy", "npz"])
 
 
 def learnable(grids: Array) -> Array:
-    """Give every grid two classes, and make the first five distinct: more than are held out."""
+    """Give every grid two classes, and make the first five distinct, because at most four are held out."""
     grids[:, 0, :2] = 0, 1
     grids[:5, 0, 1] = np.arange(1, 6)[: len(grids)]
     return grids
@@ -68,7 +68,7 @@ def padded(grids: Array, size: int) -> npt.NDArray[np.uint8]:
 
 
 def marked(grids: npt.NDArray[np.uint8], dtype: str, padding_value: int) -> Array:
-    """Convert grids to a type, with another value where they are `OUTSIDE`."""
+    """Convert grids to an integer type, and replace `OUTSIDE` by a padding value."""
     converted = grids.astype(dtype)
     converted[grids == OUTSIDE] = padding_value
     return converted
@@ -79,7 +79,7 @@ def contents(*splits: Grids) -> Counter[bytes]:
 
 
 def assert_split(corpus: Corpus, grids: npt.NDArray[np.uint8]) -> None:
-    """Assert that every grid is in one split, and that duplicates were only removed from training."""
+    """Assert that no grid is in both splits, and that only duplicates are missing, all from training."""
     validating = contents(corpus.val)
     others = contents(grids) - validating
     assert validating <= contents(grids)
@@ -101,7 +101,7 @@ def arc() -> Corpus:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Return a function that writes grids to a file and returns its path, the same for all examples."""
+    """Return a function that writes grids to a file and returns its path. All examples use the same path."""
     folder = tmp_path_factory.mktemp("written")
 
     def write(grids: Array, suffix: str = "npy") -> str:
@@ -128,7 +128,7 @@ def test_arc_has_the_measured_sizes_rates_and_imbalance(arc: Corpus) -> None:
     assert CorpusRecord.of(arc).weight_ratio["sqrt_inverse"] == pytest.approx(5.06, abs=0.005)
 
 
-def test_arc_grids_are_in_the_top_left_and_all_other_positions_are_outside(arc: Corpus) -> None:
+def test_arc_grids_start_at_the_top_left_and_all_other_cells_are_outside(arc: Corpus) -> None:
     assert arc.has_outside
     for split in (arc.train[:], arc.val[:]):
         is_cell = split != OUTSIDE
@@ -203,7 +203,7 @@ def test_a_wrong_number_of_generated_grids_is_refused_with_the_limits(kind: str,
 
 
 @pytest.mark.parametrize("spec", ["objects", "objects:100", "atomic", "atomic:100"])
-def test_a_grid_size_below_that_of_generated_grids_is_refused(spec: str) -> None:
+def test_a_grid_size_smaller_than_generated_grids_is_refused(spec: str) -> None:
     with pytest.raises(CorpusError, match=f"{spec}: grids of 16×16 do not fit the grid size 12"):
         load_corpus(spec, 12)
 
@@ -241,7 +241,7 @@ def test_named_splits_are_kept_except_for_duplicates(
     assert (corpus.duplicates, corpus.duplicates_sampled) == (len(train) - len(kept), False)
 
 
-def test_in_a_large_mapped_file_a_sample_is_searched_for_duplicates(
+def test_only_a_sample_of_a_large_mapped_file_is_searched_for_duplicates(
     written: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grids = random_grids(300).repeat(3, axis=0)
@@ -268,7 +268,7 @@ def test_held_out_grids_are_spread_over_the_file(path: str) -> None:
 
 @few
 @given(grids=outside_arrays, marker=st.sampled_from(MARKERS), order=orders, suffix=suffixes)
-def test_a_corpus_does_not_depend_on_the_padding_value_or_on_the_array_size_in_the_file(
+def test_padding_value_and_array_size_of_a_file_do_not_change_the_corpus(
     written: Callable[..., str],
     grids: npt.NDArray[np.uint8],
     marker: tuple[str, int],
@@ -319,7 +319,7 @@ def test_a_padding_value_for_a_built_in_corpus_is_refused_in_one_line(spec: str)
 
 @pytest.mark.parametrize("value", [10, -1, 127])
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_a_value_that_may_be_padding_is_refused_with_the_option_to_add(
+def test_the_refusal_of_a_value_that_may_be_padding_names_the_option(
     written: Callable[..., str], suffix: str, value: int
 ) -> None:
     grids = random_grids(30).astype(np.int8)
@@ -347,7 +347,7 @@ def test_a_grid_that_is_all_padding_is_refused_and_named(
 
 @few
 @given(grids=outside_arrays)
-def test_class_counts_are_of_training_cells_and_the_background_rate_is_of_validation_cells(
+def test_classes_are_counted_in_training_and_background_in_validation(
     written: Callable[..., str], grids: npt.NDArray[np.uint8]
 ) -> None:
     corpus = load_corpus(written(grids), 8, padding_value=OUTSIDE)
@@ -401,7 +401,7 @@ def test_different_contents_have_different_fingerprints(
 
 
 def beside(grids: Array, label: int) -> Array:
-    """Append two columns, so that every grid has two classes and differs from grids with another label."""
+    """Append a column of class 3 and a column of class `label`. Grids with different labels then differ."""
     return np.concatenate([grids, np.broadcast_to([3, label], (*grids.shape[:2], 2))], axis=2)
 
 
@@ -420,7 +420,7 @@ def test_the_fingerprint_can_be_recomputed_from_the_splits(
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_without_duplicates_and_cells_outside_the_fingerprint_is_that_of_earlier_versions(
+def test_simple_corpora_have_the_fingerprints_of_earlier_versions(
     written: Callable[..., str], suffix: str
 ) -> None:
     grids = random_grids(45)
@@ -441,12 +441,12 @@ def test_the_fingerprint_depends_on_where_a_split_ends(path: str) -> None:
     assert len(prints) == 2
 
 
-# Pictures
+# Sample grids
 
 
 @few
 @given(distinct=st.integers(1, 20), copies=st.integers(1, 5), count=st.integers(1, 12))
-def test_sample_grids_are_distinct_training_grids_and_all_of_them_if_there_are_few(
+def test_sample_grids_are_distinct_training_grids_up_to_the_given_number(
     tmp_path_factory: pytest.TempPathFactory, distinct: int, copies: int, count: int
 ) -> None:
     path = str(tmp_path_factory.getbasetemp() / "sample_grids.npz")
@@ -472,7 +472,7 @@ def test_sample_grids_depend_only_on_the_contents(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def lazy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Corpus, npt.NDArray[np.uint8]]:
-    """Write a small file whose padded grids would be large."""
+    """The corpus of a small file whose padded grids would be large, and its padded training grids."""
     path = tmp_path_factory.mktemp("lazy") / "grids.npy"
     grids = random_grids(20_000, size=3).astype(">i2")
     grids[::3, 1, 2] = -1
@@ -587,7 +587,7 @@ def test_a_grid_size_that_the_model_does_not_support_is_refused(grid_size: int) 
 @pytest.mark.parametrize(
     "spec", ["", "ARC", "atomics", "no/such/file.npz", "a\nb\x1b[31m.npz", "nul\x00", "\ud800", "x" * 5000]
 )
-def test_a_name_that_is_neither_built_in_nor_a_file_is_refused_in_one_line(spec: str) -> None:
+def test_a_corpus_that_is_neither_built_in_nor_a_file_is_refused(spec: str) -> None:
     with pytest.raises(
         CorpusError, match=r"neither a built-in corpus \(objects, arc or atomic; .* nor an existing file|long"
     ) as caught:
@@ -616,7 +616,7 @@ def test_a_name_that_is_neither_built_in_nor_a_file_is_refused_in_one_line(spec:
         ({"a": random_grids(30), "b": random_grids(30)}, r"\(a, b\) but none named train"),
     ],
 )
-def test_a_file_from_which_nothing_can_be_learned_is_refused_by_name(
+def test_a_file_unfit_for_training_is_refused_by_name(
     path: str, arrays: dict[str, Array], named: str
 ) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]
@@ -632,10 +632,10 @@ def test_wrong_values_are_reported_before_duplicates_are_searched(written: Calla
 
 @few
 @given(train=grid_arrays, val=grid_arrays, suffix=suffixes)
-def test_the_size_that_is_found_is_the_longest_side_and_gives_the_corpus_of_that_size(
+def test_the_detected_grid_size_is_the_longest_side_in_the_file(
     tmp_path_factory: pytest.TempPathFactory, train: Array, val: Array, suffix: str
 ) -> None:
-    path, val = str(tmp_path_factory.getbasetemp() / f"found.{suffix}"), 9 - val  # no grid is in both
+    path, val = str(tmp_path_factory.getbasetemp() / f"found.{suffix}"), 9 - val  # no grid is in both splits
     np.savez(path, train=train, val=val) if suffix == "npz" else np.save(path, train)
     shapes = (*train.shape[1:], *val.shape[1:]) if suffix == "npz" else train.shape[1:]
     assert load_corpus(path).grid_size == max(shapes)
@@ -645,7 +645,7 @@ def test_the_size_that_is_found_is_the_longest_side_and_gives_the_corpus_of_that
 
 
 @pytest.mark.parametrize("spec", ["objects:20", "atomic:20", "arc"])
-def test_the_grid_size_of_a_built_in_corpus_is_16_unless_another_is_asked_for(spec: str) -> None:
+def test_the_default_grid_size_of_a_built_in_corpus_is_16(spec: str) -> None:
     assert (
         load_corpus(spec).fingerprint
         == load_corpus(spec, 16).fingerprint
@@ -653,7 +653,7 @@ def test_the_grid_size_of_a_built_in_corpus_is_16_unless_another_is_asked_for(sp
     )
 
 
-def test_arrays_of_more_than_64_rows_are_refused_whatever_the_grid_size(path: str) -> None:
+def test_arrays_of_more_than_64_rows_are_refused_for_any_grid_size(path: str) -> None:
     np.savez(path, train=random_grids(30, size=65))
     for grid_size in (16, "auto"):
         with pytest.raises(CorpusError, match="grids of 65×65; expected at most 64 rows and columns"):
@@ -673,7 +673,7 @@ def test_a_validation_split_has_one_of_three_names(path: str, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ["b", "train", "sub/b"])
-def test_one_array_of_several_is_named_after_the_path(path: str, name: str) -> None:
+def test_a_number_sign_after_the_path_selects_one_of_several_arrays(path: str, name: str) -> None:
     chosen = random_grids(30, seed=1)
     np.savez(path, **{"a": random_grids(30), "val": random_grids(9), name: chosen})  # type: ignore[arg-type]
     corpus = load_corpus(f"{path}#{name}")
@@ -688,7 +688,7 @@ def test_one_array_of_several_is_named_after_the_path(path: str, name: str) -> N
         load_corpus(f"{path.replace('npz', 'npy')}#b")
 
 
-def test_a_file_whose_name_has_the_sign_is_read_whole(tmp_path: Path) -> None:
+def test_the_name_of_an_existing_file_may_contain_a_number_sign(tmp_path: Path) -> None:
     path = tmp_path / "grids.npz#b"
     with path.open("wb") as file:
         np.savez(file, random_grids(30))

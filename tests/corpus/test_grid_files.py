@@ -65,7 +65,7 @@ def npz_bytes(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> 
 
 
 def npz_claiming(info: dict[str, int], content: bytes) -> bytes:
-    """Return an archive whose directory has other values for its only member, which is not compressed."""
+    """Return an archive of one uncompressed member, with fields of its directory entry replaced by `info`."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("train.npy", content)
@@ -95,7 +95,7 @@ def read_and_walk(path: Path, padding_value: int | None = None) -> StoredGrids:
 
 
 def refusal(path: Path, content: bytes | None = None, padding_value: int | None = None) -> str:
-    """Return the message with which a file is refused."""
+    """Return the message that refuses a file, without the path of the file."""
     if content is not None:
         path.write_bytes(content)
     with two_seconds_and_few_bytes(), pytest.raises(CorpusError) as caught:
@@ -136,7 +136,7 @@ def test_any_integer_arrays_in_a_npz_file_load_unchanged_as_uint8(
 
 
 @given(array=grid_arrays, order=orders, value=padding_values, data=st.data())
-def test_the_padding_value_becomes_outside_in_a_npz_file_and_stays_in_a_npy_file(
+def test_padding_is_replaced_by_outside_in_npz_but_not_in_mapped_npy(
     tmp_path_factory: pytest.TempPathFactory,
     array: npt.NDArray[Any],
     order: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
@@ -162,7 +162,7 @@ def test_the_padding_value_becomes_outside_in_a_npz_file_and_stays_in_a_npy_file
     padding_value=st.none() | padding_values,
     data=st.data(),
 )
-def test_a_value_that_is_neither_a_class_nor_the_padding_value_is_named_with_its_index(
+def test_a_value_that_is_no_class_and_no_padding_is_named_with_its_index(
     tmp_path_factory: pytest.TempPathFactory,
     array: npt.NDArray[Any],
     value: int,
@@ -190,7 +190,7 @@ def test_a_value_that_is_neither_a_class_nor_the_padding_value_is_named_with_its
         read_and_walk(path.with_suffix(".npy"), padding_value)
 
 
-def test_the_first_of_several_wrong_values_is_named_wherever_it_is(tmp_path: Path) -> None:
+def test_the_first_of_several_wrong_values_is_named(tmp_path: Path) -> None:
     array = np.zeros((10_000, 16, 16), np.uint8)
     array[9_000, 2, 3] = array[9_500, 0, 0] = 10
     npy = npy_bytes(array)
@@ -200,7 +200,7 @@ def test_the_first_of_several_wrong_values_is_named_wherever_it_is(tmp_path: Pat
             assert f"{name}[9000, 2, 3] is 10" in refusal(path, content, padding_value)
 
 
-def test_the_first_of_several_grids_that_are_all_padding_is_named_wherever_it_is(tmp_path: Path) -> None:
+def test_the_first_of_several_grids_that_are_all_padding_is_named(tmp_path: Path) -> None:
     array = np.zeros((10_000, 16, 16), np.uint8)
     array[[9_000, 9_500]] = 10
     npy = npy_bytes(array)

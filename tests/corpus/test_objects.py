@@ -1,4 +1,4 @@
-"""Properties of the grids of real ARC objects and of the pools that the objects are drawn from."""
+"""Properties of the corpus `objects`: its pools of real ARC objects, and the grids generated from them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from bvae.evaluation.metrics import class_counts, find_objects
 unit = pytest.mark.unit
 
 Object = tuple[frozenset[tuple[int, int]], int]
-"""The cells of an object, from the top left of its bounding box, and its colour."""
+"""Cells of an object, relative to the top left of its bounding box, and its colour."""
 
-# Each example prepares a pool of thousands of objects.
+# Few examples, because every example prepares a pool of thousands of objects.
 few = settings(max_examples=10)
 seeds = st.integers(0, 2**32)
 
@@ -67,7 +67,7 @@ def members_of(pool: Pool) -> set[Object]:
 
 
 def connected_sets(cells: npt.NDArray[np.int64]) -> Iterator[Object]:
-    """Find the sets of neighbouring cells of the same colour other than 0, in plain Python."""
+    """Yield the 8-connected sets of cells of one colour other than 0."""
     left = {(row, column): int(cells[row, column]) for row, column in np.argwhere(cells).tolist()}
     while left:
         first, colour = left.popitem()
@@ -81,7 +81,7 @@ def connected_sets(cells: npt.NDArray[np.int64]) -> Iterator[Object]:
 
 
 def objects_of(task: TaskGrid) -> set[Object]:
-    """Return the objects of a grid whose most frequent colour is 0."""
+    """Return the objects of a grid, or none if 0 is not its most frequent colour."""
     counts = Counter(task.cells.ravel().tolist())
     if max(counts.values()) > counts[0]:
         return set()
@@ -116,7 +116,7 @@ def test_4622_distinct_objects_are_for_training_and_814_for_validation(
 
 
 @unit
-def test_objects_are_the_connected_sets_of_the_tasks_and_held_out_tasks_have_only_validation_objects(
+def test_pools_hold_the_connected_sets_of_tasks_split_by_held_out_tasks(
     tasks: list[TaskGrid], members: tuple[set[Object], set[Object]]
 ) -> None:
     found: tuple[set[Object], set[Object]] = (set(), set())
@@ -127,7 +127,7 @@ def test_objects_are_the_connected_sets_of_the_tasks_and_held_out_tasks_have_onl
 
 
 @unit
-def test_a_grid_with_another_background_colour_than_0_gives_no_objects() -> None:
+def test_a_grid_whose_most_frequent_colour_is_not_0_gives_no_objects() -> None:
     cells = np.zeros((4, 5), np.int64)
     cells[:2, 1:] = 7
     cells[3, :2] = 5
@@ -152,7 +152,7 @@ def test_every_object_of_a_grid_comes_from_its_pool(
 
 
 @unit
-def test_objects_are_separated_by_a_free_cell_also_diagonally(many: ObjectGrids) -> None:
+def test_objects_do_not_touch_even_diagonally(many: ObjectGrids) -> None:
     owner = np.pad(many.owner, [(0, 0), (1, 1), (1, 1)]).astype(int)
     for step in ((0, 1), (1, 0), (1, 1), (1, -1)):
         near = np.roll(owner, step, axis=(1, 2))
@@ -229,7 +229,7 @@ def test_another_seed_gives_other_grids(pools: tuple[Pool, Pool]) -> None:
         ("objects:50000", 50_000),
     ],
 )
-def test_background_and_imbalance_do_not_depend_on_the_size_of_the_corpus(spec: str, count: int) -> None:
+def test_background_and_imbalance_do_not_depend_on_the_corpus_size(spec: str, count: int) -> None:
     corpus = load_corpus(spec)
     assert corpus.name == f"objects:{count}"
     assert (corpus.train.shape, corpus.val.shape) == ((count, 16, 16), (count // 10, 16, 16))
@@ -242,7 +242,7 @@ def test_background_and_imbalance_do_not_depend_on_the_size_of_the_corpus(spec: 
 @unit
 @pytest.mark.usefixtures("tasks_read_once")
 @pytest.mark.parametrize("count", [20, 119])
-def test_the_validation_split_is_a_tenth_and_a_larger_grid_size_adds_cells_outside(count: int) -> None:
+def test_validation_is_a_tenth_of_training_and_a_larger_size_pads_grids(count: int) -> None:
     corpus, wide = load_corpus(f"objects:{count}"), load_corpus(f"objects:{count}", 24)
     assert (len(corpus.train), len(corpus.val)) == (count, count // 10)
     assert wide.has_outside
@@ -259,7 +259,7 @@ def test_each_split_is_generated_from_its_pool(members: tuple[set[Object], set[O
         assert {each for grid in split for each in connected_sets(grid.astype(np.int64))} <= pool
 
 
-def test_the_fingerprint_is_reproducible_in_the_same_and_in_another_process() -> None:
+def test_the_fingerprint_is_the_same_in_every_process() -> None:
     code = "from bvae.corpus import load_corpus; print(load_corpus('objects:5000').fingerprint)"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -1,4 +1,4 @@
-"""Collections of tasks and lists of grids: every format gives the same corpus, hostile files are refused."""
+"""Collections of tasks and lists of grids. All formats give the same corpus; hostile files are refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def random_grid(height: int, width: int, seed: int) -> Cells:
 
 
 def learnable(drawn: Tasks) -> Tasks:
-    """Add a task to either split, so that both have grids of two classes."""
+    """Add a task to each split, so that both splits have grids of two classes."""
     more: Tasks = {}
     for task, first in ((HELD_OUT[0], 0), (TRAINING[0], 4)):
         more[task] = {"train": [{"input": [[first + n, 9]], "output": [[9], [first + n]]} for n in range(2)]}
@@ -150,7 +150,7 @@ def contents(split: Any) -> list[bytes]:
 
 @few
 @given(tasks=collections)
-def test_every_format_of_the_same_tasks_gives_the_same_grids_held_out_by_whole_tasks(
+def test_every_format_gives_the_same_grids_and_holds_out_whole_tasks(
     tmp_path_factory: pytest.TempPathFactory, tasks: Tasks
 ) -> None:
     base = tmp_path_factory.getbasetemp()
@@ -187,7 +187,7 @@ def test_a_grid_size_leaves_out_the_grids_that_do_not_fit(
 @pytest.mark.parametrize(
     ("padding_value", "classes"), [(-1, 16), (255, 16), (20, 16), (-1, "auto"), (2**63, 16)]
 )
-def test_cells_with_the_padding_value_are_outside_and_classes_go_as_far_as_is_asked(
+def test_task_files_are_read_with_a_padding_value_and_more_classes(
     tmp_path: Path, padding_value: int, classes: Any
 ) -> None:
     rows = [[15, n, padding_value] for n in range(10)]
@@ -202,7 +202,7 @@ def test_cells_with_the_padding_value_are_outside_and_classes_go_as_far_as_is_as
 
 @few
 @given(count=st.integers(5, 40), side=st.integers(2, 8), seed=st.integers(0, 2**32))
-def test_a_list_of_grids_of_one_size_is_the_corpus_of_their_array(
+def test_a_list_of_grids_of_one_size_gives_the_corpus_of_their_array(
     tmp_path_factory: pytest.TempPathFactory, count: int, side: int, seed: int
 ) -> None:
     base, array = (
@@ -221,7 +221,7 @@ def test_a_list_of_grids_of_one_size_is_the_corpus_of_their_array(
         assert load_corpus(str(base / "listed.json")).fingerprint == expected.fingerprint
 
 
-def test_one_task_alone_is_split_as_a_list_is(tmp_path: Path) -> None:
+def test_a_single_task_is_split_like_a_list_of_grids(tmp_path: Path) -> None:
     grids = [random_grid(3, 4, seed) for seed in range(40)]
     (tmp_path / "1.json").write_text(json.dumps(grids))
     examples = [{"input": a, "output": b} for a, b in zip(grids[::2], grids[1::2], strict=True)]
@@ -237,7 +237,7 @@ SOUND = json.dumps(learnable({}))
 
 
 def refusal(path: Path, **settings: Any) -> str:
-    """Return the message of a refusal: one short line, given within two seconds and with little memory."""
+    """Return the message of a refusal. It must be one short line, given in two seconds with little memory."""
     with two_seconds_and_few_bytes(64 * 2**20), pytest.raises(CorpusError) as caught:
         load_corpus(str(path), **settings)
     message = str(caught.value)
@@ -285,7 +285,9 @@ NOT_JSON = [
 
 
 @pytest.mark.parametrize(("content", "named"), NOT_JSON, ids=lambda text: text[:40] or "empty")
-def test_what_is_no_collection_is_refused_by_file_and_place(tmp_path: Path, content: str, named: str) -> None:
+def test_a_file_that_is_no_collection_is_refused_with_file_and_place(
+    tmp_path: Path, content: str, named: str
+) -> None:
     (tmp_path / "a.json").write_text(content)
     assert named in refusal(tmp_path / "a.json")
     if content:
@@ -355,7 +357,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         ("MAX_PADDED_BYTES", 7, "more than 0 MiB at the grid size 2; use a smaller size"),
     ],
 )
-def test_everything_has_a_bound(
+def test_every_limit_on_a_collection_is_enforced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, named: str
 ) -> None:
     as_folder(learnable({}), tmp_path)
@@ -432,11 +434,11 @@ def test_nothing_of_an_archive_is_written_to_disk(tmp_path: Path) -> None:
         assert [path.name for path in tmp_path.rglob("*")] == ["a", "a.zip"]
 
 
-# What to do about what cannot be read
+# Advice on files that cannot be read
 
 
 def recipe(path: Path) -> str:
-    """The line of Python that a message ends with, from its first call on."""
+    """Return the Python call at the end of a refusal, which converts the file."""
     message = refusal(path)
     found = re.search(r"(numpy\.save|pathlib\.Path)\(.*\)$", message)
     assert found, message
@@ -454,7 +456,7 @@ GRIDS = np.random.default_rng(0).integers(0, 10, (30, 8, 8))
         ("objects.npy", lambda path: np.save(path, np.array([*GRIDS, 0], object)[:-1], allow_pickle=True)),
     ],
 )
-def test_the_line_of_python_for_another_file_converts_it(
+def test_the_python_line_in_the_advice_converts_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], None]
 ) -> None:
     write(tmp_path / name)
@@ -467,7 +469,9 @@ def test_the_line_of_python_for_another_file_converts_it(
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_images_are_converted_by_a_line_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_line_in_the_advice_converts_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for suffix in ("png", "gif", "bmp"):
         path = tmp_path / f"grid.{suffix}"
@@ -486,7 +490,9 @@ def test_images_are_converted_by_a_line_too(tmp_path: Path, monkeypatch: pytest.
         (b"\x7fELF", "is not a file of grids"),
     ],
 )
-def test_other_files_are_told_apart_by_how_they_start(tmp_path: Path, content: bytes, named: str) -> None:
+def test_other_kinds_of_files_are_recognised_by_their_first_bytes(
+    tmp_path: Path, content: bytes, named: str
+) -> None:
     (tmp_path / "other").write_bytes(content)
     assert named in refusal(tmp_path / "other")
 
@@ -517,7 +523,7 @@ ONE_HOT = np.eye(10)[GRIDS]
         "ninths",
     ],
 )
-def test_an_expression_of_the_message_makes_classes_of_an_array(
+def test_an_expression_in_the_advice_converts_an_array_to_classes(
     tmp_path: Path, array: np.ndarray, suffix: str
 ) -> None:
     path = tmp_path / f"array.{suffix}"

@@ -27,7 +27,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def sparse_grids(rng: np.random.Generator, count: int, side: int, *, outside: bool = False) -> Grids:
-    """Grids `[count, side, side]` that are mostly background; if `outside`, half of them are smaller."""
+    """Return grids `[count, side, side]`, mostly background. If `outside`, half of them are smaller."""
     grids = rng.choice(10, (count, side, side), p=[0.55, *[0.05] * 9]).astype(np.uint8)
     if outside:
         for grid, (height, width) in zip(grids[::2], rng.integers(2, side + 1, (count, 2)), strict=False):
@@ -63,9 +63,7 @@ def test_the_shuffled_control_decodes_every_grid_from_another_grid(n: int, seed:
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
-def test_a_sample_of_rows_is_seeded_and_ascending_and_has_all_rows_if_there_are_few(
-    count: int, at_most: int
-) -> None:
+def test_a_sample_of_rows_is_reproducible_ascending_and_limited(count: int, at_most: int) -> None:
     rows = sample_rows(count, at_most)
     assert len(rows) == min(count, at_most)
     assert rows.tolist() == sorted(set(rows.tolist()))
@@ -86,9 +84,7 @@ def slow_extent(grid: Grids) -> Grids:
 
 
 @given(seeds, st.booleans(), st.integers(1, 4))
-def test_extent_fills_the_bounding_box_of_the_cells_of_other_classes(
-    seed: int, outside: bool, classes: int
-) -> None:
+def test_extent_agrees_with_its_definition_cell_by_cell(seed: int, outside: bool, classes: int) -> None:
     rng = np.random.default_rng(seed)
     grids = rng.choice(rng.permutation(10)[:classes], (3, *rng.integers(1, 7, 2))).astype(np.uint8)
     if outside:
@@ -97,7 +93,7 @@ def test_extent_fills_the_bounding_box_of_the_cells_of_other_classes(
         grids[holes] = OUTSIDE
     found = extent(grids)
     assert found.dtype == np.uint8
-    # Also outside, because a shuffled grid may have cells there.
+    # Cells outside are compared too, because a shuffled grid may have cells at these positions.
     assert found.tolist() == [slow_extent(grid).tolist() for grid in grids]
 
 
@@ -123,14 +119,14 @@ def test_background_only_scores_the_background_rate(outside: bool) -> None:
 
 
 def similarity(train: Grids, val: Grids, weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the weight of the cells that each validation grid shares with each training grid."""
+    """Return the total weight of the cells that two grids share, `[validation grids, training grids]`."""
     return np.array(
         [[weight[mine[(mine == other) & (mine != OUTSIDE)]].sum() for other in train] for mine in val]
     )
 
 
 def leads(similar: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return where the lead of one training grid exceeds rounding errors."""
+    """Return for each validation grid whether one training grid is nearest by more than rounding errors."""
     best, second = np.sort(similar, axis=1)[:, :-3:-1].T
     return best - second > 1e-3
 
@@ -167,7 +163,7 @@ def test_as_many_components_as_dimensions_reconstruct_exactly(outside: bool) -> 
     assert few.pixel_accuracy < 1.0
 
 
-def test_each_of_several_numbers_of_components_has_the_metrics_that_it_has_alone() -> None:
+def test_several_numbers_of_components_are_scored_like_each_number_alone() -> None:
     rng = np.random.default_rng(7)
     corpus = corpus_of(sparse_grids(rng, 40, 4), sparse_grids(rng, 10, 4))
     found = references(corpus, 2, 5)
@@ -190,13 +186,13 @@ def one_hot_cells(grids: Grids) -> NDArray[np.float64]:
     return (grids[..., None] == np.arange(10)).astype(np.float64).reshape(len(grids), -1, 10)
 
 
-def test_components_predict_the_class_with_the_largest_product_of_weight_and_value() -> None:
+def test_pca_predicts_the_class_with_the_largest_weighted_value() -> None:
     rng = np.random.default_rng(6)
     train, val = sparse_grids(rng, 6, 4), sparse_grids(rng, 40, 4)
     weight = class_weights([int((train == c).sum()) for c in range(10)], "sqrt_inverse").double().numpy()
     known, asked = (one_hot_cells(grids).reshape(len(grids), -1) for grids in (train, val))
     center = known.mean(0)
-    axes = np.linalg.svd(known - center, full_matrices=False)[2][:5]  # the most that six grids can have
+    axes = np.linalg.svd(known - center, full_matrices=False)[2][:5]  # six grids have at most five components
     values = ((asked - center) @ axes.T @ axes + center).reshape(len(val), 16, 10)
     second, best = np.sort(values * weight, axis=2)[..., -2:].transpose(2, 0, 1)
     clear = (best - second > 1e-4).all(1)

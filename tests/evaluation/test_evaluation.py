@@ -141,7 +141,7 @@ def test_metrics_do_not_depend_on_batches(cut: int, predicted: np.ndarray, targe
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_evaluation_agrees_with_the_model_grid_by_grid_and_does_not_change_it(outside: bool) -> None:
+def test_evaluation_agrees_with_the_model_and_leaves_it_unchanged(outside: bool) -> None:
     torch.manual_seed(3)
     model, loss = BetaVAE(latent_dim=3), BetaVAELoss(gamma=2.0, weight=torch.linspace(0.5, 2, 10), beta=0.5)
     corpus = torch.from_numpy(mixed_grids(7, 16, outside=outside))
@@ -168,12 +168,12 @@ def test_evaluation_agrees_with_the_model_grid_by_grid_and_does_not_change_it(ou
 
 
 class Copy(GridModel):
-    """Copies each grid with certainty, except for grids whose first cell is of class 9.
+    """Copies each grid with certainty. It is uncertain about grids whose first cell is of class 9.
 
     Args:
         side: height and width of the grids.
         shift: number of columns by which reconstructions are shifted.
-        outside: the logits outside a grid, which are 0 except for the first class.
+        outside: the logit of class 0 in cells outside a grid, where the other logits are 0.
     """
 
     def __init__(self, side: int = 3, *, shift: int = 0, outside: float = 0.0) -> None:
@@ -254,7 +254,7 @@ def test_windows_do_not_change_the_metrics_of_objects(monkeypatch: pytest.Monkey
         assert getattr(found, name) == getattr(expected, name), name
 
 
-def test_an_evaluator_measures_one_model_after_the_other() -> None:
+def test_an_evaluator_measures_several_models() -> None:
     corpus = mixed_grids(6, 5)
     evaluator = Evaluator(corpus, loss)
     for shift in (0, 1, 0):
@@ -303,7 +303,8 @@ class Endless:
 
     Attributes:
         most: the maximum number of grids accessed at once.
-        tensors, others: the maximum memory in bytes, of PyTorch, and of Python and NumPy.
+        tensors: the maximum memory of PyTorch tensors, in bytes.
+        others: the maximum memory of Python and NumPy, in bytes.
     """
 
     def __init__(self, n: int) -> None:
@@ -330,7 +331,7 @@ def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.M
     monkeypatch.setattr(measure, "WINDOW_CELLS", window * 16)
     monkeypatch.setattr(measure, "MAX_OBJECT_GRIDS", 64)
     model, loss = BetaVAE(grid_size=4, latent_dim=1), BetaVAELoss(gamma=1.0, weight=None, beta=1.0)
-    evaluate(model, Endless(window), loss)  # allocate what is allocated only once, such as by imports
+    evaluate(model, Endless(window), loss)  # allocates memory that is needed only once, such as for imports
     few, many = Endless(2 * window), Endless(10 * window)
     for grids in (few, many):
         tracemalloc.start()
@@ -338,5 +339,6 @@ def test_an_evaluation_needs_no_more_memory_for_more_grids(monkeypatch: pytest.M
         grids.look()
         tracemalloc.stop()
         assert grids.most == window
-    assert many.others < few.others + 4 * window * 16  # half of the predictions of the eight further windows
+    # The limit is half the size of the predictions for eight more windows.
+    assert many.others < few.others + 4 * window * 16
     assert many.tensors < 1.2 * few.tensors

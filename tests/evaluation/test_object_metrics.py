@@ -35,12 +35,12 @@ def cells_of(grid: Grid) -> dict[tuple[int, int], int]:
 
 
 def most_frequent(labels: Iterable[int]) -> int | None:
-    """Return the most frequent class, the smallest if several are; None if there are no cells."""
+    """Return the most frequent class, on a tie the smallest, or None if there are no cells."""
     return min(((-count, label) for label, count in Counter(labels).items()), default=(0, None))[1]
 
 
 def flood(grid: Grid) -> list[tuple[int, CellSet]]:
-    """Return the 8-connected sets of cells of one class, with their classes."""
+    """Return the 8-connected sets of cells of one class, each with its class."""
     left, found = cells_of(grid), []
     while left:
         start, label = left.popitem()
@@ -110,7 +110,7 @@ def assert_as_the_reference(grids: Grid, predicted: Grid, shuffled: Grid) -> Non
 
 
 def random_grids(rng: np.random.Generator, *, outside: bool) -> Grid:
-    """Return a few small grids of a few classes, with some cells outside, but not all."""
+    """Return a few small grids of a few classes. If `outside`, some cells of each grid may be outside."""
     shape = tuple(rng.integers(1, 7, 3))
     grids = rng.choice(rng.permutation(10)[: rng.integers(1, 5)], shape).astype(np.uint8)
     if outside:
@@ -142,7 +142,7 @@ def test_metrics_of_random_grids_agree_with_the_reference(seed: int, outside: bo
     assert_as_the_reference(grids, disturbed(rng, grids), disturbed(rng, grids))
 
 
-def real_objects(rng: np.random.Generator, count: int) -> Grid:
+def generated_grids(rng: np.random.Generator, count: int) -> Grid:
     """Return grids composed by the generator from objects of random shapes."""
     shape = np.zeros((30, 10, 10), np.bool_)
     for number, (height, width) in enumerate(rng.integers(1, 6, (30, 2))):
@@ -157,7 +157,7 @@ def real_objects(rng: np.random.Generator, count: int) -> Grid:
 @given(seeds, st.booleans())
 def test_metrics_of_generated_grids_agree_with_the_reference(seed: int, outside: bool) -> None:
     rng = np.random.default_rng(seed)
-    grids = real_objects(rng, 4)
+    grids = generated_grids(rng, 4)
     if outside:
         grids[0, 9:], grids[1, :, 5:] = OUTSIDE, OUTSIDE
     assert_as_the_reference(grids, disturbed(rng, grids), disturbed(rng, grids)[::-1])
@@ -225,7 +225,7 @@ def test_metrics_of_a_small_grid_with_two_objects() -> None:
         ".4.5.",
         "....2",
     )
-    # Two of the square's four cells are right, and one of the diagonal's two; a single right cell is a set.
+    # `half` has two of four cells of the square, and one of two cells of the diagonal. One cell is a set.
     objects = find_objects(grid)
     assert len(objects.number) == 2
     assert objects.is_minor.tolist() == [False, True]
@@ -255,11 +255,11 @@ def test_sets_do_not_extend_across_cells_outside() -> None:
         "...66",
         ".1111",
     )
-    # The middle of the row of 1s is outside, so the single cell after it belongs to no object.
+    # A cell outside separates the last 1 from the other 1s, so the last 1 belongs to no object.
     assert scores(grid, predicted) == [1.0, 1.0, 1.0, 1.0]
 
 
-def test_in_a_grid_that_is_mostly_orange_orange_cells_are_no_object() -> None:
+def test_cells_of_the_most_frequent_class_are_no_object() -> None:
     grid = drawn(
         "7777",
         "7..7",
@@ -269,7 +269,7 @@ def test_in_a_grid_that_is_mostly_orange_orange_cells_are_no_object() -> None:
     assert scores(grid, np.zeros_like(grid)) == [1.0, None, pytest.approx(2 / 12), 0.0]
 
 
-def test_of_equally_frequent_classes_the_smaller_counts_as_most_frequent() -> None:
+def test_on_a_tie_the_smallest_class_counts_as_the_most_frequent() -> None:
     halves = drawn("2211")
     assert scores(halves, drawn("1111")) == [0.0, None, 0.0, 0.0]
     assert scores(halves, drawn("2222")) == [1.0, None, 0.5, 1.0]
@@ -292,8 +292,8 @@ def test_half_of_the_cells_are_enough_to_recall_an_object() -> None:
     assert scores(drawn("9999......"), drawn("9.9......."))[0] == 1.0
 
 
-def test_the_objects_of_a_grid_do_not_depend_on_the_others() -> None:
-    grids = real_objects(np.random.default_rng(0), 12)
+def test_the_objects_of_a_grid_do_not_depend_on_other_grids() -> None:
+    grids = generated_grids(np.random.default_rng(0), 12)
     each = [len(find_objects(grid[None]).number) for grid in grids]
     assert np.bincount(find_objects(grids).grid, minlength=12).tolist() == each
 

@@ -42,9 +42,9 @@ from bvae.storage import to_json
 
 unit, slow = pytest.mark.unit, pytest.mark.slow
 
-FRACTIONS = st.floats(0.0, 1.0).map(lambda share: round(share, 12))  # whose squares do not underflow
+FRACTIONS = st.floats(0.0, 1.0).map(lambda share: round(share, 12))  # squares do not underflow
 COUNTED = st.integers(0, 1024).map(lambda cells: cells / 1024)
-"""Fractions of 1,024 cells: their sums and differences are exact, so results can be compared exactly."""
+"""Multiples of 1/1024. Sums and differences of them are exact, so results can be compared with ==."""
 SEEDS = st.lists(COUNTED, min_size=2, max_size=6)
 OPPOSITE = {"better": "worse", "worse": "better"}
 
@@ -57,7 +57,7 @@ def judged(baseline: list, now: list) -> str:
 
 
 @unit
-@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy rightly warns about a side without variance
+@pytest.mark.filterwarnings("ignore:Precision loss")  # scipy warns if one side has no variance
 @given(SEEDS, SEEDS)
 def test_the_interval_agrees_with_scipy(baseline: list[float], now: list[float]) -> None:
     from scipy import stats
@@ -140,7 +140,7 @@ def test_too_few_seeds_or_undefined_numbers_give_cannot_tell(
 
 
 def compared(experiment: ExperimentConfig | None = None, **ious: tuple[float, ...]) -> Comparison:
-    """Return a comparison of options with the given foreground IoUs of their seeds."""
+    """Return a comparison of options with the given foreground IoU of each seed."""
     runs = {
         name: {seed: result(name, seed, foreground_iou=value) for seed, value in enumerate(values)}
         for name, values in ious.items()
@@ -222,9 +222,7 @@ OTHERS: dict[str, Any] = {
 
 @unit
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(TrainingConfig)])
-def test_a_different_training_setting_is_not_comparable_if_it_can_change_results(
-    tmp_path: Path, field: str
-) -> None:
+def test_only_settings_that_can_change_results_prevent_a_comparison(tmp_path: Path, field: str) -> None:
     other = ExperimentConfig(training=TrainingConfig(**{field: OTHERS[field]}))
     path = stored(tmp_path / "baseline.json", compared(other, B=(0.4, 0.5)))
     if field in SAME_RESULT:
@@ -264,7 +262,7 @@ def test_explicit_class_weights_are_compared_by_their_ratios(tmp_path: Path) -> 
 
 
 @unit
-def test_settings_are_compared_as_each_shared_option_is_trained(tmp_path: Path) -> None:
+def test_the_effective_settings_of_each_shared_option_are_compared(tmp_path: Path) -> None:
     def experiment(changes: dict[str, Any], **training: Any) -> ExperimentConfig:
         own = dataclasses.replace(LOSS_OPTIONS["B"], name="B-8", training=changes)
         return ExperimentConfig(options=(LOSS_OPTIONS["B"], own), training=TrainingConfig(**training))
@@ -283,7 +281,7 @@ def test_settings_are_compared_as_each_shared_option_is_trained(tmp_path: Path) 
     ]
     alone = dataclasses.replace(first, options=(dataclasses.replace(first.options[1], training={}),))
     assert incomparable(baseline, alone, CORPUS) == ["latent_dim of B-8 was 8 and is 32"]
-    same = dataclasses.replace(alone, training=TrainingConfig(latent_dim=8))  # for all options instead
+    same = dataclasses.replace(alone, training=TrainingConfig(latent_dim=8))  # now a shared setting
     assert incomparable(baseline, same, CORPUS) == []
 
 
@@ -352,9 +350,7 @@ def test_a_damaged_comparison_is_refused_in_one_sentence(tmp_path: Path, name: s
 
 @unit
 @pytest.mark.parametrize("schema", [SCHEMA - 1, SCHEMA + 1])
-def test_a_comparison_with_another_schema_is_refused_whatever_else_it_contains(
-    tmp_path: Path, schema: int
-) -> None:
+def test_another_schema_is_reported_before_other_faults_of_a_comparison(tmp_path: Path, schema: int) -> None:
     def change(data: dict) -> None:
         data.update(schema=schema)
         del data["options"]["B"]["runs"][0]["metrics"]["object_iou"]  # not present in the first version
@@ -365,13 +361,13 @@ def test_a_comparison_with_another_schema_is_refused_whatever_else_it_contains(
 
 
 @unit
-def test_cell_and_object_metrics_are_compared() -> None:
+def test_all_metrics_except_minor_object_recall_are_compared() -> None:
     assert METRICS.keys() - COMPARED == {"minor_object_recall"}
 
 
 @unit
 @pytest.mark.parametrize("metric", COMPARED)
-def test_every_compared_metric_is_that_of_the_runs(tmp_path: Path, metric: str) -> None:
+def test_a_worse_value_of_a_metric_is_a_regression_of_this_metric_alone(tmp_path: Path, metric: str) -> None:
     def perfect(data: dict) -> None:
         for run in data["options"]["B"]["runs"]:
             run["metrics"][metric] = 1.0
@@ -404,7 +400,7 @@ def test_a_path_without_a_comparison_is_refused_in_one_sentence(tmp_path: Path) 
 
 @unit
 @given(st.binary(max_size=60), st.integers(0, 4000), st.integers(0, 60))
-def test_overwritten_bytes_in_a_comparison_give_no_other_error(
+def test_overwritten_bytes_in_a_comparison_give_only_a_baseline_error(
     tmp_path_factory: pytest.TempPathFactory, bytes_: bytes, start: int, cut: int
 ) -> None:
     data = to_json(compared(B=(0.4, 0.5)))
@@ -419,7 +415,7 @@ def test_overwritten_bytes_in_a_comparison_give_no_other_error(
 
 
 @unit
-def test_a_path_after_a_space_is_refused(tmp_path: Path) -> None:
+def test_a_baseline_path_after_a_space_is_refused(tmp_path: Path) -> None:
     assert "--baseline=runs/latest" in separated_path(["--baseline", "runs/latest"])
     assert separated_path([f"--baseline={tmp_path}", "experiments/"]) is None
 
@@ -431,7 +427,7 @@ WITHOUT_GATE = ("-k", "B-seed or regression")
 
 
 def made_up(lab: Path, **changes: Any) -> str:
-    """Return a baseline for sessions of `ONE_OPTION` in which all metrics of B are perfect with all seeds."""
+    """Write a baseline for `ONE_OPTION` in which all metrics of B are perfect; return the argument for it."""
     training = TrainingConfig(epochs=2, batch_size=16, precision="fp32", **changes)
     experiment = ExperimentConfig(grid_size=8, training=training)
     corpus = load_corpus(str(lab / "corpus.npz"), 8)
@@ -443,7 +439,7 @@ def made_up(lab: Path, **changes: Any) -> str:
 
 
 @slow
-def test_a_regression_fails_a_session_on_request_and_a_session_has_none_against_itself(lab: Path) -> None:
+def test_regressions_fail_on_request_and_a_session_has_none_to_itself(lab: Path) -> None:
     better, strict, resume = made_up(lab), "--fail-on-regression", "--resume=runs/latest"
     finding = run_pytest("experiments/", *ONE_OPTION, *WITHOUT_GATE, better, "-n1", "--html=report.html")
     assert finding.returncode == 0, finding.stdout + finding.stderr
@@ -484,7 +480,7 @@ def test_an_incomparable_baseline_ends_in_one_sentence_and_exit_code_4(lab: Path
 
 
 @slow
-def test_a_baseline_alone_leaves_no_session(lab: Path) -> None:
+def test_with_a_baseline_but_no_selected_test_no_session_is_left(lab: Path) -> None:
     done = run_pytest("experiments/", *ONE_OPTION, "-n0", made_up(lab), "-k", "nothing")
     assert done.returncode == 5, done.stdout + done.stderr
     assert list((lab / "runs").iterdir()) == []

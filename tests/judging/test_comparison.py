@@ -1,4 +1,4 @@
-"""The gate and the recommendation, on constructed results that are each wrong in one way."""
+"""The gate, the recommendation and the tables of comparisons, on constructed results."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_gate_passes_when_c_alone_is_healthy() -> None:
 
 
 @pytest.mark.parametrize("verdict", FAILURES)
-def test_the_gate_fails_on_a_failed_seed_even_if_the_accuracy_is_in_the_band(verdict: str) -> None:
+def test_one_failed_seed_fails_the_gate_despite_an_accuracy_in_the_band(verdict: str) -> None:
     comparison = compared(seeds("B", "healthy", verdict, "healthy"))
     assert not comparison.gate.passed
     assert comparison.options["B"].verdict == verdict
@@ -87,7 +87,7 @@ def test_a_run_that_crashed_fails_its_option() -> None:
     assert "B-seed1 was begun" in explain_gate(comparison)
 
 
-def test_predicting_only_by_position_in_the_band_does_not_pass() -> None:
+def test_a_posterior_collapse_fails_despite_an_accuracy_in_the_band() -> None:
     prior = {"foreground_recall": 0.39, "foreground_iou": 0.49, "pixel_accuracy": 0.76}
     comparison = compared(seeds("B", "posterior_collapse", shuffled=prior))
     assert not comparison.gate.passed
@@ -98,7 +98,7 @@ def test_predicting_only_by_position_in_the_band_does_not_pass() -> None:
 
 @st.composite
 def found_runs(draw: st.DrawFn) -> dict[str, dict[int, Any]]:
-    """One to three seeds of each option: some failures, any accuracy and object IoU."""
+    """Draw options with one to three seeds each. Verdict, accuracy and object IoU of each seed vary."""
     return {
         option: {
             seed: result(
@@ -115,7 +115,7 @@ def found_runs(draw: st.DrawFn) -> dict[str, dict[int, Any]]:
 
 
 @given(found_runs())
-def test_the_gate_needs_a_healthy_candidate_and_the_recommendation_is_the_best_that_learned(
+def test_a_healthy_candidate_passes_and_the_best_learned_is_recommended(
     outcomes: dict,
 ) -> None:
     comparison = compared(outcomes)
@@ -132,7 +132,7 @@ def test_the_gate_needs_a_healthy_candidate_and_the_recommendation_is_the_best_t
 
 
 @given(found_runs())
-def test_a_recommendation_names_the_option_that_passes_the_gate_if_it_is_another_one(outcomes: dict) -> None:
+def test_a_recommendation_outside_the_band_names_what_passes_the_gate(outcomes: dict) -> None:
     comparison = compared(outcomes)
     said, recommended, gate = comparison.recommendation, comparison.recommended, comparison.gate
     assert said.endswith(".")
@@ -147,7 +147,7 @@ def test_a_recommendation_names_the_option_that_passes_the_gate_if_it_is_another
     assert ("so the gate fails" in said) == (outside and not gate.passed)
 
 
-def test_the_candidate_with_the_highest_object_iou_is_recommended_whatever_its_other_metrics() -> None:
+def test_only_object_iou_decides_which_candidate_is_recommended() -> None:
     comparison = compared(
         seeds("A", "healthy", object_iou=0.9)
         | seeds("B", "healthy", "healthy", object_iou=0.2, foreground_iou=0.9, foreground_recall=0.9)
@@ -174,7 +174,7 @@ def test_the_band_decides_the_gate_but_not_the_recommendation(accuracy: float, s
     assert alone.recommendation.endswith("the band 0.7:0.8; so the gate fails.")
 
 
-def test_if_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_is_named() -> None:
+def test_if_no_candidate_learned_only_the_nearest_miss_is_named() -> None:
     mild, grave = seeds("C", "partial_collapse", object_iou=0.1), seeds("B", "mode_collapse", object_iou=0.2)
     comparison = compared(seeds("A", "healthy") | grave | mild)
     assert comparison.recommended is None
@@ -185,7 +185,7 @@ def test_if_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_is_
         assert f"nearest miss is {nearest} (partial collapse)" in alike.recommendation
 
 
-# ---- what the gate says was learned
+# ---- what the models learned, according to the explanation of the gate
 
 
 @given(*[st.none() | st.floats(0.0, 1.0)] * 3)
@@ -281,7 +281,7 @@ def test_a_batch_of_more_than_all_training_grids_gets_a_remark(grids: int) -> No
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=10, max_size=10), st.integers(1, 10**5))
-def test_beta_is_also_given_for_a_loss_that_is_a_sum_over_cells(counts: list[int], grids: int) -> None:
+def test_beta_is_also_shown_in_units_of_a_loss_summed_over_cells(counts: list[int], grids: int) -> None:
     corpus = dataclasses.replace(CORPUS, class_counts=tuple(counts), train=grids)
     said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus))
     found = re.search(r"β = (\S+) for a loss per cell, (\S+) in the usual units", said)
@@ -317,7 +317,7 @@ def test_comparison_json_has_the_documented_schema_and_no_nan() -> None:
     for name in METRICS:
         for key, source in ((name, evaluation()), (f"shuffled_{name}", evaluation().shuffled)):
             assert b[key] == {"mean": pytest.approx(getattr(source, name)), "sd": pytest.approx(0.0)}
-            assert data["options"]["A"][key]["sd"] is None  # of one seed
+            assert data["options"]["A"][key]["sd"] is None  # one seed has no deviation
             assert data["options"]["C"][key] == {"mean": None, "sd": None}  # a seed diverged
     assert b["classes_learned"] == {"mean": 9.0, "sd": 0.0}
     assert [run["seed"] for run in b["runs"]] == [0, 1]
@@ -336,7 +336,7 @@ def test_comparison_json_has_the_documented_schema_and_no_nan() -> None:
     assert from_json(to_json(comparison), Comparison) == comparison
 
 
-def test_the_documented_metrics_of_an_option_have_their_shuffled_control() -> None:
+def test_the_metrics_of_an_option_are_the_documented_metrics() -> None:
     documented = {
         *("pixel_accuracy", "foreground_iou", "foreground_recall", "object_recall", "minor_object_recall"),
         *("object_iou", "objects_recognised"),
@@ -344,13 +344,13 @@ def test_the_documented_metrics_of_an_option_have_their_shuffled_control() -> No
     assert set(METRICS) == documented
 
 
-def test_without_a_run_that_was_evaluated_there_is_no_control() -> None:
+def test_without_an_evaluated_run_there_is_no_control() -> None:
     comparison = compared(seeds("B", "diverged"), references={})
     assert comparison.corpus.controls == comparison.corpus.references == {}
     assert [row[0].text for row in table_rows(comparison)] == ["B"]
 
 
-def test_properties_for_junit_are_numbers_by_name_with_class_recalls_and_controls() -> None:
+def test_junit_properties_include_class_recalls_and_controls() -> None:
     run = result(
         "B",
         0,
@@ -398,7 +398,7 @@ def test_the_tables_have_a_row_for_each_option_control_and_reference() -> None:
 
 
 def varied(*options: LossOption, **training: Any) -> Comparison:
-    """Return a comparison of options that are trained with other settings."""
+    """Return a comparison of options with settings of their own; `training` has the shared settings."""
     experiment = ExperimentConfig(options=options, training=TrainingConfig(**training))
     return compare(CORPUS, experiment, {option.name: {0: result(option.name, 0)} for option in options})
 
@@ -429,7 +429,7 @@ def test_without_a_difference_nothing_is_said_of_settings(epochs: int, changes: 
     assert describe_epochs(comparison) == f"{epochs} epoch{'s' if epochs > 1 else ''}"
 
 
-def test_the_tables_survive_undefined_numbers() -> None:
+def test_the_tables_show_undefined_numbers() -> None:
     outcomes = seeds("A", "mode_collapse", object_iou=None) | seeds("C", "diverged")
     references = {"PCA": controlled(object_iou=None, objects_recognised=None)}
     comparison = compared(outcomes, references=references)

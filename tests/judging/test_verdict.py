@@ -20,7 +20,7 @@ FAILURES = (
     *("incomplete", "diverged", "unstable"),
     *("mode_collapse", "posterior_collapse", "flooding", "partial_collapse"),
 )
-"""Worst first."""
+"""Verdicts on runs that failed, worst first."""
 fractions = st.floats(0.0, 1.0)
 falling = (3.0, 2.0, 1.5)
 
@@ -39,18 +39,18 @@ def test_a_stable_run_that_learned_and_is_in_the_band_is_healthy() -> None:
     assert judged() == "healthy"
 
 
-def test_a_collapsed_model_is_not_saved_by_an_accuracy_in_the_band() -> None:
+def test_a_mode_collapse_fails_despite_an_accuracy_in_the_band() -> None:
     changes = {"pixel_accuracy": 0.75, "background_rate": 0.75, "foreground_rate": 0.25}
     assert judged(**changes, predicted_foreground_rate=0.0) == "mode_collapse"
 
 
-def test_a_decoder_that_ignores_the_latent_is_not_saved_by_an_accuracy_in_the_band() -> None:
+def test_ignoring_the_latent_fails_despite_an_accuracy_in_the_band() -> None:
     prior = {"foreground_recall": 0.35, "foreground_iou": 0.45, "pixel_accuracy": 0.76}
     assert judged(shuffled=prior, foreground_recall=0.40, foreground_iou=0.5) == "posterior_collapse"
 
 
 def test_predicting_the_extent_in_one_class_is_a_partial_collapse() -> None:
-    """Version 0.5.0 called such a model healthy: it predicts only size and main colour of each grid."""
+    """Such a model predicts only the extent and main colour of a grid. Version 0.5.0 called it healthy."""
     changes = {"object_iou": 0.11, "object_recall": 0.45, "minor_object_recall": 0.0, "classes_learned": 6}
     assert judged(**changes, extent={"object_iou": 0.11}) == "partial_collapse"
 
@@ -65,7 +65,7 @@ def test_a_loss_that_does_not_fall_is_unstable() -> None:
     assert judged(1.0) == "healthy"  # one epoch is not enough to tell
 
 
-def test_divergence_comes_before_everything() -> None:
+def test_divergence_decides_before_all_rules() -> None:
     where = Divergence(epoch=2, step=17, batch=(1, 2), terms={"loss": "nan", "gradient_norm": "inf"})
     for epochs in (history(), history(*falling)):
         verdict = judge_run(epochs, where, BAND)
@@ -93,10 +93,10 @@ class Bound(NamedTuple):
     """A rule of the documentation.
 
     Attributes:
-        bound: the least value of a model that learned, or the greatest if `is_limit`.
-        at: returns the metrics of a model with a given value, with the controls of `NOTHING`.
-        fields: the metrics that the value is computed from.
-        most: the greatest value that breaks no other rule.
+        bound: the smallest allowed value, or the largest if `is_limit`.
+        at: returns metrics for which the rule measures a given value, if the controls are `NOTHING`.
+        fields: the metrics from which the rule computes its value.
+        most: the largest value that breaks no other rule.
     """
 
     verdict: str
@@ -145,7 +145,7 @@ BOUNDS = (
 )
 FRACTIONS = {name for bound in BOUNDS for name in bound.fields if isinstance(BLIND.get(name), float)}
 NOTHING: dict[str, Any] = dict.fromkeys(("shuffled", "extent"), dict.fromkeys(FRACTIONS, 0.0))
-"""Controls that score 0, so that a gain equals the metric, without rounding."""
+"""Controls that score 0. A gain over them equals the metric exactly."""
 
 of_each_bound = pytest.mark.parametrize(
     "place", range(len(BOUNDS)), ids=[f"{bound.verdict}-{bound.fields[0]}" for bound in BOUNDS]
@@ -153,7 +153,7 @@ of_each_bound = pytest.mark.parametrize(
 
 
 def values(bound: Bound) -> st.SearchStrategy[float]:
-    """Values that break no other rule, including the nearest to the bound."""
+    """Draw values that break no other rule. They include the floats next to the bound."""
     if "classes_present" in bound.fields:
         return st.integers(0, 8).map(lambda learned: learned / 8)
     least = 0.25 if bound.verdict == "flooding" else 0.0
@@ -161,7 +161,7 @@ def values(bound: Bound) -> st.SearchStrategy[float]:
     return st.sampled_from(near) | st.floats(least, bound.most)
 
 
-def test_the_rules_are_those_of_the_documentation() -> None:
+def test_the_rules_are_the_documented_rules() -> None:
     assert [(rule.verdict, rule.bound, rule.is_limit) for rule in RULES] == [
         (bound.verdict, bound.bound, bound.is_limit) for bound in BOUNDS
     ]
@@ -225,7 +225,7 @@ def test_a_posterior_collapse_gains_little_in_recall_and_in_iou(recall: float, i
 
 
 @given(fractions, fractions)
-def test_the_gain_over_the_shuffled_control_counts_and_not_the_recall_itself(
+def test_foreground_recall_counts_only_as_a_gain_over_the_shuffled_control(
     recall: float, shuffled: float
 ) -> None:
     control = {"foreground_recall": shuffled, "foreground_iou": 0.5}
@@ -269,7 +269,7 @@ OF_OBJECTS = ("object_recall", "minor_object_recall", "object_iou")
     st.fixed_dictionaries(dict.fromkeys((*MEASURED, *OF_OBJECTS), st.floats(0.01, 1.0))),
     st.fixed_dictionaries(dict.fromkeys((*GAINS, "minor_object_recall", "object_iou"), st.floats(0.0, 0.3))),
 )
-def test_healthy_means_that_no_rule_is_broken_and_the_accuracy_is_in_the_band(
+def test_a_run_is_healthy_if_it_breaks_no_rule_and_is_in_the_band(
     e: dict[str, float], shuffled: dict[str, float]
 ) -> None:
     ratio = e["predicted_foreground_rate"] / e["foreground_rate"]
@@ -292,7 +292,7 @@ TOO_SHORT = "; perhaps too little training rather than the loss: "
 
 
 def reason_after(steps: int, before: float | None, recall: float | None, **changes: Any) -> str:
-    """Return the reason after two epochs with `steps` steps in total and these foreground recalls."""
+    """Return the reason of the verdict after two epochs with these foreground recalls and `steps` steps."""
     records = history(
         2.0,
         1.0,
@@ -304,9 +304,7 @@ def reason_after(steps: int, before: float | None, recall: float | None, **chang
 
 
 @given(st.integers(1, 500).map(lambda half: 2 * half), st.none() | st.floats(0.0, 0.1))
-def test_a_failure_after_few_steps_or_a_recall_that_still_rises_may_be_too_little_training(
-    steps: int, rise: float | None
-) -> None:
+def test_few_steps_or_a_rising_recall_suggest_too_little_training(steps: int, rise: float | None) -> None:
     reason = reason_after(steps, 0.0, rise, predicted_foreground_rate=0.0)
     is_short, still_rises = steps < 500, rise is not None and rise > 0.02
     assert (TOO_SHORT in reason) == (is_short or still_rises)
@@ -338,7 +336,7 @@ judged_runs = st.lists(st.tuples(st.sampled_from(list(SEVERITY)), fractions), mi
 
 
 @given(judged_runs)
-def test_one_failed_seed_fails_the_option_and_the_worst_seed_gives_its_verdict(
+def test_the_worst_failed_seed_gives_the_verdict_on_an_option(
     runs: list[tuple[str, float]],
 ) -> None:
     verdicts = [Verdict(name, f"reason {seed}") for seed, (name, _) in enumerate(runs)]  # type: ignore[arg-type]

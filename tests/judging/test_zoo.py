@@ -1,4 +1,4 @@
-"""The evaluation and verdict on constructed models, for which the right verdict is known; see `zoo.py`."""
+"""Evaluation and verdict of constructed models whose right verdict is known; see `zoo.py`."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from zoo import ARC, KINDS, judged_models
 pytestmark = pytest.mark.slow
 
 MAIN_CLASSES = (
-    "in a whole grid that is mostly orange, orange is no object but counts for the recall of its class, so "
-    "the main colours suffice for over half of the classes of `arc`; 4 of 9 classes are 45 % of its objects"
+    "The main class of a grid is no object, but its cells count for the recall of this class. In `arc`, the "
+    "main classes therefore suffice for over half of the classes. The kept classes have 45 % of its objects."
 )
 MISSES = {
     (ARC, "the most frequent classes, the rest erased", 4): MAIN_CLASSES,
     (ARC, "the most frequent classes, the rest given the first", 4): MAIN_CLASSES,
 }
-"""The models that are judged wrongly, with the reasons."""
+"""Models that are judged wrongly, each with the reason."""
 
 
-def test_the_verdict_on_constructed_models_is_what_a_person_sees() -> None:
+def test_verdicts_on_constructed_models_agree_with_a_person() -> None:
     models = list(judged_models())
     of_kind: dict[str, list[bool]] = defaultdict(list)
     for model in models:

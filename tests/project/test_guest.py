@@ -1,4 +1,4 @@
-"""bvae in projects of other people: asked for or not, with other plugins or without, in other processes."""
+"""bvae in projects of other people: with or without experiments, with other plugins, in other processes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def laboratory(): return 1
         ({}, ("missing",), False),
     ],
 )
-def test_an_experiment_is_found_by_what_the_tests_use(
+def test_an_experiment_is_detected_from_the_names_that_tests_use(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, files: dict, arguments: tuple, expected: bool
 ) -> None:
     monkeypatch.syspath_prepend(pytester.path)
@@ -94,7 +94,7 @@ def test_an_experiment_is_found_by_what_the_tests_use(
 
 
 @pytest.mark.unit
-def test_an_experiment_is_found_through_symbolic_links_also_circular_ones(pytester: pytest.Pytester) -> None:
+def test_an_experiment_is_detected_behind_circular_symbolic_links(pytester: pytest.Pytester) -> None:
     away = pytester.mkdir("away")
     (away / "test_a.py").write_text(OURS)
     (away / "round").symlink_to(away)
@@ -123,11 +123,11 @@ def test_the_command_that_resumes_collects_the_same_tests(
 
 @pytest.fixture
 def guest(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder, outside any session of pytest-xdist."""
+    """An empty folder, without environment variables of pytest-xdist."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
-    # pytester gives each test a home of its own, in which matplotlib would look for fonts anew every time.
+    # pytester gives each test its own home folder, where matplotlib would rebuild its font cache.
     monkeypatch.setenv("MPLCONFIGDIR", matplotlib.get_configdir())
     return pytester.path
 
@@ -160,11 +160,11 @@ OTHER_PLUGINS = (
     *("python-slugify", "text-unidecode", "greenlet", "pyee"),
     *("requests", "charset-normalizer", "certifi", "idna", "urllib3"),
 )
-"""Plugins of other projects and what they import."""
+"""Plugins of other projects, and the packages that these plugins import."""
 
 
 @pytest.mark.slow
-def test_a_wheel_that_is_installed_changes_nothing_where_it_is_not_asked_for(guest: Path) -> None:
+def test_an_installed_wheel_changes_nothing_in_other_projects(guest: Path) -> None:
     source, built, site, others = (guest / name for name in ("source", "built", "site", "others"))
     ignored = shutil.ignore_patterns(".git", ".venv", "build", "*.egg-info", "runs", "tests", "__pycache__")
     shutil.copytree(ROOT, source, ignore=ignored)
@@ -197,7 +197,7 @@ def test_a_wheel_that_is_installed_changes_nothing_where_it_is_not_asked_for(gue
         "-p",
         "no:playwright",
         "--beta=1",
-    )  # pytest-playwright has an option --device, as has the conftest
+    )  # the conftest and pytest-playwright would both add the option --device
     theirs = ("--noconftest", "--device=iPhone 13", "experiments/test_b.py")
     for asked in (ours, theirs):
         said = []
@@ -215,7 +215,7 @@ def test_a_wheel_that_is_installed_changes_nothing_where_it_is_not_asked_for(gue
 
 
 @pytest.mark.slow
-def test_the_packaged_experiment_runs_without_a_copy_and_without_a_terminal(guest: Path) -> None:
+def test_the_packaged_experiment_runs_without_the_terminal_plugin(guest: Path) -> None:
     done = run_pytest(*PACKAGED, "-p", "no:terminal", "-n1")
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr == ""
@@ -223,7 +223,7 @@ def test_the_packaged_experiment_runs_without_a_copy_and_without_a_terminal(gues
 
 
 @pytest.mark.slow
-def test_it_runs_without_other_plugins_and_any_junit_family_has_its_properties(
+def test_without_other_plugins_any_junit_family_has_the_properties(
     guest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(guest / "none/summary.md"))
@@ -242,7 +242,7 @@ def test_it_runs_without_other_plugins_and_any_junit_family_has_its_properties(
     ("switched_off", "option", "package"),
     [("no:xdist", "-n2", "pytest-xdist"), ("no:html", "--self-contained-html", "pytest-html")],
 )
-def test_an_option_of_a_plugin_that_is_missing_ends_in_one_sentence(
+def test_an_option_of_a_missing_plugin_is_refused_in_one_sentence(
     guest: Path, switched_off: str, option: str, package: str
 ) -> None:
     done = run_pytest(*PACKAGED, "-p", switched_off, option)
@@ -255,7 +255,7 @@ def test_an_option_of_a_plugin_that_is_missing_ends_in_one_sentence(
 
 
 @pytest.mark.slow
-def test_what_init_writes_works_and_its_gate_is_told_first(guest: Path) -> None:
+def test_the_files_of_init_work_and_their_own_gate_is_reported_first(guest: Path) -> None:
     init = [sys.executable, "-m", "bvae", "init", "losses"]
     done = subprocess.run(init, capture_output=True, text=True, check=True)
     assert "Next: cd losses && pytest --html=report.html" in done.stdout
@@ -291,7 +291,7 @@ def test_what_init_writes_works_and_its_gate_is_told_first(guest: Path) -> None:
         ("healthy", {}, False, True, "The gate was not run; by the existing results it would pass: "),
     ],
 )
-def test_the_first_sentence_is_on_all_gates_that_were_run(
+def test_the_first_sentence_reports_all_gates_that_were_run(
     tmp_path: Path, verdict: str, own: dict, gate_ran: bool, passed: bool, said: str
 ) -> None:
     config = ExperimentConfig(seeds=1, options=(LOSS_OPTIONS["B"],))
@@ -324,14 +324,14 @@ print("statuses", *statuses)
 
 
 @pytest.mark.slow
-def test_a_process_that_runs_pytest_keeps_its_signal_handlers_also_from_a_thread(guest: Path) -> None:
+def test_pytest_in_a_process_or_thread_restores_signal_handlers(guest: Path) -> None:
     command = [sys.executable, "-c", PROCESS, *PACKAGED, "-p", "no:hypothesispytest"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "statuses 1 4 1" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.slow
-def test_a_session_that_stops_at_its_first_failure_has_failed(guest: Path) -> None:
+def test_stopping_at_the_first_failure_is_no_interruption(guest: Path) -> None:
     done = run_pytest(*PACKAGED, "-n1", "-x")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "stopping after 1 failures" in done.stdout

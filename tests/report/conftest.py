@@ -1,4 +1,4 @@
-"""Fixtures of the tests of reports."""
+"""Fixtures for the tests of reports."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def many_runs(made_once: MadeOnce) -> ManyRuns:
 
 
 def make_reports(folder: Path) -> None:
-    """Make a session in a folder, and its reports; write what is printed to `output.txt`."""
+    """Make a session and its reports in a folder. Write the output of the commands to `output.txt`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
 
     def run(*command: str | Path, expected: int = 0) -> str:

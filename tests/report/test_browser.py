@@ -1,4 +1,4 @@
-"""The report in headless Chromium: opened from disk, used by mouse and keyboard, and checked by axe."""
+"""The report in headless Chromium: opened from disk, used by mouse and keyboard, and accessible."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 @pytest.fixture
 def page(chromium: Chrome, report: Path) -> Chrome:
-    """Open the report anew; return the browser, whose log starts here."""
+    """Open the report; return the browser. Its logs hold only events since then."""
     chromium.get("about:blank")
     for log in ("browser", "performance"):
         chromium.get_log(log)
@@ -114,7 +114,7 @@ def row(page: Chrome, name: str) -> WebElement:
     return next(body for body in find(page, "#results-table > tbody") if name in body.text)
 
 
-def test_the_report_has_no_error_and_makes_no_other_request(page: Chrome, report: Path) -> None:
+def test_the_report_has_no_error_and_requests_no_other_file(page: Chrome, report: Path) -> None:
     expand_all(page)
     errors = [entry for entry in page.get_log("browser") if entry["level"] != "INFO"]
     assert errors == []
@@ -122,7 +122,7 @@ def test_the_report_has_no_error_and_makes_no_other_request(page: Chrome, report
 
 
 def requested(page: Chrome) -> set[str]:
-    """Return the addresses that were requested since the log was last read, pictures in the page left out."""
+    """Return the URLs requested since the log was last read, except pictures inside the page."""
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
     asked = {
         event["params"]["request"]["url"].partition("?")[0]
@@ -256,9 +256,7 @@ def test_the_page_never_scrolls_horizontally(page: Chrome, width: int) -> None:
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_verdict_and_object_iou_of_each_option_are_in_view_without_scrolling_the_table(
-    page: Chrome, width: int
-) -> None:
+def test_verdict_and_object_iou_are_visible_without_scrolling_the_table(page: Chrome, width: int) -> None:
     resize(page, width)
     (table,) = find(page, ".bvae-scroll[aria-label=Options]")
     edge = table.rect["x"] + table.rect["width"]
@@ -272,7 +270,7 @@ def test_verdict_and_object_iou_of_each_option_are_in_view_without_scrolling_the
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_outcome_comes_first_then_the_table_then_the_pictures_then_code(page: Chrome, width: int) -> None:
+def test_outcome_table_pictures_and_code_come_in_this_order(page: Chrome, width: int) -> None:
     resize(page, width)
     order = [".bvae-outcome", ".bvae-scroll[aria-label=Options]", ".bvae-picture", ".bvae-code"]
     tops = [find(page, selector)[0].rect["y"] for selector in order]
@@ -291,7 +289,7 @@ def test_axe_finds_nothing_serious(page: Chrome, width: int, state: str) -> None
 
 
 def serious_faults(page: Chrome) -> list[tuple[str, str, list[str]]]:
-    """Return what axe finds."""
+    """Return the serious and critical violations found by axe, which checks accessibility."""
     page.execute_script((importlib.resources.files("axe_core_python") / "axe.min.js").read_text("utf-8"))
     found = page.execute_async_script("axe.run().then((result) => arguments[0](result.violations))")
     return [
@@ -303,7 +301,7 @@ def serious_faults(page: Chrome) -> list[tuple[str, str, list[str]]]:
 
 @pytest.mark.parametrize("command", ["report", "compare"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_a_page_without_pytest_asks_for_nothing_else_fits_and_has_no_serious_faults(
+def test_a_page_without_pytest_is_self_contained_fits_and_is_accessible(
     page: Chrome, report: Path, tmp_path: Path, width: int, command: str
 ) -> None:
     written = tmp_path / "page.html"
@@ -328,13 +326,13 @@ def test_a_page_without_pytest_asks_for_nothing_else_fits_and_has_no_serious_fau
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("place", [0, 1], ids=["bvae report", "pytest-html"])
-def test_the_report_of_many_runs_has_a_map_fits_and_has_no_serious_faults(
+def test_the_report_of_many_runs_has_a_map_fits_and_is_accessible(
     chromium: Chrome, many_runs: ManyRuns, width: int, place: int
 ) -> None:
     resize(chromium, width)
     chromium.get_log("browser")
     chromium.get(many_runs.pages[place].as_uri())
-    # A time would depend on other processes; a page of 1,000 runs with 22 elements for each opens in 2 s.
+    # Elements are counted, because times depend on other processes. A page with 22,000 elements opens in 2 s.
     runs = many_runs.options * many_runs.seeds
     assert len(find(chromium, "*")) < 25 * runs + 2000
     order = [".bvae-outcome", ".bvae-scroll[aria-label=Options]", ".bvae-map", ".bvae-picture"]

@@ -1,4 +1,4 @@
-"""Reports of sessions with many runs: bounded in size and text, with every run's verdict and links."""
+"""Reports of sessions with many runs are bounded in size and text, and show the verdict on every run."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def luminance(colour: str) -> float:
 
 
 @unit
-def test_each_verdict_has_a_colour_in_the_page_and_its_sign_contrasts_with_it(tmp_path: Path) -> None:
+def test_each_verdict_has_a_colour_that_contrasts_with_its_sign(tmp_path: Path) -> None:
     comparison = many(1, LARGE)
     page = report_head(session_of(comparison, tmp_path), comparison)
     for name in SIGNS:
@@ -119,7 +119,7 @@ def test_each_verdict_has_a_colour_in_the_page_and_its_sign_contrasts_with_it(tm
     ),
     st.integers(0, 12),
 )
-def test_outliers_are_the_runs_unlike_their_option(
+def test_outliers_are_the_runs_that_differ_from_their_option(
     options: dict[str, list[tuple[VerdictName, float | None]]], most: int
 ) -> None:
     comparison = compared(
@@ -145,7 +145,7 @@ def test_outliers_are_the_runs_unlike_their_option(
 
 
 @unit
-def test_the_rules_of_a_large_session_have_one_column_per_option_with_its_range() -> None:
+def test_the_rules_table_of_a_large_session_shows_a_range_per_option() -> None:
     runs = {seed: result("B", seed, object_recall=0.3 if seed < 5 else 0.6) for seed in range(LARGE)}
     table = rules_table(compared({"B": runs}))
     assert [heading.beside for heading in table["head"][2:]] == [f"{LARGE} seeds"]
@@ -183,7 +183,7 @@ def test_sentences_on_many_options_are_bounded(verdict: str) -> None:
 
 
 def html_of(page: Path) -> str:
-    """Return the HTML of a page, with that of the rows that pytest-html stores as JSON."""
+    """Return the HTML of a page and of the rows that pytest-html stores as JSON."""
     text = page.read_text()
     page_text, blob, rest = re.fullmatch(r'(.*?)(?:data-jsonblob="([^"]*)"(.*))?', text, re.DOTALL).groups("")
     rows = [row for rows in json.loads(unescape(blob) or '{"tests": {}}')["tests"].values() for row in rows]
@@ -191,12 +191,12 @@ def html_of(page: Path) -> str:
 
 
 @slow
-def test_reports_of_many_runs_are_small_have_a_bounded_number_of_pictures_and_link_to_every_run(
+def test_reports_of_many_runs_are_small_and_link_to_every_run(
     many_runs: ManyRuns,
 ) -> None:
     runs = {path for path in many_runs.session.glob("*-seed*") if path.is_dir()}
     assert len(runs) == many_runs.options * many_runs.seeds
-    of_comparison = 5 + many_runs.options  # training and validation grids, three charts, and why
+    of_comparison = 5 + many_runs.options  # two corpus pictures, three charts, explanations
     for page in many_runs.pages:
         assert page.stat().st_size < 4e6
         html = html_of(page)
@@ -209,7 +209,7 @@ def test_reports_of_many_runs_are_small_have_a_bounded_number_of_pictures_and_li
 
 
 @slow
-def test_what_is_printed_about_many_runs_is_bounded(many_runs: ManyRuns) -> None:
+def test_the_output_for_many_runs_is_bounded(many_runs: ManyRuns) -> None:
     lines = many_runs.output.splitlines()
     assert len(lines) < 150
     assert max(map(len, lines)) < 1000

@@ -65,7 +65,7 @@ GIVEN = LossOption(name="G", gamma=0.0, class_weights=(1.0, *[2.5] * 9), candida
 
 
 class Reader(HTMLParser):
-    """Collects the text of a page, its tags with the names of their attributes, and the attributes' values.
+    """Collects the text of a page, its tags with attribute names, and the values of all attributes.
 
     Style and script do not count as text.
     """
@@ -149,7 +149,7 @@ def test_every_text_of_a_difference_is_shown_unchanged(text: str) -> None:
 
 
 def png(width: int, height: int, description: str = "") -> bytes:
-    """A picture with many colours and a text alternative."""
+    """Return a PNG with many colours and a text alternative."""
     figure = pixel_figure(width, height)
     figure.figimage(np.random.default_rng(0).random((height, width)))
     target = io.BytesIO()
@@ -183,7 +183,7 @@ def test_a_picture_in_the_page_has_every_pixel_of_the_png() -> None:
 
 
 def epochs(recalls: list[float | None]) -> list[EpochRecord]:
-    """Return good epochs with these object recalls, and half of each as object IoU; None is undefined."""
+    """Return healthy epochs with these object recalls. Object IoU is half the recall; None is undefined."""
     records = history(*[1.0] * len(recalls))
     return [
         dataclasses.replace(
@@ -239,7 +239,9 @@ def test_the_rules_met_after_the_last_epoch_agree_with_the_verdict(recalls: list
         ([0.5, 0.1, 0.6], RulesMet(1, None, 3), "then broken, and met from epoch 3 (object IoU"),
     ],
 )
-def test_when_the_rules_were_met_in_words(recalls: list, expected: RulesMet, words: str) -> None:
+def test_a_sentence_says_in_which_epochs_the_rules_were_met(
+    recalls: list, expected: RulesMet, words: str
+) -> None:
     assert when_rules_met(epochs(recalls)) == expected
     assert words in describe_rules_met(epochs(recalls))
 
@@ -257,7 +259,7 @@ def test_the_trend_compares_the_last_two_epochs() -> None:
 
 
 def compared(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> tuple[Session, Comparison]:
-    """Return a session of constructed runs, and their comparison."""
+    """Return a session of constructed runs and its comparison."""
     corpus = dataclasses.replace(CORPUS, **changes)
     record = SessionRecord(
         created="2026-01-01T00:00:00+00:00",
@@ -287,7 +289,7 @@ def test_style_and_script_are_in_the_page_even_if_no_run_was_begun(tmp_path: Pat
 
 
 @unit
-def test_the_report_explains_predictions_against_the_background_of_its_corpus(tmp_path: Path) -> None:
+def test_the_explanations_use_the_background_of_the_corpus(tmp_path: Path) -> None:
     session, comparison = compared(tmp_path, {"B": {0: result("B", 0)}}, background=7)
     sentences = explain_why(Diagnosis.of(comparison.options["B"], [], background=7))
     assert sentences[0] in said(report_head(session, comparison))
@@ -336,7 +338,7 @@ def test_every_option_control_and_reference_has_a_row_in_the_report(
     ratio=st.sampled_from([0.1, 0.25, 3.5, 4.5]),
     classes=st.integers(0, 9),
 )
-def test_the_table_of_rules_marks_only_broken_rules_and_shows_their_numbers(
+def test_the_table_of_rules_shows_all_numbers_and_marks_broken_rules(
     tmp_path_factory: pytest.TempPathFactory, recall: float | None, ratio: float, classes: int
 ) -> None:
     changes = {
@@ -370,7 +372,7 @@ def test_the_head_describes_what_was_learned_and_unusual_properties(
     assert f"✔ The gate passed: B trained stably and learned {learned}" in words
     assert "Use option B" in words
     assert "The accuracy of B is 0.040 below that of predicting only background" in words
-    assert "The band is below the background rate" not in words  # it is the band's upper end
+    assert "The band is below the background rate" not in words  # the rate is the upper end of the band
     assert "Grids differ in size" in words
     assert "7 training grids that are also validation grids were removed" in words
 
@@ -380,7 +382,7 @@ def test_the_head_describes_what_was_learned_and_unusual_properties(
 
 @unit
 @given(COUNTS, st.sampled_from([*LOSS_OPTIONS.values(), POWER, GIVEN]))
-def test_a_rarer_class_is_predicted_at_a_lower_likelihood_and_an_absent_one_at_none(
+def test_rarer_classes_have_lower_thresholds_and_absent_classes_none(
     counts: list[int], option: LossOption
 ) -> None:
     thresholds = painting_threshold(counts, option)
@@ -399,7 +401,7 @@ def test_a_rarer_class_is_predicted_at_a_lower_likelihood_and_an_absent_one_at_n
 def test_a_class_is_the_best_prediction_exactly_above_its_threshold(
     option: LossOption, factor: float
 ) -> None:
-    """Find the best prediction for a cell that is class 1 with likelihood p, by exhaustive search."""
+    """Search for the best prediction of a cell that is class 1 with probability p, else background."""
     counts = [900, 100, *[50] * 8]
     threshold = painting_threshold(counts, option)[0]
     assert threshold is not None
@@ -448,7 +450,7 @@ def test_the_explanations_agree_with_the_counts() -> None:
 
 @unit
 @given(st.floats(0.01, 0.99))
-def test_only_a_threshold_of_half_or_more_predicts_background_when_in_doubt(share: float) -> None:
+def test_thresholds_of_half_or_more_predict_background_when_in_doubt(share: float) -> None:
     equal = dataclasses.replace(why(), thresholds=(share,) * 9)
     assert ("when in doubt, the model predicts background" in explain_why(equal)[0]) == (share >= 0.5)
 
@@ -513,7 +515,7 @@ def pieces(report: Path) -> list[str]:
 
 
 @slow
-def test_of_many_checkpoints_twelve_are_shown_and_the_folder_with_all_is_named(lab: Path) -> None:
+def test_twelve_of_many_checkpoints_are_shown_with_the_folder_of_all(lab: Path) -> None:
     run_pytest(
         *("experiments/", *QUICK, *TINY, "-n0", "--html=report.html", "-k", "A-seed0"),
         *("--epochs", "15", "--learning-rate", "1e-5"),
@@ -537,7 +539,7 @@ def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> Non
 
 
 @slow
-def test_a_filmstrip_that_cannot_be_drawn_is_reported_and_affects_nothing_else(lab: Path) -> None:
+def test_a_filmstrip_that_cannot_be_drawn_is_reported_with_its_run(lab: Path) -> None:
     (lab / "conftest.py").write_text(
         "import bvae.session.listeners\n"
         "def broken(*arguments, **more):\n"
@@ -557,7 +559,7 @@ def test_the_head_of_the_report_says_that_the_gate_was_not_run(lab: Path) -> Non
     head = (lab / "report.html").read_text().partition("data-jsonblob")[0]
     assert "The gate was not run; by the existing results it would fail" in head
     pictures = head.count("<img ") - head.count('<img src=""')
-    assert pictures == 7  # training and validation grids, verdicts, curves, tradeoff, and why for A and for B
+    assert pictures == 7  # two corpus pictures, verdicts, curves, tradeoff, and two explanations
 
 
 @slow
@@ -569,5 +571,5 @@ def test_the_command_writes_the_report_as_one_page(lab: Path, capsys: pytest.Cap
         assert capsys.readouterr().out.endswith(f"Report: {path}\n")
         page = path.read_text()
         assert "<summary>A-seed0: " in page
-        assert len(re.findall("data:image/png;base64,", page)) == 10  # six of the head, four of the run
+        assert len(re.findall("data:image/png;base64,", page)) == 10  # six in the head, four of the run
         assert not re.search(r"(src|href)=\"(?!data:)", page)

@@ -1,4 +1,4 @@
-"""Sessions side by side: what they share and differ in, their numbers, and folders that are not trusted."""
+"""Sessions side by side: shared and different settings, numbers, and folders that are not trusted."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def side(
     config: Mapping[str, Any] | None = None,
     **changes: Any,
 ) -> Side:
-    """A session with constructed results."""
+    """Return a session with constructed results."""
     experiment = ExperimentConfig(training=TrainingConfig(**(training or {})), **(config or {}))
     record = SessionRecord(
         **{
@@ -120,7 +120,7 @@ def test_exactly_the_settings_that_differ_are_named_with_each_value(
 
 
 @pytest.mark.unit
-def test_what_sessions_share_is_one_sentence_without_defaults() -> None:
+def test_shared_settings_are_one_sentence_without_defaults() -> None:
     training = {"learning_rate": 0.5}
     shared, _ = contrast([side(label, training=training) for label in "ab"])
     assert shared == (
@@ -132,7 +132,7 @@ def test_what_sessions_share_is_one_sentence_without_defaults() -> None:
 
 
 @pytest.mark.unit
-def test_differences_to_the_first_session_are_those_to_a_baseline() -> None:
+def test_differences_to_the_first_session_equal_those_to_a_baseline() -> None:
     better = {"A": {seed: result("A", seed, object_iou=0.5 + seed / 100) for seed in range(3)}}
     iou, accuracy = differences_table([side("a"), side("b", better)])
     expected = difference("A", "object_iou", [0.2, 0.21, 0.22], [0.5, 0.51, 0.52])
@@ -153,7 +153,7 @@ def test_differences_to_the_first_session_are_those_to_a_baseline() -> None:
         ({"config": {"grid_size": 8}}, "not comparable"),
     ],
 )
-def test_where_a_difference_means_nothing_the_table_says_why(changes: dict[str, Any], words: str) -> None:
+def test_the_table_says_why_a_difference_is_meaningless(changes: dict[str, Any], words: str) -> None:
     sides = [side("a"), side("b", **changes)]
     assert {row[-1] for row in differences_table(sides)} == {words}
     assert any("not comparable" in each for each in remarks(sides)) == (words == "not comparable")
@@ -221,7 +221,7 @@ def test_markup_and_control_characters_are_only_text() -> None:
         st.text(max_size=40), st.lists(st.tuples(st.floats(), st.floats()), max_size=4), max_size=5
     )
 )
-def test_the_chart_shows_every_finite_point_in_bits_and_the_mean_of_each_label(
+def test_the_chart_shows_finite_points_in_bits_and_the_mean_per_label(
     points: dict[str, list[tuple[float, float]]],
 ) -> None:
     largest = float(np.finfo(np.float32).max)
@@ -238,7 +238,7 @@ def test_the_chart_shows_every_finite_point_in_bits_and_the_mean_of_each_label(
 
 
 @pytest.mark.unit
-def test_colours_are_of_options_and_marks_of_sessions() -> None:
+def test_colours_show_options_and_marks_show_sessions() -> None:
     points, looks = chart_points([side("a"), side("b", {"B": OUTCOMES["B"]})])
     assert [*points] == [*looks] == ["a A", "a B", "b B"]
     assert looks == {"a A": (0, 0), "a B": (1, 0), "b B": (1, 1)}
@@ -250,7 +250,7 @@ def test_colours_are_of_options_and_marks_of_sessions() -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Two sessions that differ in corpus, classes, β and seeds; not to be changed."""
+    """Two sessions that differ in corpus, classes, β and seeds. Tests must not change them."""
     handler = signal.getsignal(signal.SIGTERM)  # closing a session makes the process ignore it
     folder = tmp_path_factory.mktemp("side")
     grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8)) * (np.arange(8) < 3)
@@ -279,7 +279,7 @@ def session(runs: Path, tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
-    """Every entry of a folder with its time of change and content."""
+    """Return the modification time and the content of every entry of a folder."""
     return {
         str(path): (path.lstat().st_mtime_ns, path.read_bytes() if path.is_file() else b"")
         for path in folder.rglob("*")
@@ -287,7 +287,7 @@ def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *folders: Path | str) -> str:
-    """The one sentence with which the command refuses."""
+    """Return the message with which the command refuses folders, which must be one line."""
     assert main(["compare", *map(str, folders)]) == 4
     said = capsys.readouterr()
     assert said.out == ""
@@ -327,7 +327,7 @@ def test_no_file_is_written_into_a_session_or_through_a_link(
 
 
 @pytest.mark.slow
-def test_the_command_writes_the_files_that_it_is_asked_for_and_nothing_else(
+def test_the_command_writes_only_the_requested_files(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(runs)
@@ -380,7 +380,7 @@ def test_a_result_that_was_changed_is_incomplete(
 
 
 @pytest.mark.slow
-def test_mistakes_are_one_sentence(
+def test_wrong_folders_are_refused_in_one_sentence(
     runs: Path, session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = runs / "o/latest"
@@ -406,7 +406,7 @@ def test_mistakes_are_one_sentence(
 @pytest.mark.parametrize(
     "counts", [(1,), (0,) * 12, (-1,) * 12, (2**62,) * 12, (1,) * 63], ids=lambda counts: str(len(counts))
 )
-def test_a_sealed_record_with_class_counts_of_no_corpus_is_refused_or_shown(
+def test_a_sealed_record_with_impossible_counts_is_refused_or_shown(
     runs: Path, session: Path, capsys: pytest.CaptureFixture[str], counts: tuple[int, ...]
 ) -> None:
     path = session / "session.json"
@@ -425,7 +425,7 @@ def test_a_sealed_record_with_class_counts_of_no_corpus_is_refused_or_shown(
 def test_a_sealed_result_with_impossible_numbers_is_refused_or_shown(
     runs: Path, session: Path, capsys: pytest.CaptureFixture[str], numbers: dict[str, float]
 ) -> None:
-    for seed, sign in enumerate((1, -1)):  # their deviation overflows
+    for seed, sign in enumerate((1, -1)):  # the deviation over both seeds overflows
         path = session / f"A-seed{seed}/result.json"
         found = read_json(path, RunResult)
         assert found.metrics is not None

@@ -1,4 +1,4 @@
-"""Sessions that are killed or interrupted and then resumed give the results of uninterrupted ones."""
+"""A session that is killed or interrupted and then resumed gives the results of an uninterrupted session."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def complete_runs(lab: Path) -> Stamps:
 
 
 def begun(lab: Path) -> set[tuple[str, str]]:
-    """Return the runs and the invocations that began them."""
+    """Return each begun run with the invocation that began it."""
     return {(path.parent.name, path.read_text()) for path in (lab / "runs").glob("latest/*/.begun")}
 
 
@@ -74,7 +74,7 @@ def left_over(lab: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("names", [SESSION_FILES, LATER_FILES], ids=["first files", "last files"])
-def test_a_session_killed_while_writing_any_file_resumes_with_identical_results(
+def test_a_session_killed_during_a_write_resumes_with_identical_results(
     lab: Path, uninterrupted: Uninterrupted, names: tuple[str, ...]
 ) -> None:
     moments = random.Random(0)
@@ -89,7 +89,7 @@ def test_a_session_killed_while_writing_any_file_resumes_with_identical_results(
     assert left_over(lab) == []
 
 
-def test_a_session_with_two_workers_killed_at_random_moments_resumes_with_identical_results(
+def test_two_workers_killed_at_random_resume_with_identical_results(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     settings, moments = THREE_SEEDS, random.Random(1)
@@ -148,7 +148,7 @@ def one_error(text: str) -> str:
 
 
 @pytest.mark.parametrize("workers", ["-n0", "-n2"])
-def test_an_interrupted_session_says_how_to_resume_and_resumes_with_identical_results(
+def test_an_interrupted_session_says_how_to_resume_and_ends_identically(
     lab: Path, uninterrupted: Uninterrupted, workers: str
 ) -> None:
     moments = random.Random(2)

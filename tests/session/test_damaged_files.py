@@ -1,4 +1,4 @@
-"""Damaged or forged checkpoints, and disk errors: nothing is executed, and no valid result is lost."""
+"""Damaged or forged files never execute code, and disk errors never lose a valid result."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def mutate(value: Any, rng: random.Random) -> Any:
     return changed
 
 
-def test_a_forged_checkpoint_is_loaded_or_refused_without_another_exception(
+def test_a_forged_checkpoint_is_loaded_or_refused_by_name(
     checkpoint: Path, run: RunConfig, corpus: Corpus
 ) -> None:
     header, metadata, data = parse(checkpoint)
@@ -270,7 +270,7 @@ CASES = [(damage, "epoch_002.safetensors") for damage in DAMAGES] + [(damage, "*
 
 
 @pytest.mark.parametrize(("damage", "pattern"), CASES, ids=map(" in ".join, CASES))
-def test_a_damaged_checkpoint_is_skipped_and_training_gives_identical_results(
+def test_a_damaged_checkpoint_is_skipped_and_results_are_identical(
     finished: Path, tmp_path: Path, damage: str, pattern: str
 ) -> None:
     session = shutil.copytree(finished, tmp_path / "session")
@@ -287,11 +287,11 @@ def test_a_damaged_checkpoint_is_skipped_and_training_gives_identical_results(
     assert any("the run starts again from the beginning" in each for each in complaints) == (pattern == "*")
     for path in damaged:
         assert any(f"/{path.name}" in complaint for complaint in complaints)
-    assert evidence(session) == evidence(finished)  # includes that no payload created a file
+    assert evidence(session) == evidence(finished)  # no payload created a file either
 
 
 def damaged_result(finished: Path, tmp_path: Path, change: Callable[[bytes], bytes], warning: str) -> None:
-    """Resume a session with a changed result; afterwards the result must be the original one again."""
+    """Change a result and resume its session. Afterwards the original result must be there again."""
     session = shutil.copytree(finished, tmp_path / "session")
     result = session / "A-seed0/result.json"
     result.write_bytes(change(result.read_bytes()))
@@ -302,11 +302,11 @@ def damaged_result(finished: Path, tmp_path: Path, change: Callable[[bytes], byt
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b'{"schema": 2, "verdict": "fine"}'])
-def test_a_damaged_result_is_judged_again(finished: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_result_is_made_again(finished: Path, tmp_path: Path, content: bytes) -> None:
     damaged_result(finished, tmp_path, lambda _: content, "")
 
 
-def test_a_result_of_another_version_is_judged_again(finished: Path, tmp_path: Path) -> None:
+def test_a_result_of_another_version_is_made_again(finished: Path, tmp_path: Path) -> None:
     def first_version(result: bytes) -> bytes:
         return re.sub(rb'"schema": \d+', b'"schema": 1', result)
 
@@ -333,7 +333,7 @@ class Disk:
         (self.place / "filler").unlink()
 
     def close(self) -> None:
-        """Mount a read-only view over the disk; the disk cannot become read-only while files are open."""
+        """Mount a read-only view over the disk. With open files, the disk itself cannot become read-only."""
         subprocess.run(["mount", "--bind", self.place, self.place], check=True)
         subprocess.run(["mount", "-o", "remount,bind,ro", self.place], check=True)
 
@@ -368,7 +368,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("step", [2, 5])
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_disk_error_is_reported_and_the_session_later_resumes_with_identical_results(
+def test_after_a_disk_error_a_session_resumes_with_identical_results(
     lab: Path,
     disk: Disk,
     session_here: SessionHere,

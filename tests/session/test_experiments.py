@@ -1,4 +1,4 @@
-"""The main command as users run it: pytest in a child process, on a tiny corpus."""
+"""The main command as users run it: pytest, on a tiny corpus."""
 
 from __future__ import annotations
 
@@ -69,13 +69,11 @@ def test_a_session_leaves_every_documented_file(lab: Path) -> None:
 
 
 def strictly(text: str) -> Any:
-    """Parse JSON, and refuse NaN, which Python would accept."""
+    """Parse JSON. Fail on NaN, which the parser of Python accepts."""
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
-def test_every_record_of_a_run_has_all_metrics_of_the_model_and_its_controls(
-    lab: Path, session_here: SessionHere
-) -> None:
+def test_every_record_of_a_run_has_all_metrics_and_controls(lab: Path, session_here: SessionHere) -> None:
     session_here(*TINY, "--loss-options", "A", "--junitxml=junit.xml")
     run = newest(lab) / "A-seed0"
     epochs = [strictly(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -151,7 +149,7 @@ def test_runs_go_in_order_and_the_gate_last(lab: Path, session_here: SessionHere
     [("-n2", "--dist", "worksteal"), ("-n2", "-k", "B-seed or stable")],
     ids=" ".join,
 )
-def test_the_gate_ends_for_any_assignment_of_runs(lab: Path, how: tuple[str, ...]) -> None:
+def test_the_gate_judges_any_assignment_of_runs_to_workers(lab: Path, how: tuple[str, ...]) -> None:
     done = run_pytest("experiments/", *TINY, *how)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "test_stable_option_exists" in done.stdout
@@ -166,7 +164,7 @@ def test_a_gate_alone_has_no_run_to_judge(session_here: SessionHere) -> None:
     assert "no run of a candidate was selected" in said
 
 
-def test_without_the_gate_the_comparison_is_still_written_and_says_so(
+def test_without_the_gate_the_comparison_is_written_and_the_output_says_so(
     lab: Path, session_here: SessionHere
 ) -> None:
     status, said = session_here(*TINY, "-k", "A-seed or B-seed")
@@ -246,7 +244,7 @@ LEARNING = (
     *("--epochs", "5", "--checkpoint-every", "4", "--learning-rate", "0.003", "--beta", "0.0002"),
     *("--accuracy-band", "0.3:1"),
 )
-"""With these settings, A and C learn the squares with five of five seeds in fp32 and bf16: IoU ≥ 0.9."""
+"""Settings with which A and C learn the squares: IoU ≥ 0.9 for five of five seeds, in fp32 and bf16."""
 
 
 def test_the_gate_passes_when_c_alone_is_healthy(lab: Path, session_here: SessionHere) -> None:
@@ -266,7 +264,7 @@ def test_the_gate_fails_when_only_a_passes(lab: Path, session_here: SessionHere)
 
 
 def test_a_collapsed_model_in_the_band_fails_the_gate(lab: Path, session_here: SessionHere) -> None:
-    """75 % background and random colours: a few steps are only enough to learn the background."""
+    """75 % of the cells are background, the others are noise. A few steps teach only the background."""
     rng = np.random.default_rng(1)
     noise = rng.integers(1, 10, (560, 8, 8)) * (rng.random((560, 8, 8)) > 0.75)
     corpus = save(lab / "noise.npz", train=noise[:480], val=noise[480:])
@@ -277,8 +275,8 @@ def test_a_collapsed_model_in_the_band_fails_the_gate(lab: Path, session_here: S
     assert status == 1
 
 
-def test_predicting_only_by_position_in_the_band_fails_the_gate(lab: Path, session_here: SessionHere) -> None:
-    """All grids have objects in the same places: predictions are accurate without seeing the grid."""
+def test_predicting_by_position_alone_fails_the_gate(lab: Path, session_here: SessionHere) -> None:
+    """All grids have objects in the same places, so predictions are accurate without the input."""
     rng = np.random.default_rng(2)
     grids = np.zeros((400, 8, 8), int)
     grids[:, :4] = 3
@@ -378,7 +376,7 @@ def test_training_on_grids_of_several_sizes_resumes_with_identical_results(
     assert evidence(session) == whole
 
 
-def test_a_folder_of_tasks_is_trained_on_at_the_size_that_is_found_and_resumed_at_it(
+def test_a_folder_of_tasks_is_trained_and_resumed_at_its_detected_size(
     lab: Path, session_here: SessionHere
 ) -> None:
     rng, folder = np.random.default_rng(0), lab / "tasks"
@@ -402,7 +400,7 @@ def test_a_folder_of_tasks_is_trained_on_at_the_size_that_is_found_and_resumed_a
 
 @pytest.fixture
 def hostile(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A corpus next to a conftest.py and a pytest.ini that leave a trace if they are used."""
+    """A folder with a corpus, a conftest.py that leaves a trace if it is used, and a pytest.ini."""
     folder = tmp_path_factory.mktemp("downloads")
     shutil.copy(lab / "corpus.npz", folder)
     (folder / "conftest.py").write_text(f"open({str(folder / 'used')!r}, 'w')\n")
@@ -426,7 +424,7 @@ def test_a_path_after_a_space_is_refused_with_the_correct_form(
     path = str(hostile / "corpus.npz" if option == "--corpus" else hostile)
     arguments = ["experiments/", option, path]
     if place == "before the tests, configured":
-        # pytest reads that folder's pytest.ini instead of ours, so bvae is only loaded by `-p`.
+        # pytest then reads the pytest.ini of the hostile folder, so that only `-p` loads bvae.
         arguments = ["-p", "bvae.plugin", option, path, "experiments/"]
     elif place == "before the tests":
         (hostile / "pytest.ini").unlink()

@@ -1,4 +1,4 @@
-"""A session that goes on with more seeds, more options, more epochs, or another accuracy band."""
+"""A session that is resumed with more seeds, more options, more epochs, or another accuracy band."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from bvae.training.optimization import learning_rate
 slow = pytest.mark.slow
 
 ONE = (*TINY, "--loss-options", "A")
-"""One run of two epochs of three steps."""
+"""Options for one run of two epochs of three steps."""
 
 LONGER = ("--resume=runs/latest", "--epochs", "4", "--extend")
 
@@ -50,7 +50,7 @@ def epochs_of(run: Path) -> int:
 
 
 def stage(epochs: int, *before: int) -> RunConfig:
-    """Return the configuration of a run that was extended from earlier numbers of epochs."""
+    """Return the configuration of a run whose stages ended at `before` epochs and at `epochs` epochs."""
     training = TrainingConfig(epochs=epochs, extended_from=before)
     return ExperimentConfig(training=training).run(LOSS_OPTIONS["B"], 0, "0" * 64)
 
@@ -60,9 +60,7 @@ def stage(epochs: int, *before: int) -> RunConfig:
 
 @pytest.mark.unit
 @given(st.sets(st.integers(1, 20), min_size=1), st.sets(st.integers(1, 20), min_size=1))
-def test_a_run_continues_exactly_the_runs_whose_numbers_of_epochs_begin_its_own(
-    one: set[int], other: set[int]
-) -> None:
+def test_a_run_continues_the_runs_whose_stages_begin_its_own_stages(one: set[int], other: set[int]) -> None:
     own, its = sorted(one), sorted(other)
     continues = stage(own[-1], *own[:-1]).continues(stage(its[-1], *its[:-1]))
     assert continues == (own[: len(its)] == its)
@@ -95,9 +93,7 @@ def test_new_options_come_last_so_that_options_keep_their_colours() -> None:
         ({"training": TrainingConfig(epochs=9)}, "--epochs 9 needs --extend: the learning rate"),
     ],
 )
-def test_less_than_the_session_has_is_refused_and_more_epochs_are_asked_for(
-    change: dict, complaint: str
-) -> None:
+def test_a_session_keeps_seeds_and_options_and_more_epochs_need_extend(change: dict, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         extended(ExperimentConfig(), ExperimentConfig(**change), more_epochs=False)
 
@@ -133,7 +129,7 @@ def test_more_seeds_and_options_are_trained_and_the_finished_runs_stay(
 
 
 @slow
-def test_one_run_is_extended_by_the_command_line_of_one_run(
+def test_a_run_of_bvae_train_is_extended_by_bvae_train(
     lab: Path, session_here: SessionHere, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = [word for word in TINY if word not in ("--seeds", "1")]
@@ -150,7 +146,7 @@ def test_one_run_is_extended_by_the_command_line_of_one_run(
 
 
 def give_evidence_of_a_good_model(run: Path) -> None:
-    """Replace the metrics of a complete run by those of a model that learned the objects, accuracy 0.76."""
+    """Give a complete run the metrics of a model that learned the objects, with accuracy 0.76."""
     records = history(2.0, 1.0)
     (run / "metrics.jsonl").write_bytes(msgspec.json.Encoder().encode_lines(records))
     result = read_json(run / "result.json", RunResult)
@@ -160,7 +156,7 @@ def give_evidence_of_a_good_model(run: Path) -> None:
 
 @slow
 @pytest.mark.parametrize("command", ["report", "pytest"])
-def test_another_band_judges_again_and_trains_nothing(
+def test_another_band_judges_runs_again_without_training(
     lab: Path, session_here: SessionHere, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     session_here(*ONE)
@@ -188,7 +184,7 @@ def test_another_band_judges_again_and_trains_nothing(
 
 @slow
 @pytest.mark.parametrize(("name", "moment"), [("A-seed0/result.json", "half")])
-def test_a_session_killed_while_it_is_judged_again_is_judged_by_the_next(
+def test_after_a_kill_while_judging_again_the_next_report_judges(
     lab: Path, session_here: SessionHere, name: str, moment: str
 ) -> None:
     session_here(*ONE)
@@ -214,7 +210,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def trained(corpus: Corpus, folder: Path, *stages: int, restore: str = "", **settings: Any) -> dict[str, Any]:
-    """Train a run of several stages of epochs; return the evidence that it leaves."""
+    """Train a run whose stages end at these numbers of epochs; return its records and weights."""
     *before, epochs = stages
     training = TrainingConfig(
         epochs=epochs, extended_from=tuple(before), batch_size=16, precision="fp32", **settings
@@ -230,7 +226,7 @@ def trained(corpus: Corpus, folder: Path, *stages: int, restore: str = "", **set
 
 @slow
 @pytest.mark.parametrize("settings", [{}, {"beta_schedule": "cyclical"}], ids=["constant", "cyclical"])
-def test_a_run_that_is_extended_anywhere_has_the_bits_of_its_stages(
+def test_a_run_extended_at_any_checkpoint_has_the_bits_of_its_stages(
     corpus: Corpus, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     for name in ("whole", "again"):
@@ -249,7 +245,7 @@ def test_a_run_that_is_extended_anywhere_has_the_bits_of_its_stages(
 
 
 @slow
-def test_more_epochs_are_refused_and_then_trained_twice(lab: Path, session_here: SessionHere) -> None:
+def test_more_epochs_need_extend_and_can_be_added_twice(lab: Path, session_here: SessionHere) -> None:
     session_here(*ONE)
     session = newest(lab)
     run, first = session / "A-seed0", stamps(session)
@@ -288,7 +284,7 @@ def test_more_epochs_are_refused_and_then_trained_twice(lab: Path, session_here:
 
 
 @slow
-def test_an_extension_killed_while_writing_any_file_resumes_with_identical_results(
+def test_an_extension_killed_during_a_write_resumes_with_identical_results(
     lab: Path, session_here: SessionHere
 ) -> None:
     session_here(*ONE)

@@ -1,4 +1,4 @@
-"""Pictures that cannot be drawn affect nothing else; a loss that is not finite only ends its own run."""
+"""A picture that cannot be drawn affects nothing else. A loss that is not finite ends only its own run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def checkpoints(found: dict[str, str], run: str = "") -> dict[str, str]:
     return {name: bits for name, bits in found.items() if name.startswith(run) and "safetensors" in name}
 
 
-def test_a_picture_that_cannot_be_drawn_is_reported_and_changes_nothing_else(
+def test_a_picture_that_cannot_be_drawn_is_reported_and_changes_no_weight(
     lab: Path, uninterrupted: Uninterrupted
 ) -> None:
     sabotage(lab, picture="no <b>ink</b>")
@@ -103,7 +103,7 @@ def test_a_loss_that_becomes_nan_ends_only_its_own_run(
         "epoch_001.safetensors",
         "epoch_002_step_000004.safetensors",
     }
-    for name in left:  # which of them hold optimizer state depends on what was saved after them
+    for name in left:  # later checkpoints remove the optimizer state of earlier checkpoints
         ours, theirs = (weights(path / "B-seed0/checkpoints" / name) for path in (session, whole))
         assert ours == theirs
     for path in (session / "B-seed0/checkpoints").glob("*.safetensors"):

@@ -1,4 +1,4 @@
-"""A session folder is data: nothing outside of it is touched, and what bvae did not write is not believed."""
+"""Session folders are not trusted. Nothing outside them is changed, and forged files are not used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HOSTILE = "\x1b[31m<script>alert(1)</script>\u202e"
 
 @pytest.fixture(scope="module", autouse=True)
 def _signals() -> Iterator[None]:
-    """Closing a session makes this process ignore SIGTERM."""
+    """Restore the handler of SIGTERM, because closing a session makes this process ignore it."""
     handler = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, handler)
@@ -46,13 +46,13 @@ def _signals() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A session whose runs are complete; not to be changed."""
+    """A session whose runs are complete. Tests must not change it."""
     return finished_session(tmp_path_factory.mktemp("lab"))
 
 
 @pytest.fixture
 def session(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """A copy of the finished session, which tests may change."""
     return shutil.copytree(finished, tmp_path / "session")
 
 
@@ -61,24 +61,24 @@ def resume(session: Path) -> Experiment:
 
 
 def closed(session: Path) -> Experiment:
-    """The session after `report`."""
+    """Resume and close a session, as `bvae report` does; return the experiment."""
     experiment = resume(session)
     experiment.close_session(interrupted=False)
     return experiment
 
 
 def run_of(session: Path, name: str) -> RunConfig:
-    """The configuration of a run, from a checkpoint of it."""
+    """Return the configuration of a run."""
     return read_json(session / name / "config.json", RunConfig)
 
 
 def reseal(path: Path, kind: type, **changes: Any) -> None:
-    """Change a record and seal it again, as someone would who knows how."""
+    """Change a record and seal it again, as a forger could."""
     path.write_bytes(to_json(sealed(dataclasses.replace(read_json(path, kind), **changes))))
 
 
 def entries(folder: Path) -> dict[str, bytes | str]:
-    """What is in a folder, links unfollowed."""
+    """Return the content of a folder, without following links."""
     return {
         str(path.relative_to(folder)): str(path.readlink())
         if path.is_symlink()
@@ -89,7 +89,7 @@ def entries(folder: Path) -> dict[str, bytes | str]:
     }
 
 
-# ---- links, and what is removed
+# ---- links and removed files
 
 
 @pytest.mark.parametrize("command", ["report", "train"])
@@ -101,7 +101,7 @@ def entries(folder: Path) -> dict[str, bytes | str]:
         *("deeper/foreign", "A-seed0/.progress.new"),
     ],
 )
-def test_a_link_anywhere_is_refused_by_name_before_anything_is_written_or_removed(
+def test_a_link_anywhere_is_refused_before_any_file_is_changed(
     session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str, command: str
 ) -> None:
     link, outside = session / place, tmp_path / "outside"
@@ -124,7 +124,7 @@ def test_a_link_anywhere_is_refused_by_name_before_anything_is_written_or_remove
     assert entries(tmp_path) == before
 
 
-def test_a_pipe_is_refused_and_not_waited_for(session: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(session: Path) -> None:
     os.mkfifo(session / "A-seed0/checkpoints/epoch_003.safetensors")
     with pytest.raises(SetupError, match=r"epoch_003\.safetensors is a pipe, a socket or a device"):
         resume(session)
@@ -135,7 +135,7 @@ def test_the_link_to_the_newest_session_is_resolved_first(session: Path) -> None
     assert main(["report", str(session.parent / "latest")]) == 0
 
 
-def test_only_temporary_files_of_ones_own_are_removed(session: Path) -> None:
+def test_only_temporary_files_of_bvae_are_removed(session: Path) -> None:
     foreign = ["thesis.part", "A-seed0/.thesis.part", "A-seed0/.thesis.abcd1234.part", "comparison/a.part"]
     foreign += ["A-seed0/checkpoints/.result.json.part", ".stop-here", "notes/.result.json.abcd1234.part"]
     own = [".session.json.abcd1234.part", "A-seed0/.result.json.a_cd1234.part", ".stop-0123456789abcdef"]
@@ -152,7 +152,7 @@ def test_only_temporary_files_of_ones_own_are_removed(session: Path) -> None:
 
 
 @pytest.mark.parametrize("foreign", ["", "notes.txt", "curves.png", "A-seed0"])
-def test_an_unused_session_is_removed_only_where_all_of_it_is_bvaes(
+def test_an_unused_session_is_removed_only_if_bvae_wrote_all_of_it(
     finished: Path, tmp_path: Path, foreign: str
 ) -> None:
     given = SETTINGS | {"corpus": str(finished.parents[1] / "corpus.npz")}
@@ -188,8 +188,8 @@ def shift_checkpoint(session: Path) -> None:
     shutil.copy(*(session / f"A-seed0/checkpoints/epoch_00{n}.safetensors" for n in (1, 2)))
 
 
-def train_longer(session: Path) -> None:
-    """Replace a run by a valid one that was trained with another β."""
+def change_beta(session: Path) -> None:
+    """Replace a run by a valid run that was trained with another β."""
     given = SETTINGS | {"corpus": read_json(session / "session.json", SessionRecord).config.corpus}
     other = Experiment.prepare(parse_experiment(given | {"beta": "0.5"}), session.parent / "other", [])
     other.open_session()
@@ -216,7 +216,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "A-seed0: result.json is that of B-seed0",
     ),
     "swapped folders": (swap_folders, "A-seed0: result.json is that of B-seed0"),
-    "a run of other settings": (train_longer, "A-seed0: config.json is that of another run: training.beta"),
+    "a run of other settings": (change_beta, "A-seed0: config.json is that of another run: training.beta"),
     "an edited configuration": (
         edit_json("A-seed0/config.json", '"batch_size": 16', '"batch_size": 32'),
         "A-seed0: config.json has changed since result.json was written",
@@ -237,7 +237,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_a_result_that_does_not_fit_its_run_is_named_and_not_believed(
+def test_a_result_that_does_not_match_its_run_is_reported_and_not_used(
     finished: Path, session: Path, name: str
 ) -> None:
     change, fault = CHANGES[name]
@@ -252,7 +252,7 @@ def test_a_result_that_does_not_fit_its_run_is_named_and_not_believed(
     with pytest.warns(EvidenceWarning, match=f"{fault}.*the run is trained again"):
         experiment.obtain((experiment.config.options[0], 0))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # those about B, if the folders are swapped
+        warnings.simplefilter("ignore")  # warnings about B, if the folders are swapped
         experiment.obtain((experiment.config.options[1], 0))
     experiment.close_session(interrupted=False)
     sound = shutil.copytree(finished, session.parent / "sound")
@@ -270,7 +270,7 @@ def test_an_edited_session_is_refused_in_one_sentence(session: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["class_recall", "confusion", "extent", "metrics"])
-def test_a_result_that_contradicts_itself_is_refused_though_its_seal_fits(session: Path, field: str) -> None:
+def test_a_result_that_contradicts_itself_is_refused(session: Path, field: str) -> None:
     path = session / "A-seed0/result.json"
     data = json.loads(path.read_text())
     if field == "metrics":
@@ -300,14 +300,14 @@ def test_metrics_of_other_classes_than_the_corpus_are_not_drawn(session: Path) -
 
 
 @pytest.mark.parametrize("line", [b'{"epoch": 1, "ste', b"\xff\xfe", b"[" * 100_000, b"{}\n"])
-def test_a_torn_line_of_metrics_is_named(session: Path, line: bytes) -> None:
+def test_a_damaged_line_of_metrics_is_reported_with_its_file(session: Path, line: bytes) -> None:
     path = session / "A-seed0/metrics.jsonl"
     path.write_bytes(path.read_bytes() + line)
     with pytest.raises(ValueError, match=r"A-seed0/metrics\.jsonl: not the records of epochs"):
         read_history(path.parent)
 
 
-def test_control_characters_of_any_file_are_escaped_wherever_they_are_shown(
+def test_control_characters_of_any_file_are_escaped_in_all_output(
     session: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = read_json(session / "session.json", SessionRecord)
@@ -357,19 +357,19 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("function", PICTURES)
-def test_a_picture_of_a_comparison_that_fails_is_named_and_costs_nothing_else(
+def test_a_comparison_picture_that_fails_is_reported_and_left_out(
     session: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     monkeypatch.setattr(engine, function, without_ink)
     name = PICTURES[function]
     with pytest.warns(EvidenceWarning, match=f"{name} could not be drawn: RuntimeError: no ink"):
         experiment = closed(session)
-    assert not (session / "comparison" / name).exists()  # nor that of an earlier comparison
+    assert not (session / "comparison" / name).exists()  # the earlier picture is removed too
     assert read_comparison(experiment.session) is not None
     assert "not drawn" in "".join(experiment.report_head())
 
 
-def test_a_picture_that_cannot_be_written_is_named_and_costs_nothing_else(session: Path) -> None:
+def test_a_comparison_picture_that_cannot_be_written_is_reported(session: Path) -> None:
     for name in PICTURES.values():
         (session / "comparison" / name).unlink()
         (session / "comparison" / name).mkdir()
@@ -379,7 +379,7 @@ def test_a_picture_that_cannot_be_written_is_named_and_costs_nothing_else(sessio
     assert experiment.complaint == ""
 
 
-def test_where_no_picture_can_be_drawn_there_are_still_comparison_report_and_junit(
+def test_without_any_picture_comparison_report_and_junit_are_written(
     lab: Path, session_here: SessionHere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for function in PICTURES:
@@ -397,7 +397,7 @@ def test_where_no_picture_can_be_drawn_there_are_still_comparison_report_and_jun
 
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n", b"<svg onload='boom()'/>"])
-def test_what_is_no_sound_png_is_named_and_not_shown(session: Path, content: bytes) -> None:
+def test_a_file_that_is_no_valid_png_is_reported_and_not_shown(session: Path, content: bytes) -> None:
     places = ["A-seed0/filmstrip.png", "A-seed0/checkpoints/reconstructions_epoch_001.png"]
     for name in places:
         (session / name).write_bytes(content)
@@ -427,7 +427,7 @@ def test_a_checkpoint_of_another_run_is_never_drawn_for_this_one(session: Path) 
         assert newest_model(session / "A-seed0", run) is None
 
 
-def test_a_comparison_that_cannot_be_written_is_said_and_exits_with_1(
+def test_a_comparison_that_cannot_be_written_gives_exit_code_1(
     session: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.rmtree(session / "comparison")
@@ -464,7 +464,7 @@ def test_every_failure_to_read_is_one_sentence_that_names_the_file(
     assert r"\x1b[31m.json" in str(refused.value)
 
 
-def test_a_file_of_another_size_than_its_digest_is_not_read(tmp_path: Path) -> None:
+def test_a_file_whose_size_differs_from_its_digest_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "best.safetensors"
     path.write_bytes(b"weights")
     known = file_digest(path, 2**32)
@@ -490,7 +490,7 @@ def test_a_folder_in_place_of_a_lock_ends_in_one_sentence(tmp_path: Path) -> Non
         lock_file(tmp_path / ".lock")
 
 
-def test_of_every_mutated_file_the_content_is_right_or_one_sentence_says_what_is_wrong(
+def test_a_mutated_file_gives_its_original_content_or_one_sentence(
     session: Path,
 ) -> None:
     mutant, found = Mutant(session), 0

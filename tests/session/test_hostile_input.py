@@ -26,7 +26,7 @@ slow = pytest.mark.slow
 
 @pytest.fixture
 def refusal(session_here: SessionHere) -> Refuse:
-    """Run pytest in this process; return its one-line error message with exit code 4."""
+    """Return a function that runs pytest, which must exit with code 4, and returns its one-line error."""
 
     def refuse(*arguments: str) -> str:
         status, said = session_here(*arguments)
@@ -41,7 +41,7 @@ def refusal(session_here: SessionHere) -> Refuse:
 
 @pytest.fixture
 def begun(lab: Path) -> Path:
-    """A session in which a run was about to begin when its process ended."""
+    """A session whose process ended before its first run began."""
     given = dict.fromkeys((option.key for option in OPTIONS), None)
     values = {"corpus": "corpus.npz", "grid_size": "8", "epochs": "2", "seeds": "1", "precision": "fp32"}
     experiment = Experiment.prepare(parse_experiment(given | values), lab / "runs", TINY)
@@ -176,7 +176,7 @@ def test_an_invalid_value_is_refused_in_one_printable_sentence(key: str, text: s
     ],
     ids=lambda value: ascii(value[-1]) if isinstance(value, list) else "",
 )
-def test_settings_that_cannot_work_are_refused_before_training_in_one_printable_line(
+def test_impossible_settings_are_refused_in_one_line_before_training(
     lab: Path, refusal: Refuse, arguments: list[str], complaint: str
 ) -> None:
     (lab / "verbose.py").write_text("def fails(**_):\n    raise RuntimeError('a\\nb\\x1b[31m')\n")
@@ -191,7 +191,7 @@ HOSTILE = f"{MARKUP} \"'`|$x^2$%s{{}}\n# a\r\x1b[31m\u202e\u2028é日"
 
 
 class Elements(HTMLParser):
-    """Collects the elements of a page, and those inside pytest-html's data, with their attribute names."""
+    """Collects the elements of a page and of its pytest-html data, each with its attribute names."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

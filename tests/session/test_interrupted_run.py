@@ -1,4 +1,4 @@
-"""A run that is interrupted and resumed leaves what it would have left uninterrupted."""
+"""A run that is interrupted and resumed leaves the same files as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def run(corpus: Corpus, request: pytest.FixtureRequest) -> RunConfig:
 
 @pytest.fixture(scope="module")
 def whole(run: RunConfig, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that was trained at once: nine steps."""
+    """The folder of an uninterrupted run of nine steps."""
     folder = tmp_path_factory.mktemp("whole")
     Trainer(run, corpus, folder).fit()
     return folder
 
 
 @pytest.mark.parametrize("steps", range(1, 10))
-def test_a_run_goes_on_from_any_step_in_another_trainer(
+def test_another_trainer_continues_a_run_from_any_step(
     run: RunConfig, corpus: Corpus, whole: Path, tmp_path: Path, steps: int
 ) -> None:
     first, second = (Trainer(run, corpus, tmp_path) for _ in range(2))
@@ -93,7 +93,7 @@ def interrupted(folder: Path, steps: int, **settings: str) -> tuple[Experiment, 
     return experiment, directory
 
 
-def test_a_missing_picture_that_is_drawn_after_the_interruption_is_not_called_missing(folder: Path) -> None:
+def test_a_picture_drawn_after_the_interruption_is_not_reported_missing(folder: Path) -> None:
     experiment, directory = interrupted(folder, 5, checkpoint_every_steps="2", checkpoint_every="3")
     picture = directory / "checkpoints/reconstructions_best.png"
     picture.unlink()
@@ -103,7 +103,7 @@ def test_a_missing_picture_that_is_drawn_after_the_interruption_is_not_called_mi
 
 @pytest.mark.parametrize("keep", [1, 2])
 @pytest.mark.parametrize("damaged", [False, True])
-def test_the_newest_checkpoints_and_the_best_are_kept_and_the_pictures_of_all(
+def test_the_newest_and_best_checkpoints_are_kept_and_all_pictures(
     folder: Path, keep: int, damaged: bool
 ) -> None:
     experiment, directory = interrupted(folder, 5, checkpoint_every_steps="2", keep_checkpoints=str(keep))
@@ -122,11 +122,11 @@ def test_the_newest_checkpoints_and_the_best_are_kept_and_the_pictures_of_all(
 
 
 def stems(directory: Path, pattern: str) -> set[str]:
-    """Return the names of files among a run's checkpoints, without their suffix."""
+    """Return the names of matching files in the folder of checkpoints, without suffix."""
     return {path.stem for path in (directory / "checkpoints").glob(pattern)}
 
 
-def test_pictures_that_failed_before_the_interruption_are_reported_with_the_run(
+def test_pictures_that_failed_before_an_interruption_are_reported(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(listeners, "plot_reconstructions", without_ink)
@@ -141,7 +141,7 @@ def test_pictures_that_failed_before_the_interruption_are_reported_with_the_run(
 
 
 def with_optimizer(directory: Path) -> set[str]:
-    """Return the names of a run's checkpoints that hold optimizer state; all must be readable."""
+    """Return the names of checkpoints that hold optimizer state. All checkpoints must be readable."""
     return {
         path.stem
         for path in checkpoints(directory)
@@ -150,7 +150,7 @@ def with_optimizer(directory: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("every", ["1", "2"])
-def test_the_newest_two_checkpoints_hold_optimizer_state_and_all_hold_their_model(
+def test_only_the_newest_two_checkpoints_hold_optimizer_state(
     corpus: Corpus, tmp_path: Path, every: str
 ) -> None:
     given = SETTINGS | {"corpus": corpus.spec, "epochs": "5", "checkpoint_every": every}
@@ -175,12 +175,12 @@ def test_the_newest_two_checkpoints_hold_optimizer_state_and_all_hold_their_mode
 
 @pytest.fixture
 def unpictured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train without pictures, which take most of the time of a tiny run."""
+    """Train without pictures, because drawing takes most of the time of a tiny run."""
     monkeypatch.setattr(run_module, "CheckpointPictures", lambda run, corpus: lambda event: None)
 
 
 def short_run(corpus: Corpus, folder: Path) -> tuple[RunConfig, dict[str, str]]:
-    """Train a run of six steps with four checkpoints in `folder/whole`, and return it with its evidence."""
+    """Train a run of six steps with four checkpoints in `folder/whole`; return run and evidence."""
     given = SETTINGS | {"corpus": corpus.spec, "epochs": "2", "checkpoint_every_steps": "2"}
     run = parse_experiment(given).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
     (folder / "whole").mkdir()
@@ -190,10 +190,10 @@ def short_run(corpus: Corpus, folder: Path) -> tuple[RunConfig, dict[str, str]]:
 
 @pytest.mark.usefixtures("unpictured")
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_a_run_that_ends_at_any_write_of_a_checkpoint_goes_on_with_identical_results(
+def test_a_run_interrupted_at_any_write_resumes_with_identical_results(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """A write saves a checkpoint, gives it a second name, or removes the optimizer state of an older one."""
+    """A write saves a checkpoint, gives it a second name, or removes the optimizer state of an older file."""
     run, whole, countdown = *short_run(corpus, tmp_path), 0
 
     def ending(write: Callable[..., None]) -> Callable[..., None]:
@@ -247,11 +247,11 @@ def test_without_the_newest_two_checkpoints_a_run_starts_again_and_says_so(
 
 
 def without_ink(*_: object, **__: object) -> None:
-    """Raise, in place of drawing a picture."""
+    """Raise an error instead of drawing a picture."""
     raise RuntimeError("no ink")
 
 
-def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
+def test_a_picture_that_fails_leaves_no_older_picture_in_its_place(
     run: RunConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pictures, saved = listeners.CheckpointPictures(run, corpus), tmp_path / "best.safetensors"
@@ -264,10 +264,10 @@ def test_where_a_picture_fails_none_of_an_older_checkpoint_is_left_in_its_place(
     assert pictures.failures == ["reconstructions_best.png: RuntimeError: no ink"]
 
 
-def test_a_temporary_file_that_another_process_removes_first_does_not_fail_the_run(
+def test_a_run_survives_if_another_process_removes_a_temporary_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that waits for a run tries the lock with a temporary file in the run's folder."""
+    """A process that waits for a run creates and removes a temporary file in the folder of the run."""
     found = run_module.leftovers
     monkeypatch.setattr(run_module, "leftovers", lambda path: [*found(path), path / "..lock.0123abcd.part"])
     experiment, _ = interrupted(folder, 1)

@@ -1,4 +1,4 @@
-"""What a session does on systems that lack something: one system call is made to fail, as the names say."""
+"""Sessions on systems that lack a feature. In most tests, one system call is made to fail."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ os.fsync = flush_files_alone
         *("open refuses folders, as on Windows", "chmod is refused"),
     ],
 )
-def test_a_session_runs_and_says_which_promise_is_weaker_where(lab: Path, fault: str, said: str) -> None:
+def test_a_session_runs_and_says_which_guarantee_is_weaker(lab: Path, fault: str, said: str) -> None:
     (lab / "conftest.py").write_text(fault)
     done = run_pytest("experiments/", *TINY, "-n2", "--loss-options", "A,B")
     assert done.returncode == 1, done.stdout + done.stderr
@@ -89,11 +89,11 @@ def test_a_session_runs_and_says_which_promise_is_weaker_where(lab: Path, fault:
 
 
 def sessions(lab: Path) -> list[Path]:
-    """The session folders, `latest` not counted if it is a link."""
+    """Return the session folders, without `latest` if it is a link."""
     return [path for path in (lab / "runs").iterdir() if not path.is_symlink()]
 
 
-def test_a_session_unpacked_as_the_folder_latest_is_resumed_and_left_alone(lab: Path) -> None:
+def test_a_session_in_a_folder_named_latest_is_resumed_and_kept(lab: Path) -> None:
     assert run_pytest("experiments/", *TINY, "-n0", "--loss-options", "A").returncode == 1
     session = newest(lab)
     (lab / "runs/latest").unlink()
@@ -122,7 +122,7 @@ def test_a_session_unpacked_as_the_folder_latest_is_resumed_and_left_alone(lab: 
     ],
     ids=str,
 )
-def test_no_text_that_a_terminal_cannot_show_ends_in_a_traceback(
+def test_text_that_a_terminal_cannot_show_causes_no_traceback(
     tmp_path: Path, arguments: list[str | bytes], status: int
 ) -> None:
     done = subprocess.run(
@@ -140,14 +140,14 @@ def test_no_text_that_a_terminal_cannot_show_ends_in_a_traceback(
 
 
 @pytest.mark.parametrize("argument", [b"--corpus=\xff", b"--beta=\xff", b"-k\xff"])
-def test_pytest_refuses_text_that_is_not_utf_8_or_runs(lab: Path, argument: bytes) -> None:
+def test_text_that_is_not_utf_8_causes_no_traceback_in_pytest(lab: Path, argument: bytes) -> None:
     done = run_pytest("experiments/", *TINY, "-n0", argument)
     assert done.returncode in (4, 5), done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "INTERNALERROR" not in done.stdout + done.stderr
 
 
-def test_a_session_is_shown_in_full_where_the_terminal_cannot_show_greek(lab: Path) -> None:
+def test_a_session_ends_normally_if_the_terminal_cannot_show_greek(lab: Path) -> None:
     environment = os.environ | {"PYTHONIOENCODING": "cp1252"}
     done = run_pytest("experiments/", *TINY, "-n0", "--loss-options", "A", env=environment, encoding="cp1252")
     assert done.returncode == 1, done.stdout + done.stderr
@@ -159,7 +159,7 @@ def test_a_session_ends_if_its_folder_is_removed_while_workers_start(lab: Path) 
     with running(lab, *TINY, "-n2") as process:
         wait_for(lambda: any(lab.glob("runs/2*/.holder")))
         (session,) = sessions(lab)
-        while session.exists():  # files come and go meanwhile
+        while session.exists():  # workers add files meanwhile
             shutil.rmtree(session, ignore_errors=True)
         assert process.wait(timeout=60) == 1
     assert f"The session folder {session} was removed" in (lab / "output.txt").read_text()

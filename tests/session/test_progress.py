@@ -27,7 +27,7 @@ def test_the_progress_line_shows_runs_speed_and_time_left() -> None:
     )
 
 
-def test_a_run_that_may_end_on_a_plateau_has_a_limit_and_no_time_left(tmp_path: Path) -> None:
+def test_a_run_that_may_end_on_a_plateau_shows_no_time_left(tmp_path: Path) -> None:
     listener = ProgressNote(tmp_path, TrainingConfig(epochs=50, until_plateau=3))
     for step in (1, 20):
         listener(Stepped(step=step, steps=20, epoch=2, images=64))
@@ -47,7 +47,7 @@ def test_every_state_gives_a_progress_line(
     assert "\n" not in line
 
 
-def test_of_many_runs_in_training_four_are_named() -> None:
+def test_the_progress_line_names_four_of_many_runs_in_training() -> None:
     line = describe_progress({f"A-seed{i}": note() for i in range(64)}, 0, 1000, 0.03, 30.0)
     assert line.count("epoch") == 4
     assert "A-seed3 epoch 3/5 (50%), 60 more, 128,000 images/s" in line

@@ -1,4 +1,4 @@
-"""Sessions on a Ray cluster end with the same bits as in one process, whatever dies meanwhile."""
+"""Sessions on a Ray cluster end with the same bits as in one process, even if a node dies."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'"
 )
 MANY_RUNS = (*TINY, "--epochs", "1", "--seeds", "8", "--checkpoint-every-steps", "2")
-"""24 runs of three steps, with a checkpoint in the middle."""
+"""Options for 24 runs of three steps, each with a checkpoint after two steps."""
 FIRST_SEEDS = (*MANY_RUNS, "--seeds", "2")
 CHECKPOINT = "checkpoints/*.safetensors"
 STORE = 100 * 2**20
 PATIENCE = 600
-"""Seconds that a step may take on a machine that others use too; alone it takes a tenth."""
+"""Seconds to wait for an event on a busy machine. An idle machine needs a tenth."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head, beside which the controller works, and two nodes with one core each."""
+    """A Ray cluster: a head on the machine of the controller, and two nodes with one core each."""
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -61,14 +61,14 @@ def count(lab: Path, pattern: str) -> int:
 
 @needs_ray
 @pytest.mark.slow
-def test_a_killed_node_and_a_new_one_change_no_bit(
+def test_killing_a_node_and_adding_a_node_change_no_bit(
     lab: Path, cluster: Any, uninterrupted: Uninterrupted
 ) -> None:
     with running(lab, *MANY_RUNS, "--engine", f"ray:{cluster.address}") as session:
         wait_for(lambda: count(lab, "result.json") >= 4, PATIENCE)
         victim = min(cluster.worker_nodes, key=lambda node: node.unique_id)
         begun = count(lab, CHECKPOINT)
-        wait_for(lambda: count(lab, CHECKPOINT) > begun, PATIENCE)  # a run is in the middle
+        wait_for(lambda: count(lab, CHECKPOINT) > begun, PATIENCE)  # a run is in training
         os.kill(victim.all_processes["raylet"][0].process.pid, signal.SIGKILL)
         cluster.add_node(num_cpus=1, wait=False, object_store_memory=STORE)
         assert session.wait(PATIENCE) == 1, (lab / "output.txt").read_text()
@@ -117,7 +117,7 @@ LONGER_RUNS = (*RESUMABLE, "--epochs", "12", "--checkpoint-every-steps", "0")
 @needs_ray
 @pytest.mark.long
 @pytest.mark.slow
-def test_an_interrupted_session_says_how_to_resume_and_goes_on_from_its_checkpoints(
+def test_an_interrupted_ray_session_resumes_from_its_checkpoints(
     lab: Path, cluster: Any, uninterrupted: Uninterrupted
 ) -> None:
     engine = ("--engine", f"ray:{cluster.address}")
@@ -190,7 +190,7 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
         (("--engine=ray:local", "-n2"), "and 2 are asked for"),
     ],
 )
-def test_a_session_that_cannot_use_ray_ends_as_wrong_usage(
+def test_a_session_that_cannot_use_ray_ends_with_exit_code_4(
     lab: Path, options: tuple[str, ...], sentence: str
 ) -> None:
     done = run_pytest("experiments/", *TINY, *options, cwd=lab, timeout=PATIENCE)
@@ -202,7 +202,7 @@ def test_a_session_that_cannot_use_ray_ends_as_wrong_usage(
 
 @pytest.fixture
 def folders(lab: Path) -> Any:
-    """The folders of the runs of a new session, as on the controller."""
+    """The object with which the controller writes the folders of runs, for a new session."""
     from bvae.session.ray_engine import RunFolders
 
     corpus = load_corpus(str(lab / "corpus.npz"), 8)

@@ -1,4 +1,4 @@
-"""One experiment in shards: every run is in one of them, and merged they are the undivided session."""
+"""An experiment in shards. Every run is in one shard, and merged shards equal the undivided session."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_every_run_is_in_exactly_one_shard(options: int, seeds: int, data: st.Da
 
 @pytest.mark.unit
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1/7", "1", "", "-1/2", "1/2/3", "a/b", "1/2\n", "١/٢"])
-def test_other_shards_are_refused(shard: str) -> None:
+def test_a_wrong_shard_is_refused_with_the_limits(shard: str) -> None:
     with pytest.raises(ValueError, match="expected I/N with I from 1 to N, and N from 1 to 6, the number of"):
         shard_of(range(6), shard)
 
@@ -69,7 +69,7 @@ def test_the_commands_carry_every_option_quoted_for_a_shell(
 
 
 @slow
-def test_merged_shards_are_the_undivided_session(
+def test_merged_shards_equal_the_undivided_session(
     lab: Path,
     session_here: SessionHere,
     uninterrupted: Uninterrupted,
@@ -139,7 +139,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def shards(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of these shards, as the current folder."""
+    """A copy of the two shards, in the current folder."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -215,7 +215,7 @@ def test_a_shard_that_cannot_be_merged_is_refused_with_one_sentence(
 
 
 @slow
-def test_other_hardware_and_equal_results_are_accepted_and_other_files_are_left_out(
+def test_merging_accepts_other_hardware_and_leaves_out_foreign_files(
     shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, second = shards / "shard-0", shards / "shard-1"

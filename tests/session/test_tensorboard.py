@@ -41,7 +41,7 @@ def train(corpus: Corpus, directory: Path, **settings: str) -> None:
 
 
 def read(directory: Path) -> Any:
-    """Return all events of a run, also those that TensorBoard would replace."""
+    """Return all events of a run, including events that TensorBoard would replace."""
     with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
         accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
         events = accumulator.EventAccumulator(
@@ -69,14 +69,14 @@ def test_a_run_that_is_resumed_shows_each_epoch_and_picture_once(corpus: Corpus,
         assert [event.step for event in pictures] == [2, 3, 4, 6]
         assert all(event.encoded_image_string.startswith(b"\x89PNG") for event in pictures)
         (directory / "result.json").unlink()
-        for name in ("epoch_002", "best"):  # training goes on inside the last epoch
+        for name in ("epoch_002", "best"):  # training resumes inside the last epoch
             (directory / f"checkpoints/{name}.safetensors").write_bytes(b"")
         with pytest.warns(EvidenceWarning, match="it is skipped"):
             train(corpus, directory)
 
 
 @pytest.mark.slow
-def test_a_log_that_fails_is_one_warning_and_changes_nothing_else(
+def test_a_log_that_fails_gives_one_warning_and_the_run_goes_on(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

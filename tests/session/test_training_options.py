@@ -15,7 +15,7 @@ from bvae.session_files import disk_usage
 
 
 @pytest.mark.unit
-def test_the_size_of_a_session_counts_a_file_of_two_names_once(tmp_path: Path) -> None:
+def test_disk_usage_counts_a_file_with_two_names_once(tmp_path: Path) -> None:
     checkpoints = tmp_path / "B-seed0/checkpoints"
     checkpoints.mkdir(parents=True)
     (tmp_path / "session.json").write_bytes(bytes(7))
@@ -27,9 +27,7 @@ def test_the_size_of_a_session_counts_a_file_of_two_names_once(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_session_with_a_warm_up_of_beta_free_bits_and_few_checkpoints(
-    lab: Path, session_here: SessionHere
-) -> None:
+def test_warm_up_free_bits_and_kept_checkpoints_take_effect(lab: Path, session_here: SessionHere) -> None:
     settings = ("--beta-schedule", "linear", "--beta-warmup", "2", "--free-bits", "0.05")
     kept = ("--keep-checkpoints", "last")
     _, said = session_here(*TINY, "--loss-options", "B", *settings, *kept, "--html=report.html")

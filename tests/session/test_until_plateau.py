@@ -21,7 +21,7 @@ PLATEAU = (
     *(*TINY, "--loss-options", "A", "--learning-rate", "0.1", "--checkpoint-every", "2"),
     *("--checkpoint-every-steps", "2", "--epochs", f"{LIMIT}", "--until-plateau", f"{PATIENCE}"),
 )
-"""With this rate, the loss rises after a few epochs."""
+"""Options with a learning rate at which the loss rises after a few epochs."""
 
 
 def run(lab: Path, *arguments: str, **faults: object) -> tuple[int, str]:
@@ -30,7 +30,7 @@ def run(lab: Path, *arguments: str, **faults: object) -> tuple[int, str]:
         return process.wait(timeout=120), (lab / "output.txt").read_text()
 
 
-def test_runs_end_on_a_plateau_also_if_they_are_interrupted(lab: Path, uninterrupted: Uninterrupted) -> None:
+def test_runs_end_on_a_plateau_even_if_they_are_interrupted(lab: Path, uninterrupted: Uninterrupted) -> None:
     """The second interruption is between the end of a run and its result, so no epoch may follow."""
     for name in ("A-seed0/checkpoints/epoch_002_step_000004.safetensors", "A-seed0/result.json"):
         arguments = PLATEAU if not (lab / "runs").exists() else ("--resume=latest",)

@@ -1,4 +1,4 @@
-"""A session of a model that draws numbers has the same weights on any number of workers."""
+"""A session of a model that draws random numbers has the same weights on any number of workers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from lab import RESUMABLE, TESTS, hashes, newest, run_pytest
 
 
-def test_a_model_with_dropout_ends_with_the_same_bits_on_any_number_of_workers(lab: Path) -> None:
+def test_dropout_gives_the_same_bits_on_any_number_of_workers(lab: Path) -> None:
     shutil.copy(TESTS / "own_models.py", lab)
     found = []
     for workers in ("-n0", "-n2"):

@@ -1,4 +1,4 @@
-"""Steps that read nothing from the device, as on a GPU, equal steps whose numbers are read at once."""
+"""Deferred steps, which read nothing from the device, equal steps whose numbers are read at once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def new_trainer(
 
 
 def spoil(trainer: Trainer, at: int, number: str, value: float) -> None:
-    """Replace a number of the loss, or the gradient, in one step of a run."""
+    """Multiply a term of the loss, or the gradient of the logits, by a value in one step of a run."""
     with_gradient = trainer.loss.with_gradient
 
     def spoilt(*arguments: Any, **keywords: Any) -> Any:
@@ -106,7 +106,7 @@ def test_a_deferred_run_equals_an_immediate_one(
     max_norm: float,
     is_resident: bool,
 ) -> None:
-    """Also if it is interrupted and restored, and if a number is not finite."""
+    """The run may be interrupted and restored, and a number may be infinite or NaN."""
 
     def interrupt(event: Event) -> None:
         if isinstance(event, Stepped) and event.step == stop:
@@ -125,7 +125,7 @@ def test_a_deferred_run_equals_an_immediate_one(
                 if fault is not None:
                     spoil(trainer, *fault)
             if stop is not None:
-                with contextlib.suppress(KeyboardInterrupt):  # or it diverges before
+                with contextlib.suppress(KeyboardInterrupt):  # the run may diverge before
                     interrupted.fit()
                 for path in checkpoints(Path(there))[:1]:
                     deferred.restore(path)
@@ -155,9 +155,9 @@ def test_a_listener_may_write_a_checkpoint_after_any_deferred_step(corpus: Corpu
 def test_training_an_epoch_reads_nothing_from_the_device(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It trains on the device `meta`, whose tensors have no values: reading one raises."""
+    """Tensors on the device `meta` have no values, so reading a value raises an error."""
     monkeypatch.setitem(step.READ_EVERY, "meta", 100)
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # unknown to autocast
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # autocast lacks `meta`
     trainer, device = new_trainer(corpus, tmp_path, max_gradient_norm=1e-3), torch.device("meta")
     assert trainer.loss.weight is not None
     loss = BetaVAELoss(gamma=2.0, weight=trainer.loss.weight.to(device), beta=0.1, free_bits=0.1)
@@ -169,7 +169,7 @@ def test_training_an_epoch_reads_nothing_from_the_device(
         trainer._read()
 
 
-def test_without_waiting_the_loss_is_the_same_whatever_the_logits() -> None:
+def test_the_loss_without_waiting_is_the_same_for_any_logits() -> None:
     values = torch.tensor([0.0, 1.0, -30.0, 1e30, math.inf, -math.inf, math.nan])
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
@@ -195,14 +195,14 @@ def test_without_waiting_the_gradient_is_clipped_to_the_same_bits(size: float) -
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("share", [step.RESIDENT_SHARE, 0.0], ids=["resident", "pinned"])
 @pytest.mark.parametrize("fault", [None, (4, "kl", math.inf)], ids=["finite", "diverging"])
-def test_a_step_on_a_gpu_never_waits_for_it(
+def test_a_step_never_waits_for_the_gpu(
     corpus: Corpus,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     share: float,
     fault: tuple[int, str, float] | None,
 ) -> None:
-    """And the run equals one whose numbers are read after each step."""
+    """The run also equals a run whose numbers are read after each step."""
     monkeypatch.setattr(step, "RESIDENT_SHARE", share)
     train_step, debug = Trainer._step, "error"
 

@@ -77,7 +77,7 @@ def assert_trained_as_by_autograd(model: BetaVAE, target: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
-# Layers that keep the size of maps or vectors: supported ones, and all others.
+# Layers of maps and layers of vectors, by whether the handwritten step supports them.
 
 MAPS: dict[bool, list[Callable[[int, int], nn.Module]]] = {
     True: [
@@ -218,7 +218,7 @@ def test_any_sequence_of_layers_is_trained_as_by_autograd_or_declined(
 
 
 def other_values(value: object) -> Iterator[object]:
-    """Return other values of an attribute of a module."""
+    """Yield other values of an attribute of a module."""
     match value:
         case bool():
             yield not value
@@ -244,7 +244,7 @@ def is_trained_by_autograd(model: BetaVAE, target: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.__name__)
-def test_a_module_with_any_one_attribute_changed_is_declined_or_trained_as_by_autograd(
+def test_a_changed_attribute_is_declined_or_trained_as_by_autograd(
     kind: type[nn.Module],
 ) -> None:
     target, path = (
@@ -466,13 +466,13 @@ def test_nothing_is_logged_if_autograd_was_requested(caplog: pytest.LogCaptureFi
 
 
 @pytest.mark.parametrize("change", ["circular padding", "GELU", "BatchNorm", "groups", "no bias"])
-def test_a_changed_decoder_has_nearly_the_same_gradient_in_bfloat16_and_float32(change: str) -> None:
-    """Rounding changes the gradient by 5 %; zero padding instead of circular padding changed it by 35 %."""
+def test_gradients_of_changed_decoders_agree_in_bfloat16_and_float32(change: str) -> None:
+    """Rounding changes the gradient by 5 %. Zero padding instead of circular padding changes it by 35 %."""
     apply, _ = DECLINED[change]
     model, target, gradients = new_model(), random_grids(16, 4, 4), {}
     apply(model)
     with torch.no_grad():
-        model.encoder[-1].bias[3:] = -20  # noise so small that it need not be the same
+        model.encoder[-1].bias[3:] = -20  # the noise is so small that it may differ
     for precision in ("bf16", "fp32"):
         training = TrainingConfig(precision=precision, max_gradient_norm=1e6)
         step = make_step(copy.deepcopy(model), LOSS, training, target)
@@ -484,7 +484,7 @@ def test_a_changed_decoder_has_nearly_the_same_gradient_in_bfloat16_and_float32(
     assert (gradients["bf16"] - gradients["fp32"]).norm() < 0.1 * gradients["fp32"].norm()
 
 
-def test_layers_that_are_changed_after_a_step_are_trained_as_changed() -> None:
+def test_layers_changed_after_a_step_are_trained_as_changed() -> None:
     target, noise, states = random_grids(4, 4, 4), torch.Generator(), []
     for kind in (HandwrittenStep, AutogradStep):
         model = new_model().double()

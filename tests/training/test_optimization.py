@@ -25,7 +25,7 @@ def loss_of(model: nn.Module, step: int) -> torch.Tensor:
 
 
 @given(st.integers(0, 1000), st.floats(1e-3, 10.0), st.lists(st.floats(0.0, 0.1), min_size=1, max_size=5))
-def test_updates_are_bit_identical_to_those_of_pytorch(
+def test_updates_equal_the_updates_of_pytorch_bit_for_bit(
     seed: int, max_norm: float, rates: list[float]
 ) -> None:
     ours, theirs = make(seed), make(seed)
@@ -45,7 +45,7 @@ def test_updates_are_bit_identical_to_those_of_pytorch(
         assert torch.equal(mine, other)
 
 
-def test_frozen_parameters_and_those_without_a_gradient_do_not_change() -> None:
+def test_parameters_that_are_frozen_or_without_gradient_do_not_change() -> None:
     model = make(0)
     model.unused = nn.Parameter(torch.ones(2))
     model[0].weight.requires_grad_(False)

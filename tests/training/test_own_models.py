@@ -1,4 +1,4 @@
-"""A model of one's own is refused before training, or ends with the same bits whatever happens around it."""
+"""A model of a user is refused before training, or always ends with the same bits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def trainer_of(
     model: type[nn.Module], corpus: Corpus, folder: Path, *, seed: int = 0, every: int = 0
 ) -> Trainer:
-    """A run of six steps; if `every` is not 0, it saves and draws a reconstruction every so many steps."""
+    """Return a trainer for a run of six steps, with a checkpoint every `every` steps if `every` is not 0."""
     training = TrainingConfig(
         model=f"own_models:{model.__name__}",
         epochs=2,
@@ -54,7 +54,7 @@ def trainer_of(
 
 
 def bits(trainer: Trainer) -> Bits:
-    """Weights, buffers and what was measured on the validation split, once a run is over."""
+    """Finish a run; return its weights, buffers and validation metrics as bytes."""
     trainer.fit()
     assert trainer.progress.step == trainer.steps == 6
     found = {name: tensor.numpy().tobytes() for name, tensor in trainer.model.state_dict().items()}
@@ -62,7 +62,7 @@ def bits(trainer: Trainer) -> Bits:
 
 
 @pytest.mark.parametrize("model", SUPPORTED, ids=lambda model: model.__name__)
-def test_the_bits_are_the_same_after_interruptions_other_runs_and_other_checkpoints(
+def test_interruptions_other_runs_and_checkpoints_change_no_bit(
     model: type[nn.Module], corpus: Corpus, tmp_path: Path
 ) -> None:
     check_model(f"own_models:{model.__name__}", grid_size=8, latent_dim=3)
@@ -90,15 +90,15 @@ def test_the_bits_are_the_same_after_interruptions_other_runs_and_other_checkpoi
 @pytest.mark.parametrize(
     ("model", "complaint"), REFUSED.items(), ids=lambda case: getattr(case, "__name__", "")
 )
-def test_what_could_not_be_resumed_is_refused_in_one_sentence(model: type[nn.Module], complaint: str) -> None:
+def test_a_model_that_could_not_be_resumed_is_refused_in_one_sentence(
+    model: type[nn.Module], complaint: str
+) -> None:
     with pytest.raises(ModelError, match=complaint) as caught:
         check_model(f"own_models:{model.__name__}", grid_size=8, latent_dim=3)
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_that_writes_into_its_inputs_learns_and_is_measured_as_one_that_copies_them(
-    corpus: Corpus, tmp_path: Path
-) -> None:
+def test_a_model_may_write_into_its_inputs(corpus: Corpus, tmp_path: Path) -> None:
     writing, copying = (bits(trainer_of(model, corpus, tmp_path)) for model in (WritesInputs, CopiesInputs))
     assert writing == copying
 
@@ -107,9 +107,7 @@ def states() -> list[Tensor | str]:
     return [torch.get_rng_state(), repr(np.random.get_state()), repr(random.getstate())]
 
 
-def test_training_and_evaluation_leave_the_generators_of_the_caller_alone(
-    corpus: Corpus, tmp_path: Path
-) -> None:
+def test_training_and_evaluation_leave_global_generators_unchanged(corpus: Corpus, tmp_path: Path) -> None:
     before = states()
     check_model("own_models:DrawsWithTorch", grid_size=8, latent_dim=3)
     trainer = trainer_of(Dropout, corpus, tmp_path)
@@ -119,6 +117,6 @@ def test_training_and_evaluation_leave_the_generators_of_the_caller_alone(
         assert torch.equal(state, then) if isinstance(state, Tensor) else state == then
 
 
-def test_each_step_of_each_run_draws_numbers_of_its_own() -> None:
+def test_each_step_of_each_run_has_its_own_random_seed() -> None:
     seeds = {step_seed(seed, step) for seed in range(10) for step in range(100)}
     assert len(seeds) == 1000

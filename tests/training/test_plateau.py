@@ -19,7 +19,7 @@ from bvae.verdict import on_plateau
 pytestmark = pytest.mark.unit
 
 patiences = st.integers(1, 6)
-validation_losses = st.lists(st.integers(0, 8).map(float), max_size=30)  # integers, so that some are equal
+validation_losses = st.lists(st.integers(0, 8).map(float), max_size=30)  # integers give equal losses
 
 
 def epochs(losses: Sequence[float], beta: float = TrainingConfig.beta) -> list[EpochRecord]:
@@ -34,7 +34,7 @@ def until(patience: int, limit: int = 50) -> TrainingConfig:
 
 
 @given(validation_losses, patiences)
-def test_a_plateau_is_that_many_epochs_since_the_first_epoch_with_the_lowest_loss(
+def test_a_plateau_is_counted_from_the_first_epoch_with_the_lowest_loss(
     losses: list[float], patience: int
 ) -> None:
     since = len(losses) - 1 - losses.index(min(losses)) if losses else 0
@@ -42,7 +42,7 @@ def test_a_plateau_is_that_many_epochs_since_the_first_epoch_with_the_lowest_los
 
 
 @given(validation_losses, st.floats(0.1, 10.0), patiences)
-def test_a_plateau_depends_on_the_order_of_the_losses_alone(
+def test_scaling_the_losses_does_not_change_a_plateau(
     losses: list[float], scale: float, patience: int
 ) -> None:
     assert on_plateau(epochs(losses), until(patience)) == on_plateau(
@@ -73,7 +73,7 @@ def test_without_a_known_end_the_rate_rises_to_the_peak_and_stays(
 
 
 @given(st.integers(0, 400), st.integers(0, 200))
-def test_before_the_cosine_falls_the_rate_is_that_of_a_known_end(step: int, warmup: int) -> None:
+def test_until_the_warmup_ends_the_rate_does_not_depend_on_a_known_end(step: int, warmup: int) -> None:
     rates = [learning_rate(step, total=total, warmup=warmup, peak=1.0) for total in (None, 1600)]
     assert (rates[0] == rates[1]) == (step <= warmup)
 
@@ -99,5 +99,5 @@ def test_the_patience_must_be_less_than_the_limit() -> None:
         ([5.0, 4.0], "stopped after epoch 2, before a plateau and the limit of 5 epochs"),
     ],
 )
-def test_the_end_in_words(losses: list[float], words: str) -> None:
+def test_a_sentence_says_why_a_run_ended(losses: list[float], words: str) -> None:
     assert words in describe_end(epochs(losses), until(2, limit=5))

@@ -25,5 +25,5 @@ def test_bf16_and_fp32_agree_on_real_objects(lab: Path) -> None:
         (exact,), (rounded,) = wide["runs"], found["bf16"][option]["runs"]
         assert rounded["verdict"] == exact["verdict"]
         for name in ("pixel_accuracy", "object_iou"):
-            # Rounding changes a run as another seed does; the standard deviation over seeds is at most 0.01.
+            # Rounding changes a run as much as another seed. The deviation over seeds is at most 0.01.
             assert rounded["metrics"][name] == pytest.approx(exact["metrics"][name], abs=0.02), (option, name)

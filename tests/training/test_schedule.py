@@ -17,7 +17,7 @@ lengths = st.integers(1, 100_000)
 
 
 @given(lengths, st.data())
-def test_a_constant_beta_is_always_the_full_one(total: int, data: st.DataObject) -> None:
+def test_a_constant_beta_is_always_the_full_beta(total: int, data: st.DataObject) -> None:
     step = data.draw(st.integers(0, total - 1))
     assert beta_share(step, total=total, warmup=1.0, schedule="constant") == 1.0
 
@@ -36,7 +36,7 @@ def test_a_linear_beta_rises_from_0_in_equal_steps_and_then_stays(
 
 
 @given(st.integers(1, 25_000), st.data())
-def test_a_cyclical_beta_is_that_of_fu_et_al(quarter: int, data: st.DataObject) -> None:
+def test_a_cyclical_beta_follows_fu_et_al(quarter: int, data: st.DataObject) -> None:
     total, cycles, rise = 4 * quarter, 4, 0.5
     step = data.draw(st.integers(1, total))
     position = (step - 1) % math.ceil(total / cycles) / (total / cycles)
@@ -45,7 +45,7 @@ def test_a_cyclical_beta_is_that_of_fu_et_al(quarter: int, data: st.DataObject) 
 
 
 @given(st.integers(8, 100_000))
-def test_a_cyclical_beta_ends_as_the_full_one_whatever_the_number_of_steps(total: int) -> None:
+def test_a_cyclical_beta_starts_at_0_and_ends_at_the_full_beta(total: int) -> None:
     shares = [beta_share(s, total=total, warmup=1.0, schedule="cyclical") for s in (0, total - 1)]
     assert shares == [0.0, 1.0]
 

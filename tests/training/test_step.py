@@ -1,4 +1,4 @@
-"""The handwritten step equals the step of autograd, and both can be stored in the model."""
+"""The handwritten step equals the step of autograd, and both store their state in the model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def grids(batch: int, grid_size: int, seed: int, *, outside: bool = False) -> Te
 
 
 def train(updates: TrainStep, target: Tensor, rates: list[float]) -> list[Tensor]:
-    """Return terms and norm `[5]` of each step."""
+    """Train one step per learning rate; return terms of the loss and gradient norm, `[5]`, of each step."""
     noise = torch.Generator().manual_seed(0)
     found = []
     for rate in rates:
@@ -148,7 +148,7 @@ def test_a_step_follows_the_gradient_of_the_mean_over_cells_inside(
 
 @pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize(("grid_size", "latent_dim", "batch"), [(16, 16, 64), (4, 1, 1), (8, 3, 5)])
-def test_in_bfloat16_its_gradient_is_as_accurate_as_that_of_autocast(
+def test_in_bfloat16_the_handwritten_gradient_is_as_accurate_as_autocast(
     grid_size: int, latent_dim: int, batch: int, outside: bool
 ) -> None:
     loss = BetaVAELoss(gamma=2.0, weight=torch.linspace(0.1, 5, 10), beta=0.012)
@@ -160,7 +160,7 @@ def test_in_bfloat16_its_gradient_is_as_accurate_as_that_of_autocast(
     }.items():
         model = make(grid_size, latent_dim)
         with torch.no_grad():
-            model.encoder[-1].bias[latent_dim:] = -20  # noise so small that it need not be the same
+            model.encoder[-1].bias[latent_dim:] = -20  # the noise is so small that it may differ
         updates = update(model, loss, max_norm=1e6)
         train(updates, grids(batch, grid_size, 0, outside=outside), [0.0])
         found[name] = updates.tensors()
@@ -322,7 +322,7 @@ def test_a_listener_may_write_a_checkpoint_after_any_step(
     ],
     ids=["bf16", "own factory", "own model", "fp32", "cuda"],
 )
-def test_only_a_betavae_in_bfloat16_on_a_cpu_is_trained_by_hand_whatever_its_name(
+def test_only_a_betavae_in_bfloat16_on_a_cpu_has_a_handwritten_step(
     training: dict[str, Any], model: GridModel, kind: type[TrainStep]
 ) -> None:
     loss = BetaVAELoss(gamma=1.0, weight=None, beta=0.1)

@@ -1,4 +1,4 @@
-"""Text in pictures: drawn literally, within its width, and without failures."""
+"""Text in pictures is drawn literally, within its width and without failures."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_any_text_is_drawn_without_a_warning(text: str) -> None:
         save_png(figure, io.BytesIO())
 
 
-def test_characters_that_cannot_be_drawn_are_replaced_and_others_are_kept() -> None:
+def test_only_characters_that_cannot_be_drawn_are_replaced() -> None:
     assert (
         drawable("σ² $x$ <b>\x00日\n\té")
         == "σ² $x$ <b>\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}\n é"

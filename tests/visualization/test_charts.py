@@ -78,7 +78,7 @@ def texts(figure: Figure) -> list[str]:
 
 
 def lines(figure: Figure, panel: int) -> list[Any]:
-    """Return the lines of the options in a panel, without the background rate."""
+    """Return the lines of the options in a panel, without controls and background rate."""
     return [line for line in figure.axes[panel].lines if line.get_marker() != "None"]
 
 
@@ -137,7 +137,7 @@ def test_a_record_without_validation_leaves_a_gap() -> None:
     assert np.isnan(lines(figure, ACCURACY)[0].get_ydata()).tolist() == [False, True]
 
 
-def test_object_panels_show_the_shuffled_control_of_each_option_and_the_extent() -> None:
+def test_object_panels_show_the_extent_and_each_shuffled_control() -> None:
     figure = plot({"A": [[record(1), record(2)]], "B": [[record(1), record(2)], [record(1), record(2)]]})
     for panel in (FOREGROUND, OBJECT_IOU, OBJECT_RECALL):
         controls = [line for line in figure.axes[panel].lines if line.get_marker() == "None"]
@@ -159,7 +159,7 @@ def test_an_option_keeps_its_colour_when_it_is_drawn_alone() -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 7, 60, 1000])
-def test_epoch_ticks_are_epochs(epochs: int) -> None:
+def test_ticks_of_the_epoch_axis_are_whole_epochs(epochs: int) -> None:
     figure = plot({"A": [[record(epoch) for epoch in range(1, epochs + 1)]]})
     lowest, highest = figure.axes[ACCURACY].get_xlim()
     ticks = [tick for tick in figure.axes[ACCURACY].get_xticks() if lowest <= tick <= highest]

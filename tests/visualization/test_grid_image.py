@@ -37,7 +37,7 @@ small = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9))
 cut = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9) | st.just(OUTSIDE)).filter(
     lambda grids: (grids != OUTSIDE).any((1, 2)).all()
 )
-"""Grids with cells outside, at least one inside."""
+"""Grids that may have cells outside. Each grid has at least one cell inside."""
 NOTHING, ONE_CELL = np.zeros((2, 3, 6, 5), np.uint8)
 ONE_CELL[0, 0, 0] = 1
 
@@ -87,9 +87,9 @@ def test_grids_of_any_size_give_a_picture_of_bounded_size(shape: tuple[int, int,
 @given(st.text(max_size=300))
 @example("$\\frac{1}{$ <b>bold</b> & \x00 \t日本 \U0001f9ea \u0301\r\n\u2028" + "W" * 500)
 @example("\n" * 50)
-@example("\U0001ee27")  # the bold face lacks it
+@example("\U0001ee27")  # the bold face lacks this character
 @settings(max_examples=12)
-def test_no_title_breaks_a_picture(title: str) -> None:
+def test_any_title_gives_a_picture_of_bounded_size(title: str) -> None:
     png = io.BytesIO()
     draw_reconstructions(random_grids(1, 4, 4), random_grids(1, 4, 4), [0.5], path=png, title=title)
     assert max(pixels(png).shape) <= 1800
@@ -102,7 +102,7 @@ def test_markup_in_a_title_is_drawn_literally() -> None:
 
 @functools.cache
 def pixels_of_a_cell(colour: str, *, wrong: bool = False) -> int:
-    """Count the pixels of a colour in the picture of a single cell of class 1, or of its error if `wrong`."""
+    """Count the pixels of a colour for a single cell of class 1, or for a single wrong cell if `wrong`."""
     png = io.BytesIO()
     if wrong:
         draw_reconstructions(NOTHING, ONE_CELL, [0.0] * 3, path=png)
@@ -126,7 +126,7 @@ def test_wrong_cells_are_drawn_where_the_arrays_differ(target: Classes, predicte
 @settings(max_examples=8)
 @given(small | cut)
 def test_every_cell_is_drawn_in_the_colour_of_its_class(target: Classes) -> None:
-    # Black, grey and the shades of text between them are not compared.
+    # Black, grey and the shades between them are not compared, because text has these colours.
     drawn = io.BytesIO()
     plot_comparison(target, {}, path=drawn)
     each = pixels_of_a_cell(ARC_COLOURS[1])
@@ -134,8 +134,7 @@ def test_every_cell_is_drawn_in_the_colour_of_its_class(target: Classes) -> None
         assert count_pixels(drawn, ARC_COLOURS[colour]) == each * (target == colour).sum()
 
 
-@functools.cache
-def test_64_classes_have_distinct_colours_and_the_first_ten_are_those_of_arc() -> None:
+def test_64_classes_have_distinct_colours_beginning_with_those_of_arc() -> None:
     assert CLASS_COLOURS[:10] == ARC_COLOURS
     assert len({*CLASS_COLOURS, *SYMBOL_COLOURS[RIGHT_BACKGROUND:]}) == 64 + 4
     png = io.BytesIO()
@@ -143,6 +142,7 @@ def test_64_classes_have_distinct_colours_and_the_first_ten_are_those_of_arc() -
     assert all(count_pixels(png, colour) for colour in CLASS_COLOURS)
 
 
+@functools.cache
 def centre(*cell: int) -> NDArray[np.float64]:
     png, grids = io.BytesIO(), NOTHING.copy()
     grids[cell] = 1
@@ -222,7 +222,7 @@ def test_wrong_cells_have_a_mark() -> None:
     assert 0 < count_pixels(dotted, ARC_COLOURS[1]) < count_pixels(wrong, ARC_COLOURS[1])
 
 
-def test_the_same_input_gives_the_same_file_on_every_thread_and_under_every_style() -> None:
+def test_the_same_input_gives_the_same_file_on_any_thread_with_any_style() -> None:
     def drawn(_: int = 0) -> bytes:
         png = io.BytesIO()
         draw_each(png, title="Option B\nσ²")
@@ -238,7 +238,7 @@ def test_the_same_input_gives_the_same_file_on_every_thread_and_under_every_styl
         assert drawn() == expected
 
 
-def test_a_file_holds_the_picture_and_its_description_but_no_date_or_version() -> None:
+def test_a_file_holds_picture_and_description_but_no_date_or_version() -> None:
     png, grids = io.BytesIO(), random_grids(2, 8, 8)
     draw_reconstructions(grids, 9 - grids, [0.1, 0.2], path=png)
     data, chunks, place = png.getvalue(), dict[bytes, bytes](), 8

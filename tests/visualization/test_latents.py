@@ -27,7 +27,7 @@ GRID = np.random.default_rng(0).integers(0, 10, (4, 5), dtype=np.uint8)
 
 
 class Painter(GridModel):
-    """Dimension 0 is the class of the first row, 1 that of the second; the decoder ignores dimension 2."""
+    """Decodes dimensions 0 and 1 to the classes of the first and second row, and ignores dimension 2."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_samples_are_described_by_background_and_classes() -> None:
     png = io.BytesIO()
     drawn = texts(plot_samples(Painter(), 3, latent_dim=3, path=png))
     assert drawn[:2] == ["Samples", "Background"]
-    shares = (sample_prior(Painter(), 3, 3) == 0).mean((1, 2))  # of 4 rows, the first two may be painted
+    shares = (sample_prior(Painter(), 3, 3) == 0).mean((1, 2))  # two of four rows may be foreground
     assert sorted(shares.tolist()) == [0.5, 1.0, 1.0]
     assert drawn[2:] == [f"{share:.0%}" for share in shares]
     assert description(png).startswith(
@@ -135,7 +135,7 @@ def test_samples_are_described_by_background_and_classes() -> None:
         ({"values": [np.nan]}, "values is .*nan.*; expected a list of one or more finite numbers"),
     ],
 )
-def test_what_cannot_be_traversed_is_refused(arguments: dict[str, Any], complaint: str) -> None:
+def test_invalid_arguments_of_traversals_are_refused(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         plot_traversals(Painter(), **{"grid": GRID, **arguments})
 
@@ -149,12 +149,12 @@ def test_what_cannot_be_traversed_is_refused(arguments: dict[str, Any], complain
         ({"latent_dim": None}, "a Painter has no attribute latent_dim; expected latent_dim=Z"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused(arguments: dict[str, Any], complaint: str) -> None:
+def test_invalid_arguments_of_samples_are_refused(arguments: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         plot_samples(Painter(), **{"count": 1, "latent_dim": 3, **arguments})
 
 
-def test_a_description_counts_each_cell_that_changes_once() -> None:
+def test_a_description_counts_each_changed_cell_once() -> None:
     base = np.zeros((2, 2), int)
     rows = {7: np.array([base, [[1, 0], [0, 0]], [[2, 0], [0, 3]]])}
     assert "Of 4 cells, dimension 7 changes 2." in describe_traversals(base, rows, (-1, 0, 1))
@@ -232,7 +232,7 @@ def test_the_scatter_has_no_room_for_negative_numbers(place: tuple[float, float]
         assert -0.04 * high <= low < value < high
 
 
-def test_the_scatter_says_the_means_in_words_and_that_there_is_none() -> None:
+def test_the_scatter_describes_its_means_or_says_that_there_is_none() -> None:
     for points, said in (
         ({"A": [(math.log(2), 0.01), (3 * math.log(2), 0.03)]}, "A 2 bits and 2.0%."),
         ({"A": [(math.nan, 0.1)]}, "No run has finished an epoch yet."),

@@ -36,7 +36,7 @@ small = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9))
 cut = hnp.arrays(np.uint8, (3, 6, 5), elements=st.integers(0, 9) | st.just(OUTSIDE)).filter(
     lambda grids: (grids != OUTSIDE).any((1, 2)).all()
 )
-"""Grids with cells outside, at least one inside."""
+"""Grids that may have cells outside. Each grid has at least one cell inside."""
 
 
 def random_grids(*shape: int, seed: int = 0) -> Classes:
@@ -58,7 +58,7 @@ def texts(figure: Figure) -> list[str]:
 class OneHotModel(nn.Module):
     """Reconstructs its input in evaluation mode; in training mode its dropout draws random numbers.
 
-    Outside a grid its logits are `outside`, with the last class as the largest.
+    In cells outside a grid, the logit of the last class is `outside`, and the other logits are 0.
     """
 
     def __init__(self, outside: float = 0.0) -> None:
@@ -117,7 +117,7 @@ def test_logits_may_be_returned_alone_in_a_tuple_or_as_an_attribute() -> None:
 
 
 @pytest.mark.parametrize("grids", [random_grids(4, 8, 8), cut_grids(4, 8, 8)], ids=["whole", "cut"])
-def test_accuracy_object_iou_and_cross_entropy_are_measured_on_cells_inside(grids: Classes) -> None:
+def test_captions_measure_accuracy_object_iou_and_loss_on_cells_inside(grids: Classes) -> None:
     torch.manual_seed(0)
     model = BetaVAE(grid_size=8)
     target = torch.from_numpy(grids).long()
@@ -238,7 +238,7 @@ def test_reconstructions_that_lack_a_cell_are_refused_by_name() -> None:
     )
 )
 @example(["\x00", "日本\n", "$x^2$", ""])
-def test_a_comparison_has_a_row_for_each_option_whatever_its_name(names: list[str]) -> None:
+def test_a_comparison_has_a_row_for_each_option_with_any_name(names: list[str]) -> None:
     png, grids = io.BytesIO(), random_grids(3, 8, 6)
     options = {name: random_grids(3, 8, 6, seed=seed) for seed, name in enumerate(names)}
     figure = plot_comparison(grids, options, path=png, title="Same grids")

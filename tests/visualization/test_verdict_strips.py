@@ -47,7 +47,9 @@ experiments = st.lists(
 
 
 @given(histories(), st.integers(1, 15))
-def test_a_cell_is_the_verdict_on_a_run_that_ended_there(records: list[EpochRecord], stride: int) -> None:
+def test_a_cell_shows_the_verdict_as_if_the_run_had_ended_there(
+    records: list[EpochRecord], stride: int
+) -> None:
     verdict: VerdictName = judge_run(records, None, BAND).name if records else "incomplete"
     found = verdicts_by_epoch(records, verdict, BAND, stride=stride)
     assert [*found.values()][-1] == verdict
@@ -57,7 +59,7 @@ def test_a_cell_is_the_verdict_on_a_run_that_ended_there(records: list[EpochReco
 
 
 @given(histories(), st.sampled_from(["diverged", "incomplete"]))
-def test_an_epoch_that_was_not_completed_follows_the_completed_ones(
+def test_an_incomplete_epoch_follows_the_complete_epochs(
     records: list[EpochRecord], verdict: VerdictName
 ) -> None:
     found = verdicts_by_epoch(records, verdict, BAND)
@@ -67,12 +69,12 @@ def test_an_epoch_that_was_not_completed_follows_the_completed_ones(
         assert found[len(records)] == judge_run(records, None, BAND).name
 
 
-def test_epochs_without_foreground_to_judge_by_are_incomplete() -> None:
+def test_epochs_without_foreground_are_incomplete() -> None:
     records = history(2.0, 1.0, last=evaluation(foreground_rate=0.0, predicted_foreground_rate=None))
     assert verdicts_by_epoch(records, "incomplete", BAND) == dict.fromkeys((1, 2, 3), "incomplete")
 
 
-def test_the_divergence_of_a_run_does_not_change_the_epochs_before() -> None:
+def test_a_divergence_does_not_change_earlier_epochs() -> None:
     divergence = Divergence(epoch=3, step=700, batch=(), terms={"loss": "nan"})
     records = history(2.0, 1.0)
     verdict = judge_run(records, divergence, BAND).name
@@ -101,7 +103,7 @@ def test_each_change_of_verdict_has_a_letter_and_each_verdict_a_name(options: li
     assert {verdict.replace("_", " ") for verdict in used} <= legend
 
 
-def test_the_picture_shows_the_colour_of_every_cell_and_describes_the_runs() -> None:
+def test_the_picture_has_the_colour_of_every_cell_and_a_description() -> None:
     png = io.BytesIO()
     strip = Strip(dict(enumerate(VERDICTS, 1)), "plateau")
     figure = plot_verdicts([{"A-seed0": strip}, {"B-seed0": Strip({1: "healthy"})}], path=png)
@@ -115,7 +117,7 @@ def test_the_picture_shows_the_colour_of_every_cell_and_describes_the_runs() -> 
     assert "plateau" in "".join(text.get_text() for text in figure.axes[0].texts)
 
 
-def test_runs_with_the_same_strip_share_a_sentence_and_phases_have_their_epochs() -> None:
+def test_runs_with_equal_strips_share_a_sentence_with_epochs_of_phases() -> None:
     same = Strip({1: "mode_collapse", 2: "mode_collapse", 3: "healthy"})
     assert describe_strips({"A-seed0": same, "B-seed0": Strip({}), "A-seed1": same}) == [
         "A-seed0, A-seed1: mode collapse in epochs 1 to 2, healthy in epoch 3.",
