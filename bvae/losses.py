@@ -31,8 +31,8 @@ def focal_loss(
     differentiated once, with respect to the logits only.
 
     With the margin m = log Σ_{c≠y} exp z_c − z_y, the probability of the target is p_y = σ(−m), so the loss
-    is `w·σ(m)^γ·softplus(m)`. This form keeps its digits if p_y is close to 1. Its gradient is finite for
-    every γ ≥ 0. For γ < 1, the gradient of (1 − p)^γ alone would be infinite at p = 1.
+    is `w·σ(m)^γ·softplus(m)`. This form is accurate if p_y is close to 1. Its gradient is finite for every
+    γ ≥ 0. For γ < 1, the gradient of (1 − p)^γ alone would be infinite at p = 1.
 
     Logits that are not finite are treated as in `torch.nn.functional.cross_entropy`: −inf is a probability
     of 0, and the loss of a cell with NaN or +inf is NaN. The mean over no cells is NaN, with gradient 0.
@@ -131,7 +131,7 @@ def _focal(
 
     The gradient is the product of slope and direction. The slope `[B, 1, H, W]` is d(s^γ·l)/dm =
     s^γ·(γ·(1 − s)·l + s), times the class weight, where s = σ(m) and l = softplus(m). The direction
-    `[B, C, H, W]` is dm/dz: −1 for the target class, and the softmax over all other classes for these.
+    `[B, C, H, W]` is dm/dz: −1 for the target class, and the softmax over the other classes for each of them.
     Outside a grid, loss, slope and hit are 0, and the logits are not used.
 
     If `wait` is false, no value is read from the device. The target is then not checked, and the correction
@@ -234,7 +234,7 @@ class BetaVAELoss:
         gamma, weight: see `focal_loss`.
         beta: the full β.
         free_bits: λ ≥ 0 in nats. Training minimizes Σ max(λ, KL) instead of Σ KL, where KL is the divergence
-            of a latent dimension, averaged over the batch. If it is below λ, its gradient is 0.
+            of a latent dimension, averaged over the batch. If KL is below λ, the gradient is 0.
 
     Source: Higgins et al., β-VAE, 2017, eq. 4, with the focal loss as reconstruction term; free bits from
     Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016, eq. 15.

@@ -278,8 +278,8 @@ def initial_model(config: RunConfig) -> GridModel:
 def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridModel, RunConfig]:
     """Return the model of a checkpoint, in evaluation mode, and the configuration of its run.
 
-    Only `model_name` is imported. The name in the checkpoint is only compared with it, because a file cannot
-    be trusted to name code.
+    Only `model_name` is imported. The name in the checkpoint is only compared with it, because a file must
+    not choose which code runs.
 
     Raises:
         CheckpointError: if the checkpoint is damaged, or its model is not `model_name`.

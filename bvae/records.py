@@ -61,7 +61,7 @@ class ReconstructionMetrics:
     """Metrics of reconstructed grids. Rates and recalls are fractions, None if there was nothing to count.
 
     Cells outside a grid do not count. An object is an 8-connected set of at least two cells of one class,
-    other than the most frequent class of its grid. Objects are measured in at most 2,000 grids of a split.
+    other than the most frequent class of its grid. Objects are measured in a sample of at most 2,000 grids.
 
     Attributes:
         pixel_accuracy: fraction of cells with the right class.
@@ -102,7 +102,7 @@ class ControlledMetrics(ReconstructionMetrics):
     """Metrics of a model or reference, and the same metrics of its shuffled control.
 
     Attributes:
-        classes_learned: number of these `classes_present` with a recall 0.20 or more above the control.
+        classes_learned: number of present foreground classes with a recall at least 0.20 above the control.
         shuffled: metrics of the control, in which each grid is reconstructed from another grid's latent.
     """
 
@@ -223,7 +223,7 @@ class RunResult:
         divergence: why training stopped early, if a number was not finite; else None.
         seconds: wall time of training and evaluation.
         failed_pictures: one sentence for each picture that could not be drawn.
-        digests: size and SHA-256 of the files from which this result was made, by path in the run's folder.
+        digests: size and SHA-256 of configuration, metrics and newest checkpoint, by path in the folder.
         seal: SHA-256 of this record with an empty seal, see `bvae.storage.sealed`.
 
     Raises:

@@ -70,7 +70,7 @@ def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
     """Acquire the lock of a file, waiting at most `timeout` seconds (-1: without limit).
 
     The operating system releases the lock if the process that holds it dies. If the file system has no locks,
-    the existence of the file is the lock. If its process died, the next process removes the file.
+    the existence of the file is the lock. If its creator died, the next process removes the file.
 
     Raises:
         Timeout: if another process holds the lock.
@@ -120,9 +120,9 @@ def make_folder(path: Path) -> None:
 def atomic_write(path: Path, data: bytes, *others: Path) -> None:
     """Write a file atomically: even after a crash, it has either the old or the complete new content.
 
-    The data are written and flushed to a temporary file in the same folder, then it is renamed and the
-    folder is flushed. `others` are paths in the same folder. They become hard links to the file, or copies if
-    the file system has no hard links.
+    The data are written and flushed to a temporary file in the same folder. The temporary file then replaces
+    the file, and the folder is flushed. `others` are paths in the same folder: they become hard links to
+    the file, or copies if the file system has no hard links.
 
     Raises:
         StorageError: if the file cannot be written, for example because the disk is full.
@@ -176,7 +176,7 @@ def _open_to_readers(path: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Flush the entries of a folder, or warn if the system cannot, like Windows."""
+    """Flush the entries of a folder, or warn if the system cannot flush them, such as Windows."""
     try:
         directory = os.open(folder, os.O_RDONLY)
         try:
@@ -312,7 +312,7 @@ def differences(ours: Any, theirs: Any) -> list[str]:
 
 
 def by_field(*records: Any) -> dict[str, tuple[Any, ...]]:
-    """Return the values of each field, one per record: a dataclass or mapping. Missing values are None."""
+    """Return the values of each field in all records (dataclasses or mappings); None if missing."""
     # `asdict` returns all fields; `msgspec.to_builtins` would omit fields that a JSON file lacked.
     flat = [_flat(each if isinstance(each, dict) else dataclasses.asdict(each)) for each in records]
     names = dict.fromkeys(name for each in flat for name in each)

@@ -244,7 +244,7 @@ class Trainer:
         return training.beta * beta_share(step, total=total, warmup=warmup, schedule=training.beta_schedule)
 
     def _stage_end(self, step: int) -> int:
-        """Return the number of the last step in the stage of a step, see `TrainingConfig.stages`."""
+        """Return the total number of steps at the end of a step's stage, see `TrainingConfig.stages`."""
         ends = (epochs * self.steps_per_epoch for epochs in self.config.training.stages)
         return next(end for end in ends if step < end)
 

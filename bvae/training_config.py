@@ -71,7 +71,7 @@ class TrainingConfig:
         extended_from: the values of `epochs` before each extension of the run, ascending, see `stages`.
         beta: full weight β of the KL divergence (Higgins et al. 2017).
         beta_schedule: schedule of β over the steps, see `bvae.training.optimization.beta_share`.
-        beta_warmup: number of epochs, or a fraction, in which the schedule `linear` raises β from 0.
+        beta_warmup: number of epochs, possibly a fraction, in which the schedule `linear` raises β.
         free_bits: KL divergence without a cost per latent dimension, in nats, see `bvae.losses.BetaVAELoss`.
         learning_rate: peak of the schedule, see `bvae.training.optimization.learning_rate`.
         batch_size: grids per step; the last partial batch of an epoch is dropped.

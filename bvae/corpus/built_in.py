@@ -32,7 +32,7 @@ MIN_CELLS, MAX_CELLS = 2, 40
 MAX_OBJECT_SIDE = 10
 PLACES_TRIED = 8
 SEED = 0
-# Grids that are composed at once, in a few dozen MB. The random numbers depend on it, so it must not change.
+# Number of grids composed at once, in a few dozen MB. A change of this number changes the random numbers.
 BATCH = 4096
 
 EIGHT_CONNECTED = np.ones((3, 3), np.bool_)

@@ -145,7 +145,7 @@ def split(
 ) -> Splits:
     """Return both splits, without training grids that are also validation grids, and their statistics.
 
-    First, grids are hashed to find duplicates; in a large memory-mapped file, only a sample of the grids is
+    First, grids are hashed to find duplicates. In a large memory-mapped file, only a sample of the grids is
     hashed. Then one pass checks, counts and fingerprints all grids.
 
     Args:
@@ -238,7 +238,7 @@ def _subset(source: Source, chosen: npt.NDArray[np.bool_], grid_size: int) -> La
 
 
 def _duplicates(train: LazyGrids, val: LazyGrids, sampled: int | None) -> npt.NDArray[np.int64]:
-    """Return the indices of training grids that are also validation grids. None samples all grids."""
+    """Return the indices of training grids that are also validation grids, among `sampled` grids or all."""
     known = {digest for _, digest in _digests(val, sampled)}
     found = [position for position, digest in _digests(train, sampled) if digest in known]
     return np.array(found, np.int64)

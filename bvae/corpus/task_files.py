@@ -149,7 +149,10 @@ def read_tasks(
         for task in sorted(fitting):
             splits[is_held_out(task)].update(dict.fromkeys(sorted(fitting[task])))
         found = f"{len(splits[0])} grids of training and {len(splits[1])} of validation tasks"
-        expected = "at least 1 of training and 2 of validation tasks (the hash of its id decides); add tasks"
+        expected = (
+            "at least 1 grid of training tasks and 2 grids of validation tasks (the hash of a task's id "
+            "decides whether it is for validation); add tasks"
+        )
         _check_enough(len(splits[0]) >= 1 and len(splits[1]) >= 2, found, expected, size, largest)
         return size, named(_stack(splits[0], size), _stack(splits[1], size), OUTSIDE)
 
