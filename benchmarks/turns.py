@@ -99,7 +99,7 @@ class Turns:
     def __call__(self, event: Event) -> None:
         now = time.perf_counter()
         if isinstance(event, Stepped) and self._since is not None:
-            self._intervals.append((now - self._since) * 1000 / event.images)
+            self._intervals.append((now - self._since) * 1000 / event.grids)
         self._since = now  # evaluations and checkpoints also end with an event, so no step includes them
         if len(self._intervals) == self._plan.steps:
             self._end()

@@ -1,4 +1,4 @@
-"""A laboratory for the loss of a β-VAE that reconstructs categorical grids.
+"""A laboratory that compares losses of β-VAEs, which reconstruct categorical grids.
 
 corpus/       grids to train on         losses, beta_vae   the loss and the model
 training/     one training step         trainer            the training loop
@@ -6,8 +6,8 @@ evaluation/   metrics and controls      judging/           comparison of options
 session/      session folders, workers  visualization/     pictures and charts
 report/       text, Markdown and HTML  notebook           runs and comparisons in Python
 
-ARCHITECTURE.md describes the structure. Importing this package imports none of these modules; the first use
-of `bvae.open_run` or `bvae.compare` does.
+ARCHITECTURE.md describes the structure. `import bvae` imports none of these modules. They are imported when
+`bvae.open_run` or `bvae.compare` is first used.
 """
 
 import importlib
@@ -21,11 +21,11 @@ __version__ = "0.9.1"
 
 
 class EvidenceWarning(UserWarning):
-    """A part of the evidence is missing or damaged, such as a checkpoint or a picture; training continues."""
+    """A file, such as a checkpoint, is missing, damaged or less safe than usual. Training continues."""
 
 
 class EngineError(RuntimeError):
-    """No run can be trained, because the machines for training are not, or no longer, available."""
+    """The machines or processes that train the runs are not available, or were lost."""
 
 
 def __getattr__(name: str) -> Any:

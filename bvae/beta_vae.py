@@ -14,21 +14,21 @@ from bvae import config
 from bvae.config import DEFAULT_CLASSES, OUTSIDE, LossOption
 
 Counts = config.Counts | Tensor
-"""`[C]`, how often each class occurs in the training split."""
+"""`[C]`, number of cells of each class in the training split."""
 
 
 def class_weights(
     counts: Counts, method: str, *, exponent: float | None = None, beta: float | None = None
 ) -> Tensor:
-    """Return weights that make rare classes count more, scaled so that their frequency-weighted mean is 1.
+    """Return class weights that are larger for rarer classes, scaled to a mean of 1 over the training cells.
 
-    A weighted loss then has the scale of an unweighted one, so the β of the KL divergence and the clipping
-    norm mean the same under every method. A class that never occurs gets the weight of the rarest that does.
+    This mean keeps the scale of the loss, so the β of the KL divergence and the clipping norm mean the same
+    with every method. A class that never occurs gets the weight of the rarest class that occurs.
 
     Args:
-        counts: `[C]`, how often each class occurs in the training split; only their ratios matter, except for
-            `effective`.
-        method: `none` (all 1), `inverse` (w ∝ 1/n), `sqrt_inverse` (w ∝ 1/√n: 123:1 becomes 11:1), `power`
+        counts: `[C]`, number of cells of each class in the training split. Only their ratios matter, except
+            for `effective`.
+        method: `none` (all 1), `inverse` (w ∝ 1/n), `sqrt_inverse` (w ∝ 1/√n), `power`
             (w ∝ (1/n)^exponent) or `effective` (w ∝ (1 − β)/(1 − βⁿ)).
         exponent: for `power`, at least 0.
         beta: for `effective`, in [0, 1): 0 gives `none`, and β → 1 approaches `inverse`.
@@ -36,18 +36,18 @@ def class_weights(
     Returns: `[C]`, float32, positive, on the CPU.
 
     Raises:
-        ValueError: for counts that are not one-dimensional, not finite, negative or all zero, for an unknown
-            method, and for a parameter that is missing, out of bounds or belongs to another method.
+        ValueError: if counts are not one-dimensional, not finite, negative or all zero, if the method is
+            unknown, or if a parameter is missing, out of bounds or for another method.
 
-    Source: for `effective` Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019, eq. 2.
+    Source of `effective`: Cui et al., Class-Balanced Loss Based on Effective Number of Samples, 2019, eq. 2.
     """
     return torch.from_numpy(config.weights_by_method(_array(counts), method, exponent=exponent, beta=beta))
 
 
 def option_weights(option: LossOption, counts: Counts) -> Tensor:
-    """Return the class weights `[C]` of a loss option; explicit weights are scaled to the same mean of 1.
+    """Return the class weights `[C]` of a loss option, scaled to a mean of 1 over the training cells.
 
-    Explicit weights also apply to classes that never occur. Raises ValueError like `class_weights`.
+    Explicit weights also apply to classes that never occur. Raises ValueError as `class_weights` does.
     """
     return torch.from_numpy(config.weights_of_option(option, _array(counts)))
 
@@ -57,7 +57,7 @@ def _array(counts: Counts) -> config.Counts:
 
 
 def one_hot(grids: Tensor, classes: int = DEFAULT_CLASSES) -> Tensor:
-    """One-hot encoding `[B, C, H, W]`, float32, of class indices `[B, H, W]`; all zeros outside a grid.
+    """Return the one-hot encoding `[B, C, H, W]` of class indices `[B, H, W]`, float32, zeros outside a grid.
 
     Raises:
         IndexError: for a value that is neither a class nor `bvae.corpus.OUTSIDE`.
@@ -68,7 +68,7 @@ def one_hot(grids: Tensor, classes: int = DEFAULT_CLASSES) -> Tensor:
 
 
 def _one_hot_rows(classes: int) -> Tensor:
-    """Return the encoding of each uint8 value, `[256, C]`: zeros for OUTSIDE, NaN for other non-classes."""
+    """Return the encoding `[256, C]` of uint8 values: OUTSIDE becomes zeros, other non-classes become NaN."""
     rows = torch.eye(OUTSIDE + 1, classes)
     rows[classes:OUTSIDE] = torch.nan
     return rows
@@ -87,17 +87,17 @@ class Output(NamedTuple):
 
 
 class GridModel(nn.Module):
-    """Interface of a model for training and evaluation; any module with these methods can be used."""
+    """Interface of a model for training and evaluation. A model needs the methods, not the base class."""
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`.
+        """Return posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`.
 
         Positions outside a grid hold `bvae.corpus.OUTSIDE`; `one_hot` encodes them as zeros.
         """
         raise NotImplementedError
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Logits `[B, C, H, W]` of latents `[B, Z]`."""
+        """Return the logits `[B, C, H, W]` of latents `[B, Z]`."""
         raise NotImplementedError
 
 
@@ -106,8 +106,8 @@ def initialize(layers: nn.Sequential) -> None:
     """Draw new weights for all layers but the last, and set all biases to 0.
 
     Weights are normal with variance 2 / (number of inputs per output), so that activations keep their scale
-    through ReLU. PyTorch's default initialization shrinks them to less than half in every layer, and the
-    model then takes an epoch to leave the initial collapse.
+    through ReLU. With PyTorch's default initialization, each layer shrinks activations to less than half. The
+    reconstructions of all grids then remain nearly the same for an epoch.
 
     Source: He et al., Delving Deep into Rectifiers, 2015, eq. 10.
     """
@@ -157,19 +157,19 @@ def _resample(convolution: Callable[..., Tensor], maps: Tensor, layer: Downsampl
     maps, bias = maps.contiguous(memory_format=torch.channels_last), layer.bias
     if bias is None or not torch.is_grad_enabled():
         return convolution(maps, layer.weight, bias, stride=2, padding=1)
-    # Inside the convolution, the bias gradient would take as long as the weight gradient on a CPU.
+    # On a CPU, the bias gradient of a convolution with bias takes as long as its weight gradient.
     convolved = convolution(maps, layer.weight, stride=2, padding=1)
     return convolved + bias.to(convolved.dtype)[:, None, None]
 
 
 def patches(maps: Tensor, size: int) -> Tensor:
-    """Return the patches under a size×size kernel of stride 2 and padding 1, as the rows of a matrix.
+    """Return the patches that a size×size kernel of stride 2 and padding 1 covers, as rows of a matrix.
 
     Args:
         maps: `[B, C, H, W]`.
         size: height and width of the kernel, 3 or 4.
 
-    Returns: `[B·H'·W', size·size·C]`, where H' and W' are the sizes after the convolution.
+    Returns: `[B·H'·W', size·size·C]`, where H' and W' are height and width after the convolution.
     """
     batch, channels, height, width = maps.shape
     padded = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).contiguous()
@@ -183,18 +183,18 @@ def patches(maps: Tensor, size: int) -> Tensor:
 
 
 class BetaVAE(GridModel):
-    """A β-VAE of H×W grids with `classes` categories.
+    """A convolutional β-VAE of square grids.
 
-    Encoder: one-hot → 3×3 convolutions 32, 64 (stride 2), 128 (stride 2) → 128 units → posterior mean and
-    log variance. The decoder mirrors it, with 4×4 transposed convolutions, and ends in one logit per class
-    and cell. The strides round sizes up, so the decoder's maps are cropped if the grid size is not a
-    multiple of 4. Weights before a ReLU are drawn so that activations keep their scale, see `initialize`.
+    The encoder applies 3×3 convolutions with 32, 64 (stride 2) and 128 (stride 2) channels to one-hot cells.
+    A linear layer with 128 units and one for posterior mean and log variance follow. The decoder is the
+    reverse, with 4×4 transposed convolutions of stride 2, and returns logits. Convolutions of stride 2 round
+    sizes up, so the output is cropped if the grid size is not a multiple of 4.
 
-    Layers, `encode` and `decode` may be changed freely: a model that the handwritten bfloat16 step for CPUs
-    does not support is trained by autograd, see `bvae.training.cpu_bf16`.
+    Layers, `encode` and `decode` may be changed. The handwritten bfloat16 step for CPUs supports only some
+    layers; other models are trained by autograd, see `bvae.training.cpu_bf16`.
 
     Args:
-        grid_size: height and width.
+        grid_size: height and width of the grids.
         latent_dim: number of latent dimensions Z.
         classes: number of categories C.
 
@@ -221,7 +221,7 @@ class BetaVAE(GridModel):
             nn.ReLU(),
             Downsample(64, 128),
             nn.Flatten(),
-            nn.ReLU(),  # after flattening, so that its gradient has the memory order of its input
+            nn.ReLU(),  # after Flatten, so that the gradient of ReLU has the memory order of its input
             nn.Linear(features, 128),
             nn.ReLU(),
             nn.Linear(128, 2 * latent_dim),
@@ -243,23 +243,23 @@ class BetaVAE(GridModel):
         initialize(self.decoder)
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`, OUTSIDE included."""
+        """Return posterior mean and log variance, each `[B, Z]`, of class indices or OUTSIDE, `[B, H, W]`."""
         mean, log_variance = self.encoder(_encode(grids, self.one_hot_rows)).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Logits `[B, C, H, W]` of latents `[B, Z]`."""
+        """Return the logits `[B, C, H, W]` of latents `[B, Z]`."""
         logits: Tensor = self.decoder(latent)
         return logits
 
     def forward(self, grids: Tensor, generator: torch.Generator | None = None) -> Output:
-        """Reconstruct grids `[B, H, W]`: from a posterior sample in training, from the mean in evaluation."""
+        """Reconstruct grids `[B, H, W]`, in training from a posterior sample, in evaluation from the mean."""
         mean, log_variance = self.encode(grids)
         latent = sample_posterior(mean, log_variance, generator) if self.training else mean
         return Output(self.decode(latent), mean, log_variance)
 
 
 def sample_posterior(mean: Tensor, log_variance: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Return a sample `[B, Z]` of N(mean, exp(log_variance)), differentiable in both."""
+    """Return a sample `[B, Z]` of N(mean, exp(log_variance)), differentiable in both arguments."""
     noise = torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     return mean + torch.exp(0.5 * log_variance) * noise

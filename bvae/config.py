@@ -1,6 +1,6 @@
-"""Settings that are fixed before training starts: loss options with their class weights, runs, experiment.
+"""Settings that are fixed before training starts: loss options with their class weights, runs, experiments.
 
-Every dataclass is frozen and validates itself, so every instance can be trained.
+Every dataclass is frozen and checks its values when it is created.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WEIGHT_EXPONENTS = {"none": 0.0, "sqrt_inverse": 0.5, "inverse": 1.0}
 WEIGHT_METHODS = get_args(ClassWeights)
 
 Counts = Sequence[float] | NDArray[np.number[Any]]
-"""`[C]`, how often each class occurs in the training split."""
+"""`[C]`, number of cells of each class in the training split."""
 
 Classes = int | Literal["auto"]
 GridSize = int | Literal["auto"]
@@ -43,15 +43,15 @@ DEFAULT_CLASSES = 10
 """ARC's colours 0–9."""
 
 MIN_CLASSES, MAX_CLASSES = 2, 64
-"""Limits of the number of classes; pictures have that many colours."""
+"""Limits of the number of classes; pictures have `MAX_CLASSES` colours."""
 
 MAX_GRID_SIZE = 64
-"""The longest side of a grid, in cells."""
+"""Maximum height and width of a grid, in cells."""
 
 OUTSIDE = 255
-"""Value, in uint8 arrays, of positions outside a grid that is smaller than its array."""
+"""Value of positions outside a grid, if the grid is smaller than the uint8 array that holds it."""
 
-OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # option names become folders and test ids
+OPTION_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # folders and test ids contain option names
 
 MAX_ROLE = 200
 """Maximum length of a loss option's role, in characters."""
@@ -67,15 +67,15 @@ class LossOption:
     """A named configuration of the reconstruction loss.
 
     Attributes:
-        name: letters, digits, `_` and `-`, at most 32, a letter first.
+        name: at most 32 characters: a letter, then letters, digits, `_` or `-`.
         gamma: focusing exponent γ ≥ 0 of the focal loss (Lin et al. 2017, eq. 4).
-        class_weights: method that computes class weights from training counts, see
-            `bvae.beta_vae.class_weights`; or the weights themselves, one per class. Only their ratios matter.
-        candidate: whether the option can pass the gate; false for a known-bad baseline.
+        class_weights: the method that computes class weights from training counts, see
+            `bvae.beta_vae.class_weights`; or one weight for each class. Only the ratios of weights matter.
+        candidate: whether the option can pass the gate; false for an option that is known to be bad.
         role: purpose of the option, in a few words.
         exponent: exponent of the method `power`, at least 0; None for other methods.
         beta: β of the method `effective`, in [0, 1); None for other methods. Not the β of the KL divergence.
-        training: values of `TrainingConfig` fields, by name, that replace those of the experiment.
+        training: settings of this option's runs that differ from the experiment, by `TrainingConfig` field.
     """
 
     name: str
@@ -117,7 +117,7 @@ class LossOption:
 
 
 def _check_classes(classes: Classes, background: Background, options: tuple[LossOption, ...]) -> None:
-    """Raise ConfigError unless classes and background are in bounds, with one explicit weight per class."""
+    """Check the number of classes, the background, and the number of explicit weights. Raises ConfigError."""
     count = MAX_CLASSES if classes == "auto" else classes
     expected = f"a whole number of at least {MIN_CLASSES} and at most {MAX_CLASSES}, or auto"
     check(MIN_CLASSES <= count <= MAX_CLASSES, "classes", f"is {classes}", expected)
@@ -132,12 +132,12 @@ def _check_classes(classes: Classes, background: Background, options: tuple[Loss
 
 def _number(field: str, value: Classes | GridSize | Background) -> int:
     if value == "auto":
-        raise ValueError(f"{field} is 'auto'; expected the number in the corpus, see Experiment.prepare")
+        raise ValueError(f"{field} is 'auto'; expected the number of the corpus, see Experiment.prepare")
     return value
 
 
 def check_weight_parameters(method: str, exponent: float | None, beta: float | None) -> None:
-    """Raise ConfigError unless a method of class weights has the parameter that it needs, and no other."""
+    """Raise ConfigError if a method lacks its parameter, or has the parameter of another method."""
     parameters = (("exponent", exponent, "power", math.inf), ("beta", beta, "effective", 1.0))
     for name, value, owner, bound in parameters:
         expected = f"{name} with 0 <= {name} < {bound:g}"
@@ -161,14 +161,14 @@ LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType({option.name: option f
 def weights_by_method(
     counts: Counts, method: str, *, exponent: float | None = None, beta: float | None = None
 ) -> NDArray[np.float32]:
-    """Return the class weights, see `bvae.beta_vae.class_weights`."""
+    """Return the class weights `[C]`, see `bvae.beta_vae.class_weights`."""
     if method not in WEIGHT_METHODS:
         raise ValueError(f"class weight method is {method!r}; expected one of {', '.join(WEIGHT_METHODS)}")
     check_weight_parameters(method, exponent, beta)
     n = _checked(counts)
     rarest = n[n > 0].min()
     if beta is not None:
-        # Near β = 1, βⁿ is nearly 1, and the difference 1 − βⁿ would lose its digits.
+        # expm1, because the subtraction 1 − βⁿ would lose digits where βⁿ is nearly 1.
         effective_number = -np.expm1(n.clip(min=rarest) * np.log(beta))
         return _scaled(1 / effective_number, n)
     power = WEIGHT_EXPONENTS.get(method, exponent)
@@ -178,10 +178,11 @@ def weights_by_method(
 
 @np.errstate(over="ignore", divide="ignore")
 def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]:
-    """Return the class weights `[C]` of a loss option; explicit weights are scaled to the same mean of 1.
+    """Return the class weights `[C]` of a loss option, scaled to a mean of 1 over the training cells.
 
-    Explicit weights also apply to classes that never occur. Raises ValueError like
-    `weights_by_method`, and if the number of explicit weights is not the number of classes.
+    Explicit weights also apply to classes that never occur.
+
+    Raises ValueError as `weights_by_method` does, and if explicit weights are not one per class.
     """
     if isinstance(option.class_weights, tuple):
         if len(option.class_weights) != len(counts):
@@ -194,7 +195,7 @@ def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]
 
 @np.errstate(over="ignore")
 def weight_ratio(weights: NDArray[np.float32]) -> float:
-    """Return the largest weight divided by the smallest, at most the largest float32."""
+    """Return the largest weight divided by the smallest; a larger ratio becomes the largest float32."""
     return float(min(weights.max() / weights.min(), np.finfo(np.float32).max))
 
 
@@ -208,7 +209,7 @@ def _checked(counts: Counts) -> NDArray[np.float64]:
 
 
 def _scaled(weight: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Scale weights `[C]` to a mean of 1 over cells with class counts `n`; positive and finite in float32."""
+    """Scale weights `[C]` to a mean of 1 over cells with class counts `n`; keep them positive and finite."""
     present, float32 = n > 0, np.finfo(np.float32)
     weight = weight / weight[present].max()
     mean = (n[present] / n.sum() * weight[present]).sum()
@@ -218,7 +219,7 @@ def _scaled(weight: NDArray[np.float64], n: NDArray[np.float64]) -> NDArray[np.f
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyBand:
-    """Closed interval of pixel accuracy, as fractions, in which a healthy option must be."""
+    """Interval of pixel accuracy, bounds included, in which a healthy option must be; fractions."""
 
     lo: float = 0.70
     hi: float = 0.80
@@ -235,7 +236,7 @@ class AccuracyBand:
 
     @classmethod
     def parse(cls, text: str) -> AccuracyBand:
-        """Read `LO:HI`. Raises ConfigError for anything else."""
+        """Read a text `LO:HI`. Raises ConfigError."""
         try:
             lo, hi = map(float, text.split(":"))
         except ValueError:
@@ -245,7 +246,7 @@ class AccuracyBand:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Everything needed to train one run again: one loss option with one seed on one corpus."""
+    """Settings of a run: one loss option with one seed on one corpus. They suffice to train the run again."""
 
     option: LossOption
     seed: int
@@ -262,7 +263,7 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """The run's test id and folder, such as `A-seed0`."""
+        """The run's test id and the name of its folder, such as `A-seed0`."""
         return f"{self.option.name}-seed{self.seed}"
 
     def continues(self, other: RunConfig) -> bool:
@@ -276,7 +277,7 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
-    """A comparison of loss options: every option with every seed, on one corpus.
+    """Settings of an experiment: every loss option is trained with every seed, on one corpus.
 
     Attributes:
         corpus, grid_size, padding_value, classes, background: see `bvae.corpus.load_corpus`.
@@ -308,7 +309,7 @@ class ExperimentConfig:
 
     @property
     def size(self) -> int:
-        """The grid size as a number. Raises ValueError while it is "auto"."""
+        """The grid size as a number. Raises ValueError if it is still "auto"."""
         return _number("grid_size", self.grid_size)
 
     def training_of(self, name: str) -> TrainingConfig:
@@ -316,7 +317,7 @@ class ExperimentConfig:
         return self.training.changed({option.name: option for option in self.options}[name].training)
 
     def run(self, option: LossOption, seed: int, corpus_fingerprint: str) -> RunConfig:
-        """Return the configuration of one run. Raises ValueError while a setting is "auto"."""
+        """Return the configuration of one run. Raises ValueError if a setting is still "auto"."""
         return RunConfig(
             option=option,
             seed=seed,

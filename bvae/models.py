@@ -1,13 +1,13 @@
-"""Models by name, built-in or custom, created new or loaded from a checkpoint.
+"""Models by name, created or loaded from a checkpoint, and the check of a custom model.
 
-A model is an `nn.Module` with
+A model is an `nn.Module` with these methods:
 
     encode(grids [B, H, W]) -> posterior mean and log variance, each [B, Z]
-    decode(latent [B, Z])   -> logits [B, C, H, W] (in evaluation, each depends on its latent only)
-    forward(grids)          -> logits, posterior mean, log variance (in evaluation, logits of the mean)
+    decode(latent [B, Z])   -> logits [B, C, H, W]; in evaluation, each grid depends only on its latent
+    forward(grids)          -> logits, posterior mean, log variance; in evaluation, logits of the mean
 
-A factory, named `package.module:factory`, creates it from the keywords `grid_size`, `latent_dim` and
-`classes`. The models of a factory without the parameter `classes` have ten classes.
+The name of a model is `package.module:factory`. The factory creates the model from the keywords `grid_size`,
+`latent_dim` and `classes`. If the factory does not take `classes`, its models have ten classes.
 """
 
 from __future__ import annotations
@@ -49,28 +49,28 @@ from bvae.training.step import AutogradStep, reproducible, restore_tensors, trai
 CPU = torch.device("cpu")
 
 ROUNDING = 1e-3
-"""Tolerance for logits decoded in different batches, relative to the largest logit."""
+"""Relative tolerance for logits decoded in different batches, with respect to the largest logit."""
 
 RETURNED = {
     "encode": "a tuple of two tensors: posterior mean and log variance",
     "decode": "a tensor: the logits",
     "forward": "a tuple of three tensors: logits, posterior mean and log variance",
 }
-"""The return values of a model's methods, in words."""
+"""Descriptions of what the methods of a model return."""
 
 
 class ModelError(ValueError):
-    """A model cannot be used. The message is one sentence that names it."""
+    """A model cannot be used. The message is one sentence with the name of the model."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DEFAULT_CLASSES) -> GridModel:
-    """Return a new model from `package.module:factory`, which may be a module in the current folder.
+    """Create a model by its name `package.module:factory`. The module may be in the current folder.
 
     Raises:
-        ModelError: if the factory does not exist, or does not return a module with the three methods.
+        ModelError: if the factory does not exist, or does not return an `nn.Module` with the three methods.
     """
     module_name, colon, factory_name = name.partition(":")
     if not (module_name and colon and factory_name):
@@ -88,7 +88,7 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
     elif classes != DEFAULT_CLASSES:
         raise ModelError(
             f"model {name!r} has {DEFAULT_CLASSES} classes, not {classes}, because its factory does not "
-            "take classes; expected a factory of grid_size, latent_dim and classes"
+            "take classes; expected a factory with the parameters grid_size, latent_dim and classes"
         )
     model = factory(**keywords)
     lacking = [method for method in ("encode", "decode", "forward") if not hasattr(model, method)]
@@ -116,10 +116,16 @@ def check_model(
     classes: int = DEFAULT_CLASSES,
     has_outside: bool = False,
 ) -> None:
-    """Try a model on two grids, with cells outside if the corpus has any, and train it for two steps.
+    """Check that a model can be trained, evaluated and continued from a checkpoint.
+
+    The methods are called with two grids, and the model is trained for two steps.
+
+    Args:
+        has_outside: whether the corpus has positions outside a grid; one of the two grids then has them too.
+        name, grid_size, latent_dim, classes: as for `build_model`.
 
     Raises:
-        ModelError: if it does not work as required; the message names the method and the result.
+        ModelError: if the check fails; the message names the method and what it returned.
     """
 
     build = partial(build_model, name, grid_size=grid_size, latent_dim=latent_dim, classes=classes)
@@ -167,7 +173,7 @@ def check_model(
 
 
 def _returned(name: str, method: str, found: object, count: int = 1) -> Sequence[Tensor]:
-    """Return the tensors that a method returned. Raises ModelError if it returned something else."""
+    """Return the result of a method as tensors. Raises ModelError if it is not `count` tensors."""
     tensors: Any = found if count > 1 else (found,)
     is_sequence = isinstance(tensors, tuple | list) and len(tensors) == count
     if is_sequence and all(isinstance(tensor, Tensor) for tensor in tensors):
@@ -179,12 +185,12 @@ def _returned(name: str, method: str, found: object, count: int = 1) -> Sequence
 
 
 def _check_tensors_of(name: str, model: GridModel) -> None:
-    """Raise ModelError if a checkpoint cannot store the whole state of a model."""
+    """Raise ModelError if a checkpoint cannot store all parameters, buffers and other state of a model."""
     for part, module in model.named_modules():
         if type(module).get_extra_state is not nn.Module.get_extra_state:
             raise ModelError(
                 f"model {name!r}: {part or 'the model'} has extra state (get_extra_state), which a "
-                "checkpoint does not hold; expected its state in buffers, see register_buffer"
+                "checkpoint does not store; expected all state in buffers, see register_buffer"
             )
     for key, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
         if is_lazy(tensor):
@@ -200,10 +206,10 @@ def _check_tensors_of(name: str, model: GridModel) -> None:
 
 
 def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) -> None:
-    """Train a model for two steps with an evaluation between them, and repeat the second from a checkpoint.
+    """Check that training from a checkpoint is bit-identical, and that evaluation does not change a model.
 
-    Raises:
-        ModelError: if training fails, an evaluation changes the model, or the results are not bit-identical.
+    The model is trained for two steps. A second model loads the checkpoint after the first step and repeats
+    the second step. Raises ModelError.
     """
     loss = BetaVAELoss(gamma=2.0, weight=None, beta=1e-3)
 
@@ -244,13 +250,13 @@ def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) 
     if changed := _differing(straight, repeated):
         raise ModelError(
             f"model {name!r} ends with a different {changed} when it continues from a checkpoint; expected "
-            "everything that training changes in parameters or buffers, and random numbers from the global "
-            "generators of torch, numpy and random"
+            "all state that changes to be in parameters or buffers, and all random numbers to come from the "
+            "global generators of torch, numpy and random"
         )
 
 
 def _differing(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str | None:
-    """Return the first name under which the bits of two states differ."""
+    """Return the name of the first tensor that differs between two states, or None."""
     for key, tensor in some.items():
         if not torch.equal(*(t.flatten().view(torch.uint8) for t in (tensor, others[key]))):
             return key.removeprefix("model.")
@@ -258,7 +264,7 @@ def _differing(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str 
 
 
 def initial_model(config: RunConfig) -> GridModel:
-    """Return the untrained model of a run; it depends on model, sizes, seed and device only."""
+    """Return the untrained model of a run. It depends only on the model's name, sizes, seed and device."""
     training = config.training
     with seeded(config.seed, torch.device(training.device)):
         return build_model(
@@ -272,10 +278,11 @@ def initial_model(config: RunConfig) -> GridModel:
 def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridModel, RunConfig]:
     """Return the model of a checkpoint, in evaluation mode, and the configuration of its run.
 
-    A checkpoint stores the name of its model, but only the caller's `model_name` is imported: files are data.
+    Only `model_name` is imported. The name in the checkpoint is only compared with it, because a file must
+    not choose which code runs.
 
     Raises:
-        CheckpointError: if the checkpoint is damaged, or of another model than `model_name`.
+        CheckpointError: if the checkpoint is damaged, or its model is not `model_name`.
     """
     loaded = load_checkpoint(checkpoint, Progress)
     config = loaded.state.config
@@ -283,7 +290,7 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
         raise CheckpointError(
             f"{checkpoint} is of the model {config.training.model!r}; expected {model_name!r}"
         )
-    model = initial_model(config)  # state that is not in the checkpoint is created again from the seed
+    model = initial_model(config)  # also recreates state that is not in the checkpoint
     prefix = "model."
     weights = {name.removeprefix(prefix): t for name, t in loaded.tensors.items() if name.startswith(prefix)}
     check_tensors(checkpoint, weights, model.state_dict())
@@ -292,12 +299,12 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
 
 
 def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return a model's reconstruction of grids `[B, H, W]` in evaluation mode, from the posterior mean."""
+    """Return reconstructions `[B, H, W]` of grids `[B, H, W]` in evaluation mode, from posterior means."""
     return _classes(_evaluated(model, model, grids)[0])
 
 
 def encode(model: GridModel, grids: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return posterior mean and log variance, each `[B, Z]`, of grids `[B, H, W]` in evaluation mode."""
+    """Return posterior means and log variances, each `[B, Z]`, of grids `[B, H, W]` in evaluation mode."""
     mean, log_variance = (part.float().cpu().numpy() for part in _evaluated(model, model.encode, grids))
     return mean, log_variance
 
@@ -308,7 +315,7 @@ def decode(model: GridModel, latents: NDArray[np.floating[Any]]) -> NDArray[np.u
 
 
 def _evaluated(model: GridModel, method: Callable[[Tensor], Any], values: NDArray[Any]) -> Any:
-    """Call a method of the model in evaluation mode, with a copy of the values, which it may modify."""
+    """Call a method of the model in evaluation mode. It gets a copy of the values and may modify it."""
     with evaluating(model), torch.inference_mode():
         return method(torch.tensor(values, device=next(model.parameters()).device))
 
@@ -318,7 +325,7 @@ def _classes(logits: Tensor) -> NDArray[np.uint8]:
 
 
 def newest_model(directory: Path, run: RunConfig) -> GridModel | None:
-    """Return the model of the newest valid checkpoint in a run's directory, or None if there is none."""
+    """Return the model of the newest valid checkpoint of a run, or None if no checkpoint is valid."""
     for path in checkpoints(directory):
         try:
             model, config = load_model(path, run.training.model)

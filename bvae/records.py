@@ -1,4 +1,4 @@
-"""Records of training: metrics, epochs, progress, divergence, results, and the events of a trainer."""
+"""Records of metrics, epochs, progress, divergence, results and corpora; events that a trainer sends."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ VerdictName = Literal[
     "above_band",
     "healthy",
 ]
-"""Names of verdicts, worst first; `incomplete` is the verdict on a run that did not finish."""
+"""Names of verdicts, worst first. A run that did not finish is `incomplete`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeanStd:
     """Mean and sample standard deviation over seeds.
 
-    Both are null if a value is undefined. The deviation is also null if there is only one seed.
+    Both are None if the value of any seed is undefined. The deviation is also None for a single seed.
     """
 
     mean: float | None
@@ -44,7 +44,7 @@ class MeanStd:
 
     @classmethod
     def of(cls, values: Sequence[float | None]) -> MeanStd:
-        """Return mean and deviation of the values, one per seed."""
+        """Return mean and deviation of values, one for each seed."""
         known = [value for value in values if value is not None]
         if not known or len(known) < len(values):
             return cls(None, None)
@@ -58,29 +58,26 @@ class MeanStd:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReconstructionMetrics:
-    """Metrics of reconstructed grids: fractions, null if there was nothing to count.
+    """Metrics of reconstructed grids. Rates and recalls are fractions, None if there was nothing to count.
 
-    Cells outside a grid do not count. An object is an 8-connected set of at least two cells of one class
-    that is not the most frequent class of its grid. Metrics of objects use at most 2,000 grids, a seeded
-    sample of a larger split.
+    Cells outside a grid do not count. An object is an 8-connected set of at least two cells of one class,
+    other than the most frequent class of its grid. Objects are measured in a sample of at most 2,000 grids.
 
     Attributes:
-        pixel_accuracy: cells with the right class.
-        background_rate: background cells; equals the accuracy of predicting background everywhere.
-        foreground_rate, predicted_foreground_rate: non-background cells; cells predicted as non-background.
-        flooded_rate: background cells that are predicted as foreground.
-        foreground_iou: intersection over union of the predicted and the true foreground masks.
-        foreground_recall: non-background cells with exactly the right class.
-        balanced_accuracy: mean of the recall of each class that occurs.
-        perfect_rate: grids with no wrong cell.
-        class_recall: `[C]`, for each class, the share of its cells that is predicted correctly.
+        pixel_accuracy: fraction of cells with the right class.
+        background_rate: fraction of background cells: the accuracy of predicting background everywhere.
+        foreground_rate, predicted_foreground_rate: fraction of foreground cells, true and predicted.
+        flooded_rate: fraction of background cells that are predicted as foreground.
+        foreground_iou: intersection over union of the predicted and the true foreground.
+        foreground_recall: fraction of foreground cells with the right class.
+        balanced_accuracy: mean of `class_recall` over the classes that occur.
+        perfect_rate: fraction of grids without a wrong cell.
+        class_recall: `[C]`, fraction of the cells of each class that are predicted correctly.
         classes_present: number of foreground classes with at least 0.1 % of the cells.
-        object_recall: objects with at least half of their cells predicted correctly.
-        minor_object_recall: the same, for objects whose class is not the most frequent among the object
-            cells of their grid.
-        object_iou: mean over objects of the best IoU with an 8-connected set of their class in the
-            reconstruction.
-        objects_recognised: objects whose best IoU is at least 0.5.
+        object_recall: fraction of objects with at least half of their cells predicted correctly.
+        minor_object_recall: the same, without objects of the class with the most object cells in their grid.
+        object_iou: best IoU of an object with a predicted 8-connected set of its class, mean over objects.
+        objects_recognised: fraction of objects whose best IoU is at least 0.5.
     """
 
     pixel_accuracy: float | None
@@ -105,9 +102,8 @@ class ControlledMetrics(ReconstructionMetrics):
     """Metrics of a model or reference, and the same metrics of its shuffled control.
 
     Attributes:
-        classes_learned: number of present classes whose recall exceeds that of the control by at least 0.20.
-        shuffled: the metrics of the control: each grid is reconstructed from another grid's latent, so the
-            control scores what can be predicted without seeing the grid.
+        classes_learned: number of present foreground classes with a recall at least 0.20 above the control.
+        shuffled: metrics of the control, in which each grid is reconstructed from another grid's latent.
     """
 
     classes_learned: int
@@ -116,18 +112,18 @@ class ControlledMetrics(ReconstructionMetrics):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation(ControlledMetrics):
-    """The metrics of a model on the validation split, decoded from the posterior mean.
+    """Metrics of a model on the validation split, decoded from the posterior mean.
 
     Attributes:
-        extent: the control that fills the bounding box of each grid's objects with their most frequent
-            class, see `bvae.evaluation.metrics.extent`.
-        loss, reconstruction, kl: the training objective and its terms, nats; the reconstruction term is a
-            mean over cells, the KL divergence a mean over grids.
-        kl_per_dim: KL divergence of each latent dimension, nats, averaged over grids.
-        active_units: dimensions whose KL exceeds 0.05 nats.
-        confusion: `[C, C]` cells by true class (row) and predicted class (column).
-        foreground_gradient_share: the fraction of Σ|∂loss/∂logits| that comes from foreground cells,
-            measured on the first grids of the split.
+        extent: metrics of the control that fills the bounding box of each grid's objects with their most
+            frequent class, see `bvae.evaluation.metrics.extent`.
+        loss, reconstruction, kl: the loss and its terms, in nats; the reconstruction term is a mean over
+            cells, the KL divergence a mean over grids.
+        kl_per_dim: `[Z]`, KL divergence of each latent dimension, in nats, averaged over grids.
+        active_units: number of latent dimensions whose KL divergence exceeds 0.05 nats.
+        confusion: `[C, C]`, number of cells by true class (row) and predicted class (column).
+        foreground_gradient_share: fraction of Σ|∂loss/∂logits| at foreground cells, measured on the first
+            grids of the split.
     """
 
     extent: ControlledMetrics
@@ -151,7 +147,7 @@ class Evaluation(ControlledMetrics):
         return len(self.confusion)
 
     def numbers(self) -> dict[str, float | None]:
-        """Return, by name, the metrics that are one number, including those of the controls."""
+        """Return the metrics that are single numbers, by name, also those of `shuffled` and `extent`."""
         metrics = msgspec.to_builtins(self)
         shuffled, extent = (_numbers(metrics[name], f"{name}_") for name in ("shuffled", "extent"))
         return _numbers(metrics) | shuffled | extent
@@ -159,9 +155,9 @@ class Evaluation(ControlledMetrics):
 
 @dataclasses.dataclass(frozen=True)
 class TrainingMeans:
-    """Means over the batches of an epoch, measured while training, decoded from posterior samples.
+    """Means over the batches of an epoch during training, where latents are sampled from the posterior.
 
-    Accuracy is that of `bvae.losses.LossTerms`, which counts a tie of logits as wrong.
+    `pixel_accuracy` is the accuracy of `bvae.losses.LossTerms`, in which tied logits count as wrong.
     """
 
     loss: float
@@ -174,7 +170,7 @@ class TrainingMeans:
 class EpochRecord:
     """One line of `metrics.jsonl`: losses in nats, learning rate and β of the last step, wall time in s.
 
-    Losses of training and validation have the full β and no free bits; β is null in lines of older versions.
+    The losses have the full β and no free bits. `beta` is null in files of older versions.
     """
 
     epoch: int
@@ -186,14 +182,18 @@ class EpochRecord:
     beta: float | None = None
 
     def numbers(self) -> dict[str, float | None]:
-        """Return all numbers by name; means over training batches begin with `train_`."""
+        """Return all numbers by name; names of means over training batches begin with `train_`."""
         record = msgspec.to_builtins(self)
         return _numbers(record) | _numbers(record["train"], "train_") | self.validation.numbers()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Divergence:
-    """The step at which a loss or gradient norm was not finite; terms are text, since JSON has no NaN."""
+    """The step at which training stopped because a loss or gradient norm was not finite.
+
+    Steps and epochs count from 1. `batch` holds the indices of the step's training grids. For a validation
+    loss, `step` is the last step of the epoch, and `batch` is empty. `terms` are text: JSON has no NaN.
+    """
 
     epoch: int
     step: int
@@ -203,7 +203,7 @@ class Divergence:
 
 @dataclasses.dataclass(kw_only=True)
 class Progress:
-    """The state of training that a checkpoint stores besides tensors."""
+    """State of training that a checkpoint stores in addition to tensors."""
 
     config: RunConfig
     step: int = 0
@@ -218,12 +218,12 @@ class RunResult:
     """The content of `result.json`.
 
     Attributes:
-        verdict, reason: the verdict on this run alone, and the sentence that explains it.
-        metrics: of the validation split after the last completed epoch; null if none was completed.
-        divergence: the step at which training stopped because a number was not finite, else null.
+        verdict, reason: verdict on this run alone, and a sentence that explains it.
+        metrics: metrics of the validation split after the last completed epoch; None without such an epoch.
+        divergence: why training stopped early, if a number was not finite; else None.
         seconds: wall time of training and evaluation.
-        failed_pictures: the pictures that could not be drawn, each with its reason.
-        digests: size and SHA-256 of the run's files that belong to this result, by name in its folder.
+        failed_pictures: one sentence for each picture that could not be drawn.
+        digests: size and SHA-256 of configuration, metrics and newest checkpoint, by path in the folder.
         seal: SHA-256 of this record with an empty seal, see `bvae.storage.sealed`.
 
     Raises:
@@ -247,13 +247,13 @@ class RunResult:
             raise ValueError(f"the verdict is {self.verdict} and there are no metrics")
 
     def properties(self) -> dict[str, str | float | None]:
-        """Return verdict and metrics by name, as properties for a JUnit XML report."""
+        """Return verdict, reason and metrics by name, for a JUnit XML report."""
         numbers = self.metrics.numbers() if self.metrics is not None else {}
         return {"verdict": self.verdict, "reason": self.reason, **numbers}
 
 
 def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | None]:
-    """Return the metrics that are one number (None: undefined), and the recall of each class."""
+    """Return the metrics that are single numbers or undefined (None), and the recall of each class."""
     recalls = {f"class_recall_{i}": recall for i, recall in enumerate(metrics.get("class_recall", ()))}
     found = {**metrics, **recalls}
     return {
@@ -263,12 +263,12 @@ def _numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CorpusRecord:
-    """A corpus as a comparison stores it; rates are fractions.
+    """Description of a corpus in `comparison.json`.
 
     Attributes:
-        class_counts: `[C]`, cells of each class in the training split.
-        weight_ratio: by class-weight method, the largest weight divided by the smallest.
-        background, has_outside, duplicates, duplicates_sampled: see `bvae.corpus.Corpus`.
+        train, val: numbers of grids.
+        weight_ratio: largest class weight divided by the smallest, by class-weight method.
+        other attributes: see `bvae.corpus.Corpus`.
     """
 
     name: str
@@ -321,24 +321,24 @@ class CorpusRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Stepped:
-    """Event after each step: `step` of `steps` in `epoch` (from 1), on a batch of `images` grids."""
+    """Event after step `step` of `steps` of a run, in `epoch` (from 1), on a batch of `grids` grids."""
 
     step: int
     steps: int
     epoch: int
-    images: int
+    grids: int
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochEnded:
-    """Event after an epoch was trained and evaluated, before its checkpoint is saved."""
+    """Event after the training and evaluation of an epoch, before its checkpoint is saved."""
 
     history: Sequence[EpochRecord]
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSaved:
-    """Event after a checkpoint was written to each of `paths`, after `step` steps."""
+    """Event after the checkpoint of `step` completed steps was written to each of `paths`."""
 
     paths: tuple[Path, ...]
     epoch: int

@@ -1,4 +1,4 @@
-"""Atomic writes, bounded reads and locks of files, JSON and its seals, and text that is safe to show."""
+"""Files (atomic writes, bounded reads, locks), JSON and its seals, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def printable(text: str) -> str:
 
 
 def brief(text: str, most: int = 80) -> str:
-    """Cut text to at most `most` characters, the last then being "…", and escape it."""
+    """Escape text after cutting it to `most` characters; "…" replaces the rest."""
     return printable(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
 def escaped(record: T) -> T:
-    """Return a dataclass with every text in it printable."""
+    """Return a copy of a dataclass in which every string is printable."""
 
     def escape(value: Any) -> Any:
         if isinstance(value, dict):
@@ -62,19 +62,19 @@ class StorageError(OSError):
 
 @functools.cache
 def warn_of_weaker_promise(what: str) -> None:
-    """Warn, once per process, that this system weakens a guarantee, and say what follows."""
+    """Warn once per process about a guarantee that this system cannot give, and its consequence."""
     warnings.warn(what, EvidenceWarning, stacklevel=3)
 
 
 def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
-    """Acquire the lock of a file, waiting at most `timeout` seconds (-1: without end).
+    """Acquire the lock of a file, waiting at most `timeout` seconds (-1: without limit).
 
-    The operating system releases the lock when its holder dies. If the file system has no locks, the file
-    itself is the lock, and the next process removes it if the process named in it is dead.
+    The operating system releases the lock if the process that holds it dies. If the file system has no locks,
+    the existence of the file is the lock. If its creator died, the next process removes the file.
 
     Raises:
-        Timeout: if another process holds it.
-        StorageError: if the file cannot be made.
+        Timeout: if another process holds the lock.
+        StorageError: if the file cannot be created.
     """
     try:
         lock = (FileLock if _has_locks(path.parent) else SoftFileLock)(path, timeout)
@@ -89,11 +89,11 @@ def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
 
 @functools.cache
 def _has_locks(folder: Path) -> bool:
-    # If a killed process leaves this file, it is removed like other leftovers.
+    # The name is that of a temporary file, so that a file left by a killed process is removed later.
     path = folder / f"..lock.{secrets.token_hex(4)}.part"
     trial = FileLock(path)
     try:
-        with warnings.catch_warnings(action="ignore"):  # filelock warns if it falls back by itself
+        with warnings.catch_warnings(action="ignore"):  # filelock warns if it uses a SoftFileLock
             trial.acquire()
         found = not isinstance(trial, SoftFileLock)
     except OSError as error:
@@ -112,20 +112,20 @@ def _has_locks(folder: Path) -> bool:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder in an existing parent folder, if it does not exist yet. Raises StorageError."""
+    """Create a folder if it does not exist. Its parent must exist. Raises StorageError."""
     with _refusing(path, "made"):
         path.mkdir(exist_ok=True)
 
 
 def atomic_write(path: Path, data: bytes, *others: Path) -> None:
-    """Write a file atomically: even after a crash it has either its old or its complete new content.
+    """Write a file atomically: even after a crash, it has either the old or the complete new content.
 
-    The data are flushed to a temporary file in the same folder, which then replaces the file; the rename is
-    flushed too. `others`, in the same folder, become hard links to the file, or copies if the file
-    system has no hard links.
+    The data are written and flushed to a temporary file in the same folder. The temporary file then replaces
+    the file, and the folder is flushed. `others` are paths in the same folder: they become hard links to
+    the file, or copies if the file system has no hard links.
 
     Raises:
-        StorageError: if the system refuses (full disk, read-only or deleted folder, quota).
+        StorageError: if the file cannot be written, for example because the disk is full.
     """
     _write(path, data)
     for other in others:
@@ -136,7 +136,7 @@ def atomic_write(path: Path, data: bytes, *others: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, if there is one. Raises StorageError."""
+    """Remove a file if it exists. Raises StorageError."""
     with _refusing(path, "removed"):
         path.unlink(missing_ok=True)
 
@@ -176,7 +176,7 @@ def _open_to_readers(path: Path) -> None:
 
 
 def _flush_names(folder: Path) -> None:
-    """Flush the names in a folder if the system can; Windows cannot open folders."""
+    """Flush the entries of a folder, or warn if the system cannot flush them, such as Windows."""
     try:
         directory = os.open(folder, os.O_RDONLY)
         try:
@@ -194,7 +194,7 @@ def _flush_names(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _refusing(path: Path, what: str) -> Iterator[None]:
-    """Raise StorageError for an OSError in the context; `what` is the participle of the message."""
+    """Turn an OSError into a StorageError: the path "could not be" `what`, such as "written"."""
     try:
         yield
     except OSError as error:
@@ -206,11 +206,11 @@ def _refusing(path: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_bounded(path: Path, limit: int) -> Iterator[io.BufferedReader]:
-    """Open a regular file of at most `limit` bytes; links are not followed, and a pipe does not block.
+    """Open a regular file of at most `limit` bytes. Symbolic links and pipes are refused.
 
     Raises:
-        FileNotFoundError: if it does not exist.
-        ValueError: if it is something else or cannot be read; the message is one sentence.
+        FileNotFoundError: if nothing exists at the path.
+        ValueError: if the path is not such a file or cannot be read; the message is one sentence.
     """
     try:
         with open(path, "rb", opener=open_at_once) as file:
@@ -230,12 +230,12 @@ def open_bounded(path: Path, limit: int) -> Iterator[io.BufferedReader]:
 
 
 def open_at_once(path: str, flags: int) -> int:
-    """Open a file for `open`; a link is refused, and a pipe does not block."""
+    """Opener for `open` that refuses symbolic links and does not wait for the writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Return the content of a regular file of at most `limit` bytes; raises like `open_bounded`."""
+    """Return the content of a regular file of at most `limit` bytes. Raises as `open_bounded` does."""
     with open_bounded(path, limit) as file:
         return file.read(limit)
 
@@ -243,8 +243,8 @@ def read_bounded(path: Path, limit: int) -> bytes:
 def file_digest(path: Path, limit: int, expected: str = "") -> str:
     """Return the size in bytes and the SHA-256 of a regular file, as `SIZE:SHA-256`.
 
-    If the size differs from that in the expected digest, only `SIZE:` is returned, and the file is not read.
-    Raises like `open_bounded`.
+    If the expected digest has another size, the file is not read, and only `SIZE:` is returned.
+    Raises as `open_bounded` does.
     """
     with open_bounded(path, limit) as file:
         size = f"{os.fstat(file.fileno()).st_size}:"
@@ -254,9 +254,9 @@ def file_digest(path: Path, limit: int, expected: str = "") -> str:
 
 
 def refuse_foreign_entries(folder: Path) -> None:
-    """Raise ValueError for an entry anywhere below a folder that is neither a file nor a folder.
+    """Raise ValueError if a folder or a subfolder contains anything but regular files and folders.
 
-    Links are not followed: a link could redirect later writes and removals out of the folder.
+    A symbolic link, for example, could redirect later writes and removals to other folders.
     """
     folders = [folder]
     while folders:
@@ -277,7 +277,7 @@ def to_json(value: Any) -> bytes:
 
 
 def from_json(data: bytes | str, kind: type[T]) -> T:
-    """Parse JSON as an instance of `kind`. Raises a ValueError that names the first invalid field."""
+    """Parse JSON as an instance of `kind`. Raises ValueError; the message names the first invalid field."""
     try:
         return msgspec.json.decode(data, type=kind)
     except RecursionError as error:
@@ -306,14 +306,14 @@ def _other_schema(data: bytes | str, kind: type[Any]) -> str | None:
 
 
 def differences(ours: Any, theirs: Any) -> list[str]:
-    """Return the fields in which two dataclasses or mappings differ, each with both values."""
+    """Return a sentence for each field in which two dataclasses or mappings differ, with both values."""
     pairs = by_field(theirs, ours).items()
     return [f"{key} was {then!r} and is {now!r}" for key, (then, now) in pairs if then != now]
 
 
 def by_field(*records: Any) -> dict[str, tuple[Any, ...]]:
-    """Return the fields of dataclasses or mappings, each with its value in every record, None if missing."""
-    # Unlike `msgspec.to_builtins`, `asdict` also returns fields that a JSON file lacked (their defaults).
+    """Return the values of each field in all records (dataclasses or mappings); None if missing."""
+    # `asdict` returns all fields; `msgspec.to_builtins` would omit fields that a JSON file lacked.
     flat = [_flat(each if isinstance(each, dict) else dataclasses.asdict(each)) for each in records]
     names = dict.fromkeys(name for each in flat for name in each)
     return {name: tuple(each.get(name) for each in flat) for name in names}
@@ -329,7 +329,7 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Return the `kind` in a JSON file. Raises FileNotFoundError, or a ValueError that names the file."""
+    """Read a JSON file as `kind`. Raises FileNotFoundError, or ValueError with the path in its message."""
     data = read_bounded(path, MAX_JSON)
     try:
         return from_json(data, kind)
@@ -338,12 +338,12 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 
 def sealed(record: T) -> T:
-    """Return a dataclass whose `seal` is the digest of its JSON with an empty seal."""
+    """Return a copy of a dataclass whose `seal` is the SHA-256 of its JSON with an empty seal."""
     unsealed = dataclasses.replace(record, seal="")  # type: ignore[type-var]
-    as_read = msgspec.convert(msgspec.to_builtins(unsealed), type(record))  # a whole number becomes a float
+    as_read = msgspec.convert(msgspec.to_builtins(unsealed), type(record))  # a float field may hold an int
     return dataclasses.replace(record, seal=hashlib.sha256(to_json(as_read)).hexdigest())  # type: ignore[type-var]
 
 
 def is_sealed(record: Any) -> bool:
-    """Return whether the seal of a dataclass matches its content; this detects mistakes, not forgery."""
+    """Return whether the seal of a dataclass matches its content. Seals detect mistakes, not forgery."""
     return bool(record.seal == sealed(record).seal)

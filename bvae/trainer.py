@@ -1,8 +1,8 @@
-"""The training loop: train, evaluate, save checkpoints, and announce each of these to listeners.
+"""The training loop: train, evaluate, save checkpoints, and send events to listeners.
 
-All random numbers come from the run's seed. The state of the generator for posterior samples is part of
-the checkpoint. The global generators, which a model may use, are seeded at each step from the run's seed and
-the step. A run that is interrupted and restored therefore ends with the same bits.
+All random numbers depend on the run's seed. A checkpoint contains the state of the generator for posterior
+samples. The global generators, which a model may use, are seeded at each step from the run's seed and the
+step. A run that continues from a checkpoint is therefore bit-identical to a run without interruption.
 """
 
 from __future__ import annotations
@@ -65,19 +65,19 @@ class Trainer:
     """Trains one run.
 
     Args:
-        config: the loss option, seed and training settings.
-        corpus: the grids; its fingerprint must be the configured one.
+        config: settings of the run.
+        corpus: the grids; their fingerprint must be that in `config`.
         directory: the run's folder; checkpoints are written to `directory/checkpoints/`.
         listeners: called with each event, in order, in the training thread.
 
     Attributes:
-        model: the trained model; up to date at each checkpoint and after `fit`, even if `fit` raised.
-        steps: number of steps of the whole run, at most.
-        progress: steps done, sums of the current epoch, and the records of completed epochs.
-        divergence: the step at which a number was not finite and training stopped, or None.
+        model: the model; up to date at each checkpoint and after `fit`, even if `fit` raised an exception.
+        steps: maximum number of steps of the run.
+        progress: completed steps, sums of the current epoch, and the records of completed epochs.
+        divergence: the step at which training stopped because a number was not finite, or None.
 
     Raises:
-        ValueError: if the corpus is not the configured one, or precision is still "auto".
+        ValueError: if the corpus has another fingerprint, or precision is still "auto".
     """
 
     def __init__(
@@ -116,9 +116,9 @@ class Trainer:
         )
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
-        """Train up to step `last`, by default the whole run; stop if a number is not finite or on a plateau.
+        """Train until step `last`, by default the whole run. Stop if a number is not finite or on a plateau.
 
-        Returns: one record for each completed epoch.
+        Returns: the records of completed epochs.
 
         Raises:
             StorageError: if a checkpoint cannot be written.
@@ -136,7 +136,7 @@ class Trainer:
         return self.progress.history
 
     def write(self, path: Path, *others: Path) -> None:
-        """Write a checkpoint to each path, without announcing it. Raises StorageError."""
+        """Write a checkpoint to each path, without an event. Raises StorageError."""
         self._read()
         self._train_step.sync_model()
         self.progress.noise_state = self._noise.get_state().numpy().tobytes()
@@ -151,20 +151,20 @@ class Trainer:
 
     @property
     def has_ended(self) -> bool:
-        """Whether no epoch follows: the last one is completed, or the validation loss is on a plateau."""
+        """Whether all epochs are completed, or the validation loss is on a plateau."""
         history, training = self.progress.history, self.config.training
         return self.epoch == training.epochs or on_plateau(history, training)
 
     def restore(self, path: Path) -> None:
-        """Continue from a checkpoint, and send the events of its epoch and its save again.
+        """Load a checkpoint, save it again, and send the events of its epoch and of the save again.
 
-        The run may have been interrupted between a save and its listeners, or between two paths of one save,
-        so both are repeated with the same content. The checkpoint may be of this run before it was extended:
-        the epochs of each stage are the same in both.
+        The run may have been interrupted before all files were saved or all listeners were called. Files
+        and events that are repeated have the same content. If the run was extended, the checkpoint may be
+        older than the extension.
 
         Raises:
             CheckpointError: if the file is damaged or is not a checkpoint of this run.
-            StrippedError: if it holds no optimizer state, as it was not one of the newest.
+            StrippedError: if the checkpoint holds no optimizer state; only the newest ones do.
         """
         checkpoint = load_checkpoint(path, Progress)
         if not self.config.continues(checkpoint.state.config):
@@ -176,7 +176,7 @@ class Trainer:
             raise StrippedError(f"{path} holds no optimizer state; expected one of the newest checkpoints")
         check_tensors(path, checkpoint.tensors, own)
         noise = self._check_progress(path, checkpoint.state)
-        # Nothing fails from here on, so a refused checkpoint changes nothing.
+        # All checks are done before the first change, so a checkpoint that is refused changes nothing.
         restore_tensors(own, checkpoint.tensors)
         self.progress = dataclasses.replace(checkpoint.state, config=self.config)
         self._unread.clear()
@@ -202,9 +202,9 @@ class Trainer:
                 self._save(*self._due())
 
     def _step(self, part: slice) -> bool:
-        """Train on this slice of the epoch's order; return whether all numbers read so far are finite.
+        """Train on the grids in a slice of the epoch's order; return whether all numbers read are finite.
 
-        The first step whose loss or gradient norm is not finite, and all after it, do not change the weights.
+        If a loss or gradient norm is not finite, this step and all later steps leave the weights unchanged.
         """
         step = self.progress.step
         seed_generators(step_seed(self.config.seed, step), self._device)
@@ -226,7 +226,7 @@ class Trainer:
             numbers = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "gradient_norm": norm}
             if not all(map(math.isfinite, numbers.values())):
                 self.progress.step = step
-                self._diverge(numbers, self._grids.order[part])
+                self._diverge(step + 1, numbers, self._grids.order[part])
                 break
             sums += (loss, reconstruction, kl, accuracy)
         self.progress.epoch_sums = tuple(sums.tolist())
@@ -244,7 +244,7 @@ class Trainer:
         return training.beta * beta_share(step, total=total, warmup=warmup, schedule=training.beta_schedule)
 
     def _stage_end(self, step: int) -> int:
-        """Return the number of steps at the end of a step's stage, see `TrainingConfig.stages`."""
+        """Return the total number of steps at the end of a step's stage, see `TrainingConfig.stages`."""
         ends = (epochs * self.steps_per_epoch for epochs in self.config.training.stages)
         return next(end for end in ends if step < end)
 
@@ -253,7 +253,7 @@ class Trainer:
         started = time.perf_counter()
         validation = self._evaluator.measure(self.model)
         if not math.isfinite(validation.loss):
-            self._diverge({"validation_loss": validation.loss}, np.empty(0, np.int64))
+            self._diverge(progress.step, {"validation_loss": validation.loss}, np.empty(0, np.int64))
             return
         means = TrainingMeans(*(total / self.steps_per_epoch for total in progress.epoch_sums))
         record = EpochRecord(
@@ -297,19 +297,19 @@ class Trainer:
         strip_older(saved[saved.index(paths[0]) :], Progress, self._stripped)
 
     def _remove_older(self, newest: Path) -> None:
-        """Remove the checkpoints that are no longer to be kept; `best` stays. Raises StorageError."""
+        """Remove old checkpoints as `keep_checkpoints` says, except `best`. Raises StorageError."""
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # Later checkpoints than `newest` are damaged: training continued from it and will overwrite them.
+            # Checkpoints after `newest` are damaged. Training, which continued from `newest`, replaces them.
             for path in saved[saved.index(newest) + keep :]:
                 if path.stem != "best":
                     remove(path)
 
-    def _diverge(self, numbers: dict[str, float], rows: NDArray[np.int64]) -> None:
+    def _diverge(self, step: int, numbers: dict[str, float], rows: NDArray[np.int64]) -> None:
         self.divergence = Divergence(
             epoch=self.epoch + 1,
-            step=self.progress.step + 1,
+            step=step,
             batch=tuple(rows.tolist()),
             terms={name: f"{value:.6g}" for name, value in numbers.items()},
         )
@@ -319,7 +319,7 @@ class Trainer:
             listener(event)
 
     def _check_progress(self, path: Path, progress: Progress) -> Tensor:
-        """Return the generator's state. Raises CheckpointError if the checkpoint contradicts itself."""
+        """Return the state of the generator. Raises CheckpointError if the progress is not consistent."""
         epochs = [record.epoch for record in progress.history]
         steps = progress.step - len(epochs) * self.steps_per_epoch
         if (

@@ -1,4 +1,4 @@
-"""How a run is trained, and the error of a setting that cannot be used."""
+"""Training settings of a run, and the error for a setting that cannot be used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Setting = int | float | str
 DEFAULT_MODEL = "bvae.beta_vae:BetaVAE"
 
 LIMITS = {"epochs": 1_000_000, "seeds": 1_000, "batch_size": 65_536, "latent_dim": 4_096}
-"""Upper limits of whole numbers, far above useful values, so that a typo cannot fill the memory."""
+"""Upper limits of settings, far above useful values. A typo can thus not fill the memory."""
 
 SHARED_SETTINGS = (
     *("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "device", "precision"),
@@ -30,9 +30,9 @@ class ConfigError(ValueError):
     """A setting cannot be used.
 
     Attributes:
-        field: the name of the dataclass field that is wrong.
-        problem: what is wrong with it, such as "is 0".
-        expected: what was expected.
+        field: name of the dataclass field.
+        problem: what is wrong with the field, such as "is 0".
+        expected: description of a valid value.
     """
 
     def __init__(self, field: str, problem: str, expected: str, *, shown: str = "") -> None:
@@ -40,7 +40,7 @@ class ConfigError(ValueError):
         self.field, self.problem, self.expected = field, problem, expected
 
     def shown_as(self, name: str) -> ConfigError:
-        """Return the same error with a message that names the setting as it was given, such as `--epochs`."""
+        """Return the same error with another name for the setting in its message, such as `--epochs`."""
         return ConfigError(self.field, self.problem, self.expected, shown=name)
 
 
@@ -56,34 +56,34 @@ def check_whole(field: str, value: int, *, at_least: int) -> None:
 
 
 def check_number(field: str, value: float, *, zero: bool = True) -> None:
-    """Raise ConfigError unless a number is finite and above 0, or equal to 0 if `zero` is true."""
+    """Raise ConfigError unless a number is finite and above 0; `zero` also allows 0."""
     ok = math.isfinite(value) and (value > 0 or (zero and value == 0))
     check(ok, field, f"is {value}", f"a finite number {'of at least' if zero else 'above'} 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """How a model is trained, apart from loss option, seed and corpus.
+    """Training settings of a run, other than its loss option, seed and corpus.
 
     Attributes:
-        epochs: passes over the training split; the maximum with `until_plateau`.
-        until_plateau: epochs without a lower validation loss after which a run ends; 0 trains all epochs.
-        extended_from: earlier numbers of epochs of a run that was extended, ascending, see `stages`.
+        epochs: passes over the training split; an upper limit if `until_plateau` is set.
+        until_plateau: a run ends after this many epochs without a lower validation loss; 0 trains all epochs.
+        extended_from: the values of `epochs` before each extension of the run, ascending, see `stages`.
         beta: full weight β of the KL divergence (Higgins et al. 2017).
-        beta_schedule: β of each step, see `bvae.training.optimization.beta_share`.
-        beta_warmup: epochs, possibly a fraction, over which the schedule `linear` raises β from 0.
-        free_bits: nats of KL per latent dimension that cost nothing, see `bvae.losses.BetaVAELoss`.
+        beta_schedule: schedule of β over the steps, see `bvae.training.optimization.beta_share`.
+        beta_warmup: number of epochs, possibly a fraction, in which the schedule `linear` raises β.
+        free_bits: KL divergence without a cost per latent dimension, in nats, see `bvae.losses.BetaVAELoss`.
         learning_rate: peak of the schedule, see `bvae.training.optimization.learning_rate`.
         batch_size: grids per step; the last partial batch of an epoch is dropped.
         latent_dim: number of latent dimensions.
-        warmup_steps: steps of the linear warm-up.
-        max_gradient_norm: the gradient's 2-norm is clipped to this.
+        warmup_steps: steps of the learning rate's linear warm-up.
+        max_gradient_norm: maximum 2-norm of the gradient; a larger gradient is scaled down.
         checkpoint_every: epochs between checkpoints.
         checkpoint_every_steps: steps between checkpoints inside an epoch; 0 for none.
-        keep_checkpoints: how many of the newest checkpoint files stay, beside the best; or all.
-        log: none, or tensorboard, which also writes scalars and pictures for TensorBoard.
+        keep_checkpoints: number of the newest checkpoint files to keep, besides the best; or "all".
+        log: "none", or "tensorboard" to also write scalars and pictures for TensorBoard.
         model: `package.module:factory` of the model, see `bvae.models`.
-        device: where to train: cpu, cuda or cuda:INDEX.
+        device: "cpu", "cuda" or "cuda:INDEX".
         precision: precision of matrix products; the loss is always float32.
     """
 
@@ -131,15 +131,15 @@ class TrainingConfig:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The epoch at which each stage of training ends; steps follow the schedules of their own stage."""
+        """The last epoch of each stage; an extended run has several, each with its own schedules."""
         return (*self.extended_from, self.epochs)
 
     def changed(self, changes: Mapping[str, Setting]) -> TrainingConfig:
-        """Return these settings with the changes of an option. Raises ConfigError."""
+        """Return these settings with the changes that a loss option makes. Raises ConfigError."""
         known = [name for name in vars(self) if name not in SHARED_SETTINGS]
         for name in changes:
             check(name in known, "training", f"has the key {name!r}", f"keys among {', '.join(known)}")
-        # A run with its own number of epochs is not extended with the session.
+        # An extension of the session does not extend runs whose option sets `epochs`.
         stages = {"extended_from": ()} if "epochs" in changes else {}
         try:
             return dataclasses.replace(self, **dict[str, Any](stages | dict(changes)))

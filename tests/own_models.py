@@ -279,7 +279,7 @@ class Frozen(Plain):
 
 REFUSED = {
     ExpandedBuffer: "shift is an expanded tensor, whose elements share memory.*Tensor.clone",
-    ExtraState: r"the model has extra state \(get_extra_state\).*expected its state in buffers",
+    ExtraState: r"the model has extra state \(get_extra_state\).*expected all state in buffers",
     Lazy: r"inward\.weight is lazy.*expected a module with its sizes given",
     EncodesDictionary: "encode returns a dict; expected a tuple of two tensors",
     EncodesThree: "encode returns a tuple of 3; expected a tuple of two tensors",
@@ -288,9 +288,9 @@ REFUSED = {
     ForwardsDictionary: "forward returns a dict; expected a tuple of three tensors",
     ForwardsLogits: "forward returns a Tensor; expected a tuple of three tensors",
     OwnGenerator: "ends with a different .* when it continues from a checkpoint.*the global generators",
-    Counts: "ends with a different .* when it continues from a checkpoint.*in parameters or buffers",
+    Counts: "ends with a different .* when it continues from a checkpoint.*to be in parameters or buffers",
     CountsEvaluations: "changes seen in evaluation mode; expected no change",
     Grows: r"failed in two steps of training.*unexpected ones \['model\.late\.bias'",
-    Frozen: "failed in two steps of training.*depends on a parameter that is trained",
+    Frozen: "failed in two steps of training.*depends on a parameter that requires a gradient",
 }
 """Models that are refused, each with a pattern for the message."""

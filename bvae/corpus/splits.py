@@ -1,4 +1,4 @@
-"""Splitting of stored grids into training and validation, without duplicates, and their statistics."""
+"""The split of stored grids into training and validation grids, and the statistics of both splits."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, OUTSIDE, Background, Class
 from bvae.corpus.array_files import CorpusError, Integers, walk
 
 PREFETCH_BYTES = 2**16
-"""Size of one read. Larger reads would include more unneeded neighbours of shuffled grids."""
+"""Size of one read. A larger read would include more grids that are not needed soon."""
 
 
 class LazyGrids:
-    """A selection of stored grids `[N, H, W]`, converted to uint8 `[…, S, S]` when accessed.
+    """Selected grids of an array, which are converted to uint8 `[…, S, S]` when they are accessed.
 
     Args:
-        stored: the grids, at most S rows and columns each.
-        rows: `[K]`, the indices of the selected grids.
+        stored: `[N, H, W]`, with H and W at most S.
+        rows: `[K]`, indices of the selected grids.
         grid_size: S.
-        padding_value: the stored value of cells outside a grid, None if there are none.
+        padding_value: stored value of positions outside a grid; None if there are no such positions.
     """
 
     def __init__(
@@ -40,26 +40,26 @@ class LazyGrids:
         return len(self.rows)
 
     def __getitem__(self, item: int | slice | Integers) -> npt.NDArray[np.uint8]:
-        """Return grids by position: `[S, S]` for an integer, `[K, S, S]` for a slice or K integers."""
+        """Return grids by index: `[S, S]` for an integer, `[K, S, S]` for a slice or K integers."""
         return pad(self._stored[self.rows[item]], self.shape[-1], self._padding_value)
 
     def prefetch(self, item: slice | Integers) -> None:
-        """Ask the system to read grids of a memory-mapped file that will be accessed soon, in any order.
+        """Ask the operating system to read grids of a memory-mapped file before they are accessed.
 
-        It also makes the system read missing pages one by one. Otherwise it would read their neighbours too,
-        megabytes on some systems, and discard them before they are needed.
+        Read-ahead is turned off for the file, because grids are accessed in random order. The system would
+        otherwise read neighbouring pages, megabytes on some systems, and discard them before they are needed.
         """
         stored, file = self._stored, self._stored.base
         if not (isinstance(stored, np.memmap) and isinstance(file, mmap.mmap) and stored.flags.c_contiguous):
             return
         if not hasattr(mmap, "MADV_WILLNEED"):  # on Windows
             return
-        begin = stored.offset % mmap.ALLOCATIONGRANULARITY  # offset in the map, which starts at a page
+        begin = stored.offset % mmap.ALLOCATIONGRANULARITY  # offset in the memory map, which starts at a page
         size = stored[:1].nbytes
         places = begin + self.rows[item].astype(np.int64) * size
         parts = np.zeros(len(file) // PREFETCH_BYTES + 1, np.bool_)
         parts[places // PREFETCH_BYTES] = parts[(places + size - 1) // PREFETCH_BYTES] = True
-        with contextlib.suppress(OSError):  # it is a hint
+        with contextlib.suppress(OSError):  # this is only a hint
             file.madvise(mmap.MADV_RANDOM)
             for start in (np.flatnonzero(parts) * PREFETCH_BYTES).tolist():
                 file.madvise(mmap.MADV_WILLNEED, start, min(PREFETCH_BYTES, len(file) - start))
@@ -69,7 +69,7 @@ Grids = npt.NDArray[np.uint8] | LazyGrids
 
 
 def pad(stored: Integers, grid_size: int, padding_value: int | None = None) -> npt.NDArray[np.uint8]:
-    """Copy grids `[…, H, W]` to the top left of `[…, S, S]`; all other positions become `OUTSIDE`."""
+    """Copy grids `[…, H, W]` to the top left of arrays `[…, S, S]` that are `OUTSIDE` elsewhere."""
     *leading, height, width = stored.shape
     grids = np.full((*leading, grid_size, grid_size), OUTSIDE, np.uint8)
     grids[..., :height, :width] = stored
@@ -79,26 +79,26 @@ def pad(stored: Integers, grid_size: int, padding_value: int | None = None) -> n
 
 
 def is_held_out(task_id: str) -> bool:
-    """Return whether a task is held out: the SHA-256 of its id, as an integer, is 0 mod 10."""
+    """Return whether a task is held out: the SHA-256 of its id, as an integer, is a multiple of 10."""
     return int(hashlib.sha256(task_id.encode(errors="surrogatepass")).hexdigest(), 16) % 10 == 0
 
 
 SPLIT_SEED = 0
-# Above this padded size, grids are padded on access, and splits are indices instead of copies.
+# If the padded grids are larger than this, the splits are `LazyGrids` instead of arrays.
 IN_MEMORY_BYTES = 64 * 2**20
 BLOCK_BYTES = 2**20
 SAMPLED_GRIDS = 20_000
-"""Maximum number of grids of each split of a memory-mapped file that are searched for duplicates."""
+"""Maximum number of grids per split of a memory-mapped file among which duplicates are searched."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-    """Stored grids that become a training split, a validation split or both.
+    """Stored grids of the training split, of the validation split, or of both.
 
     Attributes:
-        grids: integers `[N, H, W]`, possibly memory-mapped.
-        held_out: `[N]`, which of them are validation grids.
-        padding_value: the stored value of cells outside a grid, None if there are none.
+        grids: integers `[N, H, W]`, in memory or memory-mapped.
+        held_out: `[N]`, whether each grid is a validation grid.
+        padding_value: stored value of positions outside a grid; None if there are no such positions.
     """
 
     grids: Integers
@@ -108,7 +108,7 @@ class Source:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Splits:
-    """Both splits and their statistics; see `bvae.corpus.Corpus`."""
+    """Training and validation split with their statistics, see `bvae.corpus.Corpus`."""
 
     train: Grids
     val: Grids
@@ -122,7 +122,7 @@ class Splits:
 
 
 def named(train: Integers, val: Integers, padding_value: int | None = None) -> list[Source]:
-    """Return the sources of two splits that are stored separately."""
+    """Return the sources of a training and a validation split that are stored separately."""
     return [
         Source(train, np.zeros(len(train), np.bool_), padding_value),
         Source(val, np.ones(len(val), np.bool_), padding_value),
@@ -130,7 +130,7 @@ def named(train: Integers, val: Integers, padding_value: int | None = None) -> l
 
 
 def hold_out(stored: Integers, padding_value: int | None = None) -> list[Source]:
-    """Choose a seeded tenth of stored grids, at least 2, for validation."""
+    """Return the source of both splits: a seeded tenth of the grids, at least 2, is held out."""
     held_out = np.zeros(len(stored), np.bool_)
     held_out[: max(2, len(stored) // 10)] = True
     np.random.default_rng(SPLIT_SEED).shuffle(held_out)
@@ -143,20 +143,25 @@ def split(
     classes: Classes = DEFAULT_CLASSES,
     background: Background = 0,
 ) -> Splits:
-    """Check, count and fingerprint all grids in one pass, without training grids that are in both splits.
+    """Return both splits, without training grids that are also validation grids, and their statistics.
 
-    If `classes` is "auto", their number is one more than the largest class in either split. If `background`
-    is "auto", it is the most frequent class in training, of equally frequent ones the smallest.
+    First, grids are hashed to find duplicates. In a large memory-mapped file, only a sample of the grids is
+    hashed. Then one pass checks, counts and fingerprints all grids.
+
+    Args:
+        sources: where the grids are stored; training grids are in the first source, validation grids in the
+            last one.
+        grid_size, classes, background: see `bvae.corpus.load_corpus`.
 
     Raises:
-        CorpusError: if a value is not a class, if nothing can be learned from a split, or if a background
-            other than 0 does not occur in training.
+        CorpusError: if a value is not a class, if a split has too few grids or classes, or if a background
+            other than 0 does not occur in the training split.
     """
     first, last = sources[0], sources[-1]
     train = _subset(first, ~first.held_out, grid_size)
     val = _subset(last, last.held_out, grid_size)
     if len(val) < 2:
-        need = "expected 2 or more, as the control decodes each grid from another grid's latent"
+        need = "expected 2 or more, because the control decodes each grid from another grid's latent"
         raise CorpusError(f"has {len(val)} validation grid; {need}")
     is_mapped = any(isinstance(source.grids, np.memmap) for source in sources)
     sampled = is_mapped and max(len(train), len(val)) > SAMPLED_GRIDS
@@ -203,7 +208,7 @@ def split(
 
 
 class _Census:
-    """Counts and hash of a split, updated block by block in the order of its grids."""
+    """Class counts and hash of a split. Grids are added in blocks, in their order."""
 
     def __init__(self, role: str, classes: int) -> None:
         self.role, self.grids, self.has_outside = role, 0, False
@@ -217,7 +222,7 @@ class _Census:
         self.has_outside = self.has_outside or bool(sum(counts) < grids.size)
 
     def cells(self) -> npt.NDArray[np.int64]:
-        """Number of cells of each class. Raises CorpusError if all cells have the same class."""
+        """Return the number of cells of each class. Raises CorpusError if all cells have the same class."""
         if np.count_nonzero(self._cells) < 2:
             only = int(self._cells.argmax())
             raise CorpusError(f"every {self.role} cell is {only}; expected two or more classes")
@@ -233,14 +238,14 @@ def _subset(source: Source, chosen: npt.NDArray[np.bool_], grid_size: int) -> La
 
 
 def _duplicates(train: LazyGrids, val: LazyGrids, sampled: int | None) -> npt.NDArray[np.int64]:
-    """Return the positions of training grids that are in both splits, among up to `sampled` of each."""
+    """Return the indices of training grids that are also validation grids, among `sampled` grids or all."""
     known = {digest for _, digest in _digests(val, sampled)}
     found = [position for position, digest in _digests(train, sampled) if digest in known]
     return np.array(found, np.int64)
 
 
 def _digests(grids: LazyGrids, sampled: int | None) -> Iterator[tuple[int, bytes]]:
-    """Yield position and hash of every grid, or of `sampled` evenly spaced grids."""
+    """Yield index and hash of `sampled` evenly spaced grids, or of all grids if it is None."""
     count = len(grids) if sampled is None else min(sampled, len(grids))
     positions = np.linspace(0, len(grids) - 1, count).astype(np.int64)
     for start in range(0, count, 1024):

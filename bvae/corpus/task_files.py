@@ -1,9 +1,13 @@
-"""Collections of ARC tasks, and lists of grids of any size, in JSON: folders, zip archives, single files.
+"""ARC tasks and lists of grids as JSON, in a folder, a zip archive or a single file.
 
-A file holds a task (`{"train": [{"input": …, "output": …}, …], "test": […]}` or a list of such pairs), many
-tasks by id (Kaggle's format), or a list of grids. Only regular files are read, and no symbolic link in a
-folder is followed. Members of an archive are decompressed in memory. All sizes are bounded, so
-that a hostile file raises CorpusError instead of filling the memory.
+A JSON file contains one of these:
+
+    a task: {"train": [{"input": …, "output": …}, …], "test": […]}, or a list of such pairs
+    many tasks by id, as in Kaggle's files
+    a list of grids, which may differ in size
+
+Only regular files are read, and symbolic links in a folder are refused. Members of an archive are
+decompressed in memory. All sizes are limited: a hostile file raises CorpusError and cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ MAX_BYTES = 2 * 2**30
 MAX_RATIO = 200
 """Maximum ratio of unpacked to packed size of an archive that unpacks to more than `MAX_FILE_BYTES`."""
 MAX_LISTS = 2**21
-"""Maximum number of brackets in a file; each may become a list of 56 bytes."""
+"""Maximum number of opening brackets in a file; each may become a list of 56 bytes."""
 MAX_GRIDS = 2**20
 MAX_PADDED_BYTES = 2**30
 
@@ -66,15 +70,15 @@ OTHER_FILES = {
         "numpy.loadtxt(FILE, int, delimiter=',').reshape(-1, ROWS, COLUMNS)",
     ),
 }
-"""Other formats by their first bytes: the name, and Python that makes an array `[N, H, W]` of such a file."""
+"""Other formats by their first bytes: a description, and Python code that reads the file as `[N, H, W]`."""
 
 Cells = list[list[int]]
 Files = Iterator[tuple[str, bytes]]
-"""Path in the collection and content of each JSON file."""
+"""The path in the collection and the content of each JSON file."""
 
 
 class Pair(msgspec.Struct):
-    """An input and its output; the output of a test may be unknown."""
+    """An input grid and its output grid; tests may lack the output."""
 
     input: Cells
     output: Cells | None = None
@@ -91,7 +95,7 @@ class Task(msgspec.Struct):
 
 
 class Grid(NamedTuple):
-    """The height and width of a grid, and its cells row by row."""
+    """Height, width and cells of a grid, row by row."""
 
     height: int
     width: int
@@ -99,7 +103,7 @@ class Grid(NamedTuple):
 
 
 def is_array_file(path: str) -> bool:
-    """Return whether a path is for `array_files.read_grids`: an array or archive of arrays, even damaged."""
+    """Return whether `array_files.read_grids` reads a path. It also reports missing and damaged files."""
     try:
         if not Path(path).is_file():
             return not Path(path).is_dir()
@@ -114,17 +118,18 @@ def is_array_file(path: str) -> bool:
 def read_tasks(
     path: str, grid_size: GridSize, padding_value: int | None, classes: int
 ) -> tuple[int, list[Source]]:
-    """Return the grid size S, and the grids `[N, S, S]` of a collection that fit it.
+    """Return the grid size S, and the sources of the grids `[N, S, S]` that fit it.
 
-    Whole tasks are held out. Tasks are ordered by id, and the grids of a task by size and cells; a grid
-    occurs once in a split. The result thus depends on neither the format nor the file system. If there
-    is a single task or list, a seeded tenth of its grids is held out, and their order is kept.
+    If there are several tasks, whole tasks are held out. Tasks are sorted by id, and the grids of a task by
+    size and cells. A grid occurs only once in a split. The splits thus do not depend on format and file
+    system. If there is a single task or list, a seeded tenth of its grids is held out, and all grids are kept
+    in their order.
 
     Args:
-        path: a folder, a zip archive or a JSON file.
-        grid_size: "auto" is the smallest size that fits all grids.
-        padding_value: the integer that marks cells outside a grid, None if there is none.
-        classes: the number of classes.
+        path: path of a folder, a zip archive or a JSON file.
+        grid_size: the size S; "auto" is the smallest size that fits all grids.
+        padding_value: integer that marks positions outside a grid; None if there are no such positions.
+        classes: number of classes.
 
     Raises:
         CorpusError: if the collection cannot be read or has too few grids.
@@ -144,7 +149,10 @@ def read_tasks(
         for task in sorted(fitting):
             splits[is_held_out(task)].update(dict.fromkeys(sorted(fitting[task])))
         found = f"{len(splits[0])} grids of training and {len(splits[1])} of validation tasks"
-        expected = "at least 1 and 2: whole tasks are held out by the hash of their ids, so add tasks"
+        expected = (
+            "at least 1 grid of training tasks and 2 grids of validation tasks (the hash of a task's id "
+            "decides whether it is for validation); add tasks"
+        )
         _check_enough(len(splits[0]) >= 1 and len(splits[1]) >= 2, found, expected, size, largest)
         return size, named(_stack(splits[0], size), _stack(splits[1], size), OUTSIDE)
 
@@ -161,7 +169,7 @@ def _check_enough(enough: bool, found: str, expected: str, size: int, largest: G
 
 
 def _stack(grids: Collection[Grid], size: int) -> npt.NDArray[np.uint8]:
-    """Copy grids to the top left of squares `[N, S, S]`."""
+    """Copy grids to the top left of arrays `[N, S, S]`."""
     if len(grids) * size**2 > MAX_PADDED_BYTES:
         limit = MAX_PADDED_BYTES // 2**20
         raise CorpusError(
@@ -174,7 +182,7 @@ def _stack(grids: Collection[Grid], size: int) -> npt.NDArray[np.uint8]:
 
 
 def _files(path: str) -> Files:
-    """Yield the JSON files of a collection."""
+    """Yield the JSON files of a collection. The solutions of Kaggle's challenges are another file."""
     if Path(path).is_dir():
         places = sorted(_places(path))
         if not places:
@@ -233,7 +241,7 @@ def _places(root: str) -> Iterator[str]:
 
 
 def _content(path: str, place: str) -> bytes:
-    """Read a regular file; a symbolic link is refused."""
+    """Return the content of a regular file. Symbolic links are refused."""
     with open(path, "rb", opener=open_at_once) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CorpusError(f"{brief(place)} is not a regular file")
@@ -270,7 +278,7 @@ def _archived(file: io.BufferedReader) -> Files:
 
 
 def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, list[Grid]]:
-    """Return the grids of each task or list, in the order of the files."""
+    """Return the grids of each task or list by id, in the order of the files."""
     tasks: dict[str, list[Grid]] = {}
     size = count = 0
     for place, content in files:
@@ -293,7 +301,7 @@ def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, li
 
 
 def _tasks(place: str, content: bytes) -> Iterator[tuple[str, Iterator[Cells]]]:
-    """Yield the id and the grids of each task in a JSON file; the id of a list is the name of its file."""
+    """Yield id and grids of each task or list in a JSON file. The id of a list is the name of its file."""
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.count(b"[") + content.count(b"{") > MAX_LISTS:
         raise CorpusError(f"{brief(place)} has more than {MAX_LISTS} lists; split it")
@@ -315,7 +323,7 @@ def _decode(content: bytes | msgspec.Raw, kind: Any, name: str) -> Any:
 
 
 def _cells(found: Task | Examples) -> Iterator[Cells]:
-    """Yield the grids of a task or a list, each output after its input."""
+    """Yield the grids of a task or list; each output follows its input."""
     for example in [*found.train, *found.test] if isinstance(found, Task) else found:
         if isinstance(example, Pair):
             yield from (cells for cells in (example.input, example.output) if cells is not None)
@@ -324,7 +332,7 @@ def _cells(found: Task | Examples) -> Iterator[Cells]:
 
 
 def _grid(rows: Cells, padding_value: int | None, classes: int) -> Grid:
-    """Return a grid after checking it, with `OUTSIDE` in place of the padding value."""
+    """Check a grid, and return it with `OUTSIDE` instead of the padding value."""
     widths = sorted({len(row) for row in rows})
     if len(widths) != 1 or not widths[0]:
         shown = f"rows of {widths[0]} and {widths[-1]} cells" if widths[1:] else "no cells"

@@ -71,7 +71,7 @@ class ProgressNote:
         if self._since is None:
             self._since = now
             return
-        self._images += event.images
+        self._images += event.grids
         if now - self._since < NOTE_SECONDS and event.step < event.steps:
             return
         note = Note(

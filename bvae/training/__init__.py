@@ -1,10 +1,10 @@
 """Parts of the training loop in `bvae.trainer`.
 
-    step           one update of the weights, by autograd or handwritten; reproducible settings
-    cpu_bf16       the handwritten step for CPUs that multiply in bfloat16, and which models it supports
-    cpu_layers     its layers, and what each of them accepts
-    optimization   order of the grids, seed and learning rate of a step, Adam with a clipped gradient
+    step           one update of the weights by autograd; settings for reproducible results
+    cpu_bf16       the handwritten step for CPUs that multiply in bfloat16
+    cpu_layers     the layers that the handwritten step supports
+    optimization   order of the grids; seed, learning rate and β of a step; Adam
     checkpoint     checkpoint files
 
-Importing the package imports none of them.
+`import bvae.training` imports none of these modules.
 """

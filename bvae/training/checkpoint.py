@@ -1,7 +1,7 @@
-"""Checkpoints: safetensors files. From the newest ones of a run, training continues bit for bit.
+"""Checkpoints: safetensors files. Training that continues from one of the newest is bit-identical.
 
-A checkpoint is data: nothing in it is executed or unpickled. A SHA-256 of the whole file, in which the
-checksum itself counts as zeros, detects truncation and flipped bits before any content is used.
+Nothing in a checkpoint is executed or unpickled. It contains a SHA-256 checksum of the whole file, which is
+checked before any content is used. When the checksum is computed, its own digits are replaced by zeros.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from bvae import EvidenceWarning
 from bvae.storage import atomic_write, from_json, printable, to_json
 
 OPTIMIZER = "optimizer."
-"""Prefix of the names of the tensors that only training needs: two thirds of a checkpoint."""
+"""Prefix of the names of optimizer tensors. They take two thirds of a checkpoint."""
 
 WITH_OPTIMIZER = 2
-"""Number of the newest checkpoints of a run that hold optimizer state: training can continue from these."""
+"""Number of the newest checkpoints of a run that keep their optimizer state."""
 
 MAX_BYTES = 4 * 2**30
 _KEY = "bvae"
@@ -40,36 +40,36 @@ CONTENT_ERRORS = (
     *(safetensors.SafetensorError, ValueError, LookupError, TypeError, ArithmeticError, RuntimeError),
     *(AssertionError, AttributeError),
 )
-"""Exceptions that parsers raise for content of another format."""
+"""Exceptions that parsers raise for content that is not a checkpoint."""
 
 State = TypeVar("State")
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is damaged or of another run. The message is one line with the file and the fault."""
+    """A checkpoint cannot be used. The message is one line with the file and the reason."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 class StrippedError(CheckpointError):
-    """A checkpoint holds no optimizer state, so training cannot continue from it."""
+    """A checkpoint has no optimizer state, so training cannot continue from it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint(Generic[State]):
-    """Tensors by name, and everything else as one dataclass that is stored as JSON."""
+    """Tensors by name, and all other state as a dataclass, which is stored as JSON."""
 
     tensors: Mapping[str, Tensor]
     state: State
 
 
 def encode_checkpoint(checkpoint: Checkpoint[State]) -> bytes:
-    """Return the bytes of a safetensors file, always the same for the same checkpoint."""
-    # One metadata key only: with more, the format does not define their order.
+    """Return the bytes of a safetensors file. Equal checkpoints have equal bytes."""
+    # The metadata have a single key, because the format does not define an order of keys.
     state = json.loads(to_json(checkpoint.state))
     metadata = json.dumps({"checksum": _NO_CHECKSUM, "state": state}, separators=(",", ":"))
-    # Copies, since tensors that share memory, such as tied weights, are stored under each of their names.
+    # Copies, because safetensors refuses tensors that share memory, such as tied weights.
     tensors = {
         name: tensor.detach().clone(memory_format=torch.contiguous_format)
         for name, tensor in checkpoint.tensors.items()
@@ -80,7 +80,7 @@ def encode_checkpoint(checkpoint: Checkpoint[State]) -> bytes:
 
 
 def save_checkpoint(checkpoint: Checkpoint[State], path: Path, *others: Path) -> None:
-    """Write a checkpoint to each path, completely or not at all. Raises StorageError."""
+    """Write a checkpoint atomically to each path. Raises StorageError."""
     atomic_write(path, encode_checkpoint(checkpoint), *others)
 
 
@@ -88,7 +88,7 @@ def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:
     """Read a checkpoint with a state of type `kind`.
 
     Raises:
-        CheckpointError: for a file that is missing, too large, truncated, altered, or of another format.
+        CheckpointError: if the file is missing, too large, truncated, altered, or not a checkpoint.
     """
     try:
         data = _read(path)
@@ -104,13 +104,14 @@ def load_checkpoint(path: Path, kind: type[State]) -> Checkpoint[State]:
 
 
 def strip_older(saved: Sequence[Path], kind: type[State], stripped: set[Path]) -> None:
-    """Remove the optimizer state from all checkpoints of a run but the newest two.
+    """Remove the optimizer state from the checkpoints of a run, except the newest two.
 
-    A damaged checkpoint is left as it is, with a warning.
+    A damaged checkpoint causes a warning and is not changed.
 
     Args:
-        saved: checkpoints with a state of type `kind`, newest first.
-        stripped: those that were stripped or found damaged before; the others are read, and added.
+        saved: paths of checkpoints, newest first.
+        kind: type of their state.
+        stripped: paths that earlier calls processed and this call skips. This call adds its own.
 
     Raises:
         StorageError: if a file cannot be written.
@@ -118,7 +119,7 @@ def strip_older(saved: Sequence[Path], kind: type[State], stripped: set[Path]) -
     for path in saved[WITH_OPTIMIZER:]:
         if path in stripped:
             continue
-        names = [other for other in saved if other.samefile(path)]  # `best` may be another name of an epoch
+        names = [other for other in saved if other.samefile(path)]  # `best` may be a hard link to an epoch
         if names[0] in saved[:WITH_OPTIMIZER]:
             continue
         stripped.update(names)
@@ -133,7 +134,7 @@ def strip_older(saved: Sequence[Path], kind: type[State], stripped: set[Path]) -
 
 
 def _read(path: Path) -> bytes:
-    """Return the bytes of a file; only the first ones if it does not start like a checkpoint."""
+    """Return the bytes of a file, or only its first bytes if they are not those of a checkpoint."""
     if path.exists() and not path.is_file():  # reading a pipe would block
         raise CheckpointError(f"{path} is not a file; expected a checkpoint of bvae")
     with path.open("rb") as file:
@@ -164,7 +165,7 @@ def _verified_metadata(path: Path, data: bytes) -> dict[str, object]:
 
 
 def check_tensors(path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError unless names, shapes and types are those expected."""
+    """Raise CheckpointError if names, shapes or types of tensors differ from the expected tensors."""
     missing, extra = expected.keys() - tensors.keys(), tensors.keys() - expected.keys()
     if missing or extra:
         raise CheckpointError(

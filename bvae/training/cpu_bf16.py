@@ -1,8 +1,8 @@
 """The handwritten training step of `BetaVAE`, for processors that multiply in bfloat16.
 
-Autograd computes the same gradient, but its overhead makes such a short step 10 % slower. Here all weights
-are one vector, and so are all gradients: rounding, clipping and the update are one call each. Each weight is
-stored in the memory order that its layer reads.
+Autograd computes the same gradient, but its step takes 10 % longer. The handwritten step stores all weights
+in one vector and all gradients in another, so rounding, clipping and the update are one call each. Each
+weight is stored in the memory order in which its layer reads it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _TENSOR_HOOKS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 def unsupported(model: nn.Module, example: Tensor | None = None) -> str | None:
     """Return the reason why `HandwrittenStep` cannot train a model, or None if it can.
 
-    The step never calls the model; it reads the modules of encoder and decoder. Their types, attributes,
-    methods and parameters must therefore be known, and they must have no hooks.
+    The step does not call the model. It has its own implementation of the modules in encoder and decoder, so
+    these must have supported types, attributes, methods and parameters, and no hooks.
 
     Args:
         model: any model.
-        example: grids `[B, H, W]` on which to test that `encode` and `decode` only apply the modules; None to
-            skip the test.
+        example: grids `[B, H, W]` for a test that `encode` and `decode` only apply encoder and decoder; None
+            skips the test.
     """
     if type(model) is not BetaVAE:
         return f"the model is a {type(model).__name__} and not a BetaVAE"
@@ -59,7 +59,7 @@ def unsupported(model: nn.Module, example: Tensor | None = None) -> str | None:
 
 @torch.no_grad()
 def _unsupported_methods(model: BetaVAE, grids: Tensor) -> str | None:
-    with torch.random.fork_rng(devices=[]):  # changed methods may draw random numbers
+    with torch.random.fork_rng(devices=[]):  # methods that were changed may draw random numbers
         posterior = model.encoder(F.embedding(grids.long(), model.one_hot_rows).permute(0, 3, 1, 2))
         if not _is_equal(torch.cat(model.encode(grids), 1), posterior):
             return "encode does more than apply the encoder"
@@ -69,7 +69,7 @@ def _unsupported_methods(model: BetaVAE, grids: Tensor) -> str | None:
 
 
 def _is_equal(found: Tensor, expected: Tensor) -> bool:
-    """Return whether two results are equal up to rounding, which is relative to the largest value."""
+    """Return whether two results are equal up to rounding, relative to the largest value."""
     scale = expected.nan_to_num(0.0, 0.0, 0.0).abs().max().item()
     return found.shape == expected.shape and torch.allclose(
         found, expected, atol=1e-5 * scale, equal_nan=True
@@ -77,7 +77,7 @@ def _is_equal(found: Tensor, expected: Tensor) -> bool:
 
 
 def _unsupported_sequence(modules: Mapping[str, nn.Module], *, takes: Form, gives: Form) -> str | None:
-    """Return why a sequence of modules, given by name in order, is not supported, or None if it is."""
+    """Return the reason why a sequence of modules is not supported, or None if it is supported."""
     form = takes
     for name, module in modules.items():
         described = f"{name} ({type(module).__name__})"
@@ -120,28 +120,28 @@ def _unsupported_parameters(model: BetaVAE, modules: dict[str, nn.Module]) -> st
 
 
 def leaves(model: nn.Module, chain: str) -> dict[str, nn.Module]:
-    """Return the modules of a sequence by name, with nested sequences expanded."""
+    """Return the modules of a sequence by name. Nested sequences are replaced by their modules."""
     named = model.get_submodule(chain).named_modules(prefix=chain, remove_duplicate=False)
     return {name: module for name, module in named if type(module) is not nn.Sequential}
 
 
 ALIGNMENT = 32
-"""Each parameter starts at a multiple of this number of elements of the vector (64 bytes in bfloat16)."""
+"""Alignment of each parameter in the vector, in elements (64 bytes in bfloat16)."""
 
 
 class HandwrittenStep:
-    """A step of all parameters of a `BetaVAE` on the CPU; a `TrainStep`.
+    """A `TrainStep` of a `BetaVAE` on the CPU, with handwritten layers.
 
     Args:
-        model: the module to train. It may be changed after `sync_model`, but its parameters keep their names
-            and shapes.
-        loss: its mean over a batch is minimized.
+        model: the module to train. It may be changed after `sync_model`, but names and shapes of its
+            parameters must stay the same.
+        loss: the loss to minimize.
         max_norm: gradients of a larger 2-norm are scaled down to this norm.
-        dtype: the type that layers compute in. Weights, loss and optimizer keep the type of the model.
+        dtype: type in which layers compute. Weights, loss and optimizer have the type of the model.
 
     Raises:
-        ValueError: for a model that is not supported, see `unsupported`; also from `forward_backward`, if the
-            model was changed to an unsupported one.
+        ValueError: if the model is not supported, see `unsupported`. After a change of the model,
+            `forward_backward` may also raise it.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class HandwrittenStep:
         terms, gradient = self._loss.with_gradient(logits, mean, log_variance, target, beta=beta)
         of_logits = gradient.logits.to(self._dtype).contiguous(memory_format=torch.channels_last)
         of_latent = backward(self._decoder, of_logits).to(exact)
-        # latent = mean + exp(log variance / 2)·noise; its slope w.r.t. log variance is half the last term.
+        # latent = mean + exp(log variance / 2)·noise, so d latent / d log variance = (latent − mean) / 2.
         of_log_variance = gradient.log_variance + of_latent * (0.5 * (latent - mean))
         of_posterior = torch.cat([gradient.mean + of_latent, of_log_variance], 1)
         backward(self._encoder, of_posterior.to(self._dtype))
@@ -198,7 +198,7 @@ class HandwrittenStep:
         self._is_synced = True
 
     def _load(self, example: Tensor) -> None:
-        """Read the layers, weights and optimizer state of the model as they are now."""
+        """Read the current layers, weights and optimizer state of the model."""
         _check(self._model, example)
         if _shapes(self._model) != self._shapes or self._model.one_hot_rows.dtype != self._weights.dtype:
             raise ValueError("parameters of the model were added, removed, or changed in shape or type")
@@ -210,7 +210,7 @@ class HandwrittenStep:
         self._is_synced = False
 
     def _pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each weight and optimizer tensor as a pair of views: the copy here, and that of the model."""
+        """Yield two views of each weight and optimizer tensor: the copy of this step, and the original."""
         mine, theirs = self._adam.tensors(), dict(self._model.named_parameters()) | self._state
         yield from ((mine["all.step"], theirs[f"{name}.step"]) for name in self._shapes)
         for suffix in ("", ".exp_avg", ".exp_avg_sq"):
@@ -220,12 +220,12 @@ class HandwrittenStep:
                 yield part.view(there.shape), there
 
     def _parts(self, vector: Tensor) -> dict[str, Tensor]:
-        """Return the part of a vector that belongs to each parameter."""
+        """Return the part of a vector for each parameter, by name."""
         rooms = zip(self._shapes.items(), torch.split(vector, self._rooms), strict=True)
         return {name: room[: shape.numel()] for (name, shape), room in rooms}
 
     def _layers(self, chain: str, channels: int = 1) -> list[Layer]:
-        """Return the layers of a sequence whose input maps have this number of channels."""
+        """Return the layers of encoder or decoder. Input maps have this number of channels."""
         weights, gradients = self._parts(self._rounded), self._parts(self._rounded_gradient)
         modules = leaves(self._model, chain)
         others = [None if isinstance(module, nn.ReLU) else module for module in modules.values()]
@@ -260,14 +260,14 @@ def _check(model: BetaVAE, example: Tensor | None = None) -> None:
 
 
 def forward(layers: Sequence[Layer], batch: Tensor) -> Tensor:
-    """Apply layers one after another."""
+    """Apply layers to a batch, one after another."""
     for layer in layers:
         batch = layer.forward(batch)
     return batch
 
 
 def backward(layers: Sequence[Layer], gradient: Tensor) -> Tensor:
-    """Return the gradient w.r.t. the last input of `forward`, given the gradient w.r.t. its output."""
+    """Return the gradient with respect to the input of the last `forward`, from that of its output."""
     for layer in reversed(layers):
         gradient = layer.backward(gradient)
     return gradient

@@ -1,6 +1,6 @@
 """Handwritten forward and backward passes of the layers that `HandwrittenStep` supports.
 
-Maps are `[B, C, H, W]` and channels last in memory, as are the weights of convolutions. Vectors are `[B, N]`.
+Maps are `[B, C, H, W]`, with channels last in memory, like the weights of convolutions. Vectors are `[B, N]`.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 from bvae.beta_vae import Downsample, Upsample, patches
 
 MINUS_INFINITY = -128
-"""The bits of minus infinity in bfloat16, as an integer."""
+"""Minus infinity in bfloat16, with its bits read as an integer."""
 
 Form = Literal["maps", "vectors"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where a module is in its sequence.
+    """Position of a module in its sequence.
 
     Attributes:
-        before, after: the nearest modules that are not ReLU, None at the ends.
-        channels: number of channels of the nearest maps before the module.
-        is_first: whether the input of the module is data, whose gradient is not needed.
+        before, after: the previous and next module other than ReLU; None at the ends.
+        channels: number of channels of the last maps before the module.
+        is_first: whether the input of the module is data, which need no gradient.
     """
 
     before: nn.Module | None = None
@@ -38,12 +38,12 @@ class Place:
 
 
 class Layer:
-    """A function of a batch, and its gradient. Both may overwrite their argument.
+    """Forward and backward pass of a module. Both may overwrite their argument.
 
     Attributes:
-        accepts: required values of the module's attributes.
-        takes: the form of the input; None for either.
-        gives: the form of the output; None for the form of the input.
+        accepts: required values of the module's attributes, by name.
+        takes: form of the input; None for any form.
+        gives: form of the output; None if it is the form of the input.
     """
 
     accepts: ClassVar[Mapping[str, object]] = {}
@@ -55,7 +55,7 @@ class Layer:
 
     @classmethod
     def unsupported(cls, module: Any) -> str | None:
-        """Return the first attribute of the module that is not supported, in words, or None."""
+        """Return a description of the first attribute that is not supported, or None."""
         for name, value in cls.accepts.items():
             if (found := getattr(module, name, None)) != value:
                 return f"{name} is {found!r} and not {value!r}"
@@ -63,24 +63,24 @@ class Layer:
 
     @staticmethod
     def shapes(module: Any) -> dict[str, tuple[int, ...]]:
-        """Return the names and shapes of the parameters that the module must have, and no others."""
+        """Return the shapes of all parameters that the module must have, by name."""
         return {}
 
     def forward(self, batch: Tensor) -> Tensor:
         raise NotImplementedError
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Return the gradient w.r.t. the last input of `forward`, given the gradient w.r.t. its output."""
+        """Return the gradient with respect to the input of the last `forward`, from that of its output."""
         raise NotImplementedError
 
 
 class WeightedLayer(Layer):
-    """A layer with a weight and a bias. Its `backward` writes the gradients w.r.t. both to given memory.
+    """A layer with a weight and a bias. `backward` also writes the gradients with respect to both.
 
     Args:
         module, place: as for any layer.
-        weight, bias: flat, in the memory order of `as_read`.
-        weight_gradient, bias_gradient: likewise; written to.
+        weight, bias: flat tensors, in the memory order of `as_read`.
+        weight_gradient, bias_gradient: flat tensors, in the same order, to which `backward` writes.
     """
 
     def __init__(
@@ -98,15 +98,15 @@ class WeightedLayer(Layer):
         self.given: Tensor
 
     def as_read(self, parameter: Tensor) -> Tensor:
-        """Return a view of a tensor shaped like weight or bias, in the memory order that the layer reads."""
+        """Return a view of a weight, bias or their gradient, in the memory order in which the layer reads."""
         return parameter.permute(0, 2, 3, 1) if parameter.ndim == 4 else parameter
 
 
 class Linear(WeightedLayer):
     """A linear layer.
 
-    Next to flattened maps it stores its weight in the order of channels-last maps, so that `Flatten`
-    and `Unflatten` need not move them.
+    Next to `Flatten` or `Unflatten`, the weight is stored in the order of channels-last maps. These layers
+    then return views and need not copy the maps.
     """
 
     takes = gives = "vectors"
@@ -140,7 +140,7 @@ class Linear(WeightedLayer):
 
 
 class Convolution(WeightedLayer):
-    """A 3×3 convolution of stride 1 and padding 1. The first in a model skips the gradient w.r.t. data."""
+    """A 3×3 convolution of stride 1 and padding 1. Its input needs no gradient if it is data."""
 
     accepts: ClassVar[Mapping[str, object]] = {
         **{"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "padding_mode": "zeros"},
@@ -172,9 +172,9 @@ class Convolution(WeightedLayer):
 
 
 class Resampling(WeightedLayer):
-    """Base of `Downsampling` and `Upsampling`. The weight gradient is one matrix product, which is fastest.
+    """Base of `Downsampling` and `Upsampling`. The weight gradient is a single matrix product, for speed.
 
-    The weight is `[C_small, C_large, k, k]`, between small and large maps.
+    The weight is `[C_small, C_large, k, k]`: channels of the smaller maps, channels of the larger maps.
     """
 
     takes = gives = "maps"
@@ -187,7 +187,7 @@ class Resampling(WeightedLayer):
         self.weight = self.weight.permute(0, 3, 1, 2)
 
     def _write_gradients(self, small: Tensor, large: Tensor, gradient: Tensor) -> Tensor:
-        """Write the gradients w.r.t. weight and bias. Returns: the patches of the large maps."""
+        """Write the gradients with respect to weight and bias. Return the patches of the large maps."""
         covered = patches(large, self.weight.shape[-1])
         torch.mm(_cells(small).t(), covered, out=self._matrix_gradient)
         torch.sum(_cells(gradient), 0, out=self.bias_gradient)
@@ -236,7 +236,7 @@ class Upsampling(Resampling):
 class ReLU(Layer):
     """ReLU, in place. It compares bfloat16 as integers, because PyTorch would convert to float32 first.
 
-    As integers, negative numbers are at most `MINUS_INFINITY` and become 0; NaN is above it and is kept.
+    Read as integers, negative numbers are at most `MINUS_INFINITY` and become 0. NaN is larger and is kept.
     """
 
     def __init__(self, module: nn.ReLU, place: Place) -> None:
@@ -254,7 +254,7 @@ class ReLU(Layer):
 
 
 class Flatten(Layer):
-    """Flatten maps. Before a linear layer, the memory order is kept, so nothing is copied."""
+    """Flatten maps. Before a linear layer, the output is a view, in the memory order of the maps."""
 
     accepts: ClassVar[Mapping[str, object]] = {"start_dim": 1, "end_dim": -1}
     takes, gives = "maps", "vectors"
@@ -274,7 +274,7 @@ class Flatten(Layer):
 
 
 class Unflatten(Layer):
-    """The inverse of `Flatten`. After a linear layer, the memory order is kept."""
+    """The inverse of `Flatten`. After a linear layer, the output is a view in the same memory order."""
 
     accepts: ClassVar[Mapping[str, object]] = {"dim": 1}
     takes, gives = "vectors", "maps"
@@ -320,13 +320,13 @@ def _cells(maps: Tensor) -> Tensor:
 
 
 def _comparable(batch: Tensor) -> Tensor:
-    """View bfloat16 as integers, which are faster to compare."""
+    """View bfloat16 as int16, which is faster to compare."""
     return batch.view(torch.int16) if batch.dtype == torch.bfloat16 else batch
 
 
 def _weight_gradient(gradient: Tensor, given: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient w.r.t. the weight of a 3×3 convolution."""
-    if weight.shape[0] < weight.shape[1]:  # 1.5 times as fast with both maps exchanged
+    """Return the gradient with respect to the weight of a 3×3 convolution."""
+    if weight.shape[0] < weight.shape[1]:  # exchanging input and output makes it 1.5 times as fast
         return _weight_gradient(given, gradient, weight.transpose(0, 1)).transpose(0, 1).flip(2, 3)
     found: Tensor = _convolution_backward(gradient, given, weight, False, True)[1]
     return found
@@ -335,7 +335,7 @@ def _weight_gradient(gradient: Tensor, given: Tensor, weight: Tensor) -> Tensor:
 def _convolution_backward(
     gradient: Tensor, given: Tensor, weight: Tensor, of_given: bool, of_weight: bool
 ) -> tuple[Any, Any]:
-    """Return the gradients of a 3×3 convolution w.r.t. input and weight, None if not requested."""
+    """Return the gradients with respect to input and weight of a 3×3 convolution, None if not requested."""
     found = torch.ops.aten.convolution_backward(
         *(gradient, given, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1),
         [of_given, of_weight, False],

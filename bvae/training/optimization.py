@@ -1,4 +1,4 @@
-"""The order of the grids in each epoch; the seed, learning rate and β of each step; Adam."""
+"""The order of the grids in an epoch; seed, learning rate and β of a step; Adam."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from bvae.config import BetaSchedule
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 BLOCK_CELLS, WINDOW_CELLS = 2**18, 2**28
-"""Cells (one byte each) per block, which is read at once, and per window, which is shuffled at once."""
+"""Number of cells in a block of consecutive grids, and in a window of blocks, see `epoch_order`."""
 
 BETA_CYCLES, BETA_RISE = 4, 0.5
-"""Cycles of the schedule `cyclical` in a whole run, and the share of a cycle in which β rises."""
+"""Number of cycles of the schedule `cyclical`, and the fraction of a cycle in which β rises."""
 
 
 def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[np.int64]:
-    """Return the order in which an epoch visits n training grids of `cells` cells each.
+    """Return the order in which an epoch visits n training grids with `cells` cells (bytes) each.
 
-    It depends only on the arguments. For up to 256 MiB of grids all orders are equally likely. Larger corpora
-    are shuffled in blocks of 256 KiB first, and then grid by grid within windows of 1024 blocks, so that a
-    file larger than the page cache is read about once per epoch.
+    The order depends only on the arguments. For at most 256 MiB of grids, all orders are equally likely.
+    Larger corpora are shuffled in blocks of 256 KiB, then grid by grid in windows of at most 1024 blocks. A
+    file that is larger than the page cache is thus read about once per epoch.
     """
     rng = np.random.default_rng([seed, epoch])
     windows = window_edges(n, cells=cells)
@@ -43,21 +43,21 @@ def epoch_order(seed: int, epoch: int, n: int, *, cells: int = 256) -> NDArray[n
 
 
 def window_edges(n: int, *, cells: int) -> list[int]:
-    """Return the index in `epoch_order` at which each window starts, and n."""
+    """Return the position at which each window of `epoch_order` starts, and n."""
     windows = math.ceil(n / (WINDOW_CELLS // cells))
     size, larger = divmod(n, windows)
     return [window * size + min(window, larger) for window in range(windows + 1)]
 
 
 def step_seed(seed: int, step: int) -> int:
-    """Return the 32-bit seed of the global generators in a step of a run."""
+    """Return the 32-bit seed of the global random generators in a step, from the seed of the run."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
 def learning_rate(step: int, *, total: int | None, warmup: int, peak: float) -> float:
-    """Return the rate of a step: a linear warm-up, then a cosine to 0 at step `total`.
+    """Return the learning rate of a step: a linear warm-up to `peak`, then a cosine to 0 at step `total`.
 
-    The warm-up takes at most a quarter of `total` steps. If `total` is None, the rate stays at the peak.
+    The warm-up takes at most a quarter of `total`. If `total` is None, the rate stays at `peak`.
     """
     warmup = warmup if total is None else min(warmup, total // 4)
     if step < warmup:
@@ -68,13 +68,13 @@ def learning_rate(step: int, *, total: int | None, warmup: int, peak: float) -> 
 
 
 def beta_share(step: int, *, total: int, warmup: float, schedule: BetaSchedule) -> float:
-    """Return the β of a step as a share of the full one.
+    """Return the β of a step as a fraction of the full β.
 
-    `linear` rises from 0 over `warmup` steps and stays at 1. `cyclical` does so in each of `BETA_CYCLES`
-    cycles, over the first half of the cycle.
+    `constant` is always 1. `linear` rises from 0 to 1 over `warmup` steps and stays at 1. `cyclical` has
+    `BETA_CYCLES` cycles in `total` steps: in each, it rises from 0 to 1 over the first half and stays at 1.
 
-    Source: Bowman et al., Generating Sentences from a Continuous Space, 2016, for the warm-up; Fu et al.,
-    Cyclical Annealing Schedule, 2019, with the M = 4 and R = 0.5 of their experiments.
+    Source of `linear`: Bowman et al., Generating Sentences from a Continuous Space, 2016. Source of
+    `cyclical`: Fu et al., Cyclical Annealing Schedule, 2019, with M = 4 and R = 0.5 as in their experiments.
     """
     if schedule == "linear":
         return min(1.0, step / warmup)
@@ -84,16 +84,16 @@ def beta_share(step: int, *, total: int, warmup: float, schedule: BetaSchedule) 
 
 
 class Adam:
-    """Adam with a clipped gradient (2-norm); it calls the function behind `torch.optim.Adam`.
+    """Adam with clipping of the gradient's 2-norm.
 
-    Results are bit for bit those of `torch.optim.Adam(fused=True)`. That class imports a compiler, which
-    takes a second in every process; the function that it calls does not.
+    Results are bit-identical to `torch.optim.Adam(fused=True)`. This class calls the same function directly,
+    because `torch.optim.Adam` imports a compiler, which takes a second in every process.
 
     Args:
-        parameters: the tensors to train by name, on the device where they are trained.
+        parameters: tensors to train, by name, on the device where they are trained.
         max_norm: gradients of a larger 2-norm are scaled down to this norm.
 
-    Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015; clipping as in Pascanu et al., On
+    Source: Kingma and Ba, Adam: A Method for Stochastic Optimization, 2015; for clipping: Pascanu et al., On
     the difficulty of training recurrent neural networks, 2013.
     """
 
@@ -109,19 +109,19 @@ class Adam:
         }
 
     def clip(self, *, wait: bool = True) -> Tensor:
-        """Clip the gradient; return its 2-norm before clipping. Without `wait`, read no value of it."""
+        """Clip the gradient, and return its previous 2-norm. Without `wait`, no value leaves the device."""
         gradients = [parameter.grad for parameter in self._parameters.values() if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients)
         if not wait:
-            factor = self._max_norm / (norm + 1e-6)  # as below
+            factor = self._max_norm / (norm + 1e-6)  # as in clip_grads_with_norm_
             torch._foreach_mul_(gradients, factor.where(norm > self._max_norm, 1.0))
-        elif norm > self._max_norm:  # otherwise, no pass over the gradients is needed
+        elif norm > self._max_norm:  # if it is not, no pass over the gradients is needed
             nn.utils.clip_grads_with_norm_(self._parameters.values(), self._max_norm, norm)
         return norm
 
     @torch.no_grad()
     def step(self, learning_rate: float, skip: Tensor | None = None) -> None:
-        """Update all parameters that have a gradient, unless `skip`, float32 `[]` on the device, is 1."""
+        """Update all parameters that have a gradient; change nothing if `skip`, float32 `[]`, is 1."""
         moved = {name: p for name, p in self._parameters.items() if p.grad is not None}
         adam(
             [*moved.values()],
@@ -142,5 +142,5 @@ class Adam:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state by name, such as `encoder.0.weight.exp_avg`. Writing to it changes the state."""
+        """Return the state by name, such as `encoder.0.weight.exp_avg`. Writing to a tensor changes it."""
         return {f"{name}.{key}": t for name, state in self._state.items() for key, t in state.items()}

@@ -1,4 +1,4 @@
-"""One reproducible training step: take a batch, compute the loss and its gradient, update the weights."""
+"""One reproducible training step: load a batch, compute loss and gradient, update the weights."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from bvae.training.cpu_bf16 import HandwrittenStep, unsupported
 from bvae.training.optimization import Adam, window_edges
 
 READ_EVERY = {"cpu": 1, "cuda": 500}
-"""Maximum number of steps between two reads of their losses and gradient norms; a read waits for a GPU.
+"""Maximum number of steps between two reads of losses and gradient norms, by type of device.
 
-If it is above 1, a step is deferred: nothing in it reads a value from the device. A number that is not
-finite is found at the next read, but its step and all after it do not change the weights.
+A read waits for the GPU. If the number is above 1, steps are deferred: they read no value from the device.
+A loss or norm that is not finite is found at the next read. Until then, the weights do not change any more.
 """
 
 RESIDENT_SHARE = 1 / 8
-"""Maximum share of a GPU's free memory for the training grids; several runs may share the GPU."""
+"""Maximum fraction of a GPU's free memory for training grids, because several runs may share the GPU."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,22 +42,22 @@ deterministic: Any = torch.utils.deterministic
 
 @contextlib.contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Use deterministic kernels and, on the CPU, one thread; restore the previous settings afterwards.
+    """Use deterministic kernels and, on a CPU, one thread. Previous settings are restored at the end.
 
-    Sums over another number of threads round differently. Two processes with two threads each on two cores
-    are also ten times slower than with one thread each, because waiting threads occupy the cores. On CUDA,
-    CUBLAS_WORKSPACE_CONFIG is set if it is not set yet, and stays set.
+    Sums with another number of threads round differently. Besides, two processes with two threads each on two
+    cores are ten times slower than with one thread each, because waiting threads occupy the cores. On a GPU,
+    the environment variable CUBLAS_WORKSPACE_CONFIG is set if it is missing, and it remains set.
     """
-    # torch.use_deterministic_algorithms would also import the compiler, which takes a second.
+    # torch.use_deterministic_algorithms would import a compiler, which takes a second.
     threads, mode = torch.get_num_threads(), torch.get_deterministic_debug_mode()
     fill = deterministic.fill_uninitialized_memory
     torch.set_deterministic_debug_mode("error")
-    # Deterministic mode would fill each new tensor, in case it is read before it is written.
+    # Deterministic mode would otherwise take time to fill each new tensor with NaN.
     deterministic.fill_uninitialized_memory = False
     if device.type == "cpu":
         torch.set_num_threads(1)
     else:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS refuses
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by cuBLAS
     try:
         yield
     finally:
@@ -69,21 +69,21 @@ def reproducible(device: torch.device) -> Iterator[None]:
 def keep_freed_memory() -> None:
     """Make the C library keep freed blocks of up to 31 MiB for reuse.
 
-    Otherwise the activations of each step would be mapped, filled with zeros page by page, and unmapped
-    again. glibc keeps blocks up to the size of the largest one freed so far, so freeing one is enough.
+    Otherwise, the system would map, zero and unmap the memory of the activations in each step. glibc keeps
+    blocks up to the size of the largest block freed so far, so allocating and freeing one block is enough.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 class EpochGrids:
-    """Training grids on a device, in the order of an epoch.
+    """Training grids as batches on a device, in the order of an epoch.
 
-    They are copied to a GPU once if they take at most `RESIDENT_SHARE` of its free memory. Otherwise each
-    batch is copied from pinned memory, and the host does not wait for the copy.
+    If all grids take at most `RESIDENT_SHARE` of a GPU's free memory, they are copied to the GPU once.
+    Otherwise, each batch is copied from pinned memory, and the host does not wait for the copy.
 
     Args:
         grids: `[N, H, W]`.
-        device: where batches are used.
+        device: the device of the batches.
     """
 
     def __init__(self, grids: Grids, device: torch.device) -> None:
@@ -91,16 +91,16 @@ class EpochGrids:
         self._windows, self._resident = window_edges(len(grids), cells=cells), None
         if READ_EVERY[device.type] > 1 and len(grids) * cells <= RESIDENT_SHARE * _free_memory(device):
             self._resident = torch.empty(grids.shape, dtype=torch.uint8, device=device)
-            for start in range(0, len(grids), 4096):  # a large file is not read into memory at once
+            for start in range(0, len(grids), 4096):  # so that a large file is not read at once
                 self._resident[start : start + 4096] = torch.tensor(grids[start : start + 4096])
 
     def set_order(self, order: NDArray[np.int64]) -> None:
-        """Set the order `[N]` of an epoch."""
+        """Set the order of an epoch: indices of grids, `[N]`."""
         self.order, self._prefetched = order, 0
         self._order = None if self._resident is None else torch.from_numpy(order).to(self._device)
 
     def __getitem__(self, part: slice) -> Tensor:
-        """Return a batch `[B, H, W]`: the grids at these places of the order."""
+        """Return the batch `[B, H, W]` of the grids in this slice of the order."""
         if self._resident is not None and self._order is not None:
             return self._resident.index_select(0, self._order[part])
         if isinstance(self._grids, LazyGrids) and part.stop > self._prefetched:
@@ -114,50 +114,50 @@ class EpochGrids:
 
 
 def _free_memory(device: torch.device) -> float:
-    """Return the free memory of a GPU in bytes, or infinity for a CPU."""
+    """Return the free memory of a GPU in bytes; infinity for a CPU."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
 
 
 class TrainStep(Protocol):
-    """Interface of a training step, as the training loop uses it.
+    """Interface of a training step.
 
-    An implementation may keep weights and optimizer state elsewhere while it trains: the model and `tensors`
-    are up to date after `sync_model`, until the next `forward_backward`.
+    An implementation may have its own copy of the weights and the optimizer state. The model and `tensors`
+    are then up to date only between `sync_model` and the next `forward_backward`.
     """
 
     def forward_backward(
         self, target: Tensor, noise: torch.Generator, beta: float | None = None
     ) -> tuple[LossTerms, Tensor]:
-        """Compute the gradient of a batch's mean loss, and clip it.
+        """Compute the gradient of the loss of a batch, and clip it.
 
         Args:
             target: `[B, H, W]`, class indices.
-            noise: the generator of the posterior samples.
-            beta: the β of this step; None for that of the loss.
+            noise: generator for the posterior samples.
+            beta: β of this step; None for the β of the loss.
 
-        Returns: the mean loss and its terms, see `BetaVAELoss.with_gradient`, and the 2-norm of the gradient
-            before clipping.
+        Returns: the terms of the loss, see `BetaVAELoss.with_gradient`, and the 2-norm of the gradient before
+            clipping.
         """
 
     def step(self, learning_rate: float) -> None:
         """Update the weights with the gradient of the last `forward_backward`."""
 
     def sync_model(self) -> None:
-        """Copy weights and optimizer state to the model and `tensors`."""
+        """Copy the weights to the model, and the optimizer state to `tensors`."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the optimizer state by name. Writing to these tensors changes the state."""
+        """Return the optimizer state by name. Writing to a tensor changes the state."""
 
 
 def training_state(model: nn.Module, step: TrainStep) -> dict[str, Tensor]:
-    """Return model and optimizer state by name, for a checkpoint; up to date after `step.sync_model`."""
+    """Return model and optimizer state by name, for a checkpoint. Call `step.sync_model` before."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     return tensors | {f"{OPTIMIZER}{name}": tensor for name, tensor in step.tensors().items()}
 
 
 @torch.no_grad()
 def restore_tensors(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors into the tensors of the same names, and thus into model and optimizer."""
+    """Copy saved tensors into the tensors of the same names in `state`, see `training_state`."""
     for name, tensor in state.items():
         tensor.copy_(saved[name])
 
@@ -167,10 +167,10 @@ class AutogradStep:
 
     Args:
         model: the module to train, on the device where it is trained.
-        loss: its mean over a batch is minimized.
+        loss: the loss to minimize.
         max_norm: gradients of a larger 2-norm are scaled down to this norm.
-        bf16: run the model under autocast to bfloat16.
-        defer: read no value from the device, see `READ_EVERY`.
+        bf16: whether the model runs under autocast to bfloat16.
+        defer: whether steps are deferred, see `READ_EVERY`.
     """
 
     def __init__(
@@ -179,7 +179,7 @@ class AutogradStep:
         self._model, self._loss, self._bf16 = model, loss, bf16
         self._parameters = dict(model.named_parameters())
         self._adam = Adam(self._parameters, max_norm=max_norm)
-        # Becomes 1 at the first number that is not finite; None if the caller reads each number, and stops.
+        # Set to 1 at the first number that is not finite; None if steps are not deferred.
         self._skip = torch.zeros((), device=next(model.parameters()).device) if defer else None
 
     def forward_backward(
@@ -189,14 +189,14 @@ class AutogradStep:
         for parameter in self._parameters.values():
             parameter.grad = None
         with torch.autocast(target.device.type, torch.bfloat16, enabled=self._bf16):
-            mean, log_variance = self._model.encode(target.clone())  # because the model may modify it
+            mean, log_variance = self._model.encode(target.clone())  # a copy, because the model may modify it
             logits = self._model.decode(sample_posterior(mean, log_variance, noise))
         outputs = (logits, mean, log_variance)
         wait = self._skip is None
         terms, gradients = self._loss.with_gradient(*outputs, target, beta=beta, wait=wait)
         trained = [pair for pair in zip(outputs, gradients, strict=True) if pair[0].requires_grad]
         if not trained:
-            raise ValueError("nothing that the model returns depends on a parameter that is trained")
+            raise ValueError("no output of the model depends on a parameter that requires a gradient")
         torch.autograd.backward(
             [output for output, _ in trained], [gradient.to(output.dtype) for output, gradient in trained]
         )
@@ -210,22 +210,23 @@ class AutogradStep:
         self._adam.step(learning_rate, self._skip)
 
     def sync_model(self) -> None:
-        """Do nothing: the model's own parameters are trained."""
+        """Do nothing, because the parameters of the model are trained directly."""
 
     def tensors(self) -> dict[str, Tensor]:
         return self._adam.tensors()
 
 
 def make_step(model: GridModel, loss: BetaVAELoss, training: TrainingConfig, example: Tensor) -> TrainStep:
-    """Return the fastest step that trains exactly this model.
+    """Return the fastest step that supports a model.
 
-    In bfloat16 on a CPU that is `HandwrittenStep`, if it supports the model; otherwise the log says why not.
+    In bfloat16 on a CPU, this is `HandwrittenStep`. If it does not support the model, the reason is logged,
+    and `AutogradStep` is returned.
 
     Args:
         model: the module to train, on the device where it is trained.
-        loss: its mean over a batch is minimized.
-        training: its precision, device and largest gradient norm are used.
-        example: `[B, H, W]`, a few grids to test the model on.
+        loss: the loss to minimize.
+        training: provides precision, device and maximum gradient norm.
+        example: `[B, H, W]`, a few grids for a test of the model.
     """
     max_norm, bf16 = training.max_gradient_norm, training.precision == "bf16"
     device = torch.device(training.device)

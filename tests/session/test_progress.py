@@ -30,7 +30,7 @@ def test_the_progress_line_shows_runs_speed_and_time_left() -> None:
 def test_a_run_that_may_end_on_a_plateau_shows_no_time_left(tmp_path: Path) -> None:
     listener = ProgressNote(tmp_path, TrainingConfig(epochs=50, until_plateau=3))
     for step in (1, 20):
-        listener(Stepped(step=step, steps=20, epoch=2, images=64))
+        listener(Stepped(step=step, steps=20, epoch=2, grids=64))
     notes = {"A-seed0": read_json(tmp_path / ".progress", Note)}
     line = describe_progress(notes, 1, 3, 0.5, 30.0)
     assert line.startswith("1 of 3 runs done; A-seed0 epoch 2 of at most 50, ")
@@ -73,7 +73,7 @@ def test_many_runs_are_shown_in_about_a_hundred_bounded_lines(tmp_path: Path) ->
 def test_the_note_of_a_run_has_its_last_step(tmp_path: Path) -> None:
     listener = ProgressNote(tmp_path, TrainingConfig(epochs=2))
     for step in range(1, 21):
-        listener(Stepped(step=step, steps=20, epoch=1 + step // 11, images=64))
+        listener(Stepped(step=step, steps=20, epoch=1 + step // 11, grids=64))
     assert read_json(tmp_path / ".progress", Note).step == 20
 
 

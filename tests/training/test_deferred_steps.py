@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.losses import BetaVAELoss
-from bvae.records import Event, Progress, Stepped
+from bvae.records import Divergence, Event, Progress, Stepped
 from bvae.session_files import checkpoints
 from bvae.trainer import Trainer
 from bvae.training import step
@@ -133,6 +133,28 @@ def test_a_deferred_run_equals_an_immediate_one(
         immediate.fit()
         assert (immediate.divergence is None) == (fault is None)
         assert content(deferred) == content(immediate)
+
+
+@pytest.mark.parametrize("every", [1, 5])
+@pytest.mark.parametrize("at", [*range(STEPS)])
+def test_a_divergence_names_the_step_that_computed_the_number(
+    corpus: Corpus, tmp_path: Path, every: int, at: int
+) -> None:
+    with mock.patch.dict(step.READ_EVERY, cpu=every):
+        trainer = new_trainer(corpus, tmp_path)
+        spoil(trainer, at, "total", math.nan)
+        trainer.fit()
+    assert trainer.divergence is not None
+    assert (trainer.divergence.step, trainer.divergence.epoch) == (at + 1, 1 + at // 3)
+    assert len(trainer.divergence.batch) == 16
+
+
+def test_a_divergent_validation_names_the_last_step_of_its_epoch(corpus: Corpus, tmp_path: Path) -> None:
+    trainer = new_trainer(corpus, tmp_path)
+    with mock.patch.object(trainer._evaluator, "measure", return_value=mock.Mock(loss=math.nan)):
+        trainer.fit()
+    terms = {"validation_loss": "nan"}
+    assert trainer.divergence == Divergence(epoch=1, step=STEPS // 2, batch=(), terms=terms)
 
 
 def test_a_listener_may_write_a_checkpoint_after_any_deferred_step(corpus: Corpus, tmp_path: Path) -> None:
