@@ -140,10 +140,10 @@ def test_a_recommendation_names_the_option_that_passes_the_gate_if_it_is_another
         assert "Nothing can be recommended" in said
         return
     assert said.startswith(f"Use option {recommended} (γ = ")
-    assert f"object IoU {comparison.options[recommended].object_iou}" in said
+    assert f"Its object IoU is {comparison.options[recommended].object_iou}" in said
     outside = recommended not in gate.passed_by
-    assert (f" the band {BAND}; " in said) == outside
-    assert ("C passes the gate, with object IoU" in said) == (outside and gate.passed_by == ("C",))
+    assert (f" the band {BAND}" in said) == outside
+    assert ("The gate is passed by C with object IoU" in said) == (outside and gate.passed_by == ("C",))
     assert ("so the gate fails" in said) == (outside and not gate.passed)
 
 
@@ -154,8 +154,10 @@ def test_the_candidate_with_the_highest_object_iou_is_recommended_whatever_its_o
         | seeds("C", "healthy", "healthy", object_iou=0.3)
     )
     assert comparison.recommended == "C"
-    assert ", more than the 0.200 ± 0.000 of B" in comparison.recommendation
-    assert "gate" not in comparison.recommendation
+    assert comparison.recommendation.endswith(
+        "Its object IoU is 0.300 ± 0.000, the highest of the candidates that break no rule (B has "
+        "0.200 ± 0.000). From another grid's latent, the object IoU of C is 0.030 ± 0.000."
+    )
 
 
 @pytest.mark.parametrize(("accuracy", "side"), [(0.853, "above"), (0.6, "below")])
@@ -165,13 +167,14 @@ def test_the_band_decides_the_gate_but_not_the_recommendation(accuracy: float, s
     assert both.recommended == "B"
     assert both.gate.passed_by == ("C",)
     assert both.recommendation.endswith(
-        f"Its accuracy {accuracy:.3f} is {side} the band 0.7:0.8; C passes the gate, with object IoU 0.140."
+        f"The accuracy of B, {accuracy:.3f}, is {side} the band 0.7:0.8. "
+        "The gate is passed by C with object IoU 0.140."
     )
     alone = compared(best | seeds("C", "flooding", object_iou=0.9))
     assert alone.recommended == "B"
     assert not alone.gate.passed
-    assert "the only candidate that breaks no rule" in alone.recommendation
-    assert alone.recommendation.endswith("the band 0.7:0.8; so the gate fails.")
+    assert "Its object IoU is 0.260. B is the only candidate that breaks no rule." in alone.recommendation
+    assert alone.recommendation.endswith("the band 0.7:0.8, so the gate fails.")
 
 
 def test_if_no_candidate_learned_nothing_is_recommended_and_the_nearest_miss_is_named() -> None:

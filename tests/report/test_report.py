@@ -27,7 +27,7 @@ from bvae.beta_vae import option_weights
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption
 from bvae.corpus import load_corpus
 from bvae.judging.baseline import difference
-from bvae.judging.comparison import Comparison, Outcomes, compare, painting_threshold
+from bvae.judging.comparison import Comparison, Outcomes, compare, prediction_thresholds
 from bvae.judging.explanation import (
     Diagnosis,
     RulesMet,
@@ -229,8 +229,8 @@ def test_the_rules_met_after_the_last_epoch_agree_with_the_verdict(recalls: list
     ("recalls", "expected", "words"),
     [
         ([], RulesMet(None, None, None), "No epoch was completed"),
-        ([0.1, 0.2], RulesMet(None, None, None), "never met: the nearest was epoch 2 (object IoU 0.100"),
-        ([0.2, 0.1], RulesMet(None, None, None), "never met: the nearest was epoch 1 (object IoU 0.100"),
+        ([0.1, 0.2], RulesMet(None, None, None), "never met. The best epoch was 2 (object IoU 0.100"),
+        ([0.2, 0.1], RulesMet(None, None, None), "never met. The best epoch was 1 (object IoU 0.100"),
         ([None], RulesMet(1, None, None), "first met in epoch 1 (without objects to judge by), the last."),
         ([0.2, 0.5, 0.6], RulesMet(2, None, None), "met in epoch 2 (object IoU 0.250, object recall 0.500, "),
         ([0.2, 0.5, 0.6], RulesMet(2, None, None), ", 9 of 9 classes) and met to the end."),
@@ -383,7 +383,7 @@ def test_the_head_describes_what_was_learned_and_unusual_properties(
 def test_a_rarer_class_is_predicted_at_a_lower_likelihood_and_an_absent_one_at_none(
     counts: list[int], option: LossOption
 ) -> None:
-    thresholds = painting_threshold(counts, option)
+    thresholds = prediction_thresholds(counts, option)
     assert [share is None for share in thresholds] == [count == 0 for count in counts[1:]]
     known = sorted((n, share) for n, share in zip(counts[1:], thresholds, strict=True) if share is not None)
     assert all(0 < share < 1 for _, share in known)
@@ -401,7 +401,7 @@ def test_a_class_is_the_best_prediction_exactly_above_its_threshold(
 ) -> None:
     """Find the best prediction for a cell that is class 1 with likelihood p, by exhaustive search."""
     counts = [900, 100, *[50] * 8]
-    threshold = painting_threshold(counts, option)[0]
+    threshold = prediction_thresholds(counts, option)[0]
     assert threshold is not None
     p = threshold * factor
     logits = torch.zeros(4001, 10, 1, 1, dtype=torch.float64)
@@ -439,11 +439,30 @@ def test_the_explanations_agree_with_the_counts() -> None:
     confusion[0, 0], confusion[0, 5] = 600, 200  # a quarter of the background is predicted as class 5
     confusion[1, 1], confusion[1, 0], confusion[1, 2] = 100, 60, 40
     thresholds, gradient, taken = explain_why(why(confusion=confusion))
-    assert "20 %" in thresholds
-    assert "10 %" in thresholds
+    assert "The lowest threshold is 10 %, for class 2; the highest is 20 %, for class 1." in thresholds
     assert "20 % of all cells and contribute 65 %" in gradient
     assert "as much as 7.4 background cells" in gradient  # (0.65 / 0.2) / (0.35 / 0.8)
     assert re.findall(r"[\d.]+ %", taken) == ["50 %", "30 %", "20 %", "25 %"]
+
+
+@unit
+@pytest.mark.parametrize(
+    ("changes", "gradient", "taken"),
+    [
+        ({"confusion": np.zeros((10, 10), int), "shares": ()}, "no epoch was", "no epoch was completed."),
+        ({"shares": ((0.5, None), (None,))}, "it was zero after", "Of the foreground cells, 100 %"),
+        ({"confusion": np.diag([0, *[2] * 9])}, "100 % of all cells", "no validation cell is background."),
+        ({"confusion": np.diag([80, *[0] * 9])}, "0 % of all cells", "no validation cell is foreground."),
+    ],
+    ids=["no epoch", "no gradient", "no background", "no foreground"],
+)
+def test_an_explanation_without_numbers_says_which_evidence_is_missing(
+    changes: dict, gradient: str, taken: str
+) -> None:
+    _, of_gradient, of_confusion = explain_why(why(**changes))
+    assert gradient in of_gradient
+    assert taken in of_confusion
+    assert ("no epoch" in of_gradient) == ("no epoch" in of_confusion)
 
 
 @unit

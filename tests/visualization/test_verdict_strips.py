@@ -119,7 +119,7 @@ def test_runs_with_the_same_strip_share_a_sentence_and_phases_have_their_epochs(
     same = Strip({1: "mode_collapse", 2: "mode_collapse", 3: "healthy"})
     assert describe_strips({"A-seed0": same, "B-seed0": Strip({}), "A-seed1": same}) == [
         "A-seed0, A-seed1: mode collapse in epochs 1 to 2, healthy in epoch 3.",
-        "B-seed0: no epoch is known.",
+        "B-seed0: the epochs are unknown.",
     ]
 
 
