@@ -82,9 +82,10 @@ def pixel_figure(width: int, height: int) -> Figure:
 
 
 def titled_figure(width: int, height: int, title: str | None) -> tuple[Figure, int]:
-    """Return a figure with `height` pixels below its title, and the y position in pixels where the title ends.
+    """Return a figure with `height` pixels below its title, and the y position of the title's end, in pixels.
 
-    The first line of the title becomes a bold headline. Long lines are wrapped; a title that is cut ends in "…".
+    The first line of the title becomes a bold headline. Long lines are wrapped. A title that is cut ends in
+    "…".
     """
     given = [line for line in (title or "").splitlines() if line.strip()]
     headline, details = _wrap(given[:1], width), _wrap(given[1:], width)
@@ -128,7 +129,7 @@ def name_panel(axes: Axes, heading: str, below: str) -> None:
     """Set the heading of axes and the label of their x axis."""
     axes.set_title(heading)
     axes.set_xlabel(below, va="bottom")
-    for axis in (axes.xaxis, axes.yaxis):  # without it, matplotlib lays out all tick labels to place the label
+    for axis in (axes.xaxis, axes.yaxis):  # without this, all tick labels are laid out first
         axis.set_label_coords(0.5, -LABEL_DROP / axes.bbox.height)
 
 
@@ -166,7 +167,7 @@ def drawable(text: str) -> str:
 def _characters() -> frozenset[str]:
     """Return the characters that both the normal and the bold font have."""
     faces = (FontProperties(family="DejaVu Sans", weight=weight) for weight in ("normal", "bold"))
-    normal, bold = (get_font(findfont(face)).get_charmap() for face in faces)  # these fonts come with matplotlib
+    normal, bold = (get_font(findfont(face)).get_charmap() for face in faces)  # both come with matplotlib
     return frozenset(filter(str.isprintable, map(chr, set(normal) & set(bold))))
 
 

@@ -105,7 +105,7 @@ def plot_curves(
     lo, hi = band
     if not 0 <= lo <= hi <= 1 or not 0 <= (background_rate or 0) <= 1:
         given = f"band {lo}–{hi}, background rate {background_rate}"
-        raise ValueError(f"{given}; expected fractions from 0 to 1, and the lower end of the band first")
+        raise ValueError(f"{given}; expected fractions 0–1, and the lower end of the band first")
     known = _with_epochs(histories)
     order = list(options or histories)
     looks = [_look(order.index(name)) for name in known]
@@ -196,7 +196,7 @@ def _draw_panel(
         for look, seeds in zip(looks, options, strict=True):
             drawn = curve(seeds, (split, "shuffled", metric))
             axes.plot(drawn.epochs, drawn.mean, color=look["color"], **SHUFFLED_LOOK)
-        longest = max(options, key=lambda seeds: max(map(len, seeds)))  # the control is the same for all options
+        longest = max(options, key=lambda seeds: max(map(len, seeds)))  # the control is the same for all
         drawn = curve(longest, (split, "extent", metric))
         axes.plot(drawn.epochs, drawn.mean, **EXTENT_LOOK)
     _scale(axes, panel, curves)
@@ -273,9 +273,9 @@ def _draw_legend(
     )
     notes = ["each option has its own loss"] * (len(known) > 1)
     several = max(map(len, known.values())) > 1
-    mean = "line: mean over seeds" + " still training" * (
-        len({len(h) for s in known.values() for h in s}) > 1
-    )
+    mean = "line: mean over seeds"
+    if len({len(history) for seeds in known.values() for history in seeds}) > 1:
+        mean = "line: mean over the seeds\nthat reached the epoch"
     notes += [mean, "shade: lowest to highest seed"] * several
     below = 1 - (pitch * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
     look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}
