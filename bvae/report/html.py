@@ -226,7 +226,7 @@ def _context(
         "passed": passed,
         "outcome": f"{MARKS[passed]} {sentences}",
         "options": options_table(comparison, [option.name for option in record.config.options]),
-        "reconstructions": Picture.of_file(folder / "reconstructions.png", "Newest checkpoint of the first seed"),
+        "reconstructions": Picture.of_file(folder / "reconstructions.png", "Newest checkpoint, first seed"),
         "examples": Picture.of_file(folder / "examples.png", "Chosen by object IoU; first seed"),
         "verdicts": Picture.of_file(folder / "verdicts.png", "Verdict on each run by epoch"),
         "lost_accuracy": _lost_accuracy(comparison),
@@ -241,7 +241,7 @@ def _context(
         "command": printable(shlex.join(record.command)),
         "snippet": _recommended_code(session, comparison),
         "curves": Picture.of_file(folder / "curves.png", "Losses, accuracy, objects and KL by epoch"),
-        "tradeoff": Picture.of_file(folder / "tradeoff.png", "Small marks: runs. Large marks: means over seeds."),
+        "tradeoff": Picture.of_file(folder / "tradeoff.png", "Small: runs. Large: means over seeds."),
         "whys": [
             _why(session, name, option, pictured=place < PICTURED or not comparison.is_large)
             for place, (name, option) in enumerate(comparison.options.items())
@@ -345,6 +345,6 @@ weight = {weight}
 
 
 def reconstruction_loss(logits, target):
-    \"\"\"Return the loss in nats per cell for logits [B, {len(counts)}, H, W]; add training.beta · KL to it.\"\"\"
+    \"\"\"Return the loss in nats per cell of logits [B, {len(counts)}, H, W]; add training.beta · KL.\"\"\"
     return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
 """

@@ -206,7 +206,7 @@ def test_shapes_count_as_learned_only_above_the_nearest_training_grids(
         assert "learned colours and places of objects; shapes were not measured" in head
     elif share > max(known):
         assert "learned the objects: colours, places and shapes" in head
-        assert f"({share:.1%} of them recognised, {max(known):.1%} by the nearest training grid)" in head
+        assert f"({share:.1%} of the objects recognised; nearest training grid: {max(known):.1%})" in head
     else:
         assert "learned colours and places of objects, not shapes" in head
         assert "learned the objects" not in explain_gate(comparison)
@@ -287,7 +287,7 @@ def test_a_batch_of_more_than_all_training_grids_gets_a_remark(grids: int) -> No
 def test_beta_is_also_given_for_a_loss_that_is_a_sum_over_cells(counts: list[int], grids: int) -> None:
     corpus = dataclasses.replace(CORPUS, class_counts=tuple(counts), train=grids)
     said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus))
-    found = re.search(r"β = (\S+) for a loss per cell, (\S+) in the usual units", said)
+    found = re.search(r"β = (\S+) for a loss per cell, or (\S+) for a loss summed", said)
     assert found is not None
     beta, usual = map(float, found.groups())
     assert usual == pytest.approx(beta * sum(counts) / grids, rel=5e-3)
@@ -412,7 +412,7 @@ def test_texts_say_in_which_settings_options_differ() -> None:
     other = dataclasses.replace(b, name="B-own", training={"model": "own:make\x1b", "epochs": 12})
     comparison = varied(b, changed, other)
     said = (
-        "Settings of options that differ: B-8: latent_dim 8 instead of 32, beta 0.001 instead of 0.004; "
+        "Options with other settings: B-8: latent_dim 8 instead of 32, beta 0.001 instead of 0.004; "
         "B-own: model own:make\\x1b instead of bvae.beta_vae:BetaVAE, epochs 12 instead of 5."
     )
     assert said in describe_setting(comparison)

@@ -542,7 +542,7 @@ def test_of_many_checkpoints_twelve_are_shown_and_the_folder_with_all_is_named(l
     assert captions[0].startswith("Filmstrip")
     assert len(captions) == 2 + 12
     assert captions[-1] in ("Epoch 15", "Lowest validation loss")
-    assert "of 15 checkpoints are shown; the pictures of all are in" in run
+    assert "of 15 checkpoints are shown. All pictures are in" in run
     assert str(newest(lab) / "A-seed0/checkpoints") in run
 
 
@@ -574,7 +574,7 @@ def test_a_filmstrip_that_cannot_be_drawn_is_reported_and_affects_nothing_else(l
 def test_the_head_of_the_report_says_that_the_gate_was_not_run(lab: Path) -> None:
     run_pytest("experiments/", *QUICK, *TINY, "-n2", "--html=report.html", "-k", "A-seed or B-seed")
     head = (lab / "report.html").read_text().partition("data-jsonblob")[0]
-    assert "The gate was not run; by the existing results it would fail" in head
+    assert "The gate was not run. With the existing results, it would fail" in head
     pictures = head.count("<img ") - head.count('<img src=""')
     assert pictures == 7  # training and validation grids, verdicts, curves, tradeoff, and why for A and for B
 
