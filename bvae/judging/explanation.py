@@ -95,8 +95,8 @@ def _explain_thresholds(why: Diagnosis) -> str:
     if known[highest] - known[lowest] < 1e-6:
         doubt = ": when in doubt, the model predicts background" if known[lowest] >= 0.5 else ""
         return (
-            "A foreground class is predicted instead of background if "
-            f"p(class) / (p(class) + p(background)) is above {low}{doubt}."
+            "A foreground class is predicted instead of background if p(class) / (p(class) + p(background)) "
+            f"is above a threshold. The threshold of every class is {low}{doubt}."
         )
     return (
         "A foreground class is predicted instead of background if p(class) / (p(class) + p(background)) is "
@@ -124,26 +124,29 @@ def _explain_gradient(why: Diagnosis) -> str:
 
 def _explain_confusion(why: Diagnosis) -> str:
     confusion, back, fore = why.confusion, why.background, why.foreground
-    objects, background = confusion[fore].sum(), confusion[back].sum()
+    objects, background = int(confusion[fore].sum()), int(confusion[back].sum())
     if why.foreground_rate is None:
         return "The confusion of classes is unknown, because no epoch was completed."
     if not objects or not background:
         lacking = "background" if objects else "foreground"
         return f"The confusion of classes is not described, because no validation cell is {lacking}."
-    right, erased = np.diag(confusion)[fore].sum() / objects, confusion[fore, back].sum() / objects
-    flooded = confusion[back, fore].sum() / background
+    right, erased = int(np.diag(confusion)[fore].sum()), int(confusion[fore, back].sum())
+    flooded = int(confusion[back, fore].sum())
     return (
-        f"Of the foreground cells, {percent(right)} are predicted correctly, {percent(erased)} as background "
-        f"and {percent(max(0.0, 1 - right - erased))} as another class; {percent(flooded)} of the "
-        "background is predicted as foreground."
+        f"Of the foreground cells, {percent(right / objects)} are predicted correctly, "
+        f"{percent(erased / objects)} as background and {percent((objects - right - erased) / objects)} as "
+        f"another class; {percent(flooded / background)} of the background is predicted as foreground."
     )
 
 
 def percent(share: float) -> str:
-    """Return a fraction as a percentage: with one decimal below 10 %, else without."""
+    """Return a fraction as a percentage, with one decimal near 0 % and near 100 %."""
     if 0 < share < 0.0005:
         return "less than 0.1 %"
-    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
+    if 0.9995 <= share < 1:
+        return "more than 99.9 %"
+    whole = 0.0995 <= share < 0.995 or share in (0, 1)
+    return f"{100 * share:.{0 if whole else 1}f} %"
 
 
 class RulesMet(NamedTuple):

@@ -241,7 +241,7 @@ def _context(
         "command": printable(shlex.join(record.command)),
         "snippet": _recommended_code(session, comparison),
         "curves": Picture.of_file(folder / "curves.png", "Losses, accuracy, objects and KL by epoch"),
-        "tradeoff": Picture.of_file(folder / "tradeoff.png", "Small: runs. Large: means over seeds."),
+        "tradeoff": Picture.of_file(folder / "tradeoff.png", "Small: runs. Large: means over seeds"),
         "whys": [
             _why(session, name, option, pictured=place < PICTURED or not comparison.is_large)
             for place, (name, option) in enumerate(comparison.options.items())

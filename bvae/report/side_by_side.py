@@ -276,7 +276,7 @@ def to_page(sides: Sequence[Side], chart: bytes) -> str:
             "colours": [colour_of(colours[name]) for side in sides for name in side.comparison.options],
         },
         remarks=remarks(sides),
-        chart=Picture.of(chart, "Object IoU against KL divergence. Small: runs. Large: means."),
+        chart=Picture.of(chart, "Small: runs. Large: means over seeds"),
         first=sides[0].label,
         differences={
             "head": [*map(Cell, DIFFERENCE_HEADINGS)],

@@ -47,7 +47,8 @@ def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
     lines = [
         f"{name}: {words(option.verdict)}: object IoU {option.object_iou} (shuffled "
         f"{option.shuffled_object_iou}), object recall {option.object_recall} (shuffled "
-        f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). {option.reason}"
+        f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). "
+        f"Reason: {option.reason}."
         for name, option in comparison.options.items()
         if name in gate.candidates
     ]

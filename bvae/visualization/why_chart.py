@@ -61,13 +61,12 @@ def _draw_thresholds(axes: Axes, why: Diagnosis, colour: str) -> None:
     places = range(1, len(why.foreground) + 1)
     bars = axes.bar(places, [share or 0.0 for share in why.thresholds], color=colour, width=0.7)
     numbers = [
-        "none" if share is None else f"{100 * share:.{0 if share > 0.0995 else 1}f}"
-        for share in why.thresholds
+        "–" if share is None else f"{100 * share:.{0 if share > 0.0995 else 1}f}" for share in why.thresholds
     ]
     if len(numbers) <= MOST_NUMBERED:
         axes.bar_label(bars, numbers, padding=6, fontsize=NUMBER_SIZE)
     axes.axhline(0.5, **REFERENCE_LOOK)
-    _note(axes, 0.56 / 0.65, "dashed: 50 %, without class weights")
+    _note(axes, 0.56 / 0.65, "dashed: 50 %, without weights")
     axes.set(xlim=(0.4, len(places) + 0.6), ylim=(0, 0.65))
     ticked = slice(None, None, _stride(len(places)))
     axes.set_xticks(places[ticked], [str(label) for label in why.foreground[ticked]])

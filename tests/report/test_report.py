@@ -35,6 +35,7 @@ from bvae.judging.explanation import (
     describe_rules_met,
     describe_why,
     explain_why,
+    percent,
     when_rules_met,
 )
 from bvae.losses import focal_loss
@@ -456,13 +457,28 @@ def test_the_explanations_agree_with_the_counts() -> None:
     ],
     ids=["no epoch", "no gradient", "no background", "no foreground"],
 )
-def test_an_explanation_without_numbers_says_which_evidence_is_missing(
+def test_an_explanation_without_evidence_says_which_evidence_is_missing(
     changes: dict, gradient: str, taken: str
 ) -> None:
     _, of_gradient, of_confusion = explain_why(why(**changes))
     assert gradient in of_gradient
     assert taken in of_confusion
     assert ("no epoch" in of_gradient) == ("no epoch" in of_confusion)
+
+
+@unit
+@given(st.floats(0, 1))
+def test_only_nothing_is_zero_per_cent_and_only_everything_is_a_hundred(share: float) -> None:
+    assert (percent(share) in ("0 %", "0.0 %")) == (share == 0)
+    assert (percent(share) in ("100 %", "100.0 %")) == (share == 1)
+
+
+@unit
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_no_class_is_confused_with_another_if_all_other_cells_are_background(right: int, erased: int) -> None:
+    confusion = np.diag([80, right, *[0] * 8])
+    confusion[1, 0] = erased
+    assert "and 0 % as another class; 0 % of the background" in explain_why(why(confusion=confusion))[2]
 
 
 @unit

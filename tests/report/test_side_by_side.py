@@ -307,7 +307,10 @@ def test_the_csv_has_the_training_settings_of_each_option() -> None:
 
 @pytest.mark.unit
 def test_sessions_of_another_background_are_not_comparable() -> None:
-    assert "b differs from session a in corpus, grid size, number of classes or background class" in remarks([side("a"), side("b", config={"background": 3})])[0]
+    assert (
+        "b differs from session a in corpus, grid size, number of classes or background class"
+        in remarks([side("a"), side("b", config={"background": 3})])[0]
+    )
 
 
 @pytest.mark.slow
