@@ -109,7 +109,8 @@ RULES = (
         _foreground_ratio,
         0.25,
         "predicts {e.predicted_foreground_rate:.1%} of the cells as foreground, but {e.foreground_rate:.1%} "
-        "are; accuracy {e.pixel_accuracy:.3f}, and {e.background_rate:.3f} for predicting only background",
+        "are foreground; accuracy {e.pixel_accuracy:.3f}, and {e.background_rate:.3f} for predicting only "
+        "background",
     ),
     Rule(
         "posterior_collapse",
@@ -126,7 +127,7 @@ RULES = (
         _foreground_ratio,
         4.0,
         "predicts {e.predicted_foreground_rate:.1%} of the cells as foreground, but only "
-        "{e.foreground_rate:.1%} are",
+        "{e.foreground_rate:.1%} are foreground",
         is_limit=True,
     ),
     Rule(
@@ -178,7 +179,8 @@ MEANINGS: dict[VerdictName, str] = {
     "mode_collapse": "it predicts less than a quarter of the true number of foreground cells",
     "posterior_collapse": "it ignores the latent: another grid's latent gives nearly the same scores",
     "flooding": "it predicts far too many cells as foreground",
-    "partial_collapse": "it predicts foreground, but too few classes or objects, or as badly as a control",
+    "partial_collapse": "it predicts foreground, but too few classes or objects are right, or its scores are "
+    "hardly above those of a control",
     "below_band": "stable, learned the objects, but the accuracy is below the band",
     "above_band": "stable, learned the objects, but the accuracy is above the band",
     "healthy": "stable, learned the objects, and the accuracy is within the band",
