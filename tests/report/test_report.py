@@ -568,7 +568,7 @@ def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> Non
     (run,) = pieces(lab / "report.html")
     images = re.findall(r"data:image/png;base64,[^\"]+", run)
     assert len(set(images)) == len(images) == 4  # the filmstrip, the curves and two epochs
-    assert re.search(r"The best checkpoint \(lowest validation loss\) is that of epoch \d\.", run)
+    assert re.search(r"The checkpoint with the lowest validation loss is that of epoch \d\.", run)
 
 
 @slow
