@@ -1,8 +1,9 @@
 """The verdict on a run: whether it trained stably, and whether its model learned the objects.
 
-Accuracy alone proves nothing: on a corpus that is 86 % background, predicting only background scores 86 %. So
-accuracy is judged last: first the loss must be stable, and the metrics of objects must exceed those of
-controls that see no objects. `docs/verdicts.md` says how the bounds were chosen.
+Accuracy alone proves nothing: if 86 % of the cells are background, a model that predicts only background has
+an accuracy of 86 %. Therefore, accuracy is judged last. First, the training loss must be stable, and the
+metrics of objects must exceed those of controls, which predict without seeing the objects.
+`docs/verdicts.md` says how the bounds were chosen.
 """
 
 from __future__ import annotations
@@ -19,23 +20,23 @@ from bvae.records import Divergence, EpochRecord, Evaluation, MeanStd, VerdictNa
 SEVERITY = {name: rank for rank, name in enumerate(get_args(VerdictName))}
 
 REBOUND = 0.05
-"""Fraction by which the training loss of an epoch may exceed the least before it."""
+"""Fraction by which the training loss of an epoch may exceed the lowest loss of the epochs before it."""
 
 FEW_STEPS = 500
 STILL_RISING = 0.02
-"""With fewer steps, or a greater rise of foreground recall in the last epoch, training may be too short."""
+"""Training may be too short if it has fewer steps, or if the last epoch raised foreground recall by more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A verdict and the reason for it, a sentence with its numbers."""
+    """A verdict, and the reason for it in words and numbers."""
 
     name: VerdictName
     reason: str
 
     @property
     def healthy(self) -> bool:
-        """Whether the run or option is stable, learned the objects, and is accurate within the band."""
+        """Whether the run or option is stable, learned the objects, and has an accuracy within the band."""
         return self.name == "healthy"
 
     @property
@@ -46,14 +47,14 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A bound on one number of an evaluation, which every model that learned the objects satisfies.
+    """A bound on one number of an evaluation. Every model that learned the objects satisfies it.
 
     Attributes:
         verdict: the verdict on a model that breaks the bound.
         quantity: name of the number, in words.
-        measure: returns the number; None if there was nothing to count, and the rule then does not apply.
-        bound: the least allowed value, or the greatest if `is_limit`.
-        finding: what a broken bound means for the model, as a template over an evaluation `e`.
+        measure: returns the number, or None if there was nothing to count. The rule does not apply to None.
+        bound: the lowest allowed value, or the highest if `is_limit`.
+        finding: what the model did if the bound is broken: a template with the evaluation `e` as variable.
     """
 
     verdict: VerdictName
@@ -69,7 +70,7 @@ class Rule:
         return value is not None and (value > self.bound if self.is_limit else value < self.bound)
 
     def explain(self, evaluation: Evaluation) -> str:
-        """Return the finding with its numbers, then the measured quantity and its bound."""
+        """Return the finding, followed by the measured number and its bound."""
         numbers = f"{self.quantity} {self.measure(evaluation):.3f}, expected {self.requirement}"
         return f"{_Template().format(self.finding, e=evaluation)} ({numbers})"
 
@@ -80,7 +81,7 @@ class Rule:
 
 
 class _Template(string.Formatter):
-    """Formats like `str.format`, with None as "undefined"."""
+    """Formats like `str.format`, but shows None as "undefined"."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
         return "undefined" if value is None else format(value, format_spec)
@@ -107,24 +108,26 @@ RULES = (
         "predicted foreground / true foreground",
         _foreground_ratio,
         0.25,
-        "predicts {e.predicted_foreground_rate:.1%} of cells as foreground where {e.foreground_rate:.1%} "
-        "are; accuracy {e.pixel_accuracy:.3f}, against {e.background_rate:.3f} for background alone",
+        "predicts {e.predicted_foreground_rate:.1%} of the cells as foreground, but {e.foreground_rate:.1%} "
+        "are foreground; accuracy {e.pixel_accuracy:.3f}, and {e.background_rate:.3f} for predicting only "
+        "background",
     ),
     Rule(
         "posterior_collapse",
-        "foreground recall or IoU above its shuffled control",
+        "foreground recall or IoU minus that of the shuffled control",
         _foreground_gain,
         0.10,
-        "with another grid's latent, foreground recall is {e.shuffled.foreground_recall:.3f} instead of "
-        "{e.foreground_recall:.3f} and foreground IoU {e.shuffled.foreground_iou:.3f} instead of "
-        "{e.foreground_iou:.3f}: the decoder ignores the latent",
+        "the decoder ignores the latent: from another grid's latent, foreground recall is "
+        "{e.shuffled.foreground_recall:.3f} instead of {e.foreground_recall:.3f}, and foreground IoU is "
+        "{e.shuffled.foreground_iou:.3f} instead of {e.foreground_iou:.3f}",
     ),
     Rule(
         "flooding",
         "predicted foreground / true foreground",
         _foreground_ratio,
         4.0,
-        "predicts {e.predicted_foreground_rate:.1%} of cells as foreground where {e.foreground_rate:.1%} are",
+        "predicts {e.predicted_foreground_rate:.1%} of the cells as foreground, but only "
+        "{e.foreground_rate:.1%} are foreground",
         is_limit=True,
     ),
     Rule(
@@ -144,41 +147,43 @@ RULES = (
     ),
     Rule(
         "partial_collapse",
-        "object IoU above the larger of its controls",
+        "object IoU minus that of the better control",
         _object_iou_gain,
         0.05,
-        "object IoU is {e.object_iou:.3f}; another grid's latent gives {e.shuffled.object_iou:.3f}, and the "
-        "extent of the objects filled with one class {e.extent.object_iou:.3f}",
+        "object IoU is {e.object_iou:.3f}; it is {e.shuffled.object_iou:.3f} from another grid's latent, and "
+        "{e.extent.object_iou:.3f} for the extent of the objects filled with one class",
     ),
     Rule(
         "partial_collapse",
         "object recall",
         lambda e: e.object_recall,
         0.40,
-        "only {e.object_recall:.3f} of the objects have half of their cells right",
+        "only {e.object_recall:.1%} of the objects have at least half of their cells right",
     ),
     Rule(
         "partial_collapse",
-        "minor object recall above its shuffled control",
+        "minor object recall minus that of the shuffled control",
         lambda e: _difference(e.minor_object_recall, e.shuffled.minor_object_recall),
         0.15,
-        "only {e.minor_object_recall:.3f} of the objects that are not of their grid's main object class have "
-        "half of their cells right, and {e.shuffled.minor_object_recall:.3f} with another grid's latent",
+        "{e.minor_object_recall:.1%} of the minor objects have at least half of their cells right, and "
+        "{e.shuffled.minor_object_recall:.1%} from another grid's latent; an object is minor if its class is "
+        "not the most frequent one among the objects of its grid",
     ),
 )
-"""Rules in the order in which they are applied; the first that is broken gives the verdict."""
+"""Rules in the order in which they are applied; the first broken rule gives the verdict."""
 
 MEANINGS: dict[VerdictName, str] = {
     "incomplete": "the run did not finish",
     "diverged": "a loss or gradient norm was not finite",
-    "unstable": f"the training loss rebounded by more than {REBOUND:.0%} in an epoch, or did not fall at all",
-    "mode_collapse": "it predicts less than a quarter of the true foreground",
-    "posterior_collapse": "it predicts nearly as well from another grid's latent: the latent is ignored",
-    "flooding": "it predicts foreground nearly everywhere",
-    "partial_collapse": "it shows objects, but too few classes or objects, or only those of the main class",
+    "unstable": f"the training loss rose by more than {REBOUND:.0%} above its lowest value, or did not fall",
+    "mode_collapse": "it predicts less than a quarter of the true number of foreground cells",
+    "posterior_collapse": "it ignores the latent: another grid's latent gives nearly the same scores",
+    "flooding": "it predicts far too many cells as foreground",
+    "partial_collapse": "it predicts foreground, but too few classes or objects are right, or its scores are "
+    "hardly above those of a control",
     "below_band": "stable, learned the objects, but the accuracy is below the band",
     "above_band": "stable, learned the objects, but the accuracy is above the band",
-    "healthy": "stable, learned the objects, and accurate within the band",
+    "healthy": "stable, learned the objects, and the accuracy is within the band",
 }
 """Meaning of each verdict, worst first; the bounds are in `RULES`."""
 
@@ -194,7 +199,7 @@ SIGNS: dict[VerdictName, str] = {
     "above_band": "↑",
     "healthy": "✔",
 }
-"""A sign for each verdict, where many are shown."""
+"""A sign for each verdict, used where many verdicts are shown."""
 
 COLOURS: dict[VerdictName, tuple[str, str]] = {
     "incomplete": ("#EEEEEE", "#000000"),
@@ -208,19 +213,19 @@ COLOURS: dict[VerdictName, tuple[str, str]] = {
     "above_band": ("#5AA0D0", "#000000"),
     "healthy": ("#0062A2", "#FFFFFF"),
 }
-"""The colour of each verdict in reports and pictures, and of text on it. They also differ in lightness."""
+"""The colour of each verdict in reports and pictures, and of text on it. The colours differ in lightness."""
 
 
 def words(name: str) -> str:
-    """Return the name of a verdict as it is written in sentences."""
+    """Return the name of a verdict for use in a sentence."""
     return name.replace("_", " ")
 
 
 def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, band: AccuracyBand) -> Verdict:
-    """Return the verdict on one run from its epoch records; the first rule that is broken gives it.
+    """Return the verdict on a run from its epoch records; the first broken rule gives the verdict.
 
     Raises:
-        ValueError: if there is neither an epoch nor a divergence, or no foreground to judge by.
+        ValueError: if there is neither an epoch nor a divergence, or if no validation cell is foreground.
     """
     if divergence is not None:
         terms = ", ".join(f"{name} {value}" for name, value in divergence.terms.items())
@@ -241,8 +246,8 @@ def judge_run(history: Sequence[EpochRecord], divergence: Divergence | None, ban
 def on_plateau(history: Sequence[EpochRecord], training: TrainingConfig) -> bool:
     """Return whether training ends after these epochs because the validation loss no longer falls.
 
-    That is the case if the last `until_plateau` epochs are not strictly below the least loss before them. An
-    epoch that ends before β has its full weight does not count.
+    That is so if none of the last `until_plateau` epochs has a lower loss than the best epoch before them.
+    Epochs that end before β reaches its full value do not count.
     """
     losses, patience = [e.validation.loss for e in history if e.beta == training.beta], training.until_plateau
     before, recent = losses[:-patience], losses[-patience:]  # with a patience of 0, nothing is before
@@ -255,7 +260,7 @@ def broken_rule(evaluation: Evaluation) -> Rule | None:
 
 
 def judge_accuracy(accuracy: float | None, band: AccuracyBand) -> Verdict:
-    """Return the verdict on a stable model that learned the objects: its pixel accuracy against the band.
+    """Return the verdict on a stable model that learned the objects, from its pixel accuracy.
 
     Raises:
         ValueError: if the accuracy is undefined.
@@ -272,14 +277,14 @@ def judge_accuracy(accuracy: float | None, band: AccuracyBand) -> Verdict:
 def judge_option(
     verdicts: Sequence[Verdict], accuracies: Sequence[float | None], band: AccuracyBand
 ) -> Verdict:
-    """Return the verdict on an option: that of its worst failed seed, else that of its mean accuracy."""
+    """Return the worst verdict of failed seeds; without failed seeds, the verdict on the mean accuracy."""
     if not verdicts:
         return Verdict("incomplete", "no run of this option was selected")
     failures = [verdict for verdict in verdicts if not verdict.learned]
     if failures:
         worst = min(failures, key=lambda verdict: SEVERITY[verdict.name])
         count = sum(verdict.name == worst.name for verdict in failures)
-        return Verdict(worst.name, f"{count} of {len(verdicts)} seeds, the first: {worst.reason}")
+        return Verdict(worst.name, f"in {count} of {len(verdicts)} seeds; first reason: {worst.reason}")
     return judge_accuracy(MeanStd.of(accuracies).mean, band)
 
 
@@ -290,7 +295,7 @@ def _instability(losses: Sequence[float]) -> str:
         if loss > best * (1 + REBOUND):
             return (
                 f"training loss rebounded to {loss:.4g} in epoch {epoch}, "
-                f"more than {REBOUND:.0%} above the {best:.4g} reached before"
+                f"more than {REBOUND:.0%} above its lowest value before, {best:.4g}"
             )
     if len(losses) > 1 and losses[-1] >= losses[0]:
         return f"training loss did not fall: {losses[0]:.4g} in the first epoch, {losses[-1]:.4g} in the last"
@@ -298,7 +303,7 @@ def _instability(losses: Sequence[float]) -> str:
 
 
 def _too_short(history: Sequence[EpochRecord], rule: Rule) -> str:
-    """Return a remark if too little training may be the cause instead of the loss, else an empty text."""
+    """Return a remark if too little training, not the loss, may be the cause; else an empty text."""
     if rule.verdict == "flooding":
         return ""
     signs = []

@@ -25,7 +25,7 @@ from bvae.evaluation import measure, metrics
 from bvae.evaluation.measure import foreground_gradient_share
 from bvae.evaluation.metrics import class_counts, find_objects, score_with_control
 from bvae.judging.baseline import incomparable, read_baseline
-from bvae.judging.comparison import Comparison, compare, painting_threshold
+from bvae.judging.comparison import Comparison, compare, prediction_thresholds
 from bvae.judging.explanation import Diagnosis, explain_why
 from bvae.losses import BetaVAELoss
 from bvae.options import parse_experiment
@@ -130,9 +130,9 @@ def test_relabelling_changes_neither_thresholds_nor_the_explanation(new: Sequenc
     assert moved_share == pytest.approx(share, rel=1e-9)
     confusion = rng.integers(0, 99, (classes, classes))
     option = LOSS_OPTIONS["B"]
-    thresholds = painting_threshold(counts.tolist(), option)
+    thresholds = prediction_thresholds(counts.tolist(), option)
     before = Diagnosis(thresholds, ((share,),), confusion)
-    moved_thresholds = painting_threshold(counts[old].tolist(), option, new[0])
+    moved_thresholds = prediction_thresholds(counts[old].tolist(), option, new[0])
     after = Diagnosis(moved_thresholds, ((share,),), confusion[np.ix_(old, old)], new[0])
     assert after.foreground == sorted(new[1:])
     found = dict(zip(after.foreground, moved_thresholds, strict=True))

@@ -1,4 +1,4 @@
-"""Metrics of cells, classes and objects, controls that see no objects, and references."""
+"""Metrics of a model: of cells, classes and objects, for the model, its controls and references."""
 
 from bvae.evaluation.measure import Evaluator, evaluate
 

@@ -1,4 +1,4 @@
-"""Evaluation of a model on grids that it was not trained on, and of the references in reports."""
+"""Evaluation of models on validation grids, and of the references in reports."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from bvae.losses import BetaVAELoss, focal_loss, kl_divergence
 from bvae.records import ControlledMetrics, Evaluation
 
 ACTIVE_KL = 0.05
-"""A latent dimension is active above this KL divergence, in nats."""
+"""A latent dimension is active if its KL divergence is above this value, in nats."""
 
 WINDOW_CELLS = 2**22
-"""Maximum number of cells, and of predictions for them, held in memory at a time."""
+"""Maximum number of cells that are held in memory at a time, together with their predictions."""
 
 MAX_OBJECT_GRIDS = 2_000
 """Maximum number of validation grids used for object metrics and references."""
@@ -44,7 +44,7 @@ MAX_REFERENCE_CELLS = 10 * 2**23
 def foreground_gradient_share(
     logits: Tensor, target: Tensor, loss: BetaVAELoss, background: int = 0
 ) -> float | None:
-    """Return the share of foreground cells in Σ|∂loss/∂logits|; None if the sum is 0.
+    """Return the share of Σ|∂loss/∂logits| that comes from foreground cells; None if the sum is 0.
 
     Args:
         logits: `[B, C, H, W]`.
@@ -76,7 +76,7 @@ def evaluate(
 
 
 class Evaluator:
-    """Measures models on the same grids, whose objects and `extent` control are found once.
+    """Measures models on the same grids; finds the objects and the `extent` control of the grids once.
 
     Args:
         grids: `[N, H, W]`, N ≥ 2.
@@ -109,8 +109,9 @@ class Evaluator:
     def measure(self, model: GridModel, *, batch_size: int = 256) -> Evaluation:
         """Measure a model, without changing its mode, its weights or the states of random generators.
 
-        The shuffled control reuses the prediction for another grid of the same window of up to
-        `WINDOW_CELLS` cells. Therefore, `decode` must treat the grids of a batch independently.
+        Grids are predicted in windows of up to `WINDOW_CELLS` cells. The shuffled control of a grid is the
+        prediction for another grid of its window. Therefore, `decode` must treat the grids of a batch
+        independently.
         """
         terms = _LossSums(self._loss, self._background)
         seen, shuffled = (Tally(self._classes, self._background) for _ in range(2))
@@ -141,14 +142,14 @@ class Evaluator:
     def _predict(
         self, model: GridModel, part: NDArray[np.uint8], terms: _LossSums, batch_size: int
     ) -> NDArray[np.uint8]:
-        """Return the classes `[N, H, W]` that a model predicts from the posterior mean."""
+        """Return the classes `[N, H, W]` that a model predicts from the posterior mean; add up its losses."""
         device = next(model.parameters()).device
-        # One array: many small ones between the activations would fragment the heap.
+        # A single array, because many small arrays between the activations would fragment the heap.
         predicted = np.empty(part.shape, np.uint8)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             for rows in _blocks(len(part), batch_size):
                 target = torch.from_numpy(part[rows]).to(device)
-                # Copies, because a model may modify its input.
+                # The model gets copies, because it may modify its input.
                 mean, log_variance = model.encode(target.clone())
                 logits = model.decode(mean.clone())
                 terms.add(logits, mean, log_variance, target)
@@ -162,7 +163,7 @@ class _LossSums:
     def __init__(self, loss: BetaVAELoss, background: int) -> None:
         self._loss, self._background = loss, background
         self._grids = 0
-        # Total, reconstruction, KL divergence, reconstruction weighted by cells, cells.
+        # Sums over grids: total, reconstruction, KL divergence, reconstruction × cells, cells.
         self._sums = torch.zeros(5, dtype=torch.float64)
         self._kl_of_dim = torch.zeros((), dtype=torch.float64)
         self._gradient_share: float | None = None
@@ -173,7 +174,7 @@ class _LossSums:
         self._grids += len(target)
         found = self._loss(logits, mean, log_variance, target)
         terms = torch.stack((found.total, found.reconstruction, found.kl)).double()
-        cells = (target != OUTSIDE).double().mean((1, 2))  # as a share of the array
+        cells = (target != OUTSIDE).double().mean((1, 2))  # cells inside, as a share of H·W
         self._sums += torch.stack((*terms, terms[1] * cells, cells)).sum(1).cpu()
         self._kl_of_dim = self._kl_of_dim + kl_divergence(mean, log_variance).double().sum(0).cpu()
 
@@ -182,7 +183,7 @@ class _LossSums:
         total, of_grids, kl, of_cells, cells = (self._sums / self._grids).tolist()
         kl_per_dim = tuple((self._kl_of_dim / self._grids).tolist())
         return {
-            # Makes the reconstruction term a mean over cells; adds 0 if all grids have the same size.
+            # The reconstruction term becomes a mean over cells; this adds 0 if all grids have the same size.
             "loss": total + (of_cells / cells - of_grids),
             "reconstruction": of_cells / cells,
             "kl": kl,
@@ -195,10 +196,12 @@ class _LossSums:
 def references(corpus: Corpus, *latent_dims: int) -> dict[str, ControlledMetrics]:
     """Return the metrics of the references on up to 2,000 validation grids of a corpus.
 
-    "background only" predicts the background everywhere. "nearest training grid" predicts the training grid
-    with the most equal cells, counted equally or weighted by class (`sqrt_inverse`, as in option B).
-    "PCA" keeps as many principal components of one-hot cells as the model has latents, and predicts the class
-    with the largest product of weight and reconstructed value; its name has the number if there are several.
+    - "background only" predicts background everywhere.
+    - "nearest training grid" predicts the training grid that has the most cells in common with the
+      validation grid; "nearest training grid, weighted" weights these cells by class (`sqrt_inverse`).
+    - "PCA" projects one-hot cells onto principal components, and predicts the class with the largest product
+      of class weight and projected value. There is a PCA for each number of components in `latent_dims`; if
+      there are several, their names contain the number.
     """
     val = corpus.val[sample_rows(len(corpus.val), MAX_OBJECT_GRIDS)]
     most = MAX_REFERENCE_CELLS // (corpus.classes * corpus.grid_size**2)
@@ -206,7 +209,7 @@ def references(corpus: Corpus, *latent_dims: int) -> dict[str, ControlledMetrics
     weights = class_weights(corpus.class_counts, "sqrt_inverse")
     known, asked = (_one_hot_cells(grids, corpus.classes) for grids in (train, val))
     background = np.uint8(corpus.background)
-    whole = np.where(train == OUTSIDE, background, train)  # outside a training grid, background is predicted
+    whole = np.where(train == OUTSIDE, background, train)  # a training grid predicts background outside
     predictions = {
         "background only": np.full_like(val, background),
         "nearest training grid": whole[_nearest(known, asked, torch.ones(corpus.classes))],
@@ -223,20 +226,20 @@ def references(corpus: Corpus, *latent_dims: int) -> dict[str, ControlledMetrics
 
 
 def _one_hot_cells(grids: NDArray[np.uint8], classes: int) -> Tensor:
-    """Return the one-hot cells `[N, H·W, C]` of grids `[N, H, W]`; zeros outside."""
+    """Return the one-hot cells `[N, H·W, C]` of grids `[N, H, W]`, zeros outside the grids."""
     return one_hot(torch.from_numpy(grids), classes).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _nearest(train: Tensor, val: Tensor, weights: Tensor) -> NDArray[np.int64]:
-    """Return, per validation grid, the training grid with the largest total weight of equal cells."""
+    """Return, for each validation grid, the index of the training grid whose equal cells weigh most."""
     nearest: NDArray[np.int64] = ((val * weights).flatten(1) @ train.flatten(1).t()).argmax(1).numpy()
     return nearest
 
 
 def _principal_components(train: Tensor, val: Tensor, count: int, weights: Tensor) -> NDArray[np.uint8]:
-    """Predict validation cells `[N, H·W]` from their projection onto principal components of training."""
+    """Predict validation cells `[N, H·W]` by projection onto principal components of the training grids."""
     flat, mean = train.flatten(1), train.flatten(1).mean(0)
-    with torch.random.fork_rng(devices=[]):  # the decomposition is randomized
+    with torch.random.fork_rng(devices=[]):  # the decomposition draws random numbers
         torch.manual_seed(SEED)
         axes = torch.pca_lowrank(flat, q=min(count, *flat.shape))[2]
     projected = (val.flatten(1) - mean) @ axes @ axes.t() + mean
@@ -246,9 +249,9 @@ def _principal_components(train: Tensor, val: Tensor, count: int, weights: Tenso
 
 @contextlib.contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Set a module to evaluation mode; restore the mode of each submodule afterwards.
+    """Set a module to evaluation mode and seed the global generators; restore both afterwards.
 
-    Meanwhile, the global generators start from a fixed state; their previous state is restored too.
+    For a model that is not a module, only the generators are seeded.
     """
     module = model if isinstance(model, nn.Module) else nn.Module()
     device = next((tensor.device for tensor in module.parameters()), torch.device("cpu"))
@@ -265,7 +268,7 @@ def evaluating(model: object) -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators like `seed_generators`; restore their states afterwards."""
+    """Call `seed_generators`; restore the previous states of the generators afterwards."""
     generators = _torch_generators(device)
     states = [generator.get_state() for generator in generators]
     of_numpy, of_python = np.random.get_state(), random.getstate()
@@ -280,7 +283,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the global generators that models draw from: PyTorch's of CPU and device, NumPy's and Python's."""
+    """Seed the global generators of PyTorch (CPU and `device`), NumPy and Python."""
     for generator in _torch_generators(device):  # torch.manual_seed takes forty times as long
         generator.manual_seed(seed)
     np.random.seed(seed % 2**32)
@@ -296,7 +299,7 @@ def _torch_generators(device: torch.device) -> list[torch.Generator]:
 
 
 def _windows(n: int, size: int) -> Iterator[slice]:
-    """Split range(n) into slices of nearly equal length, at most `size`; at least size/2 if n > size."""
+    """Split range(n) into slices of nearly equal length: at most `size`, and at least size/2 if n > size."""
     edges = np.linspace(0, n, -(-n // size) + 1).astype(int).tolist()
     return (slice(start, stop) for start, stop in itertools.pairwise(edges))
 

@@ -1,9 +1,10 @@
-"""Metrics of reconstructions: of cells, of classes and of objects, from the true and the predicted grids.
+"""Metrics of cells, classes and objects, computed from true and predicted grids; controls.
 
-Controls are predictions that see no objects; the verdict compares a model with them.
+Controls are predictions that are made without seeing the objects. The verdict compares a model with them.
 
-An object is an 8-connected set of at least two cells of one class, other than the most frequent class of its
-grid. (A corpus has one background class, but in a grid that is mostly orange, orange is the background.)
+An object is an 8-connected set of at least two cells of one class, other than the most frequent class of the
+grid. Thus, the background class of the corpus is the class of objects in a grid that is mostly of another
+class.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ from bvae.records import ControlledMetrics, ReconstructionMetrics
 Grids = NDArray[np.uint8]
 
 PRESENT = 0.001
-"""Minimum share of the cells for a foreground class to be present."""
+"""A foreground class is present if it has at least this share of the cells."""
 
 CLASS_GAIN = 0.20
-"""Minimum recall of a learned class above the shuffled control."""
+"""A class is learned if its recall exceeds that of the shuffled control by at least this value."""
 
 SEED = 0
-"""Seed of the shuffled control, of samples of grids and of the principal components of a reference."""
+"""Seed of the shuffled control, of samples of grids, and of the PCA reference."""
 
 MIN_CELLS = 2
 BLOCK_CELLS = 10 * 2**19
-"""Number of one-hot cells searched for connected sets at once: 2,048 grids of 16×16 and 10 classes, 30 MB."""
+"""One-hot cells that are searched for connected sets at once: 2,048 grids of 16×16 and 10 classes, 30 MB."""
 HIT = 0.5
-"""Minimum share of correct cells of a recalled object, and minimum IoU of a recognised one."""
+"""An object is recalled if at least this share of its cells is right, and recognised from this IoU."""
 
 WITHIN_A_GRID = np.zeros((3, 3, 3), np.bool_)
 WITHIN_A_GRID[1] = True
@@ -43,8 +44,8 @@ class Tally:
 
     Attributes:
         confusion: `[C, C]` cells by true class (row) and predicted class (column).
-        background, foreground: the background class, and the other classes `[C - 1]`.
-        perfect, grids: how many grids have no wrong cell, and how many there are.
+        background, foreground: the background class, and all other classes `[C - 1]`.
+        perfect, grids: number of grids without a wrong cell, and of all grids.
     """
 
     def __init__(self, classes: int = DEFAULT_CLASSES, background: int = 0) -> None:
@@ -68,17 +69,17 @@ class Tally:
 
     @property
     def present(self) -> list[int]:
-        """The foreground classes with at least `PRESENT` of the cells."""
+        """The foreground classes that are present, see `PRESENT`."""
         true = self.confusion.sum(1)
         return [label for label in self.foreground if true[label] >= PRESENT * true.sum() > 0]
 
     def learned(self, shuffled: Tally) -> list[int]:
-        """The present classes whose recall exceeds that of the shuffled control by at least `CLASS_GAIN`."""
+        """Return the present classes that are learned, see `CLASS_GAIN`; `shuffled` counts the control."""
         mine, control = self.recall, shuffled.recall
         return [label for label in self.present if (mine[label] or 0) - (control[label] or 0) >= CLASS_GAIN]
 
     def metrics(self, objects: GridObjects, predicted: Grids) -> ReconstructionMetrics:
-        """Return all metrics; those of objects come from the predictions `[N, H, W]` for `objects.grids`."""
+        """Return all metrics; object metrics are those of the predictions `[N, H, W]` for `objects.grids`."""
         confusion, back, fore = self.confusion, self.background, self.foreground
         cells, true, right = int(confusion.sum()), confusion.sum(1), np.diag(confusion)
         known = [share for share in self.recall if share is not None]
@@ -99,7 +100,7 @@ class Tally:
 
 
 def confusion_matrix(target: Grids, predicted: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.int64]:
-    """Return counts `[C, C]` of cells inside grids by true class (row) and predicted class (column)."""
+    """Count the cells inside grids by true class (row) and predicted class (column), `[C, C]`."""
     inside = target != OUTSIDE
     index = target[inside].astype(np.int64) * classes + predicted[inside]
     return np.bincount(index, minlength=classes * classes).reshape(classes, classes)
@@ -108,7 +109,7 @@ def confusion_matrix(target: Grids, predicted: Grids, classes: int = DEFAULT_CLA
 def score_with_control(
     objects: GridObjects, predicted: Grids, shuffled: Grids, background: int = 0
 ) -> ControlledMetrics:
-    """Return the metrics of reconstructions `[N, H, W]` beside those of another grid's reconstructions."""
+    """Return the metrics of the predictions `[N, H, W]`, and of the shuffled predictions as their control."""
     seen, control = (Tally(objects.classes, background) for _ in range(2))
     seen.add(objects.grids, predicted)
     control.add(objects.grids, shuffled)
@@ -127,8 +128,8 @@ class ConnectedSets(NamedTuple):
     """The 8-connected sets of cells of one class in grids `[N, H, W]`, numbered from 1.
 
     Attributes:
-        label: int32 `[N, H, W]`, the number of the set that a cell belongs to; 0 outside.
-        cells: `[K + 1]`, how many cells each set has, by its number.
+        label: int32 `[N, H, W]`, for each cell the number of its set; 0 outside.
+        cells: `[K + 1]`, for each number of a set, the number of its cells; K is the number of sets.
     """
 
     label: NDArray[np.int32]
@@ -141,11 +142,11 @@ class GridObjects(NamedTuple):
     Attributes:
         grids: uint8 `[N, H, W]`.
         classes: number of classes, C.
-        sets: their connected sets.
-        number: `[M]`, the number of each object's set in `sets`.
-        grid: `[M]`, the index of the grid that contains each object.
-        is_minor: `[M]`, whether an object's class is not the most frequent one among the object cells of its
-            grid.
+        sets: the connected sets of `grids`; some of them are objects.
+        number: `[M]`, for each object, the number of its set in `sets`.
+        grid: `[M]`, for each object, the index of its grid.
+        is_minor: `[M]`, whether the class of the object is not the most frequent class among the cells of
+            all objects of its grid.
     """
 
     grids: Grids
@@ -157,7 +158,7 @@ class GridObjects(NamedTuple):
 
 
 class ObjectScores(NamedTuple):
-    """Metrics of objects, see `bvae.records.ReconstructionMetrics`; None if there is no such object."""
+    """Metrics of objects, see `bvae.records.ReconstructionMetrics`; None without an object to count."""
 
     object_recall: float | None
     minor_object_recall: float | None
@@ -181,14 +182,14 @@ def connected_sets(grids: Grids, classes: int = DEFAULT_CLASSES) -> ConnectedSet
 
 
 def class_counts(grids: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.int64]:
-    """Return how many cells of each class each grid `[N, H, W]` has: `[N, C]`."""
+    """Return the number of cells of each class in each grid `[N, H, W]`: `[N, C]`."""
     return np.stack([(grids == label).sum((1, 2)) for label in range(classes)], axis=1)
 
 
 def find_objects(grids: Grids, classes: int = DEFAULT_CLASSES) -> GridObjects:
     """Find the objects of grids `[N, H, W]`.
 
-    Of equally frequent classes, the smallest counts as the most frequent.
+    If several classes are equally frequent, the smallest of them counts as the most frequent.
     """
     sets = connected_sets(grids, classes)
     first_cell = np.unique(sets.label, return_index=True)
@@ -202,7 +203,7 @@ def find_objects(grids: Grids, classes: int = DEFAULT_CLASSES) -> GridObjects:
 
 
 def score_objects(objects: GridObjects, predicted: Grids) -> ObjectScores:
-    """Compare the objects of grids with reconstructions `[N, H, W]` of these grids."""
+    """Return the metrics of objects for reconstructions `[N, H, W]` of the grids."""
     right, iou = object_overlaps(objects, predicted)
     recalled = right >= HIT
     return ObjectScores(_mean(recalled), _mean(recalled[objects.is_minor]), _mean(iou), _mean(iou >= HIT))
@@ -213,15 +214,15 @@ def object_overlaps(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compare each of M objects with reconstructions `[N, H, W]` of the grids.
 
-    Returns: the share of its cells that get its class, and the largest IoU with an 8-connected set of its
-    class in the reconstruction; each `[M]`.
+    Returns: for each object, the share of its cells that are predicted as its class, `[M]`; and its largest
+    IoU with an 8-connected set of its class in the reconstruction, `[M]`.
     """
     grids, sets, number = objects.grids, objects.sets, objects.number
     visible = np.where(grids == OUTSIDE, np.uint8(OUTSIDE), predicted)
     found = connected_sets(visible, objects.classes)
     agree = (grids == predicted) & (grids != OUTSIDE)
     right = np.bincount(sets.label[agree], minlength=len(sets.cells)) / np.maximum(sets.cells, 1)
-    # Where grid and reconstruction agree, their sets of the same class overlap.
+    # In each cell with the right class, a set of the grid overlaps a set of the reconstruction.
     pairs = sets.label[agree].astype(np.int64) * len(found.cells) + found.label[agree]
     pair, shared = np.unique(pairs, return_counts=True)
     mine, other = np.divmod(pair, len(found.cells))
@@ -231,7 +232,7 @@ def object_overlaps(
 
 
 def grid_object_iou(grids: Grids, predicted: Grids, classes: int = DEFAULT_CLASSES) -> NDArray[np.float64]:
-    """Return the mean object IoU of each grid `[N]`, NaN for a grid without objects."""
+    """Return the mean object IoU of each grid, `[N]`; NaN for a grid without objects."""
     objects = find_objects(grids, classes)
     _, iou = object_overlaps(objects, predicted)
     count = np.bincount(objects.grid, minlength=len(grids))
@@ -244,7 +245,7 @@ def _mean(values: NDArray[np.float64] | NDArray[np.bool_]) -> float | None:
 
 
 def sample_rows(count: int, at_most: int) -> NDArray[np.int64]:
-    """Return up to `at_most` seeded positions out of `count`, ascending."""
+    """Return up to `at_most` random indices below `count`, in ascending order, always the same."""
     if count <= at_most:
         return np.arange(count)
     return np.sort(np.random.default_rng(SEED).choice(count, at_most, replace=False))
@@ -253,7 +254,7 @@ def sample_rows(count: int, at_most: int) -> NDArray[np.int64]:
 def derangement(n: int, seed: int = SEED) -> NDArray[np.int64]:
     """Return a random permutation of range(n) without fixed points: a single cycle.
 
-    Neighbouring grids of a corpus are often alike, so a shift by one would not be a control.
+    It is random, because neighbouring grids of a corpus are often alike.
     """
     cycle = np.random.default_rng(seed).permutation(n)
     successor = np.empty(n, np.int64)
@@ -262,10 +263,11 @@ def derangement(n: int, seed: int = SEED) -> NDArray[np.int64]:
 
 
 def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
-    """Predict only the bounding box of the objects of grids `[N, H, W]`.
+    """Return the predictions `[N, H, W]` of the `extent` control, which needs no model.
 
-    The bounding box encloses the cells that are not of the grid's most frequent class, and is filled with
-    the most frequent class among them. All other positions, even outside, get the grid's most frequent class.
+    The bounding box of all cells that are not of the grid's most frequent class is filled with the most
+    frequent class among these cells. All other positions, even outside the grid, get the grid's most frequent
+    class.
     """
     counts = class_counts(grids, classes)
     main = counts.argmax(1)
@@ -279,7 +281,7 @@ def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
 
 
 def _between(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mark everything from the first to the last mark of each row `[N, K]`."""
+    """Mark all positions from the first to the last mark of each row `[N, K]`."""
     after_first = np.logical_or.accumulate(marked, axis=1)
     before_last = np.logical_or.accumulate(marked[:, ::-1], axis=1)[:, ::-1]
     return after_first & before_last

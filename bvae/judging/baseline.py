@@ -1,4 +1,4 @@
-"""Read, check and compare with a baseline, an earlier comparison of the same experiment."""
+"""The baseline is an earlier comparison of the same experiment: read it, check it, and compare with it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ import scipy
 from msgspec import Meta
 
 from bvae.config import MAX_CLASSES, OPTION_NAME, ExperimentConfig, Setting, TrainingConfig
-from bvae.judging.comparison import METRICS, Comparison, Schema, painting_threshold
+from bvae.judging.comparison import METRICS, Comparison, Schema, prediction_thresholds
 from bvae.records import CorpusRecord, MeanStd
 from bvae.storage import differences, from_json, printable, read_bounded
 
 BASELINE_FILE = "baseline.json"
-"""Name of the copy in the session folder, which the workers read."""
+"""Name of the copy of the baseline in the session folder; the workers read this copy."""
 
 MAX_BYTES = 16 * 2**20
 MAX_OPTIONS = 64
 
 SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "log")
-"""Training settings in which a baseline may differ; only `device` changes numbers, as a GPU draws others."""
+"""Training settings in which a baseline may differ.
+
+Of these, only `device` changes results, because the random numbers of a GPU are different.
+"""
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 Fingerprint = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -41,16 +44,16 @@ else:
     Scores = dataclasses.make_dataclass(
         "Scores", [(name, Share | None) for name in COMPARED], frozen=True, kw_only=True
     )
-"""`COMPARED` metrics of a run: fractions, null if there was nothing to count."""
+"""The `COMPARED` metrics of a run: fractions, null if there was nothing to count."""
 
 
 class BaselineError(ValueError):
-    """A baseline cannot be used. The message is one line that names it and says why."""
+    """A baseline cannot be used; the message is one line with the baseline and the reason."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineRun:
-    """One run of the baseline; `metrics` is null if it has none."""
+    """A run of the baseline; `metrics` is null for a run without a result."""
 
     seed: int
     metrics: Scores | None
@@ -58,7 +61,7 @@ class BaselineRun:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaselineOption:
-    """One option of the baseline; the fields are those of `bvae.judging.comparison.OptionSummary`."""
+    """An option of the baseline; the fields are those of `bvae.judging.comparison.OptionSummary`."""
 
     gamma: float
     weighting: Annotated[str, Meta(max_length=64)]
@@ -101,7 +104,7 @@ def read_baseline(path: Path) -> Baseline:
     The file is not trusted: its size is bounded, and every field is checked.
 
     Raises:
-        BaselineError: if there is none, or it is damaged.
+        BaselineError: if there is no comparison, or it is damaged.
     """
     try:
         return from_json(read_bounded(_find(path.resolve()), MAX_BYTES), Baseline)
@@ -117,7 +120,7 @@ def _find(path: Path) -> Path:
     for candidate in candidates:
         if candidate.is_file():  # not a pipe or a device, which may never end
             return candidate
-    expected = "expected a comparison.json, a session folder that has one, or its comparison folder"
+    expected = "expected a comparison.json, or a session folder or comparison folder that contains one"
     raise BaselineError(f"no comparison found; {expected}")
 
 
@@ -125,7 +128,7 @@ def comparable_baseline(path: Path, experiment: ExperimentConfig, corpus: Corpus
     """Return a baseline that is comparable with an experiment on a corpus.
 
     Raises:
-        BaselineError: if it cannot be read, or was measured with other settings.
+        BaselineError: if the baseline cannot be read, or was measured with other settings.
     """
     baseline = read_baseline(path)
     if changes := incomparable(baseline, experiment, corpus):
@@ -137,10 +140,10 @@ def comparable_baseline(path: Path, experiment: ExperimentConfig, corpus: Corpus
 
 
 def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: CorpusRecord) -> list[str]:
-    """Return the settings that affect results and differ between a baseline and an experiment.
+    """Return the differences between a baseline and an experiment in settings that affect results.
 
-    Seeds, the accuracy band and `SAME_RESULT` may differ. Options that are on one side only are skipped; at
-    least one must be on both.
+    Seeds, the accuracy band and the settings in `SAME_RESULT` may differ. Options that only one side has are
+    skipped, but both sides must share at least one option.
     """
     shared = [option for option in experiment.options if option.name in baseline.options]
     if not shared:
@@ -152,7 +155,7 @@ def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: Corpu
         changed = {*new.training, *old.training}
         now |= _of_option(new.name, experiment.training.changed(new.training), changed)
         then |= _of_option(new.name, baseline.training.changed(old.training), changed)
-        thresholds = painting_threshold(corpus.class_counts, new, corpus.background)
+        thresholds = prediction_thresholds(corpus.class_counts, new, corpus.background)
         now |= _loss(new.name, new.gamma, new.weighting, thresholds)
         then |= _loss(new.name, old.gamma, old.weighting, old.painting_threshold)
     return [change[:200] for change in differences(now, then)]
@@ -173,7 +176,7 @@ def _identity(corpus: CorpusRecord | BaselineCorpus, grid_size: int) -> dict[str
 
 
 def _of_option(option: str, training: TrainingConfig, changed: Set[str]) -> dict[str, Any]:
-    """Return the settings of an option's runs by name; names in `changed` are followed by the option."""
+    """Return an option's training settings by name; names in `changed` end in the name of the option."""
     kept = {name: value for name, value in vars(training).items() if name not in SAME_RESULT}
     return {f"{name} of {option}" if name in changed else name: value for name, value in kept.items()}
 
@@ -181,10 +184,10 @@ def _of_option(option: str, training: TrainingConfig, changed: Set[str]) -> dict
 DIFFERENCE_HEADINGS = ("option", "metric", "baseline", "now", "difference", "95 % interval", "in words")
 
 CAPTION = (
-    "Difference: the mean over seeds now, minus that of the baseline, with its 95 % confidence interval by "
-    "Welch's t for unequal variances. Better or worse: the whole interval is above or below 0; if options "
-    "are equal, one in forty comparisons is worse by chance. Cannot tell: fewer than two seeds on a "
-    "side, or an undefined number."
+    "Difference: the mean over seeds now, minus the mean over seeds in the baseline. Its 95 % confidence "
+    "interval is by Welch's t-test, for unequal variances. Better or worse: the whole interval is above or "
+    "below 0. If nothing changed, one comparison in forty is still worse by chance. Cannot tell: a side has "
+    "fewer than two seeds, or a number is undefined."
 )
 
 CONFIDENCE = 0.95
@@ -198,7 +201,8 @@ class Difference:
 
     Attributes:
         mean: now − baseline, None if a number is undefined.
-        interval: its 95 % confidence interval, None if there are too few seeds or numbers.
+        interval: the 95 % confidence interval of `mean`; None if a side has fewer than two seeds or a number
+            is undefined.
     """
 
     option: str
@@ -218,7 +222,7 @@ class Difference:
 
 
 def compare_with(baseline: Baseline | None, comparison: Comparison) -> tuple[Difference, ...]:
-    """Return the differences in each metric for the options on either side; empty without a baseline."""
+    """Return the difference in each metric for each option of either side; empty without a baseline."""
     if baseline is None:
         return ()
     found: list[Difference] = []
@@ -242,7 +246,7 @@ def difference(
     old, new = ([value for value in side if value is not None] for side in (baseline, now))
     defined = len(old) == len(baseline) and len(new) == len(now) and bool(old) and bool(new)
     mean = None
-    if defined:  # exact until it is rounded once, so that equal means differ by 0
+    if defined:  # exact fractions, so that equal means have a difference of 0
         mean = float(statistics.mean(map(Fraction, new)) - statistics.mean(map(Fraction, old)))
     return Difference(
         option=option,
@@ -257,7 +261,7 @@ def difference(
 def welch_interval(baseline: Sequence[float], now: Sequence[float]) -> tuple[float, float]:
     """Return the 95 % confidence interval of mean(now) − mean(baseline), for unequal variances (Welch 1947).
 
-    Without variance on both sides, it is a single point.
+    If neither side has variance, the interval is a single point.
 
     Args:
         baseline, now: one value per seed, two or more on each side.
@@ -273,7 +277,7 @@ def welch_interval(baseline: Sequence[float], now: Sequence[float]) -> tuple[flo
 
 
 def difference_rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
-    """Return the rows of the table of differences, as text, under `DIFFERENCE_HEADINGS`."""
+    """Return the rows of the table of differences as text; its headings are `DIFFERENCE_HEADINGS`."""
     return [
         (
             *(each.option, METRICS[each.metric].heading, str(each.baseline), str(each.now)),
@@ -286,7 +290,7 @@ def difference_rows(found: Sequence[Difference]) -> list[tuple[str, ...]]:
 
 
 def explain_regressions(found: Sequence[Difference]) -> str:
-    """Return a sentence on the metrics that are worse than in the baseline; empty if there are none."""
+    """Return a text on the metrics that are worse than in the baseline; empty if there are none."""
     worse = [
         f"{METRICS[each.metric].heading} of {each.option} was {each.baseline} and is {each.now}, "
         f"a difference of {each.mean:+.4f} (95 % interval {_interval(each.interval)})"

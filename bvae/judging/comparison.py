@@ -1,4 +1,4 @@
-"""The comparison of loss options: the verdict on each over its seeds, the gate, and the recommendation."""
+"""The comparison of loss options: verdicts on options over their seeds, the gate, and the recommendation."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ OPTION_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 
 
 def colour_of(option: int) -> str:
-    """Return the colour of an option by its position in the experiment."""
+    """Return the colour of the option at a position in the experiment."""
     return OPTION_COLOURS[option % len(OPTION_COLOURS)]
 
 
 @dataclasses.dataclass(frozen=True)
 class RunSummary:
-    """One run of an option; `path` is relative to the session folder."""
+    """A run of an option; `path` is relative to the session folder."""
 
     seed: int
     verdict: VerdictName
@@ -41,13 +41,13 @@ class RunSummary:
 
 
 class Metric(NamedTuple):
-    """A metric for comparing options: a fraction with a shuffled control, where more is better.
+    """A metric by which options are compared: a fraction with a shuffled control; more is better.
 
     Attributes:
-        heading: its name in tables and sentences.
-        column: where the table of options shows it: in terminal and reports, only in reports, or in its own
-            column, see `bvae.report.text.COLUMNS`.
-        in_baseline: whether it is compared with a baseline.
+        heading: the name of the metric in tables and sentences.
+        column: which tables of options show the metric with its control: those of the terminal and of
+            reports, or only those of reports; "own" if `bvae.report.tables` defines a column for the metric.
+        in_baseline: whether the metric is compared with a baseline.
     """
 
     heading: str
@@ -60,7 +60,7 @@ LISTED = 10
 
 
 def listed(texts: Sequence[str]) -> list[str]:
-    """Return the first `LISTED` texts, and the number of the others."""
+    """Return the first `LISTED` texts; if there are more, the last text gives the number of the others."""
     more = len(texts) - LISTED
     return [*texts[:LISTED], *([f"and {more} more"] if more > 0 else [])]
 
@@ -74,7 +74,7 @@ METRICS = {
     "foreground_iou": Metric("foreground IoU"),
     "foreground_recall": Metric("foreground recall"),
 }
-"""The metrics of an option by their field of `bvae.records.ReconstructionMetrics`, in the order of tables."""
+"""The metrics of an option by field of `bvae.records.ReconstructionMetrics`, in the order of tables."""
 
 if TYPE_CHECKING:
 
@@ -87,19 +87,19 @@ else:
         frozen=True,
         kw_only=True,
     )
-"""`METRICS` over the seeds of an option; for the shuffled control, names start with `shuffled_`."""
+"""`METRICS` over the seeds of an option; the names for the shuffled control start with `shuffled_`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptionSummary(MetricsOverSeeds):
-    """One option over its seeds; `kl` is in nats.
+    """An option over its seeds; `kl` is in nats.
 
     Attributes:
-        class_weights: name of the class-weight method, `explicit` if weights were given.
+        class_weights: name of the class-weight method; `explicit` if weights were given.
         weighting: the method with its parameter, see `LossOption.weighting`.
         weight_ratio: the largest class weight divided by the smallest.
         classes_learned: a number of classes, not a fraction.
-        painting_threshold: the prediction threshold of each foreground class, see `painting_threshold`.
+        painting_threshold: see `prediction_thresholds`; the name of the field is that in `comparison.json`.
         training: the training settings that the option changes, see `LossOption.training`.
     """
 
@@ -137,8 +137,9 @@ class ComparedCorpus(CorpusRecord):
     """The corpus of a comparison, with the metrics of predictors other than the trained models.
 
     Attributes:
-        controls: those that the verdict uses: `extent`.
-        references: those that are only shown in the table of options; `bvae.evaluation.measure` makes them.
+        controls: the predictors that the verdict uses besides the shuffled control: `extent`.
+        references: the predictors that only the table of options shows, see
+            `bvae.evaluation.measure.references`.
     """
 
     controls: dict[str, ControlledMetrics]
@@ -146,10 +147,10 @@ class ComparedCorpus(CorpusRecord):
 
 
 Schema = Literal[2]
-"""Version of `comparison.json`, to be incremented with every change of its fields."""
+"""Version of `comparison.json`; increment it whenever the fields change."""
 
 LARGE = 24
-"""Number of runs from which a session is large: its report shows the pictures of some runs only."""
+"""Minimum number of runs of a large session. Its report shows the pictures of only some runs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,7 @@ class Comparison:
 
     @property
     def is_large(self) -> bool:
-        """Whether reports show a map of verdicts, and the pictures of some runs only."""
+        """Whether reports show a map of verdicts, and the pictures of only some runs."""
         return sum(len(option.runs) for option in self.options.values()) >= LARGE
 
     def training_of(self, option: str) -> TrainingConfig:
@@ -180,7 +181,7 @@ OptionOutcomes = dict[int, RunResult | str]
 RunOutcomes = dict[str, OptionOutcomes]
 
 Outcomes = Mapping[str, Mapping[int, RunResult | str]]
-"""Option → seed → the result of the run, or the reason why there is none."""
+"""By option and seed: the result of the run, or the reason why there is none."""
 
 
 def compare(
@@ -219,14 +220,15 @@ def compare(
     )
 
 
-def painting_threshold(
+def prediction_thresholds(
     counts: Sequence[int], option: LossOption, background: int = 0
 ) -> tuple[float | None, ...]:
-    """Return, for each foreground class c, the threshold of p_c/(p_c + p_b) above which c is predicted.
+    """Return, for each foreground class c, the value of p_c/(p_c + p_b) above which a cell is predicted as c.
 
-    The prediction that minimizes the expected focal loss under class weights w ranks classes by w·p. A
-    cell is therefore predicted as class c instead of background b if p_c/p_b > w_b/w_c, that is, if
-    p_c/(p_c + p_b) > w_b/(w_b + w_c). The right-hand side is returned; it is 0.5 for equal weights.
+    p_c and p_b are the probabilities of class c and of the background. The prediction that minimizes the
+    expected focal loss under class weights w ranks classes by w·p. Therefore, a cell is predicted as c
+    instead of background if p_c/p_b > w_b/w_c. This is equivalent to p_c/(p_c + p_b) > w_b/(w_b + w_c).
+    The right-hand side is returned; it is 0.5 for equal weights.
 
     Args:
         counts: `[C]`, cells of each class in the training split.
@@ -263,7 +265,7 @@ def _summary(
         healthy=verdict.healthy,
         **{name: over_seeds(name) for name in (*METRICS, "classes_learned", "kl", "active_units")},
         **{f"shuffled_{name}": over_seeds(f"shuffled.{name}") for name in METRICS},
-        painting_threshold=painting_threshold(corpus.class_counts, option, corpus.background),
+        painting_threshold=prediction_thresholds(corpus.class_counts, option, corpus.background),
         runs=summaries,
         training=option.training,
     )
@@ -279,27 +281,29 @@ def _run_summary(option: str, seed: int, outcome: RunResult | str) -> RunSummary
 def _recommendation(
     recommended: str | None, gate: Gate, options: Mapping[str, OptionSummary], band: AccuracyBand
 ) -> str:
-    """Return sentences on the option to use and why, and on the gate if that option does not pass it."""
+    """Return sentences on the option to use and why, and on the gate if this option does not pass it."""
     if recommended is not None:
         best = options[recommended]
         rivals = [name for name in gate.candidates if name != recommended and options[name].learned]
-        more = listed([f"more than the {options[name].object_iou} of {name}" for name in rivals])
-        compared = "".join(f", {text}" for text in more) or (
-            ", the only candidate that breaks no rule" if len(gate.candidates) > 1 else ""
-        )
+        others = listed([f"{name} has {options[name].object_iou}" for name in rivals])
+        reason = ""
+        if others:
+            reason = f", the highest of the candidates that break no rule ({', '.join(others)})"
+        elif len(gate.candidates) > 1:
+            reason = f". {recommended} is the only candidate that breaks no rule"
         advice = (
-            f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.weighting}): "
-            f"object IoU {best.object_iou}, from another grid's latent {best.shuffled_object_iou}{compared}."
+            f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.weighting}). "
+            f"Its object IoU is {best.object_iou}{reason}. "
+            f"From another grid's latent, the object IoU of {recommended} is {best.shuffled_object_iou}."
         )
         if recommended in gate.passed_by:
             return advice
         side = "above" if _mean(best.pixel_accuracy) > band.hi else "below"
-        opened = "so the gate fails"
-        if gate.passed_by:
-            ious = " and ".join(str(options[name].object_iou) for name in gate.passed_by)
-            passes = "passes" if len(gate.passed_by) == 1 else "pass"
-            opened = f"{' and '.join(gate.passed_by)} {passes} the gate, with object IoU {ious}"
-        return f"{advice} Its accuracy {best.pixel_accuracy} is {side} the band {band}; {opened}."
+        outside = f"The accuracy of {recommended}, {best.pixel_accuracy}, is {side} the band {band}"
+        if not gate.passed_by:
+            return f"{advice} {outside}, so the gate fails."
+        passed = listed([f"{name} with object IoU {options[name].object_iou}" for name in gate.passed_by])
+        return f"{advice} {outside}. The gate is passed by {', '.join(passed)}."
     if not gate.candidates:
         return "Nothing can be recommended: no run of a candidate was selected."
     nearest = max(gate.candidates, key=lambda name: _nearness(options[name]))
@@ -310,7 +314,7 @@ def _recommendation(
 
 
 def _nearness(option: OptionSummary) -> tuple[int, float]:
-    """Return the sort key of options that failed: the severity of the verdict, then the object IoU."""
+    """Return the sort key of an option that failed: the severity of its verdict, then its object IoU."""
     return SEVERITY[option.verdict], _mean(option.object_iou)
 
 

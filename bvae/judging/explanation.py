@@ -1,8 +1,8 @@
 """Explanations in sentences: why an option predicts what it does, and when its runs met the rules.
 
-`Diagnosis` gathers prediction thresholds, the origin of the gradient, and the confusion of classes over the
-seeds of an option. `describe_rules_met`, `describe_last_epoch`, `describe_end` and `describe_strips` follow
-runs over their epochs.
+`Diagnosis` has prediction thresholds, gradient shares and the confusion of classes, over the seeds of an
+option. `describe_rules_met`, `describe_last_epoch`, `describe_end` and `describe_strips` describe runs by
+epoch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bvae.records import EpochRecord, Evaluation, VerdictName
 from bvae.verdict import SEVERITY, broken_rule, judge_run, on_plateau, words
 
 MOST_PARTS = 8
-"""Maximum number of phases of a run in a sentence, so that it stays readable."""
+"""Maximum number of phases of a run that a sentence lists."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Diagnosis:
     """The evidence that explains the predictions of an option, over its seeds.
 
     Attributes:
-        thresholds: `[C - 1]`, prediction thresholds, see `bvae.judging.comparison.painting_threshold`.
-        gradient_shares: per seed and epoch, the fraction of the gradient that comes from foreground cells.
+        thresholds: `[C - 1]`, see `bvae.judging.comparison.prediction_thresholds`.
+        gradient_shares: for each seed with an epoch, for each epoch, the fraction of the gradient that comes
+            from foreground cells; None if the gradient was zero.
         confusion: `[C, C]` validation cells by true class (row) and predicted class (column), summed over the
             last epochs of all seeds; zero if no epoch was completed.
         background: the background class.
@@ -46,7 +47,7 @@ class Diagnosis:
     def of(
         cls, option: OptionSummary, histories: Sequence[Sequence[EpochRecord]], background: int
     ) -> Diagnosis:
-        """Gather the evidence from an option's summary and the epoch records of its runs."""
+        """Return the evidence in an option's summary and in the epoch records of its runs."""
         evaluations = [[record.validation for record in history] for history in histories if history]
         shape = (len(option.painting_threshold) + 1,) * 2
         return cls(
@@ -58,7 +59,7 @@ class Diagnosis:
 
     @property
     def foreground(self) -> list[int]:
-        """The foreground classes `[C - 1]`, in the order of the thresholds."""
+        """The foreground classes `[C - 1]`, in the order of `thresholds`."""
         return [label for label in range(len(self.confusion)) if label != self.background]
 
     @property
@@ -69,19 +70,19 @@ class Diagnosis:
 
     @property
     def last_gradient_share(self) -> float | None:
-        """Mean of the foreground's gradient share over seeds, after the last epoch; None if undefined."""
+        """Mean gradient share over seeds after the last epoch; None without an epoch or gradient."""
         last = [share for shares in self.gradient_shares if (share := shares[-1]) is not None]
         return float(np.mean(last)) if last else None
 
 
 def explain_why(why: Diagnosis) -> tuple[str, str, str]:
-    """Return one sentence each on the thresholds, the gradient and the confusion."""
+    """Return texts on the thresholds, on the gradient and on the confusion."""
     return _explain_thresholds(why), _explain_gradient(why), _explain_confusion(why)
 
 
 def describe_why(why: Diagnosis) -> str:
-    """Return the sentences of `explain_why` as one: the text alternative of the picture."""
-    return " ".join(explain_why(why)).replace(". ", "; ")
+    """Return the sentences of `explain_why` as the text alternative of the picture."""
+    return " ".join(explain_why(why))
 
 
 def _explain_thresholds(why: Diagnosis) -> str:
@@ -89,24 +90,27 @@ def _explain_thresholds(why: Diagnosis) -> str:
     known = {c: share for c, share in by_class if share is not None}
     if not known:
         return "No foreground class occurs in training."
-    rarest, commonest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
-    if known[commonest] - known[rarest] < 1e-6:
-        doubt = ": when in doubt, the model predicts background" if known[rarest] >= 0.5 else ""
+    lowest, highest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+    low, high = percent(known[lowest]), percent(known[highest])
+    if known[highest] - known[lowest] < 1e-6:
+        doubt = ": when in doubt, the model predicts background" if known[lowest] >= 0.5 else ""
         return (
-            f"Every foreground class is predicted only if it is more than {percent(known[rarest])} likely "
-            f"against the background{doubt}."
+            "A foreground class is predicted instead of background if p(class) / (p(class) + p(background)) "
+            f"is above a threshold. The threshold of every class is {low}{doubt}."
         )
     return (
-        f"Class {rarest}, the rarest, is predicted if it is more than {percent(known[rarest])} likely "
-        f"against the background, and class {commonest}, the most frequent, if it is more than "
-        f"{percent(known[commonest])} likely; without weights, 50 % is needed."
+        "A foreground class is predicted instead of background if p(class) / (p(class) + p(background)) is "
+        f"above the threshold of the class. The lowest threshold is {low}, for class {lowest}; the highest "
+        f"is {high}, for class {highest}. Without class weights, every threshold is 50 %."
     )
 
 
 def _explain_gradient(why: Diagnosis) -> str:
-    if why.last_gradient_share is None or why.foreground_rate is None:
-        return "The origin of the gradient is unknown, because no epoch was completed."
     share, rate = why.last_gradient_share, why.foreground_rate
+    if rate is None:
+        return "The origin of the gradient is unknown, because no epoch was completed."
+    if share is None:
+        return "The gradient has no origin, because it was zero after the last epoch."
     ratio = share / rate if rate else 0.0
     if share < 1 and 0 < rate < 1:
         influence = f"as much as {ratio / ((1 - share) / (1 - rate)):.1f} background cells"
@@ -120,32 +124,38 @@ def _explain_gradient(why: Diagnosis) -> str:
 
 def _explain_confusion(why: Diagnosis) -> str:
     confusion, back, fore = why.confusion, why.background, why.foreground
-    objects, background = confusion[fore].sum(), confusion[back].sum()
-    if not objects or not background:
+    objects, background = int(confusion[fore].sum()), int(confusion[back].sum())
+    if why.foreground_rate is None:
         return "The confusion of classes is unknown, because no epoch was completed."
-    right, erased = np.diag(confusion)[fore].sum() / objects, confusion[fore, back].sum() / objects
-    flooded = confusion[back, fore].sum() / background
+    if not objects or not background:
+        lacking = "background" if objects else "foreground"
+        return f"The confusion of classes is not described, because no validation cell is {lacking}."
+    right, erased = int(np.diag(confusion)[fore].sum()), int(confusion[fore, back].sum())
+    flooded = int(confusion[back, fore].sum())
     return (
-        f"Of the foreground cells, {percent(right)} are predicted correctly, {percent(erased)} as background "
-        f"and {percent(max(0.0, 1 - right - erased))} as another class; {percent(flooded)} of the "
-        "background is predicted as foreground."
+        f"Of the foreground cells, {percent(right / objects)} are predicted correctly, "
+        f"{percent(erased / objects)} as background and {percent((objects - right - erased) / objects)} as "
+        f"another class; {percent(flooded / background)} of the background is predicted as foreground."
     )
 
 
 def percent(share: float) -> str:
-    """Return a fraction as a percentage: whole from 10 %, else with one decimal."""
+    """Return a fraction as a percentage, with one decimal near 0 % and near 100 %."""
     if 0 < share < 0.0005:
         return "less than 0.1 %"
-    return f"{100 * share:.0f} %" if share >= 0.0995 or share == 0 else f"{100 * share:.1f} %"
+    if 0.9995 <= share < 1:
+        return "more than 99.9 %"
+    whole = 0.0995 <= share < 0.995 or share in (0, 1)
+    return f"{100 * share:.{0 if whole else 1}f} %"
 
 
 class RulesMet(NamedTuple):
-    """The epochs, counted from 1, in which a run met the rules; None for what did not happen.
+    """When a run met all rules of the verdict: epochs, counted from 1, or None for what did not happen.
 
     Attributes:
-        first: the first epoch in which no rule was broken.
-        lost: the epoch from which a rule was broken in every epoch until the last.
-        again: the epoch from which no rule was broken until the last, after one had been broken.
+        first: the first epoch in which the rules were met.
+        lost: the epoch after the last epoch in which the rules were met.
+        again: the epoch from which the rules were met to the end, after they had been broken.
     """
 
     first: int | None
@@ -154,7 +164,7 @@ class RulesMet(NamedTuple):
 
 
 def when_rules_met(history: Sequence[EpochRecord]) -> RulesMet:
-    """Return the epochs in which a run started and stopped meeting the rules of the verdict."""
+    """Return the epochs in which a run began and ceased to meet the rules of the verdict."""
     met = [broken_rule(record.validation) is None for record in history]
     if not any(met):
         return RulesMet(None, None, None)
@@ -173,7 +183,7 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
     numbers = {record.epoch: f"({_evidence(record.validation)})" for record in history}
     if first is None:
         nearest = max(history, key=lambda record: record.validation.object_iou or 0.0).epoch
-        return f"The rules of the verdict were never met: the nearest was epoch {nearest} {numbers[nearest]}."
+        return f"The rules of the verdict were never met. The best epoch was {nearest} {numbers[nearest]}."
     met = f"The rules of the verdict were first met in epoch {first} {numbers[first]}"
     if lost is not None:
         return f"{met} and broken again in epoch {lost} {numbers[lost]}."
@@ -183,7 +193,7 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
 
 
 def describe_last_epoch(history: Sequence[EpochRecord]) -> str:
-    """Return a sentence on what the last epoch changed; empty without two epochs that have an object IoU."""
+    """Return a sentence on what the last epoch changed; empty if it or the one before has no object IoU."""
     if len(history) < 2:
         return ""
     before, last = history[-2].validation, history[-1].validation
@@ -196,7 +206,7 @@ def describe_last_epoch(history: Sequence[EpochRecord]) -> str:
 
 
 def how_it_ended(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
-    """Return "plateau" or "limit"; empty for a run that did not end, or without `until_plateau`."""
+    """Return "plateau" or "limit"; empty if training did not end, or had no `until_plateau`."""
     if not training.until_plateau:
         return ""
     return "plateau" if on_plateau(history, training) else "limit" * (len(history) == training.epochs)
@@ -208,15 +218,15 @@ def in_epochs(count: int) -> str:
 
 
 def describe_end(history: Sequence[EpochRecord], training: TrainingConfig) -> str:
-    """Return a sentence on why training ended; empty without `until_plateau`, or without an epoch."""
+    """Return sentences on why training ended; empty without `until_plateau`, or without an epoch."""
     if not training.until_plateau or not history:
         return ""
     last, best = len(history), min(history, key=lambda record: record.validation.loss)
     why = {
         "plateau": f"ended after epoch {last}, on a plateau: in {in_epochs(training.until_plateau)} the "
         "validation loss reached no new low",
-        "limit": f"ended after epoch {last}, the limit, before the validation loss was on a plateau",
-        "": f"stopped after epoch {last}, before a plateau and the limit of {in_epochs(training.epochs)}",
+        "limit": f"ended after epoch {last}, the limit, before the validation loss reached a plateau",
+        "": f"stopped after epoch {last}, before a plateau or the limit of {in_epochs(training.epochs)}",
     }[how_it_ended(history, training)]
     return f"Training {why}. The lowest validation loss is {best.validation.loss:.4g} in epoch {best.epoch}."
 
@@ -225,8 +235,8 @@ class Strip(NamedTuple):
     """The verdicts on a run over its epochs.
 
     Attributes:
-        verdicts: by epoch, counted from 1, see `verdicts_by_epoch`.
-        end: how the run ended, see `how_it_ended`.
+        verdicts: see `verdicts_by_epoch`.
+        end: why training ended, see `how_it_ended`.
     """
 
     verdicts: Mapping[int, VerdictName]
@@ -236,11 +246,14 @@ class Strip(NamedTuple):
 def verdicts_by_epoch(
     history: Sequence[EpochRecord], verdict: VerdictName, band: AccuracyBand, *, stride: int = 1
 ) -> dict[int, VerdictName]:
-    """Return the verdict on a run as if it had ended after every `stride`-th epoch, and after the last.
+    """Return, by epoch, the verdict on a run as if it had ended after this epoch.
+
+    The epochs are counted from 1: every `stride`-th one, and the last. An epoch without validation foreground
+    has the verdict `incomplete`.
 
     Args:
-        verdict: the verdict on the whole run. If it diverged or is incomplete, the epoch after the last
-            completed one has this verdict. Epochs without foreground to judge by are incomplete.
+        verdict: the verdict on the whole run. If it is `diverged` or `incomplete`, it is also the verdict in
+            the epoch that the run did not complete.
     """
     last = len(history) + (verdict in ("diverged", "incomplete"))
     ends = (min(end, last) for end in range(stride, last + stride, stride))
@@ -252,7 +265,7 @@ def _judge_epochs(history: Sequence[EpochRecord], band: AccuracyBand) -> Verdict
 
 
 def describe_strips(strips: Mapping[str, Strip]) -> list[str]:
-    """Return one sentence for each group of runs, given by name, that have the same strip."""
+    """Return a sentence for each group of runs that have the same strip; `strips` are by name of the run."""
     alike: dict[str, list[str]] = {}
     for name, strip in strips.items():
         alike.setdefault(_describe_strip(strip), []).append(name)
@@ -269,7 +282,7 @@ def _describe_strip(strip: Strip) -> str:
     if len(parts) > MOST_PARTS:
         parts[MOST_PARTS - 2 : -1] = [f"{len(parts) - MOST_PARTS + 1} more changes"]
     ended = [f"ended by the {strip.end}"] if strip.end else []
-    return ", ".join([*parts, *ended]) or "no epoch is known"
+    return ", ".join([*parts, *ended]) or "the epochs are unknown"
 
 
 def _evidence(found: Evaluation) -> str:
@@ -282,16 +295,16 @@ def _evidence(found: Evaluation) -> str:
 
 
 def count_verdicts(runs: Sequence[RunSummary]) -> str:
-    """Return how many runs have each verdict, worst first, such as "88 mode collapse, 2 healthy"."""
+    """Return the number of runs with each verdict, worst first, such as "88 mode collapse, 2 healthy"."""
     counts = Counter(run.verdict for run in runs)
     return ", ".join(f"{counts[name]} {words(name)}" for name in SEVERITY if counts[name])
 
 
 def outliers(options: Mapping[str, OptionSummary], most: int) -> list[tuple[RunSummary, str]]:
-    """Return the runs that are unlike the others of their option, each with the reason, at most `most`.
+    """Return at most `most` runs that are unlike the others of their option, each with the reason.
 
-    For each option: the first run of each verdict other than the option's, and the runs with the lowest and
-    the highest object IoU. If there are too many, the options take turns.
+    For each option, these are the first run of each verdict that differs from the option's, and the runs with
+    the lowest and the highest object IoU. The options take turns, so that each is represented.
     """
     turns = zip_longest(*(_outliers(option) for option in options.values()))
     return [found for found in chain(*turns) if found is not None][:most]

@@ -1,4 +1,4 @@
-"""The report of a session as HTML: the variables of `templates/*.jinja`, which escape all text."""
+"""The report of a session as HTML: fills in `templates/*.jinja`, which escape all text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ from bvae.verdict import MEANINGS, words
 TITLE = "Which loss options let the β-VAE learn?"
 
 MAX_PICTURES, MAX_PICTURE = 12, 64 * 2**20
-"""Maximum number of checkpoint pictures per run, besides filmstrip and curves, and of bytes of a picture."""
+"""Maximum number of checkpoint pictures per run, and maximum size of a picture in bytes."""
 
 TEMPLATES = Environment(
     loader=PackageLoader("bvae.report"),
@@ -63,7 +63,7 @@ TEMPLATES.filters |= {"words": words, "number": number}
 
 
 class Picture(NamedTuple):
-    """A picture of the page; `data` is its PNG in base64, empty if it was not drawn."""
+    """A picture on the page; `data` is the PNG in base64, empty if the picture was not drawn."""
 
     caption: str
     data: str = ""
@@ -73,14 +73,14 @@ class Picture(NamedTuple):
 
     @classmethod
     def of(cls, png: bytes, caption: str) -> Picture:
-        """Return the picture of a PNG; its text chunk `Description` becomes the text alternative."""
-        with Image.open(io.BytesIO(png)) as image:  # reads the header only
+        """Return the picture in a PNG; the text chunk `Description` becomes the text alternative."""
+        with Image.open(io.BytesIO(png)) as image:  # reads only the header
             description = str(image.info.get("Description", caption))
             return cls(caption, base64.b64encode(png).decode(), *image.size, description)
 
     @classmethod
     def of_file(cls, path: Path, caption: str) -> Picture:
-        """Return the picture of a PNG file, without data if it is missing or damaged."""
+        """Return the picture in a PNG file; without data if the file is missing or damaged."""
         if (png := read_png(path)) is not None:
             return cls.of(png, caption)
         return cls(f"{caption} ({path.name} is not a valid PNG)" if path.exists() else caption)
@@ -90,15 +90,15 @@ TEMPLATES.globals["read_picture"] = Picture.of_file
 
 
 def read_png(path: Path) -> bytes | None:
-    """Return the content of a PNG file, or None if there is none; if it is damaged, warn and return None."""
+    """Return the content of a PNG file; None if the file is missing or, with a warning, if it is damaged."""
     try:
         png = read_bounded(path, MAX_PICTURE)
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
-            image.verify()  # the checksum of every chunk
+            image.verify()  # checks the checksum of every chunk
     except FileNotFoundError:
         return None
-    except Exception as error:  # whatever the parser raises for content of another format
-        reason = printable(f"{path} is not shown, as it is not a valid PNG: {error}")
+    except Exception as error:  # Pillow raises various exceptions for damaged content
+        reason = printable(f"{path} is not shown, because it is not a valid PNG: {error}")
         warnings.warn(reason, EvidenceWarning, stacklevel=3)
         return None
     return png
@@ -112,12 +112,12 @@ def report_head(
     gate_ran: bool = True,
     page: Path | None = None,
 ) -> str:
-    """Return the part above the table of tests, with style and script of the page.
+    """Return the part of the page above the table of tests, with the style and script of the page.
 
     Args:
         comparison: None if no run was begun.
-        own_gates: for each gate that a project added, by name, whether it passed.
-        gate_ran: whether the gate's test was run.
+        own_gates: by name of each gate that the project added, whether the gate passed.
+        gate_ran: whether the test of the packaged gate was run.
         page: the folder of the report, to which its links are relative; by default that of the session.
     """
     context = _context(session, comparison, own_gates, gate_ran, page)
@@ -131,11 +131,11 @@ def report_page(
     differences: Sequence[Difference] = (),
     page: Path | None = None,
 ) -> str:
-    """Return the report as one page, which needs neither pytest nor a network.
+    """Return the report as a page without the table of tests, which refers to no other file.
 
     Args:
-        runs: by heading, the HTML of each run from `show_run`; not used for a large session.
-        differences: to the baseline, if there is one.
+        runs: by heading, the HTML of each run from `show_run`. A large session does not use them.
+        differences: the differences to the baseline, if there is one.
         page: the folder of the report, to which its links are relative; by default that of the session.
     """
     context = _context(session, comparison, {}, False, page)
@@ -146,10 +146,10 @@ def report_page(
 
 
 def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
-    """Return the section of a run: verdict, epochs that met the rules, filmstrip, curves and checkpoints.
+    """Return the section of a run: verdict, when it met the rules, filmstrip, curves and checkpoints.
 
     Args:
-        curves: PNG of the run's curves, None if they could not be drawn.
+        curves: PNG of the run's curves; None if they could not be drawn.
     """
     directory = session.path / f"{result.option}-seed{result.seed}"
     pictures, remarks = _checkpoint_pictures(directory)
@@ -160,14 +160,14 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
         name=directory.name,
         result=result,
         sentences=[describe_rules_met(history), describe_end(history, training)],
-        filmstrip=Picture.of_file(directory / FILMSTRIP, "Filmstrip: the same grids, epoch by epoch"),
+        filmstrip=Picture.of_file(directory / FILMSTRIP, "Filmstrip: the same grids at each checkpoint"),
         pictures=[Picture.of(curves, "Curves") if curves else Picture("Curves"), *pictures],
         remarks=remarks,
     )
 
 
 def show_briefly(session: Session, result: RunResult, page: Path | None, pictured: Collection[str]) -> str:
-    """Return a line on a run of a large session: its verdict, numbers and links.
+    """Return the line of a run of a large session: verdict, numbers and links.
 
     Args:
         page: the folder of the report, to which its links are relative; by default that of the session.
@@ -178,7 +178,7 @@ def show_briefly(session: Session, result: RunResult, page: Path | None, picture
 
 
 def _show_options(session: Session, comparison: Comparison, page: Path) -> dict[str, str]:
-    """Return the lines on the runs of each option of a large session, by heading."""
+    """Return the lines of the runs of each option of a large session, by heading."""
     options = comparison.options
     first = {option.runs[0].path for option in [*options.values()][:PICTURED]}
     sections = {}
@@ -189,7 +189,7 @@ def _show_options(session: Session, comparison: Comparison, page: Path) -> dict[
 
 
 def show_gate(comparison: Comparison) -> str:
-    """Return HTML of the gate's outcome, a line of numbers for each candidate, and the recommendation."""
+    """Return the gate's outcome, a line of numbers for each candidate, and the recommendation."""
     return render("gate.jinja", lines=[*explain_gate(comparison).splitlines(), comparison.recommendation])
 
 
@@ -200,12 +200,12 @@ def show_differences(differences: Sequence[Difference]) -> str:
 
 
 def render(template: str, **context: Any) -> str:
-    """Return a template of this package with its variables, which it escapes."""
+    """Return the text of a template of this package, with the variables in `context` escaped."""
     return TEMPLATES.get_template(template).render(context)
 
 
 def packaged_text(name: str) -> str:
-    """Return the text of a file of this package."""
+    """Return the text of a file in this package."""
     return (importlib.resources.files("bvae.report") / name).read_text("utf-8")
 
 
@@ -227,7 +227,7 @@ def _context(
         "outcome": f"{MARKS[passed]} {sentences}",
         "options": options_table(comparison, [option.name for option in record.config.options]),
         "reconstructions": Picture.of_file(folder / "reconstructions.png", "Newest checkpoint, first seed"),
-        "examples": Picture.of_file(folder / "examples.png", "By object IoU, first seed"),
+        "examples": Picture.of_file(folder / "examples.png", "Chosen by object IoU; first seed"),
         "verdicts": Picture.of_file(folder / "verdicts.png", "Verdict on each run by epoch"),
         "lost_accuracy": _lost_accuracy(comparison),
         "setting": describe_setting(comparison),
@@ -240,8 +240,8 @@ def _context(
         "folder": printable(str(session.path)),
         "command": printable(shlex.join(record.command)),
         "snippet": _recommended_code(session, comparison),
-        "curves": Picture.of_file(folder / "curves.png", "Losses, accuracy, foreground and KL by epoch"),
-        "tradeoff": Picture.of_file(folder / "tradeoff.png", "Small: runs. Large: mean over seeds"),
+        "curves": Picture.of_file(folder / "curves.png", "Losses, accuracy, objects and KL by epoch"),
+        "tradeoff": Picture.of_file(folder / "tradeoff.png", "Small: runs. Large: means over seeds"),
         "whys": [
             _why(session, name, option, pictured=place < PICTURED or not comparison.is_large)
             for place, (name, option) in enumerate(comparison.options.items())
@@ -250,7 +250,7 @@ def _context(
 
 
 def _lost_accuracy(comparison: Comparison) -> float | None:
-    """Return the background rate minus the accuracy of the recommended option; None unless it is positive."""
+    """Return how far the accuracy of the recommended option is below the background rate, or None."""
     name, rate = comparison.recommended, comparison.corpus.background_rate
     accuracy = comparison.options[name].pixel_accuracy.mean if name else None
     return rate - accuracy if accuracy is not None and accuracy < rate else None
@@ -282,7 +282,7 @@ def _why(session: Session, name: str, option: OptionSummary, *, pictured: bool) 
 
 
 def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
-    """Return the pictures of checkpoints to show, oldest first, and remarks on those left out."""
+    """Return the pictures of checkpoints, oldest first, and remarks on pictures that are not shown."""
     found = {path: read_png(picture_of(path)) for path in reversed(pictured_checkpoints(directory))}
     drawn = {path: png for path, png in found.items() if png is not None}
     best = [path for path in drawn if path.stem == "best"]
@@ -294,16 +294,16 @@ def _checkpoint_pictures(directory: Path) -> tuple[list[Picture], list[str]]:
     ]
     if best and (same := [_moment(path) for path in timed if drawn[path] == drawn[best[0]]]):
         best = []
-        remarks.append(f"The best checkpoint (lowest validation loss) is that of {same[-1].lower()}.")
+        remarks.append(f"The checkpoint with the lowest validation loss is that of {same[-1].lower()}.")
     if len(timed) > (room := MAX_PICTURES - len(best)):
         folder = printable(str(directory / "checkpoints"))
-        remarks.append(f"{room} of {len(timed)} checkpoints are shown; the pictures of all are in {folder}.")
+        remarks.append(f"{room} of {len(timed)} checkpoints are shown. All pictures are in {folder}.")
         timed = [timed[round(place * (len(timed) - 1) / (room - 1))] for place in range(room)]
     return [Picture.of(drawn[path], _moment(path)) for path in [*timed, *best]], remarks
 
 
 def _moment(checkpoint: Path) -> str:
-    """Return when a checkpoint was saved, from a name such as `epoch_002_step_000123`."""
+    """Return the caption of a checkpoint whose file has a name such as `epoch_002_step_000123`."""
     if checkpoint.stem == "best":
         return "Lowest validation loss"
     _, epoch, *step = checkpoint.stem.split("_")
@@ -311,10 +311,10 @@ def _moment(checkpoint: Path) -> str:
 
 
 def code_snippet(experiment: ExperimentConfig, option: LossOption, counts: Sequence[int]) -> str:
-    """Return Python code with an option's reconstruction loss and the experiment's training configuration.
+    """Return Python code with the reconstruction loss and the training configuration of an option.
 
     Args:
-        counts: `[C]`, cells of each class in the training split; a comment shows the resulting weights.
+        counts: `[C]`, cells of each class in the training split; a comment in the code has the weights.
     """
     training = experiment.training.changed(option.training)
     settings = ", ".join(f"{name}={value!r}" for name, value in vars(training).items())
@@ -345,6 +345,6 @@ weight = {weight}
 
 
 def reconstruction_loss(logits, target):
-    \"\"\"Loss in nats per cell of logits [B, {len(counts)}, H, W]; training.beta · KL is to be added.\"\"\"
+    \"\"\"Return the loss in nats per cell of logits [B, {len(counts)}, H, W]; add training.beta · KL.\"\"\"
     return focal_loss(logits, target, gamma={option.gamma!r}, weight=weight)
 """

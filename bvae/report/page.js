@@ -1,5 +1,5 @@
 /* Makes the page of pytest-html work on a narrow screen, by keyboard and with a screen reader.
-   This script comes first: when it starts, pytest-html's script has not yet drawn the results. */
+   This script starts before pytest-html's script draws the results. */
 (() => {
   document.documentElement.lang = 'en';
   const viewport = document.createElement('meta');
@@ -15,7 +15,7 @@
   expander.setAttribute('aria-label', 'expand or collapse the log');
   row?.querySelector('.logexpander')?.replaceWith(expander);
 
-  /* Move the content of a cell into a button; pytest-html handles clicks on the cell itself. */
+  /* Move the content of a cell into a button, because pytest-html makes only the cell clickable. */
   const makeButton = (cell, act) => {
     const button = document.createElement('button');
     button.type = 'button';
@@ -26,7 +26,7 @@
     return button;
   };
 
-  let focused = null;  // pytest-html redraws the table at every click, so the focus is set again.
+  let focused = null;  // Set again after a click, because pytest-html redraws the table.
   const completeHead = (cell) => {
     const name = `sort ${cell.dataset.columnType}`;
     const button = cell.querySelector('button') || makeButton(cell, () => { focused = name; cell.click(); });
@@ -71,7 +71,7 @@
     const header = document.getElementById('environment-header');
     const environment = document.getElementById('environment');
     environment.querySelectorAll('ul > ul').forEach((unclosed) => unclosed.remove());
-    main.append(header, environment);  // Results come first.
+    main.append(header, environment);  // The results come before the environment.
     const heading = header.querySelector('h2');
     const toggle = makeButton(heading, () => heading.click());
     header.addEventListener('click', () => {

@@ -1,4 +1,4 @@
-"""Finished sessions side by side, whatever they differ in: as text, as one HTML page, and as CSV."""
+"""Several sessions side by side, as text, as an HTML page, and as CSV; all settings may differ."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ DIFFERENCE_HEADINGS = (
     *("95 % interval", "in words"),
 )
 CAPTION = (
-    "Difference: the mean over seeds of the other session, minus that of the first, with its 95 % "
-    "confidence interval by Welch's t for unequal variances. Better or worse: the whole interval is above or "
-    "below 0; if options are equal, one in forty comparisons is worse by chance."
+    "Difference: the mean over seeds of the other session, minus the mean of the first session. Its 95 % "
+    "confidence interval is by Welch's t-test, for unequal variances. Better or worse: the whole interval is "
+    "above or below 0. If nothing changed, one comparison in forty is still worse by chance."
 )
-NOTHING = "No option of the first session is in another session, so there is no difference to show."
+NOTHING = "The first session shares no option with another session, so there is no difference to show."
 COMPARED = ("object_iou", "pixel_accuracy")
-"""Metrics whose difference to the first session is shown."""
+"""The metrics whose differences to the first session are shown."""
 
 OPTIONS = "the definitions of their options"
 LONGEST = 200
-"""Maximum number of characters shown of a setting."""
+"""Maximum number of characters of a setting that is shown."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Side:
-    """One of the sessions: its label, folder and record, and the comparison of its runs."""
+    """One of several sessions: its label, folder and record, and the comparison of its runs."""
 
     label: str
     folder: str
@@ -50,16 +50,16 @@ class Side:
 
     @property
     def runs(self) -> list[tuple[str, RunSummary]]:
-        """The runs that were begun, each with its option."""
+        """The runs that were begun, each after the name of its option."""
         return [(name, run) for name, option in self.comparison.options.items() for run in option.runs]
 
 
 def read_sides(folders: Sequence[str]) -> list[Side]:
-    """Read sessions, or single runs of them, without changing anything in their folders.
+    """Read sessions, or single runs of sessions, without changing their folders.
 
     Raises:
-        ValueError: if there are not 2 to 26, one is given twice, or one cannot be used; the message is one
-            sentence that names it.
+        ValueError: for fewer than 2 or more than 26 folders, for a folder that is given twice, and for a
+            folder that cannot be used; the message is one sentence with the folder.
     """
     if not 2 <= len(folders) <= len(ascii_lowercase):
         expected = f"two to {len(ascii_lowercase)}, such as runs/latest"
@@ -98,7 +98,7 @@ def _check_fractions(side: Side) -> None:
 
 
 def _settings(side: Side) -> dict[str, dict[str, str]]:
-    """Return the settings of a session by group, each with its name and value in words."""
+    """Return the settings of a session in groups; names and values are in words."""
     record, config, corpus = side.record, side.record.config, side.record.corpus
     options = [option for option in config.options if option.name in side.comparison.options]
     names = {"gamma": "γ", "beta": "β of class weights"}
@@ -154,13 +154,13 @@ def _shown(value: object) -> str:
 
 
 def contrast(sides: Sequence[Side]) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """Return a sentence on what sessions share, and the settings that differ with the value of each."""
+    """Return a sentence on shared settings, and each setting that differs with its value in each session."""
     shared, differing = [], {}
     defaults = {name: _shown(value) for name, value in _training(TrainingConfig()).items()}
     groups = [_settings(side) for side in sides]
     for group in groups[0]:
         fields = by_field(*(each[group] for each in groups))
-        # An option that a session does not have is no difference between definitions.
+        # A missing option is not a difference in the definitions of options.
         ignored = {None} if group == OPTIONS else set()
         differs = {name: len(set(values) - ignored) > 1 for name, values in fields.items()}
         for name, values in fields.items():
@@ -176,7 +176,7 @@ def contrast(sides: Sequence[Side]) -> tuple[str, dict[str, tuple[str, ...]]]:
 
 
 def _same_grids(side: Side, other: Side) -> bool:
-    """Return whether numbers of two sessions are of the same grids."""
+    """Return whether two sessions are measured on the same grids and classes."""
     ours, theirs = (
         (record.corpus.fingerprint, record.config.size, record.config.classes, record.config.background)
         for record in (side.record, other.record)
@@ -185,11 +185,11 @@ def _same_grids(side: Side, other: Side) -> bool:
 
 
 def remarks(sides: Sequence[Side]) -> list[str]:
-    """Return sentences on sessions whose numbers are not comparable, and on runs without a result."""
+    """Return sentences on sessions that are not comparable with the first, and on runs without a result."""
     first, *others = sides
     found = [
-        f"Session {side.label} has another corpus, grid size, number of classes or background than "
-        f"{first.label}, so their numbers are not comparable."
+        f"Session {side.label} differs from session {first.label} in corpus, grid size, number of classes or "
+        "background class, so their numbers are not comparable."
         for side in others
         if not _same_grids(first, side)
     ]
@@ -198,7 +198,7 @@ def remarks(sides: Sequence[Side]) -> list[str]:
 
 
 def options_table(sides: Sequence[Side]) -> list[list[Cell]]:
-    """Return the table of options, headings first: a row for each session and option."""
+    """Return the table of options: the headings, then a row for each option of each session."""
     rows = [[Cell("option"), Cell("seeds"), *(column.heading for column in COLUMNS_ACROSS_SESSIONS)]]
     for side in sides:
         for name, option in side.comparison.options.items():
@@ -210,7 +210,7 @@ def options_table(sides: Sequence[Side]) -> list[list[Cell]]:
 
 
 def differences_table(sides: Sequence[Side]) -> list[tuple[str, ...]]:
-    """Return rows under `DIFFERENCE_HEADINGS` for each option that the first and another session have."""
+    """Return rows for the options that the first session shares with others; see `DIFFERENCE_HEADINGS`."""
     first, *others = sides
     rows = []
     for other in others:
@@ -238,7 +238,7 @@ def _judgement(found: Difference) -> str:
 
 
 def to_text(sides: Sequence[Side]) -> list[str]:
-    """Return the lines that a terminal shows."""
+    """Return the lines for a terminal."""
     shared, differing = contrast(sides)
     lines = [shared, "", *aligned([(side.label, side.folder, side.record.created) for side in sides]), ""]
     for name, values in differing.items():
@@ -252,7 +252,7 @@ def to_text(sides: Sequence[Side]) -> list[str]:
 
 
 def to_page(sides: Sequence[Side], chart: bytes) -> str:
-    """Return the content of `to_text` as one HTML page, with the PNG of a chart."""
+    """Return the content of `to_text` as an HTML page that also shows the chart, a PNG."""
     shared, differing = contrast(sides)
     head, *rows = options_table(sides)
     colours = _colours(sides)
@@ -276,7 +276,7 @@ def to_page(sides: Sequence[Side], chart: bytes) -> str:
             "colours": [colour_of(colours[name]) for side in sides for name in side.comparison.options],
         },
         remarks=remarks(sides),
-        chart=Picture.of(chart, "KL divergence and object IoU of each run"),
+        chart=Picture.of(chart, "Small: runs. Large: means over seeds"),
         first=sides[0].label,
         differences={
             "head": [*map(Cell, DIFFERENCE_HEADINGS)],
@@ -288,7 +288,7 @@ def to_page(sides: Sequence[Side], chart: bytes) -> str:
 
 
 def _colours(sides: Sequence[Side]) -> dict[str, int]:
-    """Return the position of each option's colour."""
+    """Return, for each name of an option, the index of its colour; sessions share the names."""
     names = dict.fromkeys(name for side in sides for name in side.comparison.options)
     return {name: place for place, name in enumerate(names)}
 
@@ -296,7 +296,7 @@ def _colours(sides: Sequence[Side]) -> dict[str, int]:
 def chart_points(
     sides: Sequence[Side],
 ) -> tuple[dict[str, list[tuple[float, float]]], dict[str, tuple[int, int]]]:
-    """Return the points and the looks of `bvae.visualization.latents.plot_rate_distortion`."""
+    """Return the arguments `points` and `looks` of `bvae.visualization.latents.plot_rate_distortion`."""
     colours = _colours(sides)
     points: dict[str, list[tuple[float, float]]] = {}
     looks = {}
@@ -310,9 +310,9 @@ def chart_points(
 
 
 def to_csv(sides: Sequence[Side]) -> str:
-    """Return a table with a row for each run: its session, the settings that differ, and all its numbers.
+    """Return CSV with a row for each run: session, settings that differ, verdict, and all numbers.
 
-    An apostrophe precedes text that a spreadsheet would take for a formula.
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
     """
     _, differing = contrast(sides)
     rows: list[dict[str, object]] = []
@@ -335,5 +335,5 @@ def to_csv(sides: Sequence[Side]) -> str:
 
 
 def _harmless(cell: object) -> object:
-    """Return a cell that a spreadsheet shows as it is."""
+    """Return a cell that a spreadsheet does not take for a formula."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

@@ -1,4 +1,4 @@
-"""Tables of the report: options, rules, the verdicts on many runs, and lines that link to them."""
+"""Tables of the report: options, rules, and the runs of a large session."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bvae.session_files import FILMSTRIP, picture_of, pictured_checkpoints
 from bvae.verdict import COLOURS, RULES, SIGNS, Rule, words
 
 PICTURED, OUTLIERS = 10, 16
-"""Maximum number of options and of outliers whose pictures the report of a large session shows."""
+"""Maximum numbers of options, and of outliers, with a picture in the report of a large session."""
 
 MARKS = {True: "✔", False: "✘"}
 
 
 class Cell(NamedTuple):
-    """The text of a table cell, and a second text beside it, such as the value of a control."""
+    """A table cell: its text, and a second text such as the value of a control."""
 
     text: str
     beside: str = ""
@@ -35,7 +35,7 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of the table of options: its heading, and the cell of an option and of a reference."""
+    """A column of the table of options: its heading, and its cell for an option and for a reference."""
 
     heading: Cell
     of_option: Callable[[Comparison, OptionSummary], Cell]
@@ -79,9 +79,9 @@ COLUMNS = (
         lambda comparison, option: Cell(f"{_short(option.active_units)} of {_latents(comparison, option)}"),
     ),
 )
-"""Columns of the table of options after the name, for terminal, Markdown and HTML.
+"""Columns of the table of options after the name; a terminal shows only `FIRST_COLUMNS`.
 
-The second text of a heading is a template with the `background` rate and the bounds `lo`, `hi` of the band.
+The second text of a heading is a template for the `background` rate and the bounds `lo` and `hi` of the band.
 """
 
 COLUMNS_ACROSS_SESSIONS = (
@@ -96,15 +96,15 @@ COLUMNS_ACROSS_SESSIONS = (
     Column(Cell("KL per grid", "bits"), lambda _, option: Cell(_short(_in_bits(option.kl)))),
     COLUMNS[-1],
 )
-"""Columns of the table of options of several sessions, whose corpora and bands may differ."""
+"""Columns of the table of options for several sessions, which may differ in corpus and band."""
 
 TABLE_CAPTION = (
-    "Mean ± standard deviation over seeds. Shuffled, in brackets: the control that decodes each grid from "
-    "another grid's latent and thus scores what can be predicted without seeing the grid."
+    "Mean ± standard deviation over seeds. Shuffled: the control that decodes each grid from another grid's "
+    "latent. Its metrics show what can be predicted without seeing the grid."
 )
 
 TERMINAL_COLUMNS = 1 + len(FIRST_COLUMNS)
-"""Number of columns that a terminal shows, including the name."""
+"""Number of columns in a terminal, including the name."""
 
 
 def table_head(comparison: Comparison) -> list[Cell]:
@@ -115,7 +115,7 @@ def table_head(comparison: Comparison) -> list[Cell]:
 
 
 def table_rows(comparison: Comparison) -> list[list[Cell]]:
-    """Return the table of options: a row for each option, then for each control and reference."""
+    """Return the table of options: a row for each option, followed by controls and references."""
     options, references = comparison.options, comparison.corpus.controls | comparison.corpus.references
     rows = [(name, [column.of_option(comparison, options[name]) for column in COLUMNS]) for name in options]
     rows += [(name, [column.of_reference(found) for column in COLUMNS]) for name, found in references.items()]
@@ -123,7 +123,7 @@ def table_rows(comparison: Comparison) -> list[list[Cell]]:
 
 
 def number(value: float | None) -> str:
-    """Return a number as tables show it."""
+    """Return a number with three decimals, or "undefined"."""
     return "undefined" if value is None else f"{value:.3f}"
 
 
@@ -155,7 +155,7 @@ def _divergence(kl: MeanStd) -> Cell:
 
 
 def to_text_table(comparison: Comparison) -> list[str]:
-    """Return the first `TERMINAL_COLUMNS` of the table of options as aligned lines."""
+    """Return the first `TERMINAL_COLUMNS` columns of the table of options as aligned lines."""
     rows = [table_head(comparison), *table_rows(comparison)]
     return aligned([[str(cell) for cell in row[:TERMINAL_COLUMNS]] for row in rows])
 
@@ -169,10 +169,10 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def options_table(comparison: Comparison, names: Sequence[str]) -> dict[str, Any]:
-    """Return the table of options and references.
+    """Return the table of options and references for HTML.
 
     Args:
-        names: all options of the session, in the order of their colours.
+        names: all options of the session; their order determines the colours.
     """
     rows = table_rows(comparison)
     for row, (name, option) in zip(rows, comparison.options.items(), strict=False):
@@ -187,9 +187,9 @@ def options_table(comparison: Comparison, names: Sequence[str]) -> dict[str, Any
 
 
 def rules_table(comparison: Comparison) -> dict[str, Any]:
-    """Return the table of rules: the number that each rule measured in every run, marked if broken.
+    """Return the table of rules: the number that each rule measures in each run; broken rules have a mark.
 
-    For a large session, it has the lowest and the highest number of each option.
+    For a large session, the table has the lowest and the highest number of each option instead.
     """
     columns, rows = list[tuple[Cell, Sequence[RunSummary]]](), []
     for name, option in comparison.options.items():
@@ -212,7 +212,7 @@ def _rule_cell(rule: Rule, runs: Sequence[RunSummary]) -> Cell:
 
 
 def verdict_style() -> str:
-    """Return the CSS rules for the colours of verdicts."""
+    """Return the CSS rules for the colours of the verdicts."""
     rules = (
         f".bvae-map .bvae-{name}, .bvae-{name} {{ background: {colour}; color: {ink}; }}\n"
         for name, (colour, ink) in COLOURS.items()
@@ -221,7 +221,7 @@ def verdict_style() -> str:
 
 
 def many_runs(session: Session, comparison: Comparison, page: Path) -> dict[str, Any]:
-    """Return the map of verdicts of a large session, options by seeds, and lines on its outliers."""
+    """Return the map of verdicts of a large session (options by seeds), and the lines of its outliers."""
     options = comparison.options
     verdicts = {run.verdict for option in options.values() for run in option.runs}
     found = outliers(options, OUTLIERS)
@@ -240,12 +240,12 @@ def many_runs(session: Session, comparison: Comparison, page: Path) -> dict[str,
 def run_line(
     session: Session, name: str, run: RunSummary | RunResult, page: Path, pictured: Collection[str]
 ) -> dict[str, Any]:
-    """Return the variables of a line on a run.
+    """Return the variables of the line of a run.
 
-    It has the picture of the newest checkpoint, because the size of a filmstrip grows with the epochs.
+    A pictured run has the picture of its newest checkpoint, because a filmstrip grows with the epochs.
 
     Args:
-        page: the folder of the report, to which links are relative.
+        page: the folder of the report, to which its links are relative.
         pictured: the names of the runs with a picture.
     """
     folder, start = session.path / name, page.resolve()
@@ -262,6 +262,6 @@ def run_line(
 
 
 def pictured_runs(runs: Iterable[RunConfig]) -> set[str]:
-    """Return the names of the runs of a large session with a picture: the first of each of some options."""
+    """Return the names of runs with a picture in a large session: the first run of `PICTURED` options."""
     options = groupby(runs, key=lambda run: run.option.name)
     return {next(group).name for _, group in islice(options, PICTURED)}

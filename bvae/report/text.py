@@ -1,4 +1,4 @@
-"""A comparison in words: its setting, the gate, the lines of a terminal, and the Markdown report."""
+"""A comparison in words: setting, outcome of the gate, terminal output, and the Markdown report."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from bvae.storage import printable
 from bvae.verdict import words
 
 PICTURES = {
-    "verdicts.png": "The verdict on each run after each of its epochs, as listed above",
+    "verdicts.png": "The verdict on each run by epoch, as listed above",
     "curves.png": "Curves of loss, accuracy, object IoU, object recall and KL by epoch",
-    "tradeoff.png": "KL in bits per grid and object IoU of every run",
-    "reconstructions.png": "The same training grids, and what each option reconstructs",
-    "examples.png": "The worst, the median and the best validation grids under each option",
+    "tradeoff.png": "Object IoU against KL in bits per grid, for each run",
+    "reconstructions.png": "Training grids, and their reconstructions under each option",
+    "examples.png": "Validation grids under each option: the worst, the median and the best",
 }
-"""Pictures of the Markdown report, each with its text alternative."""
+"""Pictures of the Markdown report, with their text alternatives."""
 
 
 def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
     """Return the gate's outcome: a sentence, then a line of numbers for each candidate.
 
     Args:
-        ran: whether the gate's test was run; if not, the sentence says what its outcome would be.
+        ran: whether the gate's test was run. If not, the sentence says what the outcome would be.
     """
     gate, band = comparison.gate, AccuracyBand(*comparison.band)
     passed, failed = "The gate passed", "The gate failed"
     if not ran:
-        given = "The gate was not run; by the existing results it would"
+        given = "The gate was not run. With the existing results, it would"
         passed, failed = f"{given} pass", f"{given} fail"
     if gate.passed:
         learned = [
@@ -47,7 +47,8 @@ def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
     lines = [
         f"{name}: {words(option.verdict)}: object IoU {option.object_iou} (shuffled "
         f"{option.shuffled_object_iou}), object recall {option.object_recall} (shuffled "
-        f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). {option.reason}"
+        f"{option.shuffled_object_recall}), accuracy {option.pixel_accuracy} ({rate}). "
+        f"Reason: {option.reason}."
         for name, option in comparison.options.items()
         if name in gate.candidates
     ]
@@ -55,7 +56,7 @@ def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
 
 
 def explain_own_gates(passed: Mapping[str, bool]) -> str:
-    """Return a sentence on the gates that a project added, empty if there are none.
+    """Return a sentence on the gates that a project added; empty if there are none.
 
     Args:
         passed: whether each gate passed, by name.
@@ -70,7 +71,7 @@ def explain_own_gates(passed: Mapping[str, bool]) -> str:
 def explain_outcome(
     comparison: Comparison, own_gates: Mapping[str, bool], *, gate_ran: bool
 ) -> tuple[bool, str]:
-    """Return whether all gates that were run passed, and sentences on them, the decisive one first."""
+    """Return whether all gates that were run passed, and sentences on them; a failed gate comes first."""
     own, own_passed = explain_own_gates(own_gates), all(own_gates.values())
     packaged = explain_gate(comparison, ran=gate_ran).splitlines()[0]
     if own and not gate_ran:
@@ -80,9 +81,9 @@ def explain_outcome(
 
 
 def what_was_learned(comparison: Comparison, option: str) -> str:
-    """Return a verb phrase on what an option that breaks no rule of the verdict has learned.
+    """Return a phrase on what an option that breaks no rule has learned, beginning with "learned".
 
-    Shapes count as learned if more objects are recognised than by the nearest training grid.
+    It learned shapes if it has more recognised objects than the references "nearest training grid".
     """
     share = comparison.options[option].objects_recognised.mean
     copied = [
@@ -92,24 +93,24 @@ def what_was_learned(comparison: Comparison, option: str) -> str:
     ]
     if share is None or not copied:
         return "learned colours and places of objects; shapes were not measured"
-    numbers = f"{share:.1%} of them recognised, {max(copied):.1%} by the nearest training grid"
+    numbers = f"{share:.1%} of the objects recognised; nearest training grid: {max(copied):.1%}"
     if share > max(copied):
         return f"learned the objects: colours, places and shapes ({numbers})"
     return f"learned colours and places of objects, not shapes ({numbers})"
 
 
 def describe_setting(comparison: Comparison) -> str:
-    """Return sentences on the corpus, β and the accuracy band of a comparison."""
+    """Return sentences on the corpus, the training settings and the accuracy band of a comparison."""
     corpus, band, beta = comparison.corpus, AccuracyBand(*comparison.band), comparison.training.beta
     cells = sum(corpus.class_counts) / corpus.train
     sentences = [
         f"Corpus {corpus.name}: {corpus.train:,} training and {corpus.val:,} validation grids, "
-        f"background rate {corpus.background_rate:.3f}, most to least frequent class "
-        f"{corpus.weight_ratio['inverse']:.0f}:1 ({corpus.weight_ratio['sqrt_inverse']:.1f}:1 after the "
-        f"square root).",
+        f"background rate {corpus.background_rate:.3f}. The ratio of the most frequent class to the least "
+        f"frequent class is {corpus.weight_ratio['inverse']:.0f}:1; its square root is "
+        f"{corpus.weight_ratio['sqrt_inverse']:.1f}:1.",
         *corpus.remarks(),
         # Papers give β for a loss that is a sum over cells.
-        f"β = {beta:g} for a loss per cell, {beta * cells:.3g} in the usual units (× {cells:.0f} cells).",
+        f"β = {beta:g} for a loss per cell, or {beta * cells:.3g} for a loss summed over {cells:.0f} cells.",
         *filter(None, [describe_beta(comparison.training), describe_length(comparison.training)]),
         *filter(None, [describe_stages(comparison.training), describe_changes(comparison)]),
         f"Accuracy band {band}.",
@@ -119,14 +120,15 @@ def describe_setting(comparison: Comparison) -> str:
         sentences.append(f"A batch of {max(batches)} has all training grids, so an epoch is a single step.")
     if band.hi < corpus.background_rate:
         sentences.append(
-            f"The band is below the background rate {corpus.background_rate:.3f}: a model in it has fewer "
-            "cells right than one that predicts only background, which is the cost of predicting objects."
+            f"The band is below the background rate {corpus.background_rate:.3f}: a model in the band has "
+            "fewer right cells than a model that predicts only background. This is the cost of predicting "
+            "objects."
         )
     return " ".join(sentences)
 
 
 def describe_beta(training: TrainingConfig) -> str:
-    """Return a sentence on the schedule of β and on free bits; empty for a constant β without them."""
+    """Return a sentence on the schedule of β and on free bits; empty for a constant β without free bits."""
     parts = {
         "constant": [],
         "linear": [f"β rises from 0 over {training.beta_warmup:g} epochs"],
@@ -134,21 +136,22 @@ def describe_beta(training: TrainingConfig) -> str:
     }[training.beta_schedule]
     if training.free_bits:
         parts = [*parts, f"{training.free_bits:g} nats per latent dimension are free"]
-    return f"In training, {' and '.join(parts)}; shown losses have the full β." if parts else ""
+    shown = "the losses shown have the full β and no free bits"
+    return f"In training, {' and '.join(parts)}; {shown}." if parts else ""
 
 
 def describe_length(training: TrainingConfig) -> str:
-    """Return a sentence on how long runs are trained; empty without `--until-plateau`."""
+    """Return sentences on how long runs are trained; empty without `--until-plateau`."""
     if not training.until_plateau:
         return ""
     return (
-        f"A run ends after {in_epochs(training.until_plateau)} without a new low of its validation loss, at "
-        f"most after {in_epochs(training.epochs)}; the learning rate is constant after the warm-up."
+        f"A run ends after {in_epochs(training.until_plateau)} without a new low of its validation loss, or "
+        f"after {in_epochs(training.epochs)} in all. The learning rate is constant after the warm-up."
     )
 
 
 def describe_changes(comparison: Comparison) -> str:
-    """Return a sentence on the training settings in which options differ; empty if there are none."""
+    """Return a sentence on training settings that options change; empty if no option changes any."""
     common, options = vars(comparison.training), []
     for name, option in comparison.options.items():
         changes = [
@@ -158,7 +161,7 @@ def describe_changes(comparison: Comparison) -> str:
         ]
         if changes:
             options.append(f"{name}: {', '.join(changes)}")
-    return f"Settings of options that differ: {'; '.join(options)}." if options else ""
+    return f"Options with other settings: {'; '.join(options)}." if options else ""
 
 
 def _setting(value: Setting) -> str:
@@ -166,7 +169,7 @@ def _setting(value: Setting) -> str:
 
 
 def describe_epochs(comparison: Comparison) -> str:
-    """Return after how many epochs the options are measured, such as `5 epochs` or `5 to 10 epochs`."""
+    """Return after how many epochs the options are measured, such as "5 epochs" or "5 to 10 epochs"."""
     settings = [comparison.training_of(name) for name in comparison.options]
     if any(training.until_plateau for training in settings):
         return "the last epoch of each run"
@@ -175,14 +178,14 @@ def describe_epochs(comparison: Comparison) -> str:
 
 
 def describe_stages(training: TrainingConfig) -> str:
-    """Return a sentence on the numbers of epochs of an extended session; empty for another."""
+    """Return sentences on the epochs of an extended session; empty if the session was not extended."""
     if not training.extended_from:
         return ""
     before, now = " and ".join(map(str, training.extended_from)), training.epochs
     return (
-        f"The runs were trained for {before} epochs and then extended to {now}, except those of options with "
-        "their own epochs and those on a plateau. Each part has its own schedules of learning rate and β, so "
-        f"the bits need not equal those of {now} epochs trained at once."
+        f"The runs were trained for {before} epochs and then extended to {now} epochs. Runs on a plateau, "
+        "and options with their own number of epochs, were not extended. Each part of the training has its "
+        f"own schedules of learning rate and β, so results may differ from {now} epochs trained at once."
     )
 
 
@@ -193,7 +196,7 @@ def to_terminal(
     *,
     gate_ran: bool,
 ) -> list[str]:
-    """Return the lines that a terminal shows of a comparison."""
+    """Return the lines that a terminal shows on a comparison."""
     _, outcome = explain_outcome(comparison, own_gates, gate_ran=gate_ran)
     lines = [describe_setting(comparison), "", *to_text_table(comparison), TABLE_CAPTION, ""]
     lines += [outcome, *explain_gate(comparison).splitlines()[1:], comparison.recommendation]
@@ -201,7 +204,7 @@ def to_terminal(
 
 
 def differences_to_text(differences: Sequence[Difference]) -> list[str]:
-    """Return the table of differences to the baseline as aligned lines; empty without differences."""
+    """Return the table of differences to the baseline as aligned lines; empty if there are no differences."""
     if not differences:
         return []
     table = aligned([DIFFERENCE_HEADINGS, *difference_rows(differences)])
@@ -215,7 +218,7 @@ def to_markdown(
     *,
     pictures: bool = True,
 ) -> str:
-    """Return the comparison as a Markdown document, with links to the pictures in the same folder.
+    """Return the comparison as a Markdown document that shows the pictures in its folder.
 
     Args:
         by_epoch: sentences on the verdicts by epoch, see `bvae.judging.explanation.describe_strips`.
@@ -255,7 +258,7 @@ def to_markdown(
 
 
 def markdown(text: str) -> str:
-    """Return text with the special characters of Markdown escaped."""
+    """Escape the special characters of Markdown in a text."""
     return re.sub(r"([\\`*_{}\[\]<>#|!&~])", r"\\\1", text)
 
 

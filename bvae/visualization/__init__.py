@@ -1,11 +1,11 @@
 """Pictures of grids, and charts of runs, drawn with matplotlib.
 
-- `reconstructions`: what a model reconstructs, options side by side, checkpoints side by side.
-- `latents`: what each latent dimension changes, and samples from the prior.
+- `reconstructions`: reconstructions of a model, of several options, or of several checkpoints.
+- `latents`: traversals of latent dimensions, samples from the prior, object IoU against KL.
 - `grid_image`: a matrix of grids with labels and captions, as one image.
 - `charts`: curves of runs and options by epoch.
-- `why_chart`: thresholds, gradient share and confusion of an option; verdicts by epoch.
-- `canvas`: figures measured in pixels, style, text and PNG files.
+- `why_chart`: prediction thresholds, gradient shares and confusion of an option; verdicts by epoch.
+- `canvas`: figures measured in pixels; style, text and PNG files.
 """
 
 from bvae.visualization.latents import plot_samples, plot_traversals

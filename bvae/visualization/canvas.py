@@ -1,4 +1,4 @@
-"""Figures measured in pixels: style, fitted text, titles, and PNG files that depend on the input alone."""
+"""Figures measured in pixels: style, fitted text, titles, and reproducible PNG files."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from PIL.PngImagePlugin import PngInfo
 Destination = str | Path | BinaryIO
 
 DPI = 72  # one point is one pixel
-INK, SOFT_INK = "#1A1A1A", "#595959"  # shades of grey, so that a grid image keeps to 256 colours
-TITLE_SIZE, TEXT_SIZE, TICK_SIZE = 30, 26, 22  # pixels; legible if a picture is shown 600 pixels wide
+INK, SOFT_INK = "#1A1A1A", "#595959"  # grey, so that a grid image has at most 256 colours
+TITLE_SIZE, TEXT_SIZE, TICK_SIZE = 30, 26, 22  # pixels; readable if a picture is shown 600 pixels wide
 LINE_HEIGHT = 1.3
 LETTER = 0.54  # mean width of a letter, in font sizes
-TITLE_LINES = 3  # maximum, of the headline and of the text below it
+TITLE_LINES = 3  # maximum number for the headline, and for the text below it
 GAP, EDGE = 14, 20  # pixels
-LEFT = 104  # pixels before a panel, for the tick labels of its y axis
-LABEL_DROP = 64  # pixels from a panel to the foot of its x label
-COMPRESSION = 6  # zlib level; files are a fifth smaller than at level 3, for 15 ms a picture
+LEFT = 104  # pixels to the left of a panel, for the tick labels of its y axis
+LABEL_DROP = 64  # pixels from the bottom of a panel to the bottom of its x label
+COMPRESSION = 6  # zlib level: files are a fifth smaller than at level 3, and a picture takes 15 ms longer
 
 STYLE: dict[str, Any] = {
     "text.parse_math": False,
-    "text.hinting": "none",  # text in a fifth of the time, with widths proportional to the font size
+    "text.hinting": "none",  # draws text five times as fast, with widths proportional to the font size
     "text.color": INK,
     "font.size": TICK_SIZE,
     "axes.titlesize": TEXT_SIZE,
     "axes.titlelocation": "left",
-    "axes.titley": 1.0,  # otherwise matplotlib lays out all tick labels to place it
+    "axes.titley": 1.0,  # without it, matplotlib lays out all tick labels to place the title
     "axes.titlepad": GAP,
     "axes.labelcolor": INK,
     "axes.labelsize": TICK_SIZE,
@@ -66,9 +66,9 @@ _STYLE_LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Apply `STYLE` to matplotlib's defaults, without the user's settings, which are restored afterwards.
+    """Replace matplotlib's settings by its defaults with `STYLE`; restore the user's settings afterwards.
 
-    The settings are global, so one thread draws at a time.
+    The settings are global, so only one thread draws at a time.
     """
     with _STYLE_LOCK, style.context(["default", STYLE]):
         yield
@@ -82,9 +82,10 @@ def pixel_figure(width: int, height: int) -> Figure:
 
 
 def titled_figure(width: int, height: int, title: str | None) -> tuple[Figure, int]:
-    """Return a figure with `height` pixels below its title, and the y position where the title ends.
+    """Return a figure with `height` pixels below its title, and the y position of the title's end, in pixels.
 
-    The first line of the title becomes a bold headline. Lines are wrapped; text that is cut ends in "…".
+    The first line of the title becomes a bold headline. Long lines are wrapped. A title that is cut ends in
+    "…".
     """
     given = [line for line in (title or "").splitlines() if line.strip()]
     headline, details = _wrap(given[:1], width), _wrap(given[1:], width)
@@ -109,7 +110,7 @@ def panel_grid(figure: Figure, shape: tuple[int, int], heights: tuple[int, int, 
     """Add axes of equal size in rows and columns at the bottom of a figure; return them row by row.
 
     Args:
-        heights: pixels of a panel's heading, of its axes, and of its foot.
+        heights: pixels of a panel's heading, of its axes, and of the space below.
     """
     (rows, columns), (heading, high, foot) = shape, heights
     wide, whole = figure.bbox.size
@@ -128,14 +129,15 @@ def name_panel(axes: Axes, heading: str, below: str) -> None:
     """Set the heading of axes and the label of their x axis."""
     axes.set_title(heading)
     axes.set_xlabel(below, va="bottom")
-    for axis in (axes.xaxis, axes.yaxis):  # else matplotlib lays out all tick labels to place it
+    for axis in (axes.xaxis, axes.yaxis):  # without this, all tick labels are laid out first
         axis.set_label_coords(0.5, -LABEL_DROP / axes.bbox.height)
 
 
 def write(figure: Figure, x: float, y: float, text: str, *, size: float, width: float, **look: Any) -> None:
-    """Write text at pixels from the top left corner, in a smaller font if it is wider than `width` pixels.
+    """Write text at a position in pixels from the top left corner.
 
-    `look` has the other properties of `matplotlib.text.Text`; the default of `va` is "top".
+    The font is reduced if the text would be wider than `width` pixels. `look` has other properties of
+    `matplotlib.text.Text`; by default, `va` is "top".
     """
     if not text:
         return
@@ -155,7 +157,7 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
 
 
 def drawable(text: str) -> str:
-    """Replace control characters, and characters that a face of the font lacks, with U+FFFD."""
+    """Replace control characters, and characters that the normal or bold font lacks, with U+FFFD."""
     known = _characters()
     spaced = ("".join(" " if letter.isspace() else letter for letter in line) for line in text.splitlines())
     return "\n".join("".join(letter if letter in known else "\ufffd" for letter in line) for line in spaced)
@@ -163,17 +165,17 @@ def drawable(text: str) -> str:
 
 @functools.cache
 def _characters() -> frozenset[str]:
-    """Return the characters that both faces of the font have."""
+    """Return the characters that both the normal and the bold font have."""
     faces = (FontProperties(family="DejaVu Sans", weight=weight) for weight in ("normal", "bold"))
-    normal, bold = (get_font(findfont(face)).get_charmap() for face in faces)  # they come with matplotlib
+    normal, bold = (get_font(findfont(face)).get_charmap() for face in faces)  # both come with matplotlib
     return frozenset(filter(str.isprintable, map(chr, set(normal) & set(bold))))
 
 
 def save_png(figure: Figure, path: Destination | None, description: str = "") -> None:
-    """Describe a figure, and write it as a PNG without date or version, unless `path` is None.
+    """Add a text alternative to a figure, and write a PNG without date and version if `path` is given.
 
     Args:
-        description: text alternative, for the text chunk `Description` of the file.
+        description: text alternative, also written to the text chunk `Description` of the file.
     """
     figure.set_label(description)
     if path is None:
@@ -189,16 +191,16 @@ def save_png(figure: Figure, path: Destination | None, description: str = "") ->
 
 @house_style()
 def png_of(figure: Figure) -> bytes:
-    """Return the PNG of a figure that a function of this package drew, with its description."""
+    """Return the PNG of a figure that a function of this package drew, with its text alternative."""
     picture = io.BytesIO()
     save_png(figure, picture, str(figure.get_label()))
     return picture.getvalue()
 
 
 def _with_palette(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """Return opaque pixels `[H, W, RGBA]` as an image, with a palette if they have at most 256 colours.
+    """Return opaque pixels `[H, W, RGBA]` as an image; with a palette if they have at most 256 colours.
 
-    Grid images have at most 256 colours, and a palette halves the size of their files.
+    Grid images have at most 256 colours. A palette halves the size of their files.
     """
     image = Image.fromarray(pixels).convert("RGB")
     return image if image.getcolors(256) is None else image.quantize(256, Image.Quantize.MEDIANCUT)

@@ -1,4 +1,4 @@
-"""Curves of every loss option by epoch, with controls."""
+"""Curves of loss options by epoch, with controls."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Record = Mapping[str, Any]
 Histories = Mapping[str, Sequence[Sequence[Record]]]
 Values = npt.NDArray[np.float64]
 
-# Line styles and markers distinguish the options without colour.
+# Line styles and markers distinguish options for readers who do not see the colours.
 DASHES: tuple[Any, ...] = ("solid", (0, (4, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)))
 MARKERS = ("o", "s", "^", "D", "v")
 
 WIDTH, PANEL_WIDTH, PANEL_HEIGHT = 1640, 300, 300
 ROWS, COLUMNS = 2, 4
-HEADING, FOOT = 44, 84  # pixels above and below a panel, for its heading and its x axis
+HEADING, FOOT = 44, 84  # pixels above a panel for its heading, and below for its x axis
 MARKED_EPOCHS = 12
 LEGEND_LINE = 60  # pixels
-LEGEND_LETTERS = 24  # maximum length of a name
+LEGEND_LETTERS = 24  # maximum length of a name in the legend
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 BAND_LOOK: dict[str, Any] = {"facecolor": "#E8E8E8", "edgecolor": "#A0A0A0", "linewidth": 1, "zorder": 0.4}
 SHUFFLED_LOOK: dict[str, Any] = {"linewidth": 2, "linestyle": (0, (1, 1.5)), "dash_capstyle": "butt"}
@@ -42,9 +42,11 @@ NOTHING_YET = "No run has finished an epoch yet."
 
 
 class Panel(NamedTuple):
-    """A panel's heading, and the keys of its number in the record of an epoch.
+    """A panel of the chart, which shows a number by epoch.
 
     Attributes:
+        keys: the nested keys of the number in the record of an epoch.
+        fraction: whether the number is a fraction, shown in per cent.
         controlled: whether the numbers of the `shuffled` and `extent` controls are drawn too.
     """
 
@@ -65,7 +67,7 @@ PANELS = (TRAINING_LOSS, VALIDATION_LOSS, ACCURACY, FOREGROUND, OBJECT_IOU, OBJE
 
 
 class Curve(NamedTuple):
-    """Epochs, and a number's lowest, mean and highest value over seeds, each `[E]`; NaN if no seed has it."""
+    """Epochs `[E]`, and the lowest, mean and highest value over seeds `[E]`; NaN if no seed has a value."""
 
     epochs: npt.NDArray[np.int64]
     lowest: Values
@@ -83,27 +85,27 @@ def plot_curves(
     path: canvas.Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw each option's numbers by epoch: the mean over seeds, and a band from the lowest to the highest.
+    """Draw the numbers of each option by epoch: the mean over seeds as a line, and their range as a shade.
 
     A number that is missing, None or not finite in single precision leaves a gap. The axis of a loss whose
     values span more than two orders of magnitude is logarithmic.
 
     Args:
-        histories: for each option, each seed's epoch records, as stored in `metrics.jsonl`.
+        histories: for each option, for each seed, the epoch records as stored in `metrics.jsonl`.
         background_rate: the accuracy of predicting background everywhere, a fraction.
         band: the lowest and the highest accuracy of a healthy option, fractions.
-        options: the names of all options of the experiment, in the order that determines their colours; by
-            default those of the histories.
+        options: the names of all options of the experiment; their order determines the colours. By default,
+            these are the options of the histories.
         path: destination of the PNG.
         title: the first line becomes a headline.
 
     Raises:
-        ValueError: for a rate or a band outside 0–1.
+        ValueError: for a background rate or a band outside 0–1.
     """
     lo, hi = band
     if not 0 <= lo <= hi <= 1 or not 0 <= (background_rate or 0) <= 1:
         given = f"band {lo}–{hi}, background rate {background_rate}"
-        raise ValueError(f"{given}; expected fractions 0–1, the lower end of the band first")
+        raise ValueError(f"{given}; expected fractions 0–1, and the lower end of the band first")
     known = _with_epochs(histories)
     order = list(options or histories)
     looks = [_look(order.index(name)) for name in known]
@@ -125,7 +127,7 @@ def plot_curves(
 
 
 def describe_curves(histories: Histories) -> str:
-    """Return a sentence with accuracy and object IoU after each run's last epoch, as means over seeds."""
+    """Return a sentence with accuracy and object IoU after the last epoch of runs, as means over seeds."""
 
     def end(seeds: Sequence[Sequence[Record]], panel: Panel) -> str:
         (value,) = curve([[{**history[-1], "epoch": 0}] for history in seeds], panel.keys).mean
@@ -139,7 +141,7 @@ def describe_curves(histories: Histories) -> str:
 
 
 def curve(seeds: Sequence[Sequence[Record]], keys: tuple[str, ...]) -> Curve:
-    """Return the lowest, mean and highest value of a number over seeds, for every epoch of any seed."""
+    """Return the lowest, mean and highest value of a number over seeds, for each epoch that a seed has."""
     values = [{record["epoch"]: _number(record, keys) for record in history} for history in seeds]
     epochs = sorted(set().union(*values))
     table = np.array([[history.get(epoch, math.nan) for epoch in epochs] for history in values])
@@ -149,7 +151,7 @@ def curve(seeds: Sequence[Sequence[Record]], keys: tuple[str, ...]) -> Curve:
 
 
 def _number(record: Record, keys: tuple[str, ...]) -> float:
-    """Return the number at `keys` in a record; NaN if it is missing, None or beyond single precision."""
+    """Return the number at nested keys of a record; NaN if it is missing, None or beyond single precision."""
     value: Any = record
     for key in keys:
         value = (value or {}).get(key)
@@ -157,13 +159,13 @@ def _number(record: Record, keys: tuple[str, ...]) -> float:
 
 
 def _with_epochs(histories: Histories) -> dict[str, list[Sequence[Record]]]:
-    """Return the options with completed epochs, each with the histories of the seeds that have some."""
+    """Return the options with completed epochs, and for each the histories of seeds with completed epochs."""
     begun = {name: [history for history in seeds if history] for name, seeds in histories.items()}
     return {name: seeds for name, seeds in begun.items() if seeds}
 
 
 def _look(option: int) -> dict[str, Any]:
-    """Return colour, dash and marker of an option's line; the combination is unique for 140 options."""
+    """Return colour, dashes and marker of an option's line; 140 options have different combinations."""
     return {
         "color": colour_of(option),
         "linestyle": DASHES[option % len(DASHES)],
@@ -183,7 +185,7 @@ def _draw_panel(
     options: Sequence[Sequence[Sequence[Record]]],
     looks: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Draw one number of every option, with a thin line for `shuffled` and a grey one for `extent`."""
+    """Draw the number of a panel for every option; a thin line is `shuffled`, and a grey line is `extent`."""
     canvas.name_panel(axes, panel.heading, "epoch")
     axes.yaxis.grid(visible=True)
     curves = [curve(seeds, panel.keys) for seeds in options]
@@ -201,14 +203,14 @@ def _draw_panel(
 
 
 def _draw_curve(axes: Axes, drawn: Curve, look: Mapping[str, Any]) -> None:
-    """Draw the mean, with markers at every epoch of a short curve, and the range of the seeds as a shade."""
+    """Draw the mean as a line with at most `MARKED_EPOCHS` regular markers, and the range as a shade."""
     epochs, lowest, mean, highest = drawn
     here = np.isfinite(mean)
     alone = here & ~np.append(here[1:], False) & ~np.insert(here[:-1], 0, False)
     every = -(-len(epochs) // MARKED_EPOCHS)
     marked = np.flatnonzero(here & ((np.arange(len(epochs)) % every == 0) | alone))
     axes.fill_between(epochs, lowest, highest, color=look["color"], alpha=0.18, linewidth=0)
-    if alone.any():  # a shade needs two neighbouring epochs; a single one gets a bar
+    if alone.any():  # a shade needs two neighbouring epochs; a single epoch gets a bar
         axes.vlines(epochs[alone], lowest[alone], highest[alone], color=look["color"], linewidth=2)
     axes.plot(epochs, mean, **look, markevery=marked.tolist(), zorder=3)
 
@@ -243,7 +245,7 @@ def _draw_legend(
     rate: float | None,
     band: tuple[float, float],
 ) -> None:
-    """Draw the legend: every line, the band, the background rate, and the meaning of line and shade."""
+    """Draw the legend: options, band, controls, background rate, and the meaning of line and shade."""
     axes.set_axis_off()
     named: list[tuple[str, Line2D | Patch]] = [
         (canvas.drawable(f"Option {name}"), Line2D([], [], **look))
@@ -258,7 +260,7 @@ def _draw_legend(
     widest = max(canvas.text_width(name, TICK_SIZE) for name in names)
     room = PANEL_WIDTH - LEGEND_LINE - canvas.EDGE
     size = TICK_SIZE * min(1, room / widest, PANEL_HEIGHT / (1.2 * TICK_SIZE * len(names)))
-    pitch = min(1.5, PANEL_HEIGHT / (size * len(names)))  # from line to line, in font sizes
+    pitch = min(1.5, PANEL_HEIGHT / (size * len(names)))  # distance of lines, in font sizes
     axes.legend(
         [handle for _, handle in named],
         names,
@@ -271,9 +273,9 @@ def _draw_legend(
     )
     notes = ["each option has its own loss"] * (len(known) > 1)
     several = max(map(len, known.values())) > 1
-    mean = "line: mean over seeds" + " still training" * (
-        len({len(h) for s in known.values() for h in s}) > 1
-    )
+    mean = "line: mean over seeds"
+    if len({len(history) for seeds in known.values() for history in seeds}) > 1:
+        mean = "line: mean over the seeds\nthat reached the epoch"
     notes += [mean, "shade: lowest to highest seed"] * several
     below = 1 - (pitch * size * len(names) + canvas.EDGE / 2) / PANEL_HEIGHT
     look: dict[str, Any] = {"fontsize": TICK_SIZE - 2, "color": canvas.SOFT_INK, "va": "top"}

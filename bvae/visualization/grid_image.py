@@ -1,4 +1,4 @@
-"""A matrix of ARC grids with labels and captions, as one image."""
+"""An image of grids in rows and columns, with labels and captions."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from bvae.visualization.canvas import EDGE, GAP, LINE_HEIGHT, SOFT_INK, TEXT_SIZ
 Symbols = npt.NDArray[np.integer[Any]]
 Captions = Mapping[int, tuple[str, Sequence[str]]]
 
-# Classes 0–9 as the ARC editor shows them (github.com/fchollet/ARC-AGI, apps/css/common.css).
+# Classes 0–9 have the colours of the ARC editor (github.com/fchollet/ARC-AGI, apps/css/common.css).
 ARC_COLOURS = (
     *("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00"),
     *("#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25"),
 )
-# Distinct colours for more classes, found by a search; some of the darkest are hard to tell apart.
+# Distinct colours for further classes, found by a search; some dark ones are hard to tell apart.
 MORE_COLOURS = """
 0000AA 000044 558866 880099 330000 AA77FF 440066 55FF99 3300FF 775577 AA6600 FF66FF CC7777 AA44AA
 6600CC BBCC77 112233 EEFFAA 113300 114477 110011 FFCCFF BB33FF 55EE00 11BBCC 663366 336644 8877CC
@@ -30,15 +30,15 @@ MORE_COLOURS = """
 """
 CLASS_COLOURS = (*ARC_COLOURS, *(f"#{code}" for code in MORE_COLOURS.split()))
 COLOURS = len(CLASS_COLOURS)
-# A symbol is a class, DOTTED + a class (marked as wrong), or one of the four that follow.
+# A symbol is a class, DOTTED + a class for a wrong cell, or one of the four symbols on the next line.
 DOTTED = COLOURS
 RIGHT_BACKGROUND, RIGHT_OBJECT, WRONG, BLANK = range(2 * COLOURS, 2 * COLOURS + 4)
 SYMBOL_COLOURS = (*CLASS_COLOURS, *CLASS_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C", "#FFFFFF")
-# The editor's lines are #555, which would be too bright on cells of eight pixels.
+# Lines are darker than those of the ARC editor (#555), which are too bright between cells of eight pixels.
 LINE, WHITE = (58, 58, 58, 255), (255, 255, 255, 255)
 PALE_DOT, DARK_DOT = (165, 165, 165, 255), (40, 40, 40, 255)
 
-# Pixels. Ten columns of 16×16 grids with the longest label of a session get eight pixels per cell.
+# Pixels. With ten columns of 16×16 grids and the longest label of a session, a cell has eight pixels.
 MAX_WIDTH, MIN_WIDTH = 1700, 640
 MAX_COLUMNS = 10
 MAX_GRID, MAX_LABEL, MIN_COLUMN = 192, 250, 104
@@ -57,16 +57,16 @@ def draw_grid_image(
     title: str | None = None,
     description: str = "",
 ) -> Figure:
-    """Draw a matrix of grids with a label before each row and captions under some rows.
+    """Draw grids in rows and columns, with a label before each row and captions under some rows.
 
     Args:
         symbols: `[R, C, H, W]`, the classes 0–63 and the other symbols of this module.
         labels: `[R]`.
-        captions: by index of the row, the label of its captions, and the captions `[C]`.
-        headers: `[C]`, above the columns, or none.
+        captions: by index of a row, the label of the captions under the row, and the captions `[C]`.
+        headers: `[C]`, above the columns; or empty.
         note: text at the bottom.
         path: destination of the PNG, which is at most `MAX_WIDTH` pixels wide.
-        title: its first line becomes a headline.
+        title: the first line becomes a headline.
         description: text alternative within the PNG.
     """
     layout = _Layout(symbols.shape, labels, captions, headers)
@@ -76,7 +76,7 @@ def draw_grid_image(
     axes.imshow(_paint(figure, symbols, layout, tops), aspect="auto", interpolation="nearest")
     before: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.margin - EDGE - GAP}
     centred: dict[str, Any] = {"size": TEXT_SIZE, "width": layout.column, "ha": "center"}
-    level: dict[str, Any] = {"va": "baseline"}  # aligns the last lines of a label and of its captions
+    level: dict[str, Any] = {"va": "baseline"}  # aligns the last line of the label with that of the captions
     for centre, header in zip(layout.centres, headers, strict=bool(headers)):
         write(figure, centre, tops[0] - CAPTION_GAP, header, **centred, va="bottom")
     for row, (top, label) in enumerate(zip(tops, labels, strict=True)):
@@ -93,7 +93,7 @@ def draw_grid_image(
 
 
 def draw_columns(symbols: Symbols, *, labels: Sequence[str], captions: Captions, **rest: Any) -> Figure:
-    """Draw `[R, B, H, W]` with a column for each of B grids, in blocks of at most `MAX_COLUMNS` columns.
+    """Draw symbols `[R, B, H, W]`: a column for each of B grids, in blocks of at most `MAX_COLUMNS` columns.
 
     The other arguments are those of `draw_grid_image`.
     """
@@ -113,7 +113,7 @@ def draw_columns(symbols: Symbols, *, labels: Sequence[str], captions: Captions,
 
 
 class _Layout:
-    """Positions in pixels from the left and from the bottom of the title; cells are as large as possible."""
+    """Positions in pixels from the left edge and the end of the title; cells are as large as possible."""
 
     def __init__(
         self, shape: tuple[int, ...], labels: Sequence[str], captions: Captions, headers: Sequence[str]
@@ -136,7 +136,7 @@ class _Layout:
 
 
 def _paint(figure: Figure, symbols: Symbols, layout: _Layout, tops: Sequence[int]) -> npt.NDArray[np.uint8]:
-    """Return the image of the whole figure, `[height, width, RGBA]`, with every grid in its place."""
+    """Return the pixels of the figure, `[height, width, RGBA]`, with all grids and without text."""
     rows, columns, height, width = symbols.shape
     high, wide = height * layout.cell, width * layout.cell
     cells = _sprites(layout.cell)[symbols].transpose(0, 1, 2, 4, 3, 5, 6)
@@ -149,14 +149,14 @@ def _paint(figure: Figure, symbols: Symbols, layout: _Layout, tops: Sequence[int
 
 
 def _sprites(cell: int) -> npt.NDArray[np.uint8]:
-    """Return an image of every symbol, `[symbols, cell, cell, RGBA]`, with lines and marks where they fit."""
+    """Return the images of all symbols, `[symbols, cell, cell, RGBA]`; small cells have no lines or marks."""
     colours = np.array([[*bytes.fromhex(colour[1:]), 255] for colour in SYMBOL_COLOURS], np.uint8)
     pictures = np.repeat(colours, cell * cell, axis=0).reshape(-1, cell, cell, 4)
     if cell >= 6:
         for edge in (pictures[:, 0], pictures[:, :, 0]):
             edge[:RIGHT_BACKGROUND] = LINE
             edge[RIGHT_BACKGROUND:] = WHITE
-    # A cell may have lines at the top and left; a mark is centred in the rest of the cell.
+    # Lines are at the top and left of a cell; a mark is in the centre of the rest.
     shift = cell / 2 if cell >= 6 else (cell - 1) / 2
     x, y = np.meshgrid(np.abs(np.arange(cell) - shift), np.abs(np.arange(cell) - shift))
     reach = np.maximum(x, y)

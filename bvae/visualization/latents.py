@@ -1,6 +1,6 @@
 """Pictures of the latent space: traversals, samples, and object IoU against KL divergence in bits.
 
-Every picture is one axes, and a sentence that describes it is its text alternative.
+Every picture has a single axes, and a description in words as its text alternative.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from bvae.visualization.grid_image import draw_columns, draw_grid_image
 from bvae.visualization.reconstructions import MAX_GRIDS, Classes, Grids, checked_grids, dotted
 
 VALUES = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0)
-"""Values of a latent dimension in standard deviations of the prior, N(0, 1)."""
+"""Default values of a traversed dimension, in standard deviations of the prior, N(0, 1)."""
 
 PLOT_WIDTH, PLOT_HEIGHT = 1160, 640
 SESSION_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
@@ -52,10 +52,10 @@ MAX_VALUES = 12
 def traverse(
     model: GridModel, latent: npt.NDArray[np.floating[Any]], dimension: int, values: Sequence[float]
 ) -> npt.NDArray[np.uint8]:
-    """Return the classes `[V, H, W]` decoded from a latent `[Z]` while one dimension takes each of V values.
+    """Return the classes `[V, H, W]` decoded from a latent `[Z]` with each of V values in one dimension.
 
     Raises:
-        ValueError: for a dimension that the latent does not have, and for values that are not finite.
+        ValueError: for a dimension that the latent does not have, or values that are empty or not finite.
     """
     if not 0 <= dimension < len(latent):
         raise ValueError(f"dimension is {dimension}; expected a whole number from 0 to {len(latent) - 1}")
@@ -87,20 +87,20 @@ def plot_traversals(
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw, in a row for each latent dimension, what is decoded while this dimension takes other values.
+    """Draw a row for each latent dimension: the grids decoded with other values in this dimension.
 
     The other dimensions keep the posterior mean of the grid. A dot marks a cell whose class differs from the
-    reconstruction. In a row without dots, the dimension changes nothing.
+    reconstruction. If a row has no dots, the dimension changes nothing.
 
     Args:
         model: see `bvae.models`.
         grid: `[H, W]`, classes and `bvae.corpus.OUTSIDE`.
-        dimensions: up to 40 indices; by default the `MAX_DIMENSIONS` with the largest KL divergence of the
-            grid's posterior, largest first.
-        values: up to `MAX_VALUES`, in standard deviations of the prior.
+        dimensions: up to 40 indices; by default the `MAX_DIMENSIONS` dimensions with the largest KL
+            divergence of the grid's posterior, largest first.
+        values: up to `MAX_VALUES` values, in standard deviations of the prior.
 
     Raises:
-        ValueError: for another grid, and for dimensions or values that cannot be drawn.
+        ValueError: for a grid, dimensions or values that cannot be drawn.
     """
     original = checked_grids("grid", grid[None])
     mean, log_variance = encode(model, original.astype(np.uint8))
@@ -117,8 +117,8 @@ def plot_traversals(
         labels=[f"Dimension {index}\nKL {kl[index]:.2f} nats" for index in rows],
         captions={},
         headers=["Original", "Reconstruction", *map(_number, values)],
-        note="Value of the dimension in standard deviations of the prior. A dot: the class differs from the "
-        "reconstruction.",
+        note="Columns: value of the dimension, in standard deviations of the prior. Dot: the class differs "
+        "from the reconstruction.",
         path=path,
         title=title,
         description=describe_traversals(base[0], rows, values),
@@ -135,17 +135,17 @@ def plot_samples(
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw grids decoded from samples of the prior, with the share of background of each.
+    """Draw grids decoded from samples of the prior, each with its share of background cells.
 
     Args:
         model: see `bvae.models`.
-        count: 1 to 40.
+        count: number of samples, 1 to 40.
         latent_dim: number of latent dimensions; by default the attribute `latent_dim` of the model.
-        seed: of the samples.
+        seed: seed of the samples.
         background: the background class.
 
     Raises:
-        ValueError: for another count, or if the number of latent dimensions is unknown.
+        ValueError: for a count that cannot be drawn, or if the number of latent dimensions is unknown.
     """
     size = latent_dim if latent_dim is not None else getattr(model, "latent_dim", None)
     if size is None:
@@ -166,7 +166,7 @@ def plot_samples(
 def describe_traversals(
     reconstruction: Classes, traversals: Mapping[int, Classes], values: Sequence[float]
 ) -> str:
-    """Return a sentence on how many cells each latent dimension changes.
+    """Return sentences on how many cells each latent dimension changes.
 
     Args:
         reconstruction: `[H, W]`.
@@ -177,13 +177,13 @@ def describe_traversals(
     changes = {index: (row != reconstruction).any(0).sum() for index, row in traversals.items()}
     changed = ", ".join(f"dimension {index} changes {count}" for index, count in changes.items())
     return (
-        f"Reconstructions of a grid while one latent dimension takes {len(values)} values from "
+        f"A grid decoded with {len(values)} values of one latent dimension, from "
         f"{_number(min(values))} to {_number(max(values))}. Of {cells} cells, {changed}."
     )
 
 
 def describe_samples(samples: Classes, background: int = 0) -> str:
-    """Return a sentence on the background and the classes of grids `[B, H, W]` decoded from the prior."""
+    """Return a sentence on the background cells and classes of grids `[B, H, W]` decoded from the prior."""
     shares = (samples == background).mean((1, 2))
     classes = ", ".join(map(str, np.unique(samples)))
     return (
@@ -213,13 +213,14 @@ def plot_rate_distortion(
     path: canvas.Destination | None = None,
     title: str = "",
 ) -> Figure:
-    """Draw the object IoU of runs against their KL divergence, with a larger mark at each mean.
+    """Draw the object IoU of runs against their KL divergence: small marks for runs, large marks for means.
 
     Points that are not finite in single precision are left out.
 
     Args:
-        points: for each label, the KL per grid in nats and the object IoU of each seed.
-        looks: for each label, the positions of its colour and of its marker; both are its own by default.
+        points: for each label, the KL per grid in nats and the object IoU of each run.
+        looks: for each label, the index of its colour and that of its marker; by default, each label has a
+            different colour and marker.
         path: destination of the PNG.
         title: the first line becomes a headline.
     """
@@ -253,14 +254,14 @@ def plot_rate_distortion(
 
 
 def describe_rate_distortion(points: Points) -> str:
-    """Return a sentence with the mean KL divergence and object IoU of each label."""
+    """Return a sentence with the mean KL divergence and the mean object IoU of each label."""
     means = {label: values.mean(0) for label, values in _finite_points(points).items()}
     ends = [f"{label} {bits:.3g} bits and {iou:.1%}" for label, (bits, iou) in means.items()]
     return f"KL per grid and object IoU, means over runs: {'; '.join(ends)}." if ends else NOTHING_YET
 
 
 def _finite_points(points: Points) -> dict[str, Values]:
-    """Return the points `[seeds, 2]` in bits that can be drawn, of each label that has any."""
+    """Return the points `[runs, 2]` that can be drawn, KL in bits, without labels that have no such point."""
     arrays = {label: np.array(each, dtype=float).reshape(-1, 2) for label, each in points.items()}
     kept = {label: each[(np.abs(each) <= LARGEST).all(1)] for label, each in arrays.items()}
     return {label: each / (math.log(2), 1) for label, each in kept.items() if len(each)}

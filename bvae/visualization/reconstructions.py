@@ -1,9 +1,10 @@
-"""Pictures of grids: what a model reconstructs, options side by side, a run's checkpoints as a filmstrip.
+"""Pictures of reconstructions: of one model, of options side by side, or of a run's checkpoints (filmstrip).
 
-Every picture is one axes; its text alternative is a sentence that describes it. Grids are `[B, H, W]`,
-arrays or tensors of the classes 0–63, with `bvae.corpus.OUTSIDE` outside a grid: 1–40 grids with sides of
-1–64 cells. Every function raises ValueError for other grids. Positions outside a grid are neither drawn nor
-counted.
+Every picture has a single axes, and a description in words as its text alternative.
+
+Grids are `[B, H, W]`, arrays or tensors of whole numbers: the classes 0–63, and `bvae.corpus.OUTSIDE` outside
+a grid. There may be 1–40 grids, with sides of 1–64 cells. Every function raises ValueError for other grids.
+Positions outside a grid are neither drawn nor counted.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Item = TypeVar("Item")
 
 MAX_GRIDS, MAX_SIDE = 40, 64
 MAX_CHECKPOINTS = 12
-NOTE = "A dot in the middle of a cell: its class is wrong."
+NOTE = "A dot in a cell: the predicted class is wrong."
 
 
 def plot_reconstructions(
@@ -51,25 +52,26 @@ def plot_reconstructions(
     loss: Callable[[Any, Tensor], Tensor] | None = None,
     background: int = 0,
 ) -> Figure:
-    """Draw grids, their reconstructions and the wrong cells, with the accuracy, object IoU and loss of each.
+    """Draw grids, their reconstructions and wrong cells, with accuracy, object IoU and loss of each grid.
 
     The model runs in evaluation mode; its mode and the states of the random generators are restored
     afterwards.
 
     Args:
-        model: gets int64 `[B, H, W]` on its device and returns logits `[B, C, H, W]` for C classes, at most
-            64; or an object with `.logits`, or a tuple that begins with logits.
-        loss: function of the model's output and the grids that returns each grid's loss `[B]`; by default
-            the cross-entropy in nats per cell.
-        background: the class whose right cells are paler than those of other classes.
+        model: is called with grids, int64 `[B, H, W]` on the device of the model. It returns logits
+            `[B, C, H, W]` for at most 64 classes, or an object with `.logits`, or a tuple that begins with
+            logits.
+        loss: is called with the model's output and the grids, and returns the loss of each grid, `[B]`; by
+            default the cross-entropy in nats per cell.
+        background: the background class; its right cells are paler than those of other classes.
 
     Raises:
-        ValueError: for grids, logits or losses of another shape or type.
+        ValueError: for grids, logits or losses with a wrong shape or type.
     """
     originals = checked_grids("grids", grids)
     target = torch.from_numpy(originals).to(_device(model, grids))
     with evaluating(model), torch.inference_mode():
-        output = model(target.clone())  # because the model may modify it
+        output = model(target.clone())  # the model may modify its input
         logits = _logits(output, target)
         losses = loss(output, target) if loss else _cross_entropy(logits, target)
         predicted, each = logits.argmax(1).cpu().numpy(), torch.as_tensor(losses).float().cpu().numpy()
@@ -85,7 +87,7 @@ def draw_reconstructions(
     title: str | None = None,
     background: int = 0,
 ) -> Figure:
-    """Draw originals, reconstructions and wrong cells in three rows; `losses` `[B]` in nats."""
+    """Draw originals, reconstructions and wrong cells in three rows; `losses` are `[B]`, in nats."""
     target, predicted = _pair("reconstructions", originals, reconstructions)
     if np.shape(losses) != (len(target),):
         raise ValueError(f"losses has shape {np.shape(losses)}; expected one for each grid: ({len(target)},)")
@@ -110,7 +112,7 @@ def plot_comparison(
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the originals, and a row of reconstructions for each option; a dot marks a wrong cell."""
+    """Draw a row of originals, and a row of reconstructions for each option; dots mark wrong cells."""
     target, options = _series("reconstructions of", originals, reconstructions.items())
     return draw_columns(
         np.stack([_symbols(target, target), *(dotted(target, predicted) for _, predicted in options)]),
@@ -130,10 +132,10 @@ def plot_filmstrip(
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw each original and, to its right, its reconstruction by each checkpoint; a dot marks a wrong cell.
+    """Draw a row for each original, with its reconstruction by each checkpoint; dots mark wrong cells.
 
-    `checkpoints` are labels and reconstructions in chronological order. If there are more than
-    `MAX_CHECKPOINTS`, the first, the last and evenly spaced ones between them are drawn.
+    `checkpoints` are labels and reconstructions in chronological order. At most `MAX_CHECKPOINTS` of them are
+    drawn, see `spread`.
     """
     target, strip = _series("reconstructions at", originals, spread(checkpoints))
     rows = zip([""] * len(target), *(_shares(target, predicted) for _, predicted in strip), strict=True)
@@ -155,11 +157,11 @@ def plot_examples(
     path: Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw, in a row for each option, some grids beside their reconstructions; a dot marks a wrong cell.
+    """Draw a row for each option: some grids, each beside its reconstruction; dots mark wrong cells.
 
     Args:
-        examples: for each option, labels, originals `[H, W]` and reconstructions `[H, W]`; all options have
-            the same labels. At least one option.
+        examples: for each option, the label, original `[H, W]` and reconstruction `[H, W]` of each grid.
+            There is at least one option, and all options have the same labels.
     """
     headers = [label for label, _, _ in next(iter(examples.values()), ())]
     rows, captions, said = [], {}, []
@@ -186,7 +188,7 @@ def plot_examples(
 
 
 def describe_reconstructions(originals: Grids, reconstructions: Grids) -> str:
-    """Return a sentence on how many cells are right: overall, in the worst and in the best grid."""
+    """Return a sentence on the accuracy: of all grids, of the worst grid and of the best grid."""
     target, predicted = _pair("reconstructions", originals, reconstructions)
     counts = _right_and_all(target, predicted)
     right, cells = counts.sum(1)
@@ -205,7 +207,7 @@ def _device(model: object, grids: Grids) -> torch.device:
 
 
 def _logits(output: Any, grids: Tensor) -> Tensor:
-    """Return the logits in a model's output for grids `[B, H, W]`; ValueError if they do not fit these."""
+    """Return the logits in a model's output; raise ValueError if they do not fit the grids `[B, H, W]`."""
     found = output.logits if hasattr(output, "logits") else output[0] if isinstance(output, tuple) else output
     batch, height, width = grids.shape
     fewest = _count_classes(grids.cpu().numpy())
@@ -218,12 +220,12 @@ def _logits(output: Any, grids: Tensor) -> Tensor:
 
 
 def checked_grids(name: str, grids: Grids) -> Classes:
-    """Return grids as int64 on the CPU. Raises ValueError that says what is wrong with them."""
+    """Return grids as int64 on the CPU; raise ValueError if they cannot be drawn."""
     given = np.asarray(grids.tolist() if isinstance(grids, Tensor) else grids)
     count, *sides = given.shape or (0,)
     if len(sides) != 2 or not 1 <= count <= MAX_GRIDS or not 1 <= min(sides) <= max(sides) <= MAX_SIDE:
         expected = f"[B, H, W] with B of 1–{MAX_GRIDS} and H, W of 1–{MAX_SIDE}"
-        todo = "select the grids to draw, and write grid[None] for a single one"
+        todo = "select the grids to draw, or write grid[None] for a single grid"
         raise ValueError(f"{name}: shape {given.shape}; expected {expected}: {todo}")
     expected = f"the classes 0–{COLOURS - 1} as whole numbers"
     if given.dtype.kind not in "iu":
@@ -238,36 +240,36 @@ def checked_grids(name: str, grids: Grids) -> Classes:
 
 
 def _pair(name: str, originals: Grids, predicted: Grids) -> tuple[Classes, Classes]:
-    """Return originals and other grids of the same shape, with OUTSIDE where the originals are outside."""
+    """Return originals and predicted grids; predicted grids have OUTSIDE where the originals have it."""
     target, other = checked_grids("originals", originals), checked_grids(name, predicted)
     if other.shape != target.shape:
         raise ValueError(f"{name}: shape {other.shape}; expected that of the originals, {target.shape}")
     if ((other == OUTSIDE) & (target != OUTSIDE)).any():
-        raise ValueError(f"{name}: no cell where the originals have one; expected a class in each")
+        raise ValueError(f"{name}: OUTSIDE in a cell of the originals; expected a class in every cell")
     return target, np.where(target == OUTSIDE, OUTSIDE, other)
 
 
 def _series(
     kind: str, originals: Grids, named: Iterable[tuple[str, Grids]]
 ) -> tuple[Classes, list[tuple[str, Classes]]]:
-    """Return the originals, and other grids of the same shape by name."""
+    """Return the originals, and the predicted grids by name."""
     others = [(name, _pair(f"{kind} {name!r}", originals, predicted)[1]) for name, predicted in named]
     return checked_grids("originals", originals), others
 
 
 def spread(checkpoints: Sequence[Item]) -> list[Item]:
-    """Return at most `MAX_CHECKPOINTS`: the first, the last, and evenly spaced ones between them."""
+    """Return at most `MAX_CHECKPOINTS` items: the first, the last, and evenly spaced items between them."""
     places = np.linspace(0, len(checkpoints) - 1, min(len(checkpoints), MAX_CHECKPOINTS))
     return [checkpoints[round(place)] for place in places]
 
 
 def _symbols(target: Classes, symbols: Classes) -> Classes:
-    """Return the symbols of a picture, blank outside the grids."""
+    """Return symbols for a picture, BLANK outside the grids."""
     return np.where(target == OUTSIDE, BLANK, symbols)
 
 
 def dotted(target: Classes, predicted: Classes) -> Classes:
-    """Return the symbols of a picture in which a dot marks each cell that differs from the target."""
+    """Return symbols for a picture in which a dot marks each cell that differs from the target."""
     return _symbols(target, np.where(predicted == target, predicted, DOTTED + predicted))
 
 
@@ -296,7 +298,7 @@ def _fraction(value: float) -> str:
 
 
 def _percent(right: int, cells: int) -> str:
-    # Round down, so that only grids without a wrong cell have 100.0%.
+    # Rounded down, so that only grids without a wrong cell have 100.0%.
     return f"{1000 * int(right) // int(cells) / 10}%"
 
 

@@ -1,4 +1,4 @@
-"""Charts that explain verdicts: the predictions of an option, and the verdict on every run by epoch."""
+"""Charts that explain verdicts: why an option predicts what it does, and the verdict on each run by epoch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bvae.visualization import canvas
 from bvae.visualization.canvas import INK
 
 WIDTH, PANEL_HEIGHT = 1640, 420
-HEADING, FOOT = 80, 84  # pixels above and below a panel, for its heading and its x axis
+HEADING, FOOT = 80, 84  # pixels above a panel for its heading, and below for its x axis
 NUMBER_SIZE = 20
 REFERENCE_LOOK: dict[str, Any] = {"color": INK, "linewidth": 2, "linestyle": (0, (8, 4))}
-MOST_NUMBERED = 12  # classes; with more, the numbers would overlap
+MOST_NUMBERED = 12  # maximum number of classes whose numbers do not overlap
 TOLD = 0.05
-"""Smallest share that is written into its cell of the confusion matrix."""
+"""Shares below this value are not written into the confusion matrix."""
 
 ROW, GAP, ENDS = 36, 12, 110
-"""Pixels in the picture of verdicts: height of a run, gap between options, room beside the cells."""
+"""Pixels in the picture of verdicts: height of a run, gap between options, space right of the cells."""
 NAME_LETTERS, LEGEND_COLUMNS = 24, 5
 
 
@@ -39,7 +39,7 @@ def plot_why(
     path: canvas.Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw the explanation of an option: thresholds by class, gradient share by epoch, confusion of classes.
+    """Draw the evidence on an option: thresholds by class, gradient shares by epoch, confusion of classes.
 
     Args:
         colour: colour of the option.
@@ -56,13 +56,12 @@ def plot_why(
 
 
 def _draw_thresholds(axes: Axes, why: Diagnosis, colour: str) -> None:
-    """Draw a bar for each class, on the same scale for all options, so that pictures can be compared."""
-    canvas.name_panel(axes, "Likelihood against background\nat which a class is predicted", "class")
+    """Draw a bar for each class; the scale is the same for all options."""
+    canvas.name_panel(axes, "Prediction threshold: p(class) /\n(p(class) + p(background))", "class")
     places = range(1, len(why.foreground) + 1)
     bars = axes.bar(places, [share or 0.0 for share in why.thresholds], color=colour, width=0.7)
     numbers = [
-        "none" if share is None else f"{100 * share:.{0 if share > 0.0995 else 1}f}"
-        for share in why.thresholds
+        "–" if share is None else f"{100 * share:.{0 if share > 0.0995 else 1}f}" for share in why.thresholds
     ]
     if len(numbers) <= MOST_NUMBERED:
         axes.bar_label(bars, numbers, padding=6, fontsize=NUMBER_SIZE)
@@ -75,8 +74,8 @@ def _draw_thresholds(axes: Axes, why: Diagnosis, colour: str) -> None:
 
 
 def _draw_gradient(axes: Axes, why: Diagnosis, colour: str) -> None:
-    """Draw a thin line for each seed, a thick one for their mean, and the rate of foreground cells."""
-    canvas.name_panel(axes, "Part of the loss's gradient that\ncomes from foreground cells", "epoch")
+    """Draw a thin line for each seed, a thick line for the mean, a dashed line for the foreground rate."""
+    canvas.name_panel(axes, "Share of the loss gradient that\ncomes from foreground cells", "epoch")
     epochs = max(map(len, why.gradient_shares), default=1)
     table = np.full((len(why.gradient_shares), epochs), np.nan)
     for row, shares in zip(table, why.gradient_shares, strict=True):
@@ -100,8 +99,8 @@ def _draw_gradient(axes: Axes, why: Diagnosis, colour: str) -> None:
 
 
 def _draw_confusion(axes: Axes, why: Diagnosis) -> None:
-    """Draw each row as shares of its sum: darker is larger, and large shares are written in their cells."""
-    heading = "True class (row) by prediction\n(column), % of the row's cells"
+    """Draw each row as shares of its sum: a larger share is darker, and shares from `TOLD` are written."""
+    heading = "True class (row), predicted class\n(column): % of the row's cells"
     canvas.name_panel(axes, heading, "predicted class")
     shares = why.confusion / np.maximum(why.confusion.sum(1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
@@ -116,12 +115,12 @@ def _draw_confusion(axes: Axes, why: Diagnosis) -> None:
 
 
 def _stride(classes: int) -> int:
-    """Return the step between the classes that have a tick, of which there are at most `MOST_NUMBERED`."""
+    """Return the distance of classes with a tick, so that at most `MOST_NUMBERED` classes have one."""
     return -(-classes // MOST_NUMBERED)
 
 
 def _note(axes: Axes, height: float, text: str) -> None:
-    """Write text that ends at the right edge, at a fraction of the height of the axes."""
+    """Write text at the right edge; `height` is a fraction of the height of the axes."""
     axes.text(1, height, text, transform=axes.transAxes, ha="right", va="bottom", fontsize=NUMBER_SIZE)
 
 
@@ -132,10 +131,10 @@ def plot_verdicts(
     path: canvas.Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw a row of cells for each run: the verdict after each epoch, as a colour and a letter.
+    """Draw a row of cells for each run: the verdict after each epoch, as a colour and a sign.
 
     Args:
-        options: for each option, the strips of its runs by name.
+        options: for each option, the strips of its runs by name of the run.
         path: destination of the PNG, which is `WIDTH` pixels wide.
         title: the first line becomes a headline.
     """
@@ -164,7 +163,7 @@ def plot_verdicts(
 
 
 def _draw_strip(axes: Axes, strip: Strip, top: int) -> None:
-    """Draw cells of equal width for the verdicts on a run; the first of equal neighbours has its sign."""
+    """Draw cells of equal width for the verdicts on a run; a sign marks each change of the verdict."""
     if not strip.verdicts:
         return
     verdicts = [*strip.verdicts.values()]
@@ -194,6 +193,6 @@ def _draw_verdict_legend(figure: Figure, top: int, verdicts: Sequence[VerdictNam
 
 
 def _shortened(name: str) -> str:
-    """Return the name of a run; if it is long, the name of its option is cut."""
+    """Return the name of a run; in a long name, the part before the seed is cut."""
     option, _, seed = name.rpartition("-")
     return name if len(name) <= NAME_LETTERS else f"{option[: NAME_LETTERS - len(seed) - 2]}…-{seed}"

@@ -140,10 +140,10 @@ def test_a_recommendation_outside_the_band_names_what_passes_the_gate(outcomes: 
         assert "Nothing can be recommended" in said
         return
     assert said.startswith(f"Use option {recommended} (γ = ")
-    assert f"object IoU {comparison.options[recommended].object_iou}" in said
+    assert f"Its object IoU is {comparison.options[recommended].object_iou}" in said
     outside = recommended not in gate.passed_by
-    assert (f" the band {BAND}; " in said) == outside
-    assert ("C passes the gate, with object IoU" in said) == (outside and gate.passed_by == ("C",))
+    assert (f" the band {BAND}" in said) == outside
+    assert ("The gate is passed by C with object IoU" in said) == (outside and gate.passed_by == ("C",))
     assert ("so the gate fails" in said) == (outside and not gate.passed)
 
 
@@ -154,8 +154,10 @@ def test_only_object_iou_decides_which_candidate_is_recommended() -> None:
         | seeds("C", "healthy", "healthy", object_iou=0.3)
     )
     assert comparison.recommended == "C"
-    assert ", more than the 0.200 ± 0.000 of B" in comparison.recommendation
-    assert "gate" not in comparison.recommendation
+    assert comparison.recommendation.endswith(
+        "Its object IoU is 0.300 ± 0.000, the highest of the candidates that break no rule (B has "
+        "0.200 ± 0.000). From another grid's latent, the object IoU of C is 0.030 ± 0.000."
+    )
 
 
 @pytest.mark.parametrize(("accuracy", "side"), [(0.853, "above"), (0.6, "below")])
@@ -165,13 +167,14 @@ def test_the_band_decides_the_gate_but_not_the_recommendation(accuracy: float, s
     assert both.recommended == "B"
     assert both.gate.passed_by == ("C",)
     assert both.recommendation.endswith(
-        f"Its accuracy {accuracy:.3f} is {side} the band 0.7:0.8; C passes the gate, with object IoU 0.140."
+        f"The accuracy of B, {accuracy:.3f}, is {side} the band 0.7:0.8. "
+        "The gate is passed by C with object IoU 0.140."
     )
     alone = compared(best | seeds("C", "flooding", object_iou=0.9))
     assert alone.recommended == "B"
     assert not alone.gate.passed
-    assert "the only candidate that breaks no rule" in alone.recommendation
-    assert alone.recommendation.endswith("the band 0.7:0.8; so the gate fails.")
+    assert "Its object IoU is 0.260. B is the only candidate that breaks no rule." in alone.recommendation
+    assert alone.recommendation.endswith("the band 0.7:0.8, so the gate fails.")
 
 
 def test_if_no_candidate_learned_only_the_nearest_miss_is_named() -> None:
@@ -203,7 +206,7 @@ def test_shapes_count_as_learned_only_above_the_nearest_training_grids(
         assert "learned colours and places of objects; shapes were not measured" in head
     elif share > max(known):
         assert "learned the objects: colours, places and shapes" in head
-        assert f"({share:.1%} of them recognised, {max(known):.1%} by the nearest training grid)" in head
+        assert f"({share:.1%} of the objects recognised; nearest training grid: {max(known):.1%})" in head
     else:
         assert "learned colours and places of objects, not shapes" in head
         assert "learned the objects" not in explain_gate(comparison)
@@ -284,7 +287,7 @@ def test_a_batch_of_more_than_all_training_grids_gets_a_remark(grids: int) -> No
 def test_beta_is_also_shown_in_units_of_a_loss_summed_over_cells(counts: list[int], grids: int) -> None:
     corpus = dataclasses.replace(CORPUS, class_counts=tuple(counts), train=grids)
     said = describe_setting(compared(seeds("B", "healthy"), corpus=corpus))
-    found = re.search(r"β = (\S+) for a loss per cell, (\S+) in the usual units", said)
+    found = re.search(r"β = (\S+) for a loss per cell, or (\S+) for a loss summed", said)
     assert found is not None
     beta, usual = map(float, found.groups())
     assert usual == pytest.approx(beta * sum(counts) / grids, rel=5e-3)
@@ -409,7 +412,7 @@ def test_texts_say_in_which_settings_options_differ() -> None:
     other = dataclasses.replace(b, name="B-own", training={"model": "own:make\x1b", "epochs": 12})
     comparison = varied(b, changed, other)
     said = (
-        "Settings of options that differ: B-8: latent_dim 8 instead of 32, beta 0.001 instead of 0.004; "
+        "Options with other settings: B-8: latent_dim 8 instead of 32, beta 0.001 instead of 0.004; "
         "B-own: model own:make\\x1b instead of bvae.beta_vae:BetaVAE, epochs 12 instead of 5."
     )
     assert said in describe_setting(comparison)

@@ -287,8 +287,8 @@ def test_the_files_of_init_work_and_their_own_gate_is_reported_first(guest: Path
         ("flooding", {"test_a": True}, True, False, "The gate failed: "),
         ("flooding", {"test_a": True}, False, True, "The session's own gates passed: test_a."),
         ("healthy", {"test_\x1b": False}, False, False, "The session's own gates failed: test_\\x1b."),
-        ("flooding", {}, False, False, "The gate was not run; by the existing results it would fail: "),
-        ("healthy", {}, False, True, "The gate was not run; by the existing results it would pass: "),
+        ("flooding", {}, False, False, "The gate was not run. With the existing results, it would fail: "),
+        ("healthy", {}, False, True, "The gate was not run. With the existing results, it would pass: "),
     ],
 )
 def test_the_first_sentence_reports_all_gates_that_were_run(

@@ -27,7 +27,7 @@ from bvae.beta_vae import option_weights
 from bvae.config import LOSS_OPTIONS, AccuracyBand, ExperimentConfig, LossOption
 from bvae.corpus import load_corpus
 from bvae.judging.baseline import difference
-from bvae.judging.comparison import Comparison, Outcomes, compare, painting_threshold
+from bvae.judging.comparison import Comparison, Outcomes, compare, prediction_thresholds
 from bvae.judging.explanation import (
     Diagnosis,
     RulesMet,
@@ -35,6 +35,7 @@ from bvae.judging.explanation import (
     describe_rules_met,
     describe_why,
     explain_why,
+    percent,
     when_rules_met,
 )
 from bvae.losses import focal_loss
@@ -229,8 +230,8 @@ def test_the_rules_met_after_the_last_epoch_agree_with_the_verdict(recalls: list
     ("recalls", "expected", "words"),
     [
         ([], RulesMet(None, None, None), "No epoch was completed"),
-        ([0.1, 0.2], RulesMet(None, None, None), "never met: the nearest was epoch 2 (object IoU 0.100"),
-        ([0.2, 0.1], RulesMet(None, None, None), "never met: the nearest was epoch 1 (object IoU 0.100"),
+        ([0.1, 0.2], RulesMet(None, None, None), "never met. The best epoch was 2 (object IoU 0.100"),
+        ([0.2, 0.1], RulesMet(None, None, None), "never met. The best epoch was 1 (object IoU 0.100"),
         ([None], RulesMet(1, None, None), "first met in epoch 1 (without objects to judge by), the last."),
         ([0.2, 0.5, 0.6], RulesMet(2, None, None), "met in epoch 2 (object IoU 0.250, object recall 0.500, "),
         ([0.2, 0.5, 0.6], RulesMet(2, None, None), ", 9 of 9 classes) and met to the end."),
@@ -385,7 +386,7 @@ def test_the_head_describes_what_was_learned_and_unusual_properties(
 def test_rarer_classes_have_lower_thresholds_and_absent_classes_none(
     counts: list[int], option: LossOption
 ) -> None:
-    thresholds = painting_threshold(counts, option)
+    thresholds = prediction_thresholds(counts, option)
     assert [share is None for share in thresholds] == [count == 0 for count in counts[1:]]
     known = sorted((n, share) for n, share in zip(counts[1:], thresholds, strict=True) if share is not None)
     assert all(0 < share < 1 for _, share in known)
@@ -403,7 +404,7 @@ def test_a_class_is_the_best_prediction_exactly_above_its_threshold(
 ) -> None:
     """Search for the best prediction of a cell that is class 1 with probability p, else background."""
     counts = [900, 100, *[50] * 8]
-    threshold = painting_threshold(counts, option)[0]
+    threshold = prediction_thresholds(counts, option)[0]
     assert threshold is not None
     p = threshold * factor
     logits = torch.zeros(4001, 10, 1, 1, dtype=torch.float64)
@@ -441,11 +442,45 @@ def test_the_explanations_agree_with_the_counts() -> None:
     confusion[0, 0], confusion[0, 5] = 600, 200  # a quarter of the background is predicted as class 5
     confusion[1, 1], confusion[1, 0], confusion[1, 2] = 100, 60, 40
     thresholds, gradient, taken = explain_why(why(confusion=confusion))
-    assert "20 %" in thresholds
-    assert "10 %" in thresholds
+    assert "The lowest threshold is 10 %, for class 2; the highest is 20 %, for class 1." in thresholds
     assert "20 % of all cells and contribute 65 %" in gradient
     assert "as much as 7.4 background cells" in gradient  # (0.65 / 0.2) / (0.35 / 0.8)
     assert re.findall(r"[\d.]+ %", taken) == ["50 %", "30 %", "20 %", "25 %"]
+
+
+@unit
+@pytest.mark.parametrize(
+    ("changes", "gradient", "taken"),
+    [
+        ({"confusion": np.zeros((10, 10), int), "shares": ()}, "no epoch was", "no epoch was completed."),
+        ({"shares": ((0.5, None), (None,))}, "it was zero after", "Of the foreground cells, 100 %"),
+        ({"confusion": np.diag([0, *[2] * 9])}, "100 % of all cells", "no validation cell is background."),
+        ({"confusion": np.diag([80, *[0] * 9])}, "0 % of all cells", "no validation cell is foreground."),
+    ],
+    ids=["no epoch", "no gradient", "no background", "no foreground"],
+)
+def test_an_explanation_without_evidence_says_which_evidence_is_missing(
+    changes: dict, gradient: str, taken: str
+) -> None:
+    _, of_gradient, of_confusion = explain_why(why(**changes))
+    assert gradient in of_gradient
+    assert taken in of_confusion
+    assert ("no epoch" in of_gradient) == ("no epoch" in of_confusion)
+
+
+@unit
+@given(st.floats(0, 1))
+def test_only_nothing_is_zero_per_cent_and_only_everything_is_a_hundred(share: float) -> None:
+    assert (percent(share) in ("0 %", "0.0 %")) == (share == 0)
+    assert (percent(share) in ("100 %", "100.0 %")) == (share == 1)
+
+
+@unit
+@given(st.integers(1, 10**6), st.integers(1, 10**6))
+def test_no_class_is_confused_with_another_if_all_other_cells_are_background(right: int, erased: int) -> None:
+    confusion = np.diag([80, right, *[0] * 8])
+    confusion[1, 0] = erased
+    assert "and 0 % as another class; 0 % of the background" in explain_why(why(confusion=confusion))[2]
 
 
 @unit
@@ -525,7 +560,7 @@ def test_twelve_of_many_checkpoints_are_shown_with_the_folder_of_all(lab: Path) 
     assert captions[0].startswith("Filmstrip")
     assert len(captions) == 2 + 12
     assert captions[-1] in ("Epoch 15", "Lowest validation loss")
-    assert "of 15 checkpoints are shown; the pictures of all are in" in run
+    assert "of 15 checkpoints are shown. All pictures are in" in run
     assert str(newest(lab) / "A-seed0/checkpoints") in run
 
 
@@ -535,7 +570,7 @@ def test_a_picture_that_two_checkpoints_share_is_embedded_once(lab: Path) -> Non
     (run,) = pieces(lab / "report.html")
     images = re.findall(r"data:image/png;base64,[^\"]+", run)
     assert len(set(images)) == len(images) == 4  # the filmstrip, the curves and two epochs
-    assert re.search(r"The best checkpoint \(lowest validation loss\) is that of epoch \d\.", run)
+    assert re.search(r"The checkpoint with the lowest validation loss is that of epoch \d\.", run)
 
 
 @slow
@@ -557,7 +592,7 @@ def test_a_filmstrip_that_cannot_be_drawn_is_reported_with_its_run(lab: Path) ->
 def test_the_head_of_the_report_says_that_the_gate_was_not_run(lab: Path) -> None:
     run_pytest("experiments/", *QUICK, *TINY, "-n2", "--html=report.html", "-k", "A-seed or B-seed")
     head = (lab / "report.html").read_text().partition("data-jsonblob")[0]
-    assert "The gate was not run; by the existing results it would fail" in head
+    assert "The gate was not run. With the existing results, it would fail" in head
     pictures = head.count("<img ") - head.count('<img src=""')
     assert pictures == 7  # two corpus pictures, verdicts, curves, tradeoff, and two explanations
 

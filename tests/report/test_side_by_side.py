@@ -163,7 +163,7 @@ def test_the_table_says_why_a_difference_is_meaningless(changes: dict[str, Any],
 def test_sessions_without_a_common_option_have_no_differences() -> None:
     sides = [side(name.lower(), {name: OUTCOMES[name]}) for name in "AB"]
     assert differences_table(sides) == []
-    assert to_text(sides)[-1].startswith("No option of the first session is in another")
+    assert to_text(sides)[-1].startswith("The first session shares no option with another")
 
 
 @pytest.mark.unit
@@ -307,7 +307,10 @@ def test_the_csv_has_the_training_settings_of_each_option() -> None:
 
 @pytest.mark.unit
 def test_sessions_of_another_background_are_not_comparable() -> None:
-    assert "background than a" in remarks([side("a"), side("b", config={"background": 3})])[0]
+    assert (
+        "b differs from session a in corpus, grid size, number of classes or background class"
+        in remarks([side("a"), side("b", config={"background": 3})])[0]
+    )
 
 
 @pytest.mark.slow

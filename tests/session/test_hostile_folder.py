@@ -408,7 +408,7 @@ def test_a_file_that_is_no_valid_png_is_reported_and_not_shown(session: Path, co
     experiment = resume(session)
     result = found_outcomes(experiment.session)["A"][0]
     assert isinstance(result, RunResult)
-    with pytest.warns(EvidenceWarning, match="is not shown, as it is not a valid PNG"):
+    with pytest.warns(EvidenceWarning, match="is not shown, because it is not a valid PNG"):
         html = "".join(experiment.show_run(result))
     for name in (*places, str(flipped)):
         assert f"{Path(name).name} is" in html

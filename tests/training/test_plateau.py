@@ -96,7 +96,7 @@ def test_the_patience_must_be_less_than_the_limit() -> None:
         ),
         ([3.0, 2.0, 2.0, 4.0], "The lowest validation loss is 2 in epoch 2."),
         ([5.0, 4.0, 3.0, 2.0, 1.0], "ended after epoch 5, the limit"),
-        ([5.0, 4.0], "stopped after epoch 2, before a plateau and the limit of 5 epochs"),
+        ([5.0, 4.0], "stopped after epoch 2, before a plateau or the limit of 5 epochs"),
     ],
 )
 def test_a_sentence_says_why_a_run_ended(losses: list[float], words: str) -> None:

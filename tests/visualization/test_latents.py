@@ -63,7 +63,7 @@ def test_rows_are_the_dimensions_with_the_largest_kl_divergence() -> None:
         "Dimension 0\nKL 0.50 nats",
     ]
     assert description(png) == (
-        "Reconstructions of a grid while one latent dimension takes 3 values from −3 to 1.5. Of 20 cells, "
+        "A grid decoded with 3 values of one latent dimension, from −3 to 1.5. Of 20 cells, "
         "dimension 2 changes 0, dimension 1 changes 5, dimension 0 changes 5."
     )
 
@@ -182,7 +182,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     ("arguments", "picture", "words"),
     [
         ([], "reconstructions.png", "Reconstructions of 10 grids"),
-        (["--traversals"], "traversals.png", "one latent dimension takes 7 values"),
+        (["--traversals"], "traversals.png", "with 7 values of one latent dimension"),
         (["--samples", "3"], "samples.png", "decoded from 3 samples of the prior"),
         (["--samples", "3", "--output", "mine.png"], "mine.png", "3 samples"),
     ],

@@ -225,7 +225,7 @@ def test_reconstructions_of_another_shape_are_refused_by_name() -> None:
 def test_reconstructions_that_lack_a_cell_are_refused_by_name() -> None:
     target, cut = random_grids(2, 4, 4), cut_grids(2, 4, 4)
     with pytest.raises(
-        ValueError, match="'B': no cell where the originals have one; expected a class in each"
+        ValueError, match="'B': OUTSIDE in a cell of the originals; expected a class in every cell"
     ):
         plot_comparison(target, {"A": target, "B": cut})
     plot_comparison(cut, {"A": target, "B": cut})

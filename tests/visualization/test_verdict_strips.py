@@ -121,7 +121,7 @@ def test_runs_with_equal_strips_share_a_sentence_with_epochs_of_phases() -> None
     same = Strip({1: "mode_collapse", 2: "mode_collapse", 3: "healthy"})
     assert describe_strips({"A-seed0": same, "B-seed0": Strip({}), "A-seed1": same}) == [
         "A-seed0, A-seed1: mode collapse in epochs 1 to 2, healthy in epoch 3.",
-        "B-seed0: no epoch is known.",
+        "B-seed0: the epochs are unknown.",
     ]
 
 
