@@ -92,7 +92,10 @@ def test_new_options_come_last_so_that_options_keep_their_colours() -> None:
         ({"seeds": 2}, "--seeds is 2; the session has 3"),
         ({"options": (LOSS_OPTIONS["B"],)}, "the session also has the option A; expected all of A,B,C"),
         ({"training": TrainingConfig(epochs=4)}, "--epochs is 4; the session has 5"),
-        ({"training": TrainingConfig(epochs=9)}, "--epochs 9 needs --extend: the learning rate"),
+        (
+            {"training": TrainingConfig(epochs=9)},
+            "--epochs 9 needs --extend, and changes results: the learning rate",
+        ),
     ],
 )
 def test_less_than_the_session_has_is_refused_and_more_epochs_are_asked_for(
@@ -255,7 +258,7 @@ def test_more_epochs_are_refused_and_then_trained_twice(lab: Path, session_here:
     run, first = session / "A-seed0", stamps(session)
     status, said = session_here("--resume=runs/latest", "--epochs=4")
     assert status == 4
-    assert "--epochs 4 needs --extend: the learning rate" in said
+    assert "--epochs 4 needs --extend, and changes results: the learning rate" in said
     for needed in (("--resume=runs/latest",), ("--epochs=4",)):
         status, said = session_here("--extend", *needed)
         assert status == 4
