@@ -48,9 +48,9 @@ BATCH = 256
 class Run:
     """A trained run: its model, configuration and history. All arrays are NumPy arrays.
 
-    Grids are an integer array `[B, S, S]`, where B is at least 1 and S is the grid size of the run. Its values
-    are classes, and `bvae.corpus.OUTSIDE` (255) outside a grid. Returned grids are uint8. The model is in
-    evaluation mode, and `reconstruct` decodes the posterior mean, so no random numbers are used.
+    Grids are an integer array `[B, S, S]`, where B is at least 1 and S is the grid size of the run. The
+    values are classes, and `bvae.corpus.OUTSIDE` (255) outside a grid. Returned grids are uint8. The model is
+    in evaluation mode, and `reconstruct` decodes the posterior mean, so no random numbers are used.
 
     Methods that take grids raise ValueError for an array of another shape, for values that are not integers,
     and for values that are neither a class nor 255.
