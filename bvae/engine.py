@@ -202,9 +202,7 @@ def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> b
     for name, model in shown_models(session, comparison).items():
         predicted = reconstruct(model, grids)
         iou = grid_object_iou(grids, predicted, corpus.classes)
-        order = np.argsort(iou, kind="stable")[
-            : np.isfinite(iou).sum()
-        ]  # excludes the last grids, which have no object
+        order = np.argsort(iou, kind="stable")[: np.isfinite(iou).sum()]  # grids without objects come last
         places = {"Worst": 0, "Median": len(order) // 2, "Best": -1}
         if len(order):
             examples[f"Option {name}"] = [
@@ -284,7 +282,7 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
 
 
 def verdict_strips(session: Session, comparison: Comparison) -> list[dict[str, Strip]]:
-    """Return the verdicts by epoch of the first runs of each option; long runs have some epochs only."""
+    """Return the verdicts by epoch of the first runs of each option; for long runs, only of some epochs."""
     config = session.record.config
     most = max(1, STRIPS // len(comparison.options))
     options = {name: option.runs[:most] for name, option in comparison.options.items()}

@@ -95,17 +95,17 @@ def joins_session(config: pytest.Config) -> bool:
 
 
 def resuming_command(config: pytest.Config) -> str:
-    """Return this command without `--resume`: its test paths, and the options that must be repeated."""
+    """Return the resuming command without `--resume`: the test paths, and the options to repeat."""
     given, repeated = config.invocation_params.args, [each for each in options_of("pytest") if each.repeated]
     with_value = {"-c", "--config-file", "--rootdir", *(each.flag for each in repeated if each.metavar)}
     kept = {"--pyargs", *with_value, *(each.flag for each in repeated), *config.args}
-    words = [
+    copied = [
         word
         for before, word in zip(("", *given), given, strict=False)
         if before in with_value or word in kept or word.partition("=")[0] in with_value
     ]
     plugin = ["-p", "bvae.plugin"] if "bvae.plugin" in given else []
-    return printable(shlex.join(["pytest", *plugin, *words]))
+    return printable(shlex.join(["pytest", *plugin, *copied]))
 
 
 def asked_experiment(config: pytest.Config) -> ExperimentConfig:
@@ -153,9 +153,7 @@ class ExperimentHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
         """End pytest if the session folder was removed, because xdist would replace workers forever."""
-        if not (
-            self.experiment.session.path / SESSION
-        ).exists():  # a lock file may have created the folder again
+        if not (self.experiment.session.path / SESSION).exists():  # a lock may have made the folder again
             pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -222,7 +220,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Report `--maxfail` as a failure, as without workers; pytest-xdist reports an interruption."""
+        """Treat `--maxfail` as a failure, as without workers; pytest-xdist treats it as an interruption."""
         try:
             return (yield)
         except KeyboardInterrupt:
@@ -279,7 +277,7 @@ def run_name(node_id: str) -> str:
 class Interruptions(contextlib.ExitStack):
     """Handles Ctrl-C and SIGTERM: the first signal raises KeyboardInterrupt, the second ends the process.
 
-    `close` restores the previous handlers. Only the main thread can set handlers; others set none.
+    `close` restores the previous handlers. Only the main thread can set handlers; elsewhere `open` sets none.
 
     Attributes:
         last_words: returns the lines to print when the second signal ends the process.
@@ -312,12 +310,12 @@ class Interruptions(contextlib.ExitStack):
         os._exit(pytest.ExitCode.INTERRUPTED)
 
     def prepare_closing(self) -> None:
-        """Ignore SIGTERM while the session is closed, which takes a second, if none has arrived before."""
+        """Ignore SIGTERM from now on if no signal has arrived, because closing takes only a second."""
         if signal.getsignal(signal.SIGTERM) == self._interrupt:
             self._handle(signal.SIGTERM, signal.SIG_IGN)
 
     def repeat_dropped(self) -> None:
-        """Raise each KeyboardInterrupt again that Python only reports, such as one in `__del__`."""
+        """Raise a KeyboardInterrupt again if Python has only reported it, as in `__del__`."""
         if threading.current_thread() is threading.main_thread():
             self._report = sys.unraisablehook
             self.callback(setattr, sys, "unraisablehook", self._report)

@@ -124,7 +124,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def asked_runs(config: pytest.Config) -> Sequence[Selection]:
-    """Return the runs that the command line requests; with `--shard`, only those. Raises UsageError."""
+    """Return the runs that the command line requests; with `--shard`, its part. Raises UsageError."""
     experiment, shard = asked_experiment(config), config.getoption("shard")
     runs = [(option, seed) for option in experiment.options for seed in range(experiment.seeds)]
     try:
@@ -148,7 +148,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def deselect(
     config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[Sequence[str]], bool]
 ) -> None:
-    """Deselect the tests for whose fixture names `unwanted` returns true."""
+    """Deselect each test if `unwanted` returns true for the names of its fixtures."""
     if idle := [item for item in items if unwanted(getattr(item, "fixturenames", ()))]:
         config.hook.pytest_deselected(items=idle)
         items[:] = [item for item in items if item not in idle]

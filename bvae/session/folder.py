@@ -247,7 +247,7 @@ def read_marker(path: Path) -> str:
 
 
 def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a run; None if the run is not complete, or has been extended since.
+    """Return the result of a run; None if the run is incomplete, also because it was extended.
 
     Raises:
         ValueError: if the result does not match its seal, the run or the files of the run; the message is one

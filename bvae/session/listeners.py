@@ -237,9 +237,7 @@ class TensorBoardLog:
         make_folder(folder)
         for earlier in folder.glob("events.out.tfevents.*"):
             earlier.unlink()
-        return tensorboard.SummaryWriter(
-            folder, purge_step=0
-        )  # makes an open TensorBoard drop the earlier data
+        return tensorboard.SummaryWriter(folder, purge_step=0)  # an open TensorBoard drops the earlier data
 
     def _write_epochs(self, event: EpochEnded) -> None:
         for record in event.history[len(self.steps) :]:

@@ -17,7 +17,7 @@ LOOK_SECONDS, LOOKED_AT = 0.5, 200
 """Seconds between two reads of the files of at most 200 runs; with more runs, proportionally longer."""
 
 NAMED = 4
-"""Maximum number of running runs that a line names."""
+"""Maximum number of runs in training that a line names."""
 
 MOST_LINES = 100
 """Maximum number of lines, approximately, if there are more runs and the output is not a terminal."""
@@ -53,7 +53,7 @@ def _read(directory: Path) -> Note | None:
 def describe_progress(
     notes: Mapping[str, Note], finished: int, runs: int, share: float, elapsed: float
 ) -> str:
-    """Return one line: the number of finished runs, the names of running runs, and the remaining time.
+    """Return one line: the number of finished runs, the runs in training by name, and the remaining time.
 
     The remaining time is estimated from the share of all epochs that was trained in `elapsed` seconds. It is
     not shown if a run may end early.
@@ -83,7 +83,7 @@ def _duration(seconds: float) -> str:
 
 
 class ProgressDisplay(threading.Thread):
-    """Shows progress while runs train. A terminal shows one line that is updated; a file gets further lines.
+    """Shows progress while runs train: on a terminal in one line, elsewhere in a new line for each change.
 
     Args:
         session: the session folder.
