@@ -269,7 +269,7 @@ MISTAKES = [
         f"[b]\ngamma = 1\n{VALID}",
         "b",
         "",
-        "differs from B only in case; expected another name, or B itself",
+        "differs from B only in case; expected another name, or B to replace it",
     ),
     ("# nothing\n", "", "", "has no options; expected one table per option, such as [D]"),
     ("[D]\ngamma 1\n", "", "", "is not TOML: "),
