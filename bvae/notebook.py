@@ -173,7 +173,7 @@ class Run:
         return plot_samples(self.model, count, latent_dim=self.config.training.latent_dim, **more)
 
     def export(self, path: str | Path) -> None:
-        """Write the weights to a safetensors file, for `load_state_dict`. Raises StorageError."""
+        """Write only the weights to a safetensors file, for `load_state_dict`. Raises StorageError."""
         weights = {
             name: tensor.cpu().clone().contiguous() for name, tensor in self.model.state_dict().items()
         }

@@ -161,7 +161,7 @@ def laboratory(pytestconfig: pytest.Config) -> Experiment:
     if found is None:
         pytest.fail(
             f"no experiment was prepared; expected a test file that uses {', '.join(sorted(FIXTURES))} "
-            f"or imports {PACKAGED}; do one of these in this file",
+            f"or imports {PACKAGED}; use or import one of them in this file",
             pytrace=False,
         )
     return found

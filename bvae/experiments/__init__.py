@@ -26,7 +26,7 @@ addopts = -p bvae.plugin -n auto --maxschedchunk=1 --self-contained-html
 [D]
 gamma = 2.0                  # exponent of the focal loss; 0 is the cross-entropy
 class_weights = "power"      # or none, sqrt_inverse, inverse, effective, or a list of ten numbers
-exponent = 0.4               # the weight of a class is its cell count to the power of -0.4
+exponent = 0.4               # weights are proportional to the cell counts to the power of -0.4
 candidate = true             # whether the option can pass the gate
 role = "milder than B"
 """,
