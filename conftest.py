@@ -1,3 +1,3 @@
-"""What all tests of the repository share. pytest.ini loads the plugin that runs experiments."""
+"""Loads `pytester`, with which tests run pytest; pytest.ini loads `bvae.plugin`."""
 
 pytest_plugins = ["pytester"]

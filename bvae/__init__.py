@@ -21,7 +21,7 @@ __version__ = "0.9.2"
 
 
 class EvidenceWarning(UserWarning):
-    """A file, such as a checkpoint, is missing, damaged or less safe than usual. Training continues."""
+    """A file, such as a checkpoint, is missing, damaged or less safe than usual. bvae goes on without it."""
 
 
 class EngineError(RuntimeError):

@@ -1,4 +1,4 @@
-"""The command line, `bvae` or `python -m bvae`: the parts of an experiment without pytest."""
+"""The command line without pytest, called as `bvae` or as `python -m bvae`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bvae import __version__
-from bvae.config import DEFAULT_MODEL
+from bvae.config import DEFAULT_MODEL, ConfigError
 from bvae.corpus import is_built_in, load_corpus
 from bvae.experiment import Experiment, load_engine
 from bvae.experiments import EXAMPLE
@@ -22,12 +22,13 @@ from bvae.report import side_by_side
 from bvae.session.continuation import merge_shards, shard_of
 from bvae.session_files import REPORT, SESSION, newest_checkpoint
 from bvae.storage import atomic_write, make_folder, printable
+from bvae.training_config import LIMITS
 
 DESCRIPTION = """\
-Which losses let a β-VAE learn categorical grids, and which make it predict background everywhere?
+Find out which losses let a β-VAE learn categorical grids, and which make it predict background everywhere.
 
-The main command is `pytest experiments/ --html=report.html`: it compares loss options, and fails if none of
-them trains well. The commands below run its parts separately."""
+The main command is `pytest experiments/ --html=report.html`. It compares loss options, and fails if no option
+trains well. The commands below do parts of that work without pytest."""
 
 EXAMPLES = """\
 examples:
@@ -36,30 +37,30 @@ examples:
   {0} train --resume=runs/latest            resume after an interruption
   {0} train --resume=DIR --epochs 10 --extend
   {1}                                       extend the runs of a session to 10 epochs
-  {0} report runs/latest                    compare again from the files of the session
-  {0} shards 4 --seeds 10                   commands for four machines of a batch system
-  {0} merge runs/shard-*/latest             one session of the runs that they trained
+  {0} report runs/latest                    compare the runs of a session again
+  {0} shards 4 --seeds 10                   print a command for each of four machines
+  {0} merge runs/shard-*/latest             make one session of the four shards
   {0} compare before runs/latest --html compare.html
-  {1}                                       sessions side by side
+  {1}                                       show two sessions side by side
   {0} show runs/latest/B-seed0/checkpoints/best.safetensors
   {0} show CHECKPOINT my_grids.npy          reconstruct your own grids
   {0} show CHECKPOINT --traversals          what each latent dimension changes"""
 
 SLURM = """\
-example, a Slurm array of four tasks:
+example: a Slurm array of four tasks
   #SBATCH --array=1-4
   pytest experiments/ --shard=$SLURM_ARRAY_TASK_ID/4 --run-dir=runs/shard-$SLURM_ARRAY_TASK_ID --seeds 10
-and after all of them:
+after all tasks:
   bvae merge runs/shard-*/latest"""
 
 
 def called_as() -> str:
-    """Return the name under which the command was called."""
+    """Return the command as the user typed it, for help texts and messages."""
     return "bvae" if Path(sys.argv[0]).stem == "bvae" else "python -m bvae"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that exits with 4 on wrong usage, like pytest, because 2 means interrupted."""
+    """A parser that exits with status 4 on wrong usage, like pytest; argparse would exit with 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(4, f"ERROR: {message}; see {self.prog} --help\n")
@@ -87,7 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
     parsers["init"].add_argument(
         "folder", nargs="?", type=path_text, default=".", metavar="DIR", help="Default: the current folder"
     )
-    parsers["shards"].add_argument("count", metavar="N", help="Number of shards, at most one for each run")
+    parsers["shards"].add_argument("count", metavar="N", help="Number of shards, at most the number of runs")
     parsers["shards"].formatter_class = argparse.RawDescriptionHelpFormatter
     parsers["shards"].epilog = SLURM
     parsers["merge"].add_argument(
@@ -95,30 +96,30 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         type=path_text,
         metavar="DIR",
-        help="The session folder of a shard, such as runs/shard-1/latest",
+        help="Session folder of a shard, such as runs/shard-1/latest",
     )
     parsers["report"].add_argument(
-        "session", type=path_text, metavar="RUN_DIR", help="A session folder, such as runs/latest"
+        "session", type=path_text, metavar="RUN_DIR", help="Session folder, such as runs/latest"
     )
     parsers["compare"].add_argument(
         "runs",
         nargs="+",
         type=path_text,
         metavar="RUN",
-        help="The folder of a session or of one of its runs, such as runs/latest or runs/latest/B-seed0",
+        help="Folder of a session or of a run, such as runs/latest or runs/latest/B-seed0",
     )
     parsers["show"].add_argument(
         "checkpoint",
         type=path_text,
         metavar="CHECKPOINT",
-        help="A run, for its newest checkpoint, or a .safetensors file",
+        help="Folder of a run, whose newest checkpoint is used, or a .safetensors file",
     )
     parsers["show"].add_argument(
         "grids",
         nargs="?",
         type=path_text,
         metavar="GRIDS",
-        help="Corpus to take grids from. Default: the corpus of the run",
+        help="Corpus whose grids are drawn. Default: the corpus of the run",
     )
     return parser
 
@@ -126,12 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
 def init(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Write an example project.
 
-    Writes a test file that runs the packaged experiment and adds a gate, a pytest.ini that loads the plugin,
-    and loss options. Nothing is overwritten.
+    Writes three files and overwrites none: a test file with the packaged experiment and one more gate, a
+    pytest.ini that loads the plugin, and a file of loss options.
     """
     folder = Path(arguments.folder)
     if existing := [str(folder / name) for name in EXAMPLE if (folder / name).exists()]:
-        raise ValueError(f"{printable(', '.join(existing))} is there already; name another folder")
+        raise ValueError(f"{printable(', '.join(existing))} exists already; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in EXAMPLE.items():
         atomic_write(folder / name, text.encode())
@@ -143,8 +144,8 @@ def init(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Train one loss option with one seed.
 
-    Creates a session folder with checkpoints, their pictures, metrics and a verdict. With --resume, trains
-    the unfinished runs of a session, and those that more --seeds or --loss-options add to it.
+    Creates a session folder with checkpoints, pictures, metrics and a verdict. With --resume, trains the
+    unfinished runs of a session, and the runs that more --seeds or --loss-options add.
     """
     with Interruptions() as interruptions:
         interruptions.open()
@@ -166,10 +167,14 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
         if added := [name for name in ("seeds", "loss_options") if given[name] is not None]:
             flag = f"--{added[0].replace('_', '-')}"
             raise ValueError(f"{flag} extends a session; expected --resume=DIR, or --option and --seed")
-        if not arguments.seed.isdecimal():
-            raise ValueError(f"--seed is {arguments.seed!r}; expected a whole number of at least 0")
+        if arguments.seed not in map(str, range(most := LIMITS["seeds"])):
+            raise ValueError(f"--seed is {arguments.seed!r}; expected a whole number from 0 to {most - 1}")
         one = {"loss_options": arguments.option, "seeds": str(int(arguments.seed) + 1)}
-        experiment = Experiment.prepare(parse_experiment({**given, **one}), run_dir, command)
+        try:
+            asked = parse_experiment({**given, **one})
+        except ConfigError as error:
+            raise (error.shown_as("--option") if error.field == "options" else error) from None
+        experiment = Experiment.prepare(asked, run_dir, command)
     experiment.open_session()
     resuming = f"{called_as()} train"
     interruptions.last_words = lambda: experiment.how_to_resume(resuming, interrupted=True)
@@ -191,10 +196,10 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
 
 
 def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Print the commands that train an experiment in N parts, without training.
+    """Print N commands, each of which trains one shard of an experiment.
 
-    Each command trains every N-th run, on any machine, and exits with 0 if its runs are complete, whatever
-    their verdicts. No gate is run. `merge` makes one session of the parts, bit-identical to an undivided one.
+    A shard is every N-th run. Each command can run on another machine; it runs no gate, and exits with 0 if
+    all its runs are complete, whatever the verdicts. `merge` then makes one session of all shards.
     """
     known = options_of("shards")
     given = {option.key: getattr(arguments, option.key) for option in known}
@@ -215,14 +220,13 @@ def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def merge(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Make one session of finished shards, and compare its runs.
 
-    Shards of another experiment, damaged ones, and different results of one run are refused. The folders of
-    shards stay as they are. Missing runs are named, and --resume trains them. Exits with 1 if runs are
-    missing.
+    Does not change the folders of the shards. Refuses damaged shards, shards of different experiments, and
+    different results of the same run. If runs are missing, names them and exits with 1; --resume trains them.
     """
     session, missing, hardware = merge_shards(arguments.shards, Path(arguments.run_dir), command)
     if hardware:
         differing = "; ".join(f"{name}: {values}" for name, values in hardware.items())
-        print(f"The shards were trained on different hardware ({differing}), so bits may differ.")
+        print(f"The hardware of the shards differs ({differing}), so results may not be bit-identical.")
     status = _report(str(session.path), {"model": arguments.model}, command)
     if missing:
         names, folder = ", ".join(run.name for run in missing), printable(str(session.path))
@@ -231,10 +235,10 @@ def merge(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Compare the runs of a session again.
+    """Compare the runs of a session again, without training.
 
-    Writes the comparison/ folder of the session, and the report as one HTML page, without training. With
-    --accuracy-band, judges the runs again.
+    Writes the comparison/ folder of the session, and the report as one HTML page. With --accuracy-band,
+    judges the runs again.
     """
     given = {"model": arguments.model, "accuracy_band": arguments.accuracy_band}
     return _report(arguments.session, given, command, arguments.html)
@@ -255,10 +259,10 @@ def _report(
 
 
 def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Set finished sessions side by side, whatever they differ in.
+    """Show finished sessions side by side, whatever settings differ.
 
-    Prints the settings that they share, those that differ, the options of all sessions, and their differences
-    from the first. Nothing is trained, and nothing in the folders is changed. Example: bvae compare before
+    Prints the shared settings, the different settings, the options of all sessions, and the differences from
+    the first session. Trains nothing, and does not change the folders. Example: bvae compare before
     runs/latest --html compare.html
     """
     for path in map(Path, filter(None, (arguments.html, arguments.csv))):
@@ -280,15 +284,15 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Draw reconstructions by a checkpoint, traversals of its latent dimensions, or samples.
+    """Draw reconstructions, traversals of latent dimensions, or samples with the model of a checkpoint.
 
-    Draws grids, their reconstructions by the checkpoint's model, and the wrong cells. With --traversals,
-    draws what the model decodes for the first grid while one latent dimension at a time takes other values.
-    With --samples N, draws grids decoded from samples of the prior.
+    By default, draws grids, their reconstructions, and the wrong cells. With --traversals, changes one latent
+    dimension of the first grid at a time, and draws the decoded grids. With --samples N, draws grids decoded
+    from N samples of the prior.
     """
     samples = arguments.samples
     if samples is not None and (arguments.traversals or arguments.grids):
-        raise ValueError("--samples draws no grids of a corpus; give it without --traversals and GRIDS")
+        raise ValueError("--samples draws no grids of a corpus; remove --traversals and GRIDS")
     if samples is not None and not samples.isdecimal():
         raise ValueError(f"--samples is {samples!r}; expected a whole number from 1 to 40")
     engine = load_engine()
@@ -316,21 +320,21 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def options(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Print all options of these commands and of pytest as Markdown, with their defaults."""
+    """Print a Markdown table of all options of pytest and of these commands."""
     print(options_document(), end="")
     return 0
 
 
 COMMANDS = (init, train, shards, merge, report, compare, show, options)
-"""The commands; each has the name of its function, and the docstring as its help text."""
+"""The commands. The function's name is the name of the command, and its docstring is the help text."""
 
 
 def main(command: Sequence[str] | None = None) -> int:
-    """Run a command. A user's mistake prints one sentence and returns status 4, as in pytest."""
+    """Run a command and return its exit status. A user's mistake prints one sentence and returns 4."""
     command = sys.argv[1:] if command is None else command
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # γ cannot be shown in every encoding
+            stream.reconfigure(errors="backslashreplace")  # some encodings have no γ
     arguments = build_parser().parse_args(command)
     try:
         return int(arguments.function(arguments, command))

@@ -195,7 +195,7 @@ def weights_of_option(option: LossOption, counts: Counts) -> NDArray[np.float32]
 
 @np.errstate(over="ignore")
 def weight_ratio(weights: NDArray[np.float32]) -> float:
-    """Return the largest weight divided by the smallest; a larger ratio becomes the largest float32."""
+    """Return the largest weight divided by the smallest, but at most the largest float32."""
     return float(min(weights.max() / weights.min(), np.finfo(np.float32).max))
 
 

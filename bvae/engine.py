@@ -1,7 +1,8 @@
-"""The parts of a session that need PyTorch or matplotlib: training, pictures and the written comparison.
+"""The parts of a session that need PyTorch or matplotlib: training, pictures, files of the comparison.
 
-Only `bvae.experiment.load_engine` imports this module. Processes that train call it at the start; the
-controller of pytest-xdist workers calls it at the end or not at all.
+Only `bvae.experiment.load_engine` imports this module. Processes that train call it at the start, and other
+processes when they need it. The controller of pytest-xdist workers needs it to check a GPU or a model other
+than the built-in one, and to write the comparison if no worker has written it.
 """
 
 from __future__ import annotations
@@ -59,14 +60,14 @@ __all__ = [
 ]
 
 EXAMPLES = 500
-"""Number of validation grids from which the worst, the median and the best are chosen."""
+"""Number of validation grids from which the worst, the median and the best grid are chosen."""
 
 STRIPS, CELLS = 200, 60
-"""Maximum number of runs whose verdicts are drawn by epoch, and of cells for each."""
+"""Maximum number of runs in the chart of verdicts by epoch, and of verdicts per run."""
 
 
 def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
-    """Return the precision to use on a GPU; `auto` is bf16 if it is supported, else fp32.
+    """Return the precision to use on a GPU. `auto` becomes bf16 if the GPU supports it, otherwise fp32.
 
     Raises:
         ValueError: if there is no such GPU.
@@ -86,14 +87,16 @@ def resolve_gpu_precision(precision: Precision, device: str) -> Precision:
 
 
 def find_scheduler(engine: str, gpus: str, device: str, workers: int = 0) -> Callable[..., RunScheduler]:
-    """Return the factory of the scheduler of `--engine`, which takes a session, its corpus and its runs.
+    """Return a function that makes the scheduler of an engine from a session, its corpus and its runs.
 
     Args:
-        gpus: the share of a GPU for each run, as text; ignored unless `device` is "cuda".
-        workers: the number of workers of pytest-xdist.
+        engine: value of `--engine`.
+        gpus: value of `--gpus-per-run`, the share of a GPU for each run.
+        device: value of `--device`.
+        workers: number of workers of pytest-xdist.
 
     Raises:
-        ValueError: if the engine is unknown or not installed, or does not fit `gpus`, `device` or `workers`.
+        ValueError: if the engine is unknown or not installed, or if it cannot be used with the other values.
     """
     if engine == "xdist":
         return RunScheduler
@@ -103,7 +106,7 @@ def find_scheduler(engine: str, gpus: str, device: str, workers: int = 0) -> Cal
         raise ValueError(f"--engine {engine} needs Ray, which is not installed; run pip install 'bvae[ray]'")
     if workers:
         raise ValueError(
-            f"--engine {engine} trains without workers of pytest-xdist, and {workers} are asked for; "
+            f"--engine {engine} trains without workers of pytest-xdist, but -n asks for {workers}; "
             "leave out -n, or write -n0"
         )
     if device not in ("cpu", "cuda"):
@@ -124,7 +127,7 @@ def describe_gpu(device: str) -> dict[str, str | int]:
 
 
 def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
-    """Write the chart that explains an option's predictions, after its runs ended. Raises StorageError."""
+    """Write the chart that explains the predictions of an option. Raises StorageError."""
     folder = comparison_folder(session)
     make_folder(folder)
     (summary,) = compare_outcomes(session, {option: outcomes}).options.values()
@@ -132,7 +135,7 @@ def write_why(session: Session, option: str, outcomes: OptionOutcomes) -> None:
 
 
 def write_picture(path: Path, draw: Callable[[], bytes | None]) -> None:
-    """Draw and write a picture; without one, remove its older version. A failure to draw only warns."""
+    """Draw and write a picture. If there is none, remove the older file. Warn if drawing fails."""
 
     def write() -> bytes | None:
         if (png := draw()) is not None:
@@ -140,12 +143,12 @@ def write_picture(path: Path, draw: Callable[[], bytes | None]) -> None:
         return png
 
     if try_to_draw(path.name, write) is None:
-        with contextlib.suppress(OSError):  # it may be impossible to remove, too
+        with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)  # the picture of an earlier comparison
 
 
 def try_to_draw(name: str, draw: Callable[[], bytes | None]) -> bytes | None:
-    """Return the PNG that `draw` returns. If it fails, warn and return None."""
+    """Return the PNG from `draw`. If `draw` fails, warn and return None."""
     try:
         return draw()
     except Exception as error:
@@ -162,7 +165,9 @@ def write_comparison(
     *,
     in_haste: bool = False,
 ) -> Comparison:
-    """Compare the runs and write the remaining files; `in_haste` leaves out references, which take seconds.
+    """Compare the runs, and write all files of the comparison except the charts of `write_why`.
+
+    `in_haste` leaves out the references, which take seconds.
 
     Raises:
         StorageError: if a file cannot be written.
@@ -188,9 +193,9 @@ def write_comparison(
 
 
 def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> bytes | None:
-    """Return a PNG of the worst, the median and the best of some validation grids under each option.
+    """Return a PNG of the worst, the median and the best of some validation grids for each option.
 
-    Returns None if no option has a checkpoint or no grid has an object.
+    Return None if no option has a checkpoint, or if no grid has an object.
     """
     grids = corpus.val[sample_rows(len(corpus.val), EXAMPLES)]
     examples = {}
@@ -211,7 +216,7 @@ def draw_examples(session: Session, corpus: Corpus, comparison: Comparison) -> b
 
 
 def shown_models(session: Session, comparison: Comparison) -> dict[str, GridModel]:
-    """Return the model of the newest checkpoint of each option's first seed, if there is one."""
+    """Return by option the model of the first run's newest checkpoint, if there is one."""
     found = {}
     for option in session.record.config.options:
         if option.name in comparison.options:
@@ -222,7 +227,7 @@ def shown_models(session: Session, comparison: Comparison) -> dict[str, GridMode
 
 
 def option_names(session: Session) -> list[str]:
-    """Return all options of a session, in the order that determines their colours."""
+    """Return the names of all options of a session, in the order of their colours."""
     return [option.name for option in session.record.config.options]
 
 
@@ -234,13 +239,13 @@ def draw_run_curves(session: Session, result: RunResult) -> bytes | None:
 
 
 def draw_curves(session: Session, comparison: Comparison) -> bytes:
-    """Return a PNG of the curves of every option, with a band over its seeds."""
+    """Return a PNG of the curves of each option; bands show the range over seeds."""
     folders = {name: [run.path for run in option.runs] for name, option in comparison.options.items()}
     return _draw_curves(session, folders, f"Loss options on {comparison.corpus.name}")
 
 
 def draw_tradeoff(session: Session, comparison: Comparison) -> bytes | None:
-    """Return a PNG of the KL divergence and the object IoU of every run; None if no run has both."""
+    """Return a PNG of the KL divergence and the object IoU of each run; None if no run has both."""
     runs = {
         name: [
             (run.metrics.kl, run.metrics.object_iou)
@@ -258,7 +263,7 @@ def draw_tradeoff(session: Session, comparison: Comparison) -> bytes | None:
 
 
 def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: str) -> bytes:
-    """Return a PNG of the curves of each option's runs, given by their folder names in the session."""
+    """Return a PNG of the curves of options; `folders` has the names of the runs of each option."""
     record = session.record
     options = [option for option in record.config.options if option.name in folders]
     schedules = {describe_beta(record.config.training.changed(option.training)) for option in options}
@@ -277,7 +282,7 @@ def _draw_curves(session: Session, folders: Mapping[str, Sequence[str]], title: 
 
 
 def verdict_strips(session: Session, comparison: Comparison) -> list[dict[str, Strip]]:
-    """Return the verdicts by epoch of each option's first runs; long runs are judged at some epochs only."""
+    """Return the verdicts by epoch of the first runs of each option; for long runs, only of some epochs."""
     config = session.record.config
     most = max(1, STRIPS // len(comparison.options))
     options = {name: option.runs[:most] for name, option in comparison.options.items()}
@@ -296,14 +301,14 @@ def verdict_strips(session: Session, comparison: Comparison) -> list[dict[str, S
 
 
 def draw_verdicts(comparison: Comparison, strips: Sequence[Mapping[str, Strip]]) -> bytes:
-    """Return a PNG of the verdict on each run by epoch."""
+    """Return a PNG of the verdict on each run after each epoch."""
     runs, shown = sum(len(option.runs) for option in comparison.options.values()), sum(map(len, strips))
     title = f"Verdict by epoch on {comparison.corpus.name}\nThe verdict on each run if it had ended there"
     return png_of(plot_verdicts(strips, title=title + f"; {shown} of {runs} runs" * (shown < runs)))
 
 
 def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
-    """Return a PNG of the chart that explains an option's predictions."""
+    """Return a PNG of the chart that explains the predictions of an option."""
     histories = [shown_history(session, run.path) for run in option.runs]
     title = f"Why: option {name} (γ = {option.gamma:g}, class weights {option.class_weights})"
     colour = colour_of(option_names(session).index(name))
@@ -312,7 +317,7 @@ def draw_why(session: Session, name: str, option: OptionSummary) -> bytes:
 
 
 def draw_reconstructions(session: Session, corpus: Corpus, comparison: Comparison) -> bytes:
-    """Return a PNG of the same grids under each option."""
+    """Return a PNG of the same grids and their reconstructions by each option."""
     grids = corpus.sample_grids()
     models = shown_models(session, comparison)
     predicted = {f"Option {name}": reconstruct(model, grids) for name, model in models.items()}

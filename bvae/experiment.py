@@ -1,7 +1,7 @@
-"""An experiment from its options to its report, for pytest's hooks and `python -m bvae`.
+"""An experiment, from its options to its report, for `bvae.hooks` and `python -m bvae`.
 
 The controller of pytest-xdist imports this module. It must not import PyTorch or matplotlib, which takes two
-seconds, so processes that train import them through `load_engine`.
+seconds. Processes that train or draw import them through `load_engine`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from bvae.judging.baseline import (
 )
 from bvae.judging.comparison import LARGE, Comparison, OptionOutcomes, RunOutcomes
 from bvae.option_files import allow_models, own_models
-from bvae.options import parse_experiment
+from bvae.options import COMPARE_EXPECTS, parse_experiment
 from bvae.records import CorpusRecord, RunResult
 from bvae.report import html
 from bvae.report.tables import pictured_runs
@@ -52,39 +52,35 @@ Selection = tuple[LossOption, int]
 
 
 class SetupError(ValueError):
-    """The experiment cannot be run as requested. The message is one line for the user."""
+    """The experiment cannot be run as requested; the message is one line for the user."""
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
 
 
 def load_engine() -> ModuleType:
-    """Import `bvae.engine`, which trains and draws. This is the only import inside a function.
-
-    Processes that train call it first, because an interrupted import could not be repeated when the session
-    is closed.
-    """
+    """Import `bvae.engine`. Processes that train do this first: an interrupted import cannot be repeated."""
     from bvae import engine
 
     return engine
 
 
 RESOLVED = ("grid_size", "classes", "background")
-"""The settings that may be "auto" until the corpus is loaded."""
+"""Settings that may be "auto" until the corpus is loaded."""
 
 
 class Experiment:
-    """The experiment of one invocation, in the controller or in one of its workers.
+    """The experiment of one invocation, in the controller or in a worker.
 
     Attributes:
-        config: the options, seeds, corpus and training settings.
-        selected: the runs that this invocation collected and did not deselect.
-        added: the runs that this invocation added to a session that it resumed.
+        config: options, seeds, corpus and training settings.
+        selected: the runs whose tests this invocation runs.
+        added: the runs that this invocation added to a resumed session.
         baseline: the baseline to compare with, or None.
-        complaint: why the session could not continue or could not be closed; empty otherwise.
-        make_scheduler: creates the scheduler from the session, its corpus and its runs.
-        own_gates: for each gate that the project adds to the packaged one, by name, whether it passed.
-        page: the folder of the HTML report, to which its links are relative.
+        complaint: why the session could not continue or could not be closed; otherwise empty.
+        make_scheduler: function that makes the scheduler from the session, its corpus and its runs.
+        own_gates: whether each gate of the project passed, by name; the packaged gate is not included.
+        page: folder of the HTML report; links in the report are relative to it.
     """
 
     def __init__(self, config: ExperimentConfig, run_dir: Path, command: Sequence[str]) -> None:
@@ -93,9 +89,9 @@ class Experiment:
         self.baseline: Baseline | None = None
         self.complaint = ""
         self._session: Session | None = None
-        self._lock: BaseFileLock | None = None  # held until the session is closed or this process ends
+        self._lock: BaseFileLock | None = None  # held until the session is closed
         self._display: ProgressDisplay | None = None
-        self._closed, self._interrupted, self._gate_ran = False, False, True
+        self._closed, self._interrupted, self._gate_ran, self._is_large = False, False, True, False
         self.make_scheduler: Callable[..., RunScheduler] = lambda *about: load_engine().RunScheduler(*about)
         self.own_gates: dict[str, bool] = {}
         self.page: Path | None = None
@@ -104,7 +100,7 @@ class Experiment:
     def prepare(
         cls, config: ExperimentConfig, run_dir: Path, command: Sequence[str], baseline: str | None = None
     ) -> Experiment:
-        """Validate an experiment, its corpus and its baseline, given as a path. Raises SetupError."""
+        """Validate an experiment, its corpus, and its baseline, given as a path. Raises SetupError."""
         try:
             training, resolve = config.training, resolve_precision
             check_log(training.log)
@@ -132,10 +128,11 @@ class Experiment:
         resumed: str,
         *,
         extend: bool = False,
+        compares: bool = False,
     ) -> Experiment:
-        """Finish or extend a session, given as its folder or as `latest`. Raises SetupError.
+        """Return the experiment that resumes a session, given by its folder or `latest`. Raises SetupError.
 
-        Settings that are not given are those of the session; `continuation.extended` says which may differ.
+        `extend` allows more epochs, and `compares` requires a baseline.
         """
         try:
             path = (run_dir / LATEST if resumed == LATEST else Path(resumed)).resolve()
@@ -145,13 +142,15 @@ class Experiment:
             baseline, stored = given.get("baseline"), path / BASELINE_FILE
             if baseline is None and stored.exists():
                 baseline = str(stored)
+            if baseline is None and compares:
+                raise ValueError(COMPARE_EXPECTS)
             asked = parse_experiment(given, session.record.config)
             config, changes = extended(session.record.config, asked, more_epochs=extend)
             experiment = cls.prepare(config, path.parent, command, baseline)
             refuse_changes(session.record, experiment.config, experiment.corpus)
             experiment._lock = hold(path)
             experiment._session = go_on(session, experiment.config, experiment.command, changes)
-        except (OSError, ValueError, RuntimeError) as error:  # in use by another process, or a loop of links
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: in use, or a loop of links
             raise SetupError(f"--resume {resumed} is not possible: {error}") from error
         known = {run.name for run in session.runs}
         experiment.added = [run for run in experiment.runs if run.name not in known]
@@ -159,7 +158,7 @@ class Experiment:
 
     @classmethod
     def join(cls, path: Path, invocation: str) -> Experiment:
-        """Return, in a worker, the experiment of the session that the controller created."""
+        """Return the experiment of a worker, in the session that the controller opened."""
         session = Session.open(path, invocation)
         experiment = cls(session.record.config, path.parent, session.record.command)
         experiment._session = session
@@ -169,14 +168,14 @@ class Experiment:
 
     @property
     def session(self) -> Session:
-        """The session folder. Raises RuntimeError before it is opened."""
+        """The open session. Raises RuntimeError if none is open."""
         if self._session is None:
             raise RuntimeError("no session is open; expected open_session to have been called")
         return self._session
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The grids, loaded once per process. Raises CorpusError, also if they changed since the start."""
+        """The grids, loaded once per process. Raises CorpusError, also if they have changed."""
         asked = {name: getattr(self.config, name) for name in RESOLVED}
         corpus = load_corpus(self.config.corpus, padding_value=self.config.padding_value, **asked)
         if self._session is not None and corpus.fingerprint != self._session.record.corpus.fingerprint:
@@ -185,11 +184,11 @@ class Experiment:
 
     @cached_property
     def scheduler(self) -> RunScheduler:
-        """The scheduler that trains the runs, created at first use. Raises EngineError."""
+        """The scheduler that trains the runs, made at first use. Raises EngineError."""
         return self.make_scheduler(self.session, self.corpus, self.selected)
 
     def open_session(self) -> None:
-        """Make the session folder, unless a session is resumed. Raises StorageError."""
+        """Make the session folder if no session is resumed, and store the baseline. Raises StorageError."""
         if self._session is None:
             device = self.config.training.device
             gpu = {} if device == "cpu" else load_engine().describe_gpu(device)
@@ -203,9 +202,11 @@ class Experiment:
         asked = {self.session.run_config(option, seed).name for option, seed in runs}
         self.selected = [run for run in self.runs if run.name in asked]
         self._pictured = pictured_runs(self.selected)
+        begun = {run.name for run in self.runs if (self.session.path / run.name).exists()}
+        self._is_large = len(asked | begun) >= LARGE  # like the comparison of these runs
 
     def show_progress(self, names: Iterable[str], write: Callable[[str], object], *, live: bool) -> None:
-        """Start to display the progress of the runs with these names; see `bvae.session.progress`."""
+        """Start to display the progress of the named runs, see `ProgressDisplay`."""
         wanted = set(names)
         if self._display is None and (asked := [run for run in self.runs if run.name in wanted]):
             self._display = ProgressDisplay(self.session.path, asked, write, live=live)
@@ -218,11 +219,11 @@ class Experiment:
 
     @property
     def shows_progress(self) -> bool:
-        """Whether progress is displayed in a line that pytest's result letters would break."""
+        """Whether progress is displayed, in a line that result letters of pytest would break."""
         return self._display is not None
 
     def obtain(self, selection: Selection) -> RunResult:
-        """Return the result of a run: train it, wait for it, or read it. Raises like the scheduler."""
+        """Train, wait for, or read a run, and return its result. Raises like `RunScheduler.obtain`."""
         run = self.session.run_config(*selection)
         result = self.scheduler.obtain(run)
         for failure in result.failed_pictures:
@@ -230,7 +231,7 @@ class Experiment:
         return result
 
     def compare(self) -> Comparison:
-        """Return the comparison of all selected runs; if no gate has written it, obtain them and write it."""
+        """Return the comparison of the selected runs. The first call obtains the runs and writes it."""
         return read_comparison(self.session) or self._write_comparison(self.scheduler.obtain_all())
 
     def _write_comparison(
@@ -238,39 +239,36 @@ class Experiment:
     ) -> Comparison:
         engine, found = load_engine(), RunOutcomes()
         for option, outcomes in options:
-            engine.write_why(self.session, option, outcomes)  # before waiting for the next option
+            engine.write_why(self.session, option, outcomes)  # while the next option still trains
             found[option] = outcomes
         write = engine.write_comparison
         return cast(Comparison, write(self.session, self.corpus, found, self.baseline, in_haste=in_haste))
 
     def compare_with_baseline(self) -> tuple[Difference, ...]:
-        """Obtain all selected runs and compare them with the baseline, without writing anything."""
+        """Obtain the selected runs and compare them with the baseline, without writing the comparison."""
         return compare_with(self.baseline, compare_outcomes(self.session, dict(self.scheduler.obtain_all())))
 
     def show_run(self, result: RunResult) -> list[str]:
-        """Return HTML of a run: its verdict, the epochs that met the rules, and its pictures."""
-        if len(self.selected) >= LARGE:
+        """Return HTML of a run: its verdict, numbers and pictures; in a large session, one line."""
+        if self._is_large:
             return [html.show_briefly(self.session, result, self.page, self._pictured)]
         return [html.show_run(self.session, result, load_engine().draw_run_curves(self.session, result))]
 
     def show_comparison(self, comparison: Comparison) -> list[str]:
-        """Return HTML of the gate; the comparison itself is at the head of the report."""
+        """Return HTML of the gate. The head of the report shows the comparison."""
         return [html.show_gate(comparison)]
 
     def show_differences(self, differences: Sequence[Difference]) -> list[str]:
-        """Return HTML of the differences from the baseline."""
+        """Return HTML of the differences to the baseline."""
         return [html.show_differences(differences)]
 
     @property
     def is_open(self) -> bool:
-        """Whether the session was opened and not yet closed."""
+        """Whether the session is opened and not yet closed."""
         return self._session is not None and not self._closed
 
     def close_session(self, *, interrupted: bool) -> None:
-        """Write the comparison if the gate did not; remove the folder if no run began.
-
-        A failure to write is shown in the summary, because no caller could catch an exception here.
-        """
+        """Write the comparison if no gate did; remove the session if no run began. Errors set `complaint`."""
         if not self.is_open:
             return
         self._closed, self._interrupted = True, interrupted
@@ -296,7 +294,7 @@ class Experiment:
             warnings.warn(reason, EvidenceWarning, stacklevel=2)
 
     def _write_step_summary(self) -> None:
-        """Append the comparison to the Markdown file that GitHub shows on the page of a workflow run."""
+        """Append the comparison to the Markdown file that GitHub shows for a workflow."""
         step_summary, comparison = os.environ.get("GITHUB_STEP_SUMMARY"), read_comparison(self.session)
         if step_summary and comparison is not None:
             text = to_markdown(comparison, compare_with(self.baseline, comparison), pictures=False)
@@ -304,7 +302,7 @@ class Experiment:
                 file.write("\n\n".join(filter(None, [explain_own_gates(self.own_gates), text])))
 
     def summary(self, command: str = "pytest experiments/") -> list[str]:
-        """Return the lines that end the terminal output; none if nothing was run."""
+        """Return the lines that end the terminal output."""
         comparison = read_comparison(self.session) if self._session is not None else None
         resume = self.how_to_resume(command, comparison, interrupted=self._interrupted)
         if comparison is None:
@@ -318,7 +316,7 @@ class Experiment:
     def how_to_resume(
         self, command: str, comparison: Comparison | None = None, *, interrupted: bool
     ) -> list[str]:
-        """Return the complaint and the command that completes the session; empty if it is complete."""
+        """Return the complaint and the command that completes the session; no lines if it is complete."""
         runs = [run for option in comparison.options.values() for run in option.runs] if comparison else []
         unfinished = interrupted or any(run.verdict == "incomplete" for run in runs)
         lines = [self.complaint] if self.complaint else []
@@ -330,19 +328,18 @@ class Experiment:
         return lines
 
     def report_head(self) -> list[str]:
-        """Return HTML that comes before the table of tests in the report."""
+        """Return the HTML above the table of tests in the report."""
         if self._session is None or not self.session.path.exists():
             return []
         known = self.session, read_comparison(self.session), self.own_gates
         return [html.report_head(*known, gate_ran=self._gate_ran, page=self.page)]
 
     def report_page(self) -> str:
-        """Return the report of a closed session as one HTML page; empty where there is no comparison."""
+        """Return the report of a closed session as one HTML page; empty if there is no comparison."""
         if not self.session.path.exists() or (comparison := read_comparison(self.session)) is None:
             return ""
         runs = {} if comparison.is_large else found_outcomes(self.session)
         results = [each for seeds in runs.values() for each in seeds.values() if isinstance(each, RunResult)]
         shown = {f"{r.option}-seed{r.seed}: {words(r.verdict)}": self.show_run(r)[0] for r in results}
-        return html.report_page(
-            self.session, comparison, shown, compare_with(self.baseline, comparison), self.page
-        )
+        differences = compare_with(self.baseline, comparison)
+        return html.report_page(self.session, comparison, shown, differences, self.page)

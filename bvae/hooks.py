@@ -1,7 +1,4 @@
-"""The pytest hooks of a session in which experiments are run; `bvae.plugin` registers them.
-
-Each hook translates between pytest and `bvae.experiment`.
-"""
+"""The pytest hooks of an experiment, which call `bvae.experiment`; `bvae.plugin` registers them."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ import pytest
 from bvae import EngineError
 from bvae.config import ExperimentConfig
 from bvae.experiment import Experiment, SetupError, load_engine
-from bvae.options import EXTEND_EXPECTS, options_of, parse_experiment
+from bvae.options import COMPARE_EXPECTS, EXTEND_EXPECTS, options_of, parse_experiment
 from bvae.report.html import TITLE
 from bvae.session.folder import RunCrashError, Session
 from bvae.session_files import SESSION
@@ -32,14 +29,14 @@ from bvae.verdict import words
 
 EXPERIMENT = pytest.StashKey[Experiment]()
 GATE, PACKAGED_GATE, SESSION_KEY = "gate", "test_stable_option_exists", "bvae_session"
-"""The marker of gates, the name of the packaged gate, and the key of the session in a worker's input."""
+"""Marker of gate tests, name of the packaged gate test, and key of the session in `workerinput`."""
 
 
 def register_hooks(config: pytest.Config) -> None:
-    """Prepare or join the experiment, and register its hooks. Raises UsageError."""
+    """Prepare the experiment, or join it in a worker, and register its hooks. Raises UsageError."""
     if is_worker(config) or not config.getoption("numprocesses", None):
         load_engine()
-    # Configured last, so that it takes precedence: missing evidence is reported and fails no test.
+    # The last filter takes precedence, so an EvidenceWarning fails no test.
     config.addinivalue_line("filterwarnings", "default::bvae.EvidenceWarning")
     interruptions = Interruptions()
     config.add_cleanup(interruptions.close)
@@ -62,28 +59,29 @@ def register_hooks(config: pytest.Config) -> None:
 
 
 def joined_experiment(config: pytest.Config) -> Experiment:
-    """Return the experiment of the session that the controller passed to this worker."""
+    """Return the experiment of this worker, whose session the controller has opened."""
     about = cast(Any, config).workerinput
     path, invocation = about[SESSION_KEY]
     try:
         experiment = Experiment.join(Path(path), invocation)
     except FileNotFoundError:
-        os._exit(1)  # the controller was interrupted before a run began, and has removed the session
+        os._exit(1)  # the interrupted controller has removed the session, because no run had begun
     follow_controller(experiment.session)
     return experiment
 
 
 def requested_experiment(config: pytest.Config) -> Experiment:
-    """Return the validated experiment of this command line, new or resumed. Raises SetupError."""
+    """Return the new or resumed experiment of this command line. Raises SetupError."""
     given, command = given_values(config), config.invocation_params.args
-    run_dir, baseline = Path(config.getoption("run_dir")), given["baseline"]
-    if config.getoption("fail_on_regression") and baseline is None:
-        raise SetupError("--fail-on-regression has nothing to compare with; add --baseline=PATH")
+    run_dir = Path(config.getoption("run_dir"))
     if (extend := config.getoption("extend")) and None in (given["resume"], given["epochs"]):
         raise SetupError(EXTEND_EXPECTS)
-    if given["resume"] is not None:
-        return Experiment.resume(given, run_dir, command, given["resume"], extend=extend)
-    return Experiment.prepare(asked_experiment(config), run_dir, command, baseline)
+    compares = config.getoption("fail_on_regression")
+    if (resumed := given["resume"]) is not None:
+        return Experiment.resume(given, run_dir, command, resumed, extend=extend, compares=compares)
+    if compares and given["baseline"] is None:
+        raise SetupError(COMPARE_EXPECTS)
+    return Experiment.prepare(asked_experiment(config), run_dir, command, given["baseline"])
 
 
 def is_worker(config: pytest.Config) -> bool:
@@ -92,26 +90,26 @@ def is_worker(config: pytest.Config) -> bool:
 
 
 def joins_session(config: pytest.Config) -> bool:
-    """Return whether the controller passed a session to this worker."""
+    """Return whether the controller has passed a session to this worker."""
     return SESSION_KEY in cast(Any, config).workerinput
 
 
 def resuming_command(config: pytest.Config) -> str:
-    """Return the command that collects the same tests, to which `--resume` is added."""
-    given = config.invocation_params.args
-    collecting = [
+    """Return the resuming command without `--resume`: the test paths, and the options to repeat."""
+    given, repeated = config.invocation_params.args, [each for each in options_of("pytest") if each.repeated]
+    with_value = {"-c", "--config-file", "--rootdir", *(each.flag for each in repeated if each.metavar)}
+    kept = {"--pyargs", *with_value, *(each.flag for each in repeated), *config.args}
+    copied = [
         word
         for before, word in zip(("", *given), given, strict=False)
-        if word in ("-c", "--pyargs", "--rootdir", "--engine", "--shard", *config.args)
-        or before in ("-c", "--rootdir", "--engine", "--shard")
-        or word.startswith(("--rootdir=", "--config-file=", "--engine=", "--shard="))
+        if before in with_value or word in kept or word.partition("=")[0] in with_value
     ]
     plugin = ["-p", "bvae.plugin"] if "bvae.plugin" in given else []
-    return printable(shlex.join(["pytest", *plugin, *collecting]))
+    return printable(shlex.join(["pytest", *plugin, *copied]))
 
 
 def asked_experiment(config: pytest.Config) -> ExperimentConfig:
-    """Return the experiment that the command line requests. Raises UsageError."""
+    """Return the settings that the command line requests. Raises UsageError."""
     if (experiment := config.stash.get(EXPERIMENT, None)) is not None:
         return experiment.config
     try:
@@ -121,12 +119,12 @@ def asked_experiment(config: pytest.Config) -> ExperimentConfig:
 
 
 def given_values(config: pytest.Config) -> dict[str, str | None]:
-    """Return the text of each option that takes a value, None for those that were not given."""
+    """Return the value of each option as text; None if the option was not given. Switches are left out."""
     return {option.key: config.getoption(option.key) for option in options_of("pytest") if option.metavar}
 
 
 class ExperimentHooks:
-    """Hooks of one process of a session that runs experiments: the controller or a worker."""
+    """Hooks of one process, the controller or a worker."""
 
     def __init__(self, config: pytest.Config, experiment: Experiment, interruptions: Interruptions) -> None:
         self.config, self.experiment, self.interruptions = config, experiment, interruptions
@@ -140,7 +138,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # pytest has set its own hook for unraisable exceptions by now. Cleanups run in reverse order.
+            # pytest has set `sys.unraisablehook` by now; its cleanup runs after this one.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 
@@ -154,7 +152,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
-        """End the session if its folder was removed; otherwise xdist would replace workers forever."""
+        """End pytest if the session folder was removed, because xdist would replace workers forever."""
         if not (self.experiment.session.path / SESSION).exists():  # a lock may have made the folder again
             pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
 
@@ -166,7 +164,7 @@ class ExperimentHooks:
             self._show_progress([item.nodeid for item in session.items])
             try:
                 if runs and self.config.getoption("engine") != "xdist":
-                    _ = self.experiment.scheduler  # all runs train while tests wait for them in order
+                    _ = self.experiment.scheduler  # starts all runs; each test then waits for its run
             except EngineError as error:
                 raise pytest.UsageError(f"--engine {self.config.getoption('engine')}: {error}") from error
 
@@ -175,14 +173,14 @@ class ExperimentHooks:
         self._show_progress(ids)
 
     def _show_progress(self, ids: list[str]) -> None:
-        """Show the progress of the runs among these node ids; on a terminal, in one line that is updated."""
+        """Show the progress of the runs that these node ids name."""
         if not self.config.pluginmanager.has_plugin("terminalreporter") or self.config.get_verbosity() != 0:
             return
         terminal = self.config.get_terminal_writer()
         capture = self.config.pluginmanager.get_plugin("capturemanager")
 
         def write(text: str) -> None:
-            # While a run trains in this process, pytest captures all output, including this line.
+            # pytest captures all output while a run trains in this process.
             with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
                 terminal.write(text, flush=True)
 
@@ -190,7 +188,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """Return no result letter for a run while progress is shown, because it would break that line."""
+        """Return no result letter for a run while progress is shown, because it would break the line."""
         if not self.experiment.shows_progress or report.when != "call" or GATE in report.keywords:
             return None
         outcome = "xfailed" if hasattr(report, "wasxfail") and report.skipped else report.outcome
@@ -200,12 +198,12 @@ class ExperimentHooks:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Show only the message of an error that is not a bug, because the message says what to do."""
+        """Leave out the traceback of an error that is not a bug; its message says what to do."""
         report = yield
         is_gate = item.get_closest_marker(GATE) is not None
         cast(Any, report).is_own_gate = is_gate and item.name != PACKAGED_GATE
         if call.excinfo is not None and isinstance(call.excinfo.value, EngineError):
-            # No other run can be trained, and the output ends with this sentence and how to resume.
+            # No other run can be trained. The summary shows this message and how to resume.
             item.session.shouldfail = self.experiment.complaint = str(call.excinfo.value)
         expected = StorageError | RunCrashError | EngineError
         if call.excinfo is not None and isinstance(call.excinfo.value, expected):
@@ -214,7 +212,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record whether a gate that the project defines passed; expected failures do not count."""
+        """Record whether a gate of the project passed. Expected failures (xfail) are not recorded."""
         gates, name = self.experiment.own_gates, report.nodeid.partition("::")[2]
         was_judged = report.failed or (report.passed and report.when == "call")
         if was_judged and getattr(report, "is_own_gate", False):
@@ -222,7 +220,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Treat `--maxfail` as a failure, as without workers; pytest-xdist reports an interruption."""
+        """Treat `--maxfail` as a failure, as without workers; pytest-xdist treats it as an interruption."""
         try:
             return (yield)
         except KeyboardInterrupt:
@@ -241,7 +239,7 @@ class ExperimentHooks:
 
     def pytest_unconfigure(self) -> None:
         if self.is_controller and self.experiment.is_open:
-            # If interrupted while workers start, pytest does not call pytest_sessionfinish.
+            # pytest does not call pytest_sessionfinish if it is interrupted while workers start.
             self.experiment.close_session(interrupted=True)
             print(*self.experiment.summary(resuming_command(self.config)), sep="\n", file=sys.stderr)
 
@@ -263,34 +261,33 @@ class ExperimentHooks:
     def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
         verdict = dict(report.user_properties).get("verdict", "")
         text = f"{escape(report.nodeid)}<br><strong>{escape(words(str(verdict)))}</strong>"
-        cells[1] = f'<td class="col-testId">{text}</td>'  # pytest-html itself does not escape the node id
+        cells[1] = f'<td class="col-testId">{text}</td>'  # pytest-html does not escape the node id
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
         if hasattr(report, "wasxfail") and report.skipped:
-            # Show the reason instead of the traceback.
             data[0] = f"A finding about the loss, not a broken build. {escape(report.wasxfail)}\n"
 
 
 def run_name(node_id: str) -> str:
-    """Return the name of a test's run, such as `B-seed0`, or a text that names no run."""
+    """Return the name of the run in a node id, such as `B-seed0`; another text if the test has no run."""
     return node_id.rpartition("[")[2].rstrip("]")
 
 
 class Interruptions(contextlib.ExitStack):
-    """Handles Ctrl-C and SIGTERM: the first signal raises KeyboardInterrupt, another ends the process.
+    """Handles Ctrl-C and SIGTERM: the first signal raises KeyboardInterrupt, the second ends the process.
 
-    Closing it restores the previous handlers. Outside the main thread Python allows none, and none is set.
+    `close` restores the previous handlers. Only the main thread can set handlers; elsewhere `open` sets none.
 
     Attributes:
-        last_words: returns the lines to print before the process ends at once.
+        last_words: returns the lines to print when the second signal ends the process.
     """
 
     last_words: Callable[[], Iterable[str]] = tuple
     _numbers = (signal.SIGINT, signal.SIGTERM)
 
     def open(self) -> None:
-        """Set handlers for the signals, except for those that the process ignores."""
+        """Set the handlers. A signal that the process ignores stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._stderr = os.dup(2)  # pytest replaces descriptor 2 to capture output
@@ -313,12 +310,12 @@ class Interruptions(contextlib.ExitStack):
         os._exit(pytest.ExitCode.INTERRUPTED)
 
     def prepare_closing(self) -> None:
-        """Ignore SIGTERM from now on, unless one has arrived, because closing takes only a second."""
+        """Ignore SIGTERM from now on if no signal has arrived, because closing takes only a second."""
         if signal.getsignal(signal.SIGTERM) == self._interrupt:
             self._handle(signal.SIGTERM, signal.SIG_IGN)
 
     def repeat_dropped(self) -> None:
-        """Raise again each KeyboardInterrupt that Python would only report, such as one in `__del__`."""
+        """Raise a KeyboardInterrupt again if Python has only reported it, as in `__del__`."""
         if threading.current_thread() is threading.main_thread():
             self._report = sys.unraisablehook
             self.callback(setattr, sys, "unraisablehook", self._report)
@@ -334,9 +331,9 @@ class Interruptions(contextlib.ExitStack):
 
 
 def follow_controller(session: Session) -> None:
-    """Ignore signals; end when the controller ends or requests it, even in the middle of a step.
+    """Ignore signals. End this worker when the controller ends or asks for it, even during a step.
 
-    A terminal also sends Ctrl-C to workers. If it ended them, they would be reported as crashed.
+    A terminal also sends Ctrl-C to workers. A worker that it ended would be reported as crashed.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -345,6 +342,6 @@ def follow_controller(session: Session) -> None:
     def watch() -> None:
         while os.getppid() == controller and not session.stopped:
             time.sleep(0.2)
-        os._exit(1)  # files are complete or absent, so the worker can end at any moment
+        os._exit(1)  # every file is complete or absent, so a worker can end at any moment
 
     threading.Thread(target=watch, daemon=True).start()

@@ -167,7 +167,7 @@ def _focal(
 
 def _margin(own: Tensor, largest: Tensor, share: Tensor) -> Tensor:
     """Return the margin m from the target's logit, and the maximum and softmax of the other logits."""
-    # logsumexp is the maximum minus the log of the maximum's softmax, which is accurate: it is at least 1/C.
+    # logsumexp = maximum − log(softmax of the maximum). This softmax is at least 1/C, so its log is accurate.
     return largest - share.amax(1, keepdim=True).log() - own
 
 

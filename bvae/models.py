@@ -125,7 +125,7 @@ def check_model(
         name, grid_size, latent_dim, classes: as for `build_model`.
 
     Raises:
-        ModelError: if the check fails; the message names the method and what it returned.
+        ModelError: if the check fails; the message says what the model did.
     """
 
     build = partial(build_model, name, grid_size=grid_size, latent_dim=latent_dim, classes=classes)
@@ -283,6 +283,7 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
 
     Raises:
         CheckpointError: if the checkpoint is damaged, or its model is not `model_name`.
+        ModelError: if the factory of the model cannot be used.
     """
     loaded = load_checkpoint(checkpoint, Progress)
     config = loaded.state.config

@@ -41,20 +41,22 @@ Grids = NDArray[np.uint8]
 Latents = NDArray[np.float32]
 
 BATCH = 256
-"""Grids per batch."""
+"""Number of grids per batch."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run:
     """A trained run: its model, configuration and history. All arrays are NumPy arrays.
 
-    Grids are integers `[B, S, S]` for the grid size S of the run: classes, and `bvae.corpus.OUTSIDE` (255) in
-    cells outside a grid. Returned grids are uint8; those of `reconstruct` are 255 where the given ones are.
-    Latents are decoded, and grids reconstructed, in evaluation mode: from the posterior mean, without random
-    numbers.
+    Grids are an integer array `[B, S, S]`, where B is at least 1 and S is the grid size of the run. The
+    values are classes, and `bvae.corpus.OUTSIDE` (255) outside a grid. Returned grids are uint8. The model is
+    in evaluation mode, and `reconstruct` decodes the posterior mean, so no random numbers are used.
+
+    Methods that take grids raise ValueError for an array of another shape, for values that are not integers,
+    and for values that are neither a class nor 255.
 
     Attributes:
-        checkpoint: the file that the model was read from.
+        checkpoint: file from which the model was read.
         model: the model, in evaluation mode, on the CPU.
         config: everything needed to train the run again.
         history: the epochs that were complete when the checkpoint was saved, oldest first.
@@ -66,7 +68,7 @@ class Run:
     history: tuple[EpochRecord, ...]
 
     def corpus(self) -> Corpus:
-        """Load the corpus; a relative path starts from the current folder. Raises CorpusError."""
+        """Load the corpus. A relative path starts at the current folder. Raises CorpusError."""
         asked = self.config
         return load_corpus(
             asked.corpus,
@@ -77,62 +79,71 @@ class Run:
         )
 
     def encode(self, grids: Grids) -> tuple[Latents, Latents]:
-        """Return posterior mean and log variance, each `[B, Z]`. Raises ValueError for other grids."""
+        """Return the posterior mean and log variance of grids, each `[B, Z]`. Raises ValueError."""
         parts = [encode(self.model, part) for part in _batches(self._checked(grids))]
         mean, log_variance = (np.concatenate(each) for each in zip(*parts, strict=True))
         return mean, log_variance
 
     def decode(self, latents: Latents) -> Grids:
-        """Return the most probable classes `[B, S, S]` of latents `[B, Z]`. Raises ValueError for others."""
+        """Return the most probable class of each cell, `[B, S, S]`, for latents `[B, Z]`.
+
+        Raises:
+            ValueError: for latents of another shape, an empty batch, or numbers that are not finite.
+        """
         given, size = np.asarray(latents), self.config.training.latent_dim
         if given.ndim != 2 or not len(given) or given.shape[1] != size or not np.isfinite(given).all():
             raise ValueError(f"latents: shape {given.shape}; expected finite numbers [B, {size}]")
         return np.concatenate([decode(self.model, part) for part in _batches(given)])
 
     def reconstruct(self, grids: Grids) -> Grids:
-        """Return the reconstructions `[B, S, S]`. Raises ValueError for other grids."""
+        """Return the reconstructions of grids, `[B, S, S]`; 255 outside a grid is kept. Raises ValueError."""
         given = self._checked(grids)
         found = np.concatenate([reconstruct(self.model, part) for part in _batches(given)])
         return np.where(given == OUTSIDE, given, found)
 
     def traverse(self, grid: Grids, dimension: int, values: Sequence[float] = VALUES) -> Grids:
-        """Return the grids `[V, S, S]` decoded while one latent dimension of a grid takes each of V values.
+        """Return the decoded grids `[V, S, S]` for V values of one latent dimension.
 
         Args:
-            grid: `[S, S]`; the other dimensions keep its posterior mean.
-            dimension: index from 0.
-            values: in standard deviations of the prior.
+            grid: `[S, S]`; all other latent dimensions keep the posterior mean of this grid.
+            dimension: index of the latent dimension, from 0.
+            values: values of the latent dimension, in standard deviations of the prior.
 
         Raises:
-            ValueError: for another grid, dimension or values.
+            ValueError: for an invalid grid, dimension or values.
         """
         return traverse(self.model, self._mean(grid), dimension, values)
 
     def interpolate(self, first: Grids, second: Grids, steps: int = 7) -> Grids:
-        """Return the grids `[steps, S, S]` decoded on the line between the posterior means of two grids.
+        """Return the decoded grids `[steps, S, S]` of the line from one posterior mean to another.
 
         Args:
-            first, second: `[S, S]`; their posterior means give the first and the last result.
-            steps: 2 or more.
+            first: grid `[S, S]`, whose posterior mean is decoded for the first result.
+            second: grid `[S, S]`, whose posterior mean is decoded for the last result.
+            steps: number of results, at least 2.
 
         Raises:
-            ValueError: for other grids or steps.
+            ValueError: for an invalid grid or number of steps.
         """
         if steps < 2:
             raise ValueError(f"steps is {steps}; expected a whole number of at least 2")
         return self.decode(np.linspace(self._mean(first), self._mean(second), steps))
 
     def sample(self, count: int, seed: int = 0) -> Grids:
-        """Return `count` ≥ 1 grids, `[count, S, S]`, decoded from samples of the prior. Raises ValueError."""
+        """Return grids `[count, S, S]` that are decoded from samples of the prior.
+
+        Raises:
+            ValueError: if `count` is below 1 or `seed` below 0.
+        """
         return sample_prior(self.model, count, self.config.training.latent_dim, seed)
 
     @property
     def metrics(self) -> list[dict[str, float | None]]:
-        """Metrics by name of each epoch; means over training batches begin with `train_`."""
+        """Metrics of each epoch by name; the names of means over training batches begin with `train_`."""
         return [record.numbers() for record in self.history]
 
     def metrics_frame(self) -> Any:
-        """Return the metrics as a `pandas.DataFrame`, a row per epoch. Raises ImportError without pandas."""
+        """Return the metrics as a `pandas.DataFrame`, one row per epoch. Raises ImportError."""
         try:
             pandas = importlib.import_module("pandas")
         except ImportError as error:
@@ -142,7 +153,7 @@ class Run:
         return pandas.DataFrame(self.metrics).set_index("epoch")
 
     def plot_reconstructions(self, grids: Grids, **more: Any) -> Figure:
-        """Draw `bvae.visualization.plot_reconstructions` of this model."""
+        """Return the figure of `bvae.visualization.plot_reconstructions` for this model."""
         more = {"background": self.config.background, **more}
         return plot_reconstructions(self.model, self._checked(grids), **more)
 
@@ -153,16 +164,16 @@ class Run:
         values: Sequence[float] = VALUES,
         **more: Any,
     ) -> Figure:
-        """Draw `bvae.visualization.plot_traversals` of this model."""
+        """Return the figure of `bvae.visualization.plot_traversals` for this model."""
         return plot_traversals(self.model, self._one(grid), dimensions, values, **more)
 
     def plot_samples(self, count: int, **more: Any) -> Figure:
-        """Draw `bvae.visualization.plot_samples` of this model."""
+        """Return the figure of `bvae.visualization.plot_samples` for this model."""
         more = {"background": self.config.background, **more}
         return plot_samples(self.model, count, latent_dim=self.config.training.latent_dim, **more)
 
     def export(self, path: str | Path) -> None:
-        """Write the weights alone as a safetensors file, for `load_state_dict`. Raises StorageError."""
+        """Write only the weights to a safetensors file, for `load_state_dict`. Raises StorageError."""
         weights = {
             name: tensor.cpu().clone().contiguous() for name, tensor in self.model.state_dict().items()
         }
@@ -179,7 +190,7 @@ class Run:
         return np.asarray(checked)
 
     def _checked(self, grids: Grids) -> Grids:
-        """Return grids as uint8. Raises ValueError that says what is wrong with them."""
+        """Return grids as uint8. Raises ValueError for invalid grids."""
         given, size, classes = np.asarray(grids), self.config.grid_size, self.config.classes
         if given.ndim != 3 or not len(given) or given.shape[1:] != (size, size):
             raise ValueError(
@@ -199,11 +210,11 @@ def open_run(path: str | Path, model: str = DEFAULT_MODEL) -> Run:
     """Return a run from its folder, such as `runs/latest/B-seed0`, or from one of its checkpoints.
 
     Args:
-        path: the folder of a run, whose newest checkpoint is read, or a `.safetensors` file.
-        model: `package.module:factory` of the model; only what is named here is imported.
+        path: folder of a run, whose newest checkpoint is read, or a `.safetensors` file.
+        model: `package.module:factory` of the model. No other model is imported.
 
     Raises:
-        ValueError: if the checkpoint is missing, damaged or of another model.
+        ValueError: if the checkpoint is missing or damaged, or belongs to another model.
     """
     place = newest_checkpoint(Path(path).expanduser())
     loaded, config = load_model(place, model)
@@ -222,17 +233,18 @@ def compare(
 ) -> Comparison:
     """Train every loss option with every seed in this process, and return their comparison.
 
-    Writes the same session folder as `pytest experiments/`, but no HTML: see `bvae report`.
+    Write the same session folder as `pytest experiments/`. `bvae report` makes the HTML page of a session.
 
     Args:
-        options: names separated by commas, or a list of names and of `bvae.config.LossOption`.
-        corpus: see `bvae.corpus.load_corpus`.
-        epochs, seeds: epochs of each run, and number of runs of each option.
-        run_dir: folder for sessions.
+        options: names separated by commas, or a list of names and `bvae.config.LossOption` objects.
+        corpus: name or path, see `bvae.corpus.load_corpus`.
+        epochs: number of epochs of each run.
+        seeds: number of runs of each option.
+        run_dir: folder in which the session folder is made.
         settings: other fields of `bvae.config.ExperimentConfig` and `bvae.config.TrainingConfig`.
 
     Raises:
-        ValueError: for a setting or a corpus that cannot be used.
+        ValueError: if a setting or the corpus cannot be used.
         StorageError: if a file cannot be written.
     """
     names = [field.name for field in dataclasses.fields(TrainingConfig)]
@@ -262,7 +274,7 @@ def compare(
 
 
 def _selected(options: str | Sequence[str | LossOption]) -> tuple[LossOption, ...]:
-    """Return loss options given by name or as they are. Raises ConfigError for an unknown name."""
+    """Return the loss options for names and `LossOption` objects. Raises ConfigError for an unknown name."""
     given = options.split(",") if isinstance(options, str) else options
     own = {option.name: option for option in given if isinstance(option, LossOption)}
     names = [option.name if isinstance(option, LossOption) else option for option in given]

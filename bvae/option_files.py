@@ -1,7 +1,7 @@
-"""Loss options by name, from TOML files with one table per option, and the models that they train.
+"""Loss options by name, TOML files of loss options, and the models that loss options train.
 
-The file is read once, when an experiment is configured. A session records the options themselves, so it can
-be resumed without the file.
+A file is read once, when an experiment is configured. The session records the loss options, so it is resumed
+without the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bvae.storage import brief, printable
 
 MAX_BYTES = 256 * 2**10
 MAX_DOTS = 200
-"""Maximum number of dots in a line. The cost of a dotted key in `tomllib` is quadratic in its parts."""
+"""Maximum number of dots in a line. `tomllib` takes quadratic time for a key with many dots."""
 
 EXPECTED = {
     "gamma": "a number",
@@ -41,7 +41,7 @@ EXPECTED = {
     "base": "the name of a built-in option or of an earlier table",
     "training": "a table of training settings, such as [NAME.training] with latent_dim = 8",
 }
-"""The keys of a table, and the expected value of each in words; types are those of `LossOption`."""
+"""Keys of a table, each with its expected value in words."""
 
 TYPES = get_type_hints(LossOption) | {"base": str, "training": dict[str, Any]}
 TRAINING_TYPES = get_type_hints(TrainingConfig)
@@ -49,11 +49,12 @@ WORDS = {int: "a whole number", float: "a number", str: "a text", Any: "a settin
 
 
 class OptionFileError(ValueError):
-    """An options file cannot be used. The message is one line that says where and what is wrong.
+    """An options file cannot be used. The message is one line with the place and the problem.
 
     Attributes:
-        path: the file, as it was given.
-        table, key: location of the mistake; empty if it concerns the whole file or table.
+        path: the file as the user typed it.
+        table: the table with the mistake; empty if the mistake concerns the whole file.
+        key: the key with the mistake; empty if the mistake concerns the whole table or file.
     """
 
     def __init__(self, path: str, problem: str, *, table: str = "", key: str = "") -> None:
@@ -71,19 +72,19 @@ def read_options(path: str) -> dict[str, LossOption]:
         raise OptionFileError(path, f"is not TOML: {error}") from None
     if not tables:
         raise OptionFileError(
-            path, "has no options; expected a table for each, such as [D], with gamma and class_weights"
+            path, "has no options; expected one table per option, such as [D], with gamma and class_weights"
         )
     known = {name.casefold(): name for name in LOSS_OPTIONS}
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise OptionFileError(
                 path,
-                f"{_shown(name)} is not a table; expected one for each option, such as [D], with its keys",
+                f"{_shown(name)} is not a table; expected one table per option, such as [D], with its keys",
             )
         if OPTION_NAME.fullmatch(name) and (other := known.setdefault(name.casefold(), name)) != name:
             raise OptionFileError(
                 path,
-                f"differs from {other} only in case; expected another name, or {other} itself to replace it",
+                f"differs from {other} only in case; expected another name, or {other} to replace it",
                 table=name,
             )
     options: dict[str, LossOption] = {}
@@ -102,23 +103,23 @@ def select_options(names: str, known: Mapping[str, LossOption] = LOSS_OPTIONS) -
 
 
 def own_models(experiment: ExperimentConfig) -> list[str]:
-    """Return the models that an experiment trains besides the built-in one."""
+    """Return the models that an experiment trains, without the built-in model."""
     models = {experiment.training.changed(option.training).model for option in experiment.options}
     return sorted(models - {DEFAULT_MODEL})
 
 
 def allow_models(recorded: ExperimentConfig, given: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the option values for resuming a recorded experiment, whose models `--model` must name again.
+    """Return the option values with which a recorded experiment is resumed.
 
-    Otherwise a session folder from another person could decide what is imported. Several models are separated
-    by commas.
+    `--model` must name all its models, separated by commas. Otherwise the session folder of another person
+    could decide which code is imported.
 
     Raises:
-        ValueError: if a model is not named.
+        ValueError: if `--model` does not name a model of the experiment.
     """
     models, named = own_models(recorded), set((given.get("model") or DEFAULT_MODEL).split(","))
     if unnamed := [model for model in models if model not in named]:
-        again = f"name it again with --model {','.join(models)} to import it"
+        again = f"add --model {','.join(models)} to import it"
         raise ValueError(f"the session trains the model {' and '.join(map(repr, unnamed))}; {again}")
     return {**given, "model": None} if named <= {*models, DEFAULT_MODEL} else dict(given)
 
@@ -130,9 +131,9 @@ def _read_text(path: str) -> str:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise OptionFileError(path, f"cannot be read ({error.strerror}); expected a file of TOML") from None
+        raise OptionFileError(path, f"cannot be read ({error.strerror}); expected a TOML file") from None
     if len(data) > MAX_BYTES:
-        raise OptionFileError(path, f"is larger than {MAX_BYTES // 2**10} KiB; expected a few tables of TOML")
+        raise OptionFileError(path, f"is larger than {MAX_BYTES // 2**10} KiB; expected a smaller TOML file")
     if any(line.count(b".") > MAX_DOTS for line in data.splitlines()):
         raise OptionFileError(
             path, f"has more than {MAX_DOTS} dots in a line; expected short keys and numbers"
@@ -140,7 +141,7 @@ def _read_text(path: str) -> str:
     try:
         return data.decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
-        raise OptionFileError(path, "is not UTF-8; save it in this encoding") from None
+        raise OptionFileError(path, "is not UTF-8; save the file as UTF-8") from None
 
 
 def _option(path: str, name: str, table: Mapping[str, Any], known: Mapping[str, LossOption]) -> LossOption:
@@ -166,7 +167,7 @@ def _option(path: str, name: str, table: Mapping[str, Any], known: Mapping[str, 
     try:
         if base is None:
             return LossOption(**{"name": name, "candidate": True, **values})
-        if "class_weights" in values:  # which does not inherit exponent or beta
+        if "class_weights" in values:  # own class weights do not inherit exponent and beta
             values = {"exponent": None, "beta": None} | values
         values["training"] = {**known[base].training, **values.get("training", {})}
         return dataclasses.replace(known[base], name=name, **values)
@@ -176,12 +177,12 @@ def _option(path: str, name: str, table: Mapping[str, Any], known: Mapping[str, 
 
 
 def _check_types(path: str, name: str, training: Mapping[str, Any]) -> None:
-    """Raise OptionFileError for the value of a training setting that has another type than the setting."""
+    """Raise OptionFileError for a training setting with a value of the wrong type."""
     for key, value in training.items():
         kind = TRAINING_TYPES.get(key, Any)
         try:
             msgspec.convert(value, kind)
-            str(value)  # Python refuses integers of thousands of digits
+            str(value)  # raises ValueError for an integer of thousands of digits
         except (msgspec.ValidationError, ValueError):
             expected = WORDS.get(kind) or f"one of {', '.join(get_args(kind))}"
             problem = f"is {_shown(value)}; expected {expected}"
@@ -191,5 +192,5 @@ def _check_types(path: str, name: str, training: Mapping[str, Any]) -> None:
 def _shown(value: object) -> str:
     try:
         return brief(repr(value))
-    except ValueError:  # Python refuses to print integers of thousands of digits
+    except ValueError:  # an integer of thousands of digits
         return "a number of thousands of digits"

@@ -1,7 +1,6 @@
-"""Every command-line option, declared once: for pytest, for `python -m bvae`, and for the documentation.
+"""Declarations of all command-line options, for pytest, for `python -m bvae` and for the documentation.
 
-Values remain text until `parse_experiment` reads them, so that each mistake is reported in one sentence that
-names the option.
+`parse_experiment` converts the values. If one is invalid, it raises an error that names the option.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from bvae.storage import printable
 EXPERIMENT = ExperimentConfig(grid_size="auto")
 """The settings if no option is given."""
 FIELD_TYPES = get_type_hints(ExperimentConfig) | TRAINING_TYPES
+COMPARE_EXPECTS = "--fail-on-regression has nothing to compare with; add --baseline=PATH"
 EXTEND_EXPECTS = "--extend trains a session to more epochs; expected also --resume=DIR and --epochs N"
 RENAMED_FIELDS = {"accuracy_band": "band", "loss_options": "options"}
 PARSERS: Mapping[Any, Callable[[str], Any]] = {
@@ -37,7 +37,7 @@ PARSERS: Mapping[Any, Callable[[str], Any]] = {
     Classes: lambda text: text if text == "auto" else int(text),
     KeepCheckpoints: lambda text: "all" if text == "all" else 1 if text in ("last", "best") else int(text),
 }
-"""Parsers by type of field; for other types the value is the text itself."""
+"""Parsers by type of field. The value of a field of another type is the text itself."""
 EXPECTED = {
     int: "a whole number",
     int | None: "a whole number",
@@ -48,7 +48,7 @@ EXPECTED = {
 
 
 def path_text(text: str) -> str:
-    """Return the text of a path with `~` expanded. Raises ArgumentTypeError if it is not UTF-8."""
+    """Return a path with `~` expanded. Raises ArgumentTypeError if the path is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -60,18 +60,17 @@ def path_text(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CommandLineOption:
-    """An option of the command line.
-
-    An option named like a field of `ExperimentConfig` or `TrainingConfig` has the field's type and default.
+    """A command-line option; the configuration field of the same name, if any, gives its type and default.
 
     Attributes:
-        name: the name without dashes.
+        name: name without leading dashes.
         metavar: placeholder of the value in help texts; empty for a switch, which takes no value.
-        summary: what the option does.
-        commands: the commands that accept it; `pytest` stands for `pytest experiments/`.
-        own_default: the default as text; empty for the default of the field.
-        takes_path: whether the value may be a path, so that it must be given as `--name=PATH`.
-        words: for such an option, the regular expression of values that are not paths.
+        summary: help text.
+        commands: the commands that accept the option; `pytest` stands for `pytest experiments/`.
+        own_default: default as text; if empty, the default of the field applies.
+        takes_path: whether the value may be a path; the option is then typed as `--name=PATH`.
+        words: regular expression of the values that are not paths, if `takes_path`.
+        repeated: whether to repeat the option with `--resume`, because the session does not record it.
     """
 
     name: str
@@ -82,26 +81,27 @@ class CommandLineOption:
     own_default: str = ""
     takes_path: bool = False
     words: str = ""
+    repeated: bool = False
 
     @property
     def flag(self) -> str:
-        """The option as it is typed, such as `--grid-size`."""
+        """Name with leading dashes, such as `--grid-size`."""
         return f"--{self.name}"
 
     @property
     def key(self) -> str:
-        """The option's name among parsed values, such as `grid_size`."""
+        """Name of the parsed value, such as `grid_size`."""
         return self.name.replace("-", "_")
 
     @property
     def field(self) -> str:
-        """The field that the option sets, empty if there is none."""
+        """Name of the configuration field that the option sets; empty if there is none."""
         field = RENAMED_FIELDS.get(self.key, self.key)
         return field if field in FIELD_TYPES else ""
 
     @property
     def default(self) -> str:
-        """The default as text, empty if there is none."""
+        """Default as text; empty if there is none."""
         if self.own_default or not self.field:
             return self.own_default
         value = getattr(EXPERIMENT.training if self.field in TRAINING_TYPES else EXPERIMENT, self.field)
@@ -109,7 +109,7 @@ class CommandLineOption:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """Keywords of `add_argument` and of pytest's `addoption`; an option of a field defaults to None."""
+        """Keywords for `add_argument` and pytest's `addoption`; None is the default if there is a field."""
         if not self.metavar:
             return {"action": "store_true", "help": self.summary}
         default = None if self.field else self.own_default or None
@@ -118,7 +118,7 @@ class CommandLineOption:
         return {"metavar": self.metavar, "default": default, "help": shown, **kind}
 
     def read(self, text: str) -> Any:
-        """Read the value of the field. Raises ConfigError."""
+        """Return the value of the field. Raises ConfigError."""
         kind = FIELD_TYPES[self.field]
         try:
             return PARSERS.get(kind, str)(text)
@@ -135,76 +135,71 @@ OPTIONS = (
     CommandLineOption(
         "corpus",
         "CORPUS",
-        "What to train on: objects[:N] (N grids of real ARC objects), arc (whole ARC-AGI-2 grids), "
-        "atomic[:N] (N procedural grids), or, given as --corpus=PATH, a .npz (also FILE.npz#NAME) or .npy "
-        "file, or a folder, a zip archive or a JSON file of ARC tasks; see docs/corpora.md",
+        "Grids to train on: objects[:N] (N grids of real ARC objects), arc (whole ARC-AGI-2 grids), "
+        "atomic[:N] (N procedural grids), or a path, written as --corpus=PATH: a .npy or .npz file (also "
+        "FILE.npz#NAME), or a folder, a zip archive or a JSON file of ARC tasks; see docs/corpora.md",
         takes_path=True,
         words=r"arc|(objects|atomic)(:\d+)?",
     ),
-    CommandLineOption(
-        "grid-size",
-        "S",
-        "Maximum height and width of a grid, 1 to 64; auto is the largest in a file, 16 for other corpora",
-    ),
+    CommandLineOption("grid-size", "S", "Maximum grid side, 1 to 64; auto: the largest in a file, else 16"),
     CommandLineOption(
         "padding-value",
         "V",
-        "Value of cells outside a grid in a file, such as 10 or -1. Loss and metrics ignore these cells. "
+        "Value of the cells outside a grid, for a corpus in a file. Loss and metrics ignore these cells. "
         "Write a negative value as --padding-value=-1",
     ),
-    CommandLineOption(
-        "classes",
-        "N",
-        "Number of classes, 2 to 64; auto is one more than the largest in a file, 10 for other corpora",
-    ),
-    CommandLineOption("background", "C", "Background class; auto is the most frequent class in training"),
-    CommandLineOption("epochs", "N", "Epochs of each run; the maximum with --until-plateau"),
+    CommandLineOption("classes", "N", "Number of classes, 2 to 64; auto: the largest in a file + 1, else 10"),
+    CommandLineOption("background", "C", "Background class; auto: the most frequent class in training"),
+    CommandLineOption("epochs", "N", "Epochs of each run; with --until-plateau, the maximum"),
     CommandLineOption("until-plateau", "N", "End a run after N epochs without lower validation loss; 0: off"),
-    CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1; for `train` only with --resume"),
+    CommandLineOption("seeds", "N", "Runs of each option, seeds 0 to N-1; `train`: only with --resume"),
     CommandLineOption(
         "loss-options",
         "NAMES",
-        "Names of loss options to compare, separated by commas; options from --loss-options-file are "
-        "added to the default; for `train` only with --resume",
+        "Names of loss options to compare, separated by commas. The default includes all options of "
+        "--loss-options-file. `train`: only with --resume",
         own_default=",".join(LOSS_OPTIONS),
     ),
     CommandLineOption(
         "loss-options-file",
         "FILE",
-        "TOML file that adds or replaces loss options, one table per option, given as "
-        "--loss-options-file=FILE; see docs/loss-options.md",
+        "TOML file of loss options, written as --loss-options-file=FILE; see docs/loss-options.md",
         takes_path=True,
     ),
     CommandLineOption("beta", "BETA", "Weight of the KL divergence"),
     CommandLineOption(
         "beta-schedule",
         "SCHEDULE",
-        "β of each step: constant, linear (from 0 over --beta-warmup) or cyclical (four such rises); see "
-        "docs/loss-options.md",
+        "β over the steps: constant, linear (rises from 0 during --beta-warmup) or cyclical (rises from 0 "
+        "four times); see docs/loss-options.md",
     ),
-    CommandLineOption("beta-warmup", "N", "Epochs over which --beta-schedule linear raises β from 0"),
-    CommandLineOption("free-bits", "NATS", "KL divergence per latent dimension (batch mean) without a cost"),
-    CommandLineOption("learning-rate", "RATE", "Peak learning rate of Adam: warm-up, then cosine to 0"),
+    CommandLineOption("beta-warmup", "N", "Epochs in which --beta-schedule linear raises β from 0"),
+    CommandLineOption("free-bits", "NATS", "KL divergence per latent dimension (batch mean) that is free"),
+    CommandLineOption(
+        "learning-rate",
+        "RATE",
+        "Learning rate of Adam after the warm-up. It then falls to 0, but not with --until-plateau",
+    ),
     CommandLineOption("batch-size", "N", "Grids per step"),
     CommandLineOption("latent-dim", "N", "Latent dimensions"),
     CommandLineOption(
         "checkpoint-every",
         "N",
-        "Epochs between checkpoints, each with its picture; the last epoch and the best are always saved",
+        "Epochs between checkpoints, each with a picture. The last and the best epoch are always saved",
     ),
-    CommandLineOption("checkpoint-every-steps", "K", "Steps between checkpoints inside an epoch; 0 for none"),
+    CommandLineOption("checkpoint-every-steps", "K", "Steps between checkpoints inside an epoch; 0: none"),
     CommandLineOption(
         "keep-checkpoints",
         "KEEP",
-        "Checkpoint files to keep: all, or the newest K of each run; last and best both stand for 1, as the "
-        "newest and the best always stay. Pictures are never removed",
+        "Checkpoint files to keep: all, or a number K for the newest K of each run; last and best mean 1. "
+        "The best is always kept too. Pictures are never removed",
     ),
-    CommandLineOption("log", "LOG", "none, or tensorboard: also write scalars and pictures for TensorBoard"),
+    CommandLineOption("log", "LOG", "none, or tensorboard: write metrics and pictures for TensorBoard"),
     CommandLineOption(
         "model",
         "MODULE:FACTORY",
-        "Factory that creates the model from grid_size, latent_dim and classes; see docs/own-model.md. When "
-        "resuming or reporting, name all models of the session, separated by commas",
+        "Function that creates the model from grid_size, latent_dim and classes; see docs/own-model.md. To "
+        "resume or report a session, name all its models, separated by commas",
         commands=("pytest", "train", "shards", "report", "merge", "show"),
     ),
     CommandLineOption("device", "DEVICE", "cpu, cuda or cuda:INDEX"),
@@ -216,34 +211,37 @@ OPTIONS = (
     CommandLineOption(
         "accuracy-band",
         "LO:HI",
-        "Range of pixel accuracy in which a stable option that learned the objects is healthy",
+        "Pixel accuracy, from LO to HI, of a healthy option. It must also be stable and learn the objects",
         commands=("pytest", "train", "shards", "report"),
     ),
     CommandLineOption(
         "engine",
         "ENGINE",
-        "What trains the runs: xdist (processes of this machine, see -n), ray:local (Ray on this machine), "
+        "Where the runs train: xdist (processes on this machine, see -n), ray:local (Ray on this machine), "
         "ray:HOST:PORT or ray:auto (a running Ray cluster); see docs/scale.md",
         own_default="xdist",
         commands=WITH_ENGINE,
+        repeated=True,
     ),
     CommandLineOption(
         "gpus-per-run",
         "SHARE",
-        "With --engine ray and --device cuda: the share of a GPU that each run takes",
+        "Share of a GPU for each run, with --engine ray and --device cuda",
         own_default="0.1",
         commands=WITH_ENGINE,
+        repeated=True,
     ),
     CommandLineOption(
         "shard",
         "I/N",
-        "Train only every N-th run, from the I-th on, without gates; see `bvae shards` and docs/scale.md",
+        "Train only every N-th run, starting with run I, without gates; see docs/scale.md",
         commands=PYTEST,
+        repeated=True,
     ),
     CommandLineOption(
         "run-dir",
         "DIR",
-        "Folder for sessions, given as --run-dir=DIR; each invocation creates one session",
+        "Folder in which each invocation creates a session. Write --run-dir=DIR",
         own_default="runs",
         commands=("pytest", "train", "shards", "merge"),
         takes_path=True,
@@ -251,38 +249,38 @@ OPTIONS = (
     CommandLineOption(
         "resume",
         "SESSION",
-        "Finish or extend a session: latest (in --run-dir), or its folder, given as --resume=DIR. Other "
-        "settings are those of the session; more seeds or options, or another band, extend it",
+        "Finish a session: latest (in --run-dir), or --resume=DIR for its folder. All settings are read from "
+        "the session; more --seeds or --loss-options, or another --accuracy-band, extend it",
         commands=RESUMING,
         takes_path=True,
         words="latest",
     ),
-    CommandLineOption("extend", "", "With --resume: train on to more --epochs", commands=RESUMING),
+    CommandLineOption("extend", "", "With --resume: train up to more --epochs", commands=RESUMING),
     CommandLineOption(
         "baseline",
         "PATH",
-        "Compare with an earlier session, its comparison folder or its comparison.json, given as "
-        "--baseline=PATH: each difference in accuracy, foreground and object metrics, with Welch's t "
-        "interval (unequal variances) on the means over seeds. Needs at least two seeds on both sides",
+        "Compare with an earlier session, its comparison folder or its comparison.json, written as "
+        "--baseline=PATH. Differences of means over seeds have Welch's t interval. Needs two seeds or more",
         commands=PYTEST,
         takes_path=True,
     ),
     CommandLineOption(
         "fail-on-regression",
         "",
-        "With --baseline: fail, instead of only reporting, if the whole interval of a difference is below 0",
+        "With --baseline: fail, and not only report, if the whole interval of a difference is below 0",
         commands=PYTEST,
+        repeated=True,
     ),
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
     CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
-    CommandLineOption("html", "FILE", "HTML page; default of `report`: RUN_DIR/report.html", commands=PAGES),
-    CommandLineOption("csv", "FILE", "CSV file to write, with a row for each run", commands=("compare",)),
-    CommandLineOption("traversals", "", "Draw what each latent dimension changes", commands=SHOW),
+    CommandLineOption("html", "FILE", "HTML file; default of `report`: RUN_DIR/report.html", commands=PAGES),
+    CommandLineOption("csv", "FILE", "CSV file to write, with one row per run", commands=("compare",)),
+    CommandLineOption("traversals", "", "Draw how each latent dimension changes a grid", commands=SHOW),
     CommandLineOption("samples", "N", "Draw N samples from the prior, 1 to 40", commands=SHOW),
     CommandLineOption(
         "output",
         "FILE",
-        "File to write the picture to. Default: reconstructions.png, traversals.png or samples.png",
+        "Picture file to write. Default: reconstructions.png, traversals.png or samples.png",
         commands=SHOW,
     ),
 )
@@ -294,7 +292,7 @@ def options_of(command: str) -> list[CommandLineOption]:
 
 
 def options_document() -> str:
-    """Return docs/options.md: a Markdown table of all options."""
+    """Return the text of docs/options.md, a Markdown table of all options."""
     rows = ["| option | default | taken by | what it does |", "| --- | --- | --- | --- |"]
     for option in OPTIONS:
         usage = option.flag + (("=" if option.takes_path else " ") + option.metavar if option.metavar else "")
@@ -304,8 +302,8 @@ def options_document() -> str:
     return f"""\
 # Options
 
-`pytest` stands for `pytest experiments/`, the other commands for `python -m bvae COMMAND`. This page is
-printed by `python -m bvae options`.
+`pytest` stands for `pytest experiments/`, and every other command for `python -m bvae COMMAND`.
+`python -m bvae options` prints this page.
 
 {table}
 """
@@ -314,14 +312,14 @@ printed by `python -m bvae options`.
 def parse_experiment(
     given: Mapping[str, str | None], base: ExperimentConfig = EXPERIMENT
 ) -> ExperimentConfig:
-    """Return the experiment for option values by key, such as `grid_size`.
+    """Return the experiment that the command line requests.
 
     Args:
-        given: the values as text, None for options that were not given.
-        base: the settings for options that were not given.
+        given: text of each value by `CommandLineOption.key`; None if the option was not given.
+        base: settings for the options that were not given.
 
     Raises:
-        ValueError: with one sentence that names the option, what was given and what was expected.
+        ValueError: if a value is invalid; the message is one sentence that names the option.
     """
     values: dict[str, Any] = {}
     try:
@@ -340,7 +338,7 @@ def parse_experiment(
 
 
 def _asked_options(given: Mapping[str, str | None], base: ExperimentConfig) -> tuple[LossOption, ...]:
-    """Return the loss options selected by name; without names, those of `base` and of the file."""
+    """Return the loss options that `--loss-options` names; without it, those of `base` and of the file."""
     default = {option.name: option for option in base.options}
     if (path := given.get("loss_options_file")) is not None:
         default |= read_options(path)

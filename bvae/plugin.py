@@ -1,8 +1,8 @@
 """The pytest plugin, loaded by `-p bvae.plugin`: options, collection and fixtures.
 
-It registers `bvae.hooks` only if tests use its fixtures. The controller validates everything and creates the
-session folder before any worker starts. Workers receive the folder and train the runs assigned to them; the
-controller imports PyTorch only to check a model or a GPU, and to draw.
+The plugin registers `bvae.hooks` only if tests use an experiment. The controller validates all settings and
+makes the session folder before a worker starts. Workers join the session and train the runs whose tests they
+receive.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PARTNERS = {
     "xdist": ("pytest-xdist", ("-n", "--numprocesses", "--dist", "--maxschedchunk")),
     "html": ("pytest-html", ("--html", "--self-contained-html")),
 }
-"""Optional plugins, each with its package and the options that only it accepts."""
+"""Names of optional plugins, each with its package and the options that only this plugin accepts."""
 USES = pytest.StashKey[bool]()
 
 
@@ -61,11 +61,11 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) 
 
 
 def separated_path(arguments: Sequence[str]) -> str | None:
-    """Return an error message for the first path after a space instead of `=`, as in `--corpus PATH`.
+    """Return an error message for the first path that follows a space instead of `=`, or None.
 
-    pytest looks for its configuration before it knows these options and treats such a path as the path of
-    a test, so it would import a conftest.py next to a corpus. A word such as `arc` is harmless unless a file
-    has that name.
+    pytest does not know these options when it looks for its configuration. It would take PATH in
+    `--corpus PATH` for a test path, and import a conftest.py beside it. A word such as `arc` is allowed if no
+    file has this name.
     """
     options = {option.flag: option for option in OPTIONS if option.takes_path}
     for argument, value in itertools.pairwise(arguments):
@@ -95,24 +95,24 @@ def missing_partner(config: pytest.Config, arguments: list[str]) -> str | None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", f"{GATE}: judges the runs of the session, so it is run last")
+    config.addinivalue_line("markers", f"{GATE}: judges all runs of the session, so pytest runs it last")
     if runs_experiments(config):
         register_hooks(config)
-        asked_runs(config)  # refuses a --shard before the session is made
+        asked_runs(config)  # refuses an invalid --shard before the session is made
 
 
 @pytest.hookimpl(tryfirst=True, optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """Return the number of usable cores, at most one per run; None lets xdist choose.
+    """Return the number of workers for `-n auto`: the usable cores, but at most the number of runs.
 
-    It is 0 with another engine, which needs no workers.
+    Return 0 with another engine, which needs no workers, and None to let pytest-xdist choose.
     """
     if runs_experiments(config) and config.getoption("engine") != "xdist":
         return 0
     if not runs_experiments(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
         return None
     if config.getoption("resume") is not None:
-        return usable_cores()  # the number of runs is in the session, which is not read yet
+        return usable_cores()  # the session, which has the number of runs, is not read yet
     return min(usable_cores(), len(asked_runs(config)))
 
 
@@ -124,7 +124,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def asked_runs(config: pytest.Config) -> Sequence[Selection]:
-    """Return the runs that the command line requests, with `--shard` only its share. Raises UsageError."""
+    """Return the runs that the command line requests; with `--shard`, its part. Raises UsageError."""
     experiment, shard = asked_experiment(config), config.getoption("shard")
     runs = [(option, seed) for option in experiment.options for seed in range(experiment.seeds)]
     try:
@@ -148,7 +148,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def deselect(
     config: pytest.Config, items: list[pytest.Item], unwanted: Callable[[Sequence[str]], bool]
 ) -> None:
-    """Remove the tests whose fixtures, by name, are unwanted."""
+    """Deselect each test if `unwanted` returns true for the names of its fixtures."""
     if idle := [item for item in items if unwanted(getattr(item, "fixturenames", ()))]:
         config.hook.pytest_deselected(items=idle)
         items[:] = [item for item in items if item not in idle]
@@ -156,11 +156,11 @@ def deselect(
 
 @pytest.fixture(scope="session")
 def laboratory(pytestconfig: pytest.Config) -> Experiment:
-    """Return the experiment of this session, which trains, judges and shows its runs."""
+    """Return the experiment, which trains, judges and shows the runs of this session."""
     found = pytestconfig.stash.get(EXPERIMENT, None)
     if found is None:
         pytest.fail(
-            f"no experiment was prepared: expected a test file that uses {', '.join(sorted(FIXTURES))} "
+            f"no experiment was prepared; expected a test file that uses {', '.join(sorted(FIXTURES))} "
             f"or imports {PACKAGED}; use or import one of them in this file",
             pytrace=False,
         )
@@ -169,19 +169,19 @@ def laboratory(pytestconfig: pytest.Config) -> Experiment:
 
 @pytest.fixture
 def loss_run(laboratory: Experiment) -> None:
-    """A loss option and a seed; a test that uses it runs once for each pair in the experiment."""
+    """A loss option and a seed. A test with this parameter runs once for each run of the experiment."""
     pytest.fail("loss_run is a parameter of tests; expected no other fixture to use it", pytrace=False)
 
 
 @pytest.fixture(scope="session")
 def loss_baseline(laboratory: Experiment) -> Baseline | None:
-    """Return the baseline of this session; tests that use it are deselected if there is none."""
+    """Return the baseline of this session. Without a baseline, tests that use this are deselected."""
     return laboratory.baseline
 
 
 @pytest.fixture
 def attach_html(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
-    """Return a function that adds HTML to the test's row in the report, if pytest-html is active."""
+    """Return a function that adds HTML to the row of the test in the report, if pytest-html is active."""
     html = request.config.pluginmanager.get_plugin("html")
     extras: list[object] = request.getfixturevalue("extras") if html else []
 
@@ -192,14 +192,14 @@ def attach_html(request: pytest.FixtureRequest) -> Callable[[list[str]], None]:
 
 
 def runs_experiments(config: pytest.Config) -> bool:
-    """Return whether tests of an experiment will be run, rather than only listed."""
+    """Return whether pytest will run tests of an experiment, and not only list them."""
     return not any(getattr(config.option, name, False) for name in LISTINGS) and uses_experiments(config)
 
 
 def uses_experiments(config: pytest.Config) -> bool:
-    """Return whether tests that pytest will collect use fixtures of this plugin or `bvae.experiments`.
+    """Return whether the collected tests use fixtures of this plugin or import `bvae.experiments`.
 
-    This reads their sources, because the session must exist before workers collect tests.
+    This reads the sources of the test files, because the session must exist before workers collect tests.
     """
     if is_worker(config):
         return joins_session(config)
@@ -220,12 +220,12 @@ def collected_files(config: pytest.Config) -> Iterator[Path]:
 
 
 def _argument_path(config: pytest.Config, name: str) -> Path:
-    """Return the path of an argument; with `--pyargs` it may be the name of a module or package."""
+    """Return the path of an argument. With `--pyargs`, the argument may name a module or package."""
     if config.getoption("pyargs"):
         try:
             spec = importlib.util.find_spec(name)
         except (AttributeError, ImportError, ValueError):
-            spec = None  # not the name of a module, so a path
+            spec = None  # the argument is a path
         if spec is not None and spec.origin is not None:
             origin = Path(spec.origin)
             return origin.parent if spec.submodule_search_locations else origin
@@ -233,7 +233,7 @@ def _argument_path(config: pytest.Config, name: str) -> Path:
 
 
 def _files_below(config: pytest.Config, path: Path) -> Iterator[Path]:
-    """Yield the test files in a folder that pytest does not ignore; symbolic links are followed."""
+    """Yield the test files in a folder, except ignored ones. Symbolic links are followed."""
     patterns, seen = config.getini("python_files"), set[Path]()
 
     def is_new(folder: Path) -> bool:
@@ -255,7 +255,7 @@ def _files_below(config: pytest.Config, path: Path) -> Iterator[Path]:
 
 
 def names_in(source: bytes) -> tuple[set[str], set[str]]:
-    """Return the names of this plugin that a test file uses, and the functions that it defines itself."""
+    """Return the names of this plugin that a test file uses, and the functions that the file defines."""
     used, defined = set[str](), set[str]()
     if not any(name.encode() in source for name in (*FIXTURES, "bvae")):
         return used, defined

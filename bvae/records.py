@@ -115,8 +115,8 @@ class Evaluation(ControlledMetrics):
     """Metrics of a model on the validation split, decoded from the posterior mean.
 
     Attributes:
-        extent: metrics of the control that fills the bounding box of each grid's objects with their most
-            frequent class, see `bvae.evaluation.metrics.extent`.
+        extent: metrics of the control that predicts one filled box per grid, see
+            `bvae.evaluation.metrics.extent`.
         loss, reconstruction, kl: the loss and its terms, in nats; the reconstruction term is a mean over
             cells, the KL divergence a mean over grids.
         kl_per_dim: `[Z]`, KL divergence of each latent dimension, in nats, averaged over grids.
@@ -170,7 +170,7 @@ class TrainingMeans:
 class EpochRecord:
     """One line of `metrics.jsonl`: losses in nats, learning rate and β of the last step, wall time in s.
 
-    The losses have the full β and no free bits. `beta` is null in files of older versions.
+    Losses use the full β and no free bits. `beta` is null in files of older versions.
     """
 
     epoch: int

@@ -1,37 +1,40 @@
-"""Every file and marker of a session, and who writes it. Files with other names are never removed.
+"""All files of a session, and the code that writes each. bvae never removes a file with another name.
 
-With `--engine ray`, the files of a run are written on another machine, and `ray_engine.RunFolders` writes
-their copies here. `continuation.merge_shards` copies the files of runs from shards.
+With `--engine ray`, other machines write the files of runs, and `ray_engine.RunFolders` writes copies here.
+`continuation.merge_shards` copies the files of runs from shards.
 
 runs/<when>-<id>/                     `folder.Session.create`
   session.json                        `folder.Session.create`: settings, corpus, versions and hardware
-  session-1.json …                    `continuation.go_on`: a copy, made before each change of the settings
+  session-1.json …                    `continuation.go_on`: `session.json` before each change of settings
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
-  report.html                         `bvae report`, `bvae merge`: the report as one page
+  report.html                         `bvae report` and `bvae merge`: the report as one page
   .lock .holder                       `folder.hold`: the process that works in the session
   .stop-<invocation>                  `folder.Session.stop`: asks the workers of an invocation to end
   A-seed0/                            `run.obtain_run`
-    .lock                             held by the process that trains the run until that process ends
-    .begun                            `run.obtain_run`: the invocation that began it
-    .progress                         `listeners.ProgressNote`: how far it is
-    config.json                       `run`: everything needed to train it again
+    .lock                             `run.obtain_run`: locked by the process that trains the run
+    .begun                            `run.begin_run`: the invocation that began the run
+    .progress                         `listeners.ProgressNote`: the current step and epoch
+    .progress.new                     `listeners.ProgressNote`: the next `.progress`, before it is renamed
+    config.json                       `run.restored_trainer`: everything needed to train the run again
     metrics.jsonl                     `listeners.MetricsLog`: one line for each epoch
     checkpoints/
-      epoch_001.safetensors           `bvae.trainer.Trainer`; epoch_001_step_000200 inside an epoch;
-                                      only the newest two hold optimizer state;
-                                      `--keep-checkpoints` removes older ones, but no pictures
-      best.safetensors                the lowest validation loss; a hard link if its epoch has a file
+      epoch_001.safetensors           `bvae.trainer.Trainer`: a checkpoint at the end of an epoch, or
+                                      inside an epoch, such as epoch_001_step_000200.safetensors;
+                                      only the newest two hold the optimizer state;
+                                      `--keep-checkpoints` removes older checkpoints, but no pictures
+      best.safetensors                `bvae.trainer.Trainer`: the epoch with the lowest validation loss;
+                                      a hard link if the checkpoint of that epoch exists
       reconstructions_epoch_001.png   `listeners.CheckpointPictures`: one picture for each checkpoint file
     filmstrip.png                     `listeners.CheckpointPictures`: the same grids, epoch by epoch
     tensorboard/events.out.tfevents.* `listeners.TensorBoardLog`, with `--log tensorboard`
-    result.json                       `run.train_run`; written last: its presence means complete;
-                                      `continuation.go_on` writes it again under another band
+    result.json                       `run.train_run`: written last, so the run is complete if it exists;
+                                      `continuation.go_on` replaces it if the accuracy band changes
   comparison/                         `engine.write_comparison`, `engine.write_why`
     why_A.png …  verdicts.png  curves.png  tradeoff.png  reconstructions.png  examples.png
     comparison.md
-    comparison.json                   written last: its presence means complete
+    comparison.json                   written last, so the comparison is complete if it exists
 runs/latest                           `folder.Session.point_latest`: the newest session in which a run began
-runs/.<session>.latest-*              the same, before it is renamed
+runs/.<session>.latest-*              `folder.Session.point_latest`: the next `latest`, before it is renamed
 **/.<name>.<random>.part              `bvae.storage.atomic_write`: a file that is not yet complete
 """
 
@@ -60,7 +63,7 @@ FILMSTRIP = "filmstrip.png"
 TENSORBOARD = "tensorboard"
 
 MAX_MARKER, MAX_METRICS, MAX_CHECKPOINT = 4096, 256 * 2**20, 4 * 2**30
-"""Maximum size in bytes of a marker, of `metrics.jsonl` and of a checkpoint that is read."""
+"""Maximum size in bytes of a marker file, of `metrics.jsonl` and of a checkpoint, when they are read."""
 
 _CHECKPOINT = r"(?:best|epoch_([0-9]{3,})(?:_step_([0-9]{6,}))?)"
 _SESSION_FILES = r"session(?:-[0-9]+)?\.json|baseline\.json|report\.html|\.lock|\.holder|\.stop-[0-9a-f]+"
@@ -81,17 +84,17 @@ _RUN_FILES = {
     rf"checkpoints/{_CHECKPOINT}\.safetensors": MAX_CHECKPOINT,
     r"tensorboard/events\.out\.tfevents\.[\w.-]+": MAX_CHECKPOINT,
 }
-"""Limits by pattern of the name in the folder of a run, for files that the training process writes."""
+"""Maximum size in bytes of the files that training writes, by pattern of the path in the folder of a run."""
 _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|{re.escape(STOP)}[0-9a-f]+")
 
 
 def earlier_record(number: int) -> str:
-    """Return the name of the copy of `session.json` made before its n-th change, where n is `number`."""
+    """Return the name of the copy of `session.json` before its change with this number, from 1."""
     return f"session-{number}.json"
 
 
 def run_file_limit(name: str) -> int:
-    """Return the maximum size in bytes of a run's file with this name; 0 if runs have no such file."""
+    """Return the maximum size in bytes of a file in the folder of a run; 0 for an unknown name."""
     for pattern, limit in _RUN_FILES.items():
         if re.fullmatch(pattern, name):
             return limit
@@ -99,7 +102,7 @@ def run_file_limit(name: str) -> int:
 
 
 def run_files(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Return the files of a run by name, each with numbers that change whenever the file is replaced."""
+    """Return the files of a run by name, each with numbers that differ after the file is replaced."""
     found: dict[str, tuple[int, ...]] = {}
     for folder in (directory, directory / CHECKPOINTS, directory / TENSORBOARD):
         for path in folder.iterdir() if folder.is_dir() else ():
@@ -111,23 +114,23 @@ def run_files(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the files directly in a folder that a killed process left behind."""
+    """Return the temporary files in a folder, which a killed process left behind."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return [path for path in entries if _TEMPORARY.fullmatch(path.name) and path.is_file()]
 
 
 def is_session_file(path: Path) -> bool:
-    """Return whether a path in a session folder is a file that bvae writes beside the folders of runs."""
+    """Return whether a path is a file that bvae writes directly in a session folder."""
     return re.fullmatch(_SESSION_FILES, path.name) is not None and path.is_file()
 
 
 def checkpoints(directory: Path) -> list[Path]:
-    """Return the checkpoints of a run, newest first; `best` comes last, as its name does not give its age."""
+    """Return the checkpoints of a run, newest first. `best` comes last, because its name has no epoch."""
     return _newest_first(path for path in (directory / CHECKPOINTS).glob("*.safetensors") if path.is_file())
 
 
 def newest_checkpoint(path: Path) -> Path:
-    """Return the newest checkpoint in the folder of a run; a file is returned as it is. Raises ValueError."""
+    """Return the newest checkpoint in the folder of a run. Return a file unchanged. Raises ValueError."""
     if not path.is_dir():
         return path
     if found := checkpoints(path):
@@ -139,7 +142,7 @@ def newest_checkpoint(path: Path) -> Path:
 
 
 def pictured_checkpoints(directory: Path) -> list[Path]:
-    """Return the checkpoints of a run that have a picture, newest first; their files may be removed."""
+    """Return the paths of the checkpoints that have a picture, newest first; some files may be removed."""
     pictures = (directory / CHECKPOINTS).glob("reconstructions_*.png")
     names = (path.stem.removeprefix("reconstructions_") for path in pictures)
     return _newest_first(directory / CHECKPOINTS / f"{name}.safetensors" for name in names)
@@ -155,13 +158,13 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
 
 
 def digests(directory: Path, expected: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
-    """Return the digests of a run's configuration, metrics and newest checkpoint, by name in its folder.
+    """Return the digests of a run's configuration, metrics and newest checkpoint, by path in its folder.
 
     Args:
-        expected: digests that these files had, see `file_digest`.
+        expected: earlier digests; a file whose size has changed is not read, see `file_digest`.
 
     Raises:
-        ValueError: if one of them is not a file, is too large or cannot be read.
+        ValueError: if one of the three is not a file, is too large or cannot be read.
     """
     files = {directory / CONFIG: MAX_JSON, directory / METRICS: MAX_METRICS}
     files |= dict.fromkeys(checkpoints(directory)[:1], MAX_CHECKPOINT)
@@ -174,7 +177,7 @@ def digests(directory: Path, expected: Mapping[str, str] = MappingProxyType({}))
 
 
 def disk_usage(session: Path) -> tuple[int, int]:
-    """Return the bytes of all files in a session folder, and of its checkpoints; hard links count once."""
+    """Return the size in bytes of all files of a session, and of its checkpoints. Hard links count once."""
     sizes: dict[bool, dict[tuple[int, int], int]] = {False: {}, True: {}}
     for path in session.rglob("*"):
         with contextlib.suppress(FileNotFoundError):  # another process removed it

@@ -70,7 +70,8 @@ def lock_file(path: Path, timeout: float = -1) -> BaseFileLock:
     """Acquire the lock of a file, waiting at most `timeout` seconds (-1: without limit).
 
     The operating system releases the lock if the process that holds it dies. If the file system has no locks,
-    the existence of the file is the lock. If its creator died, the next process removes the file.
+    the existence of the file is the lock. If its creator died on this
+    machine, the next process removes the file.
 
     Raises:
         Timeout: if another process holds the lock.
@@ -194,7 +195,7 @@ def _flush_names(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _refusing(path: Path, what: str) -> Iterator[None]:
-    """Turn an OSError into a StorageError: the path "could not be" `what`, such as "written"."""
+    """Turn an OSError into a StorageError, saying that the path "could not be" `what`."""
     try:
         yield
     except OSError as error:
@@ -340,7 +341,7 @@ def read_json(path: Path, kind: type[T]) -> T:
 def sealed(record: T) -> T:
     """Return a copy of a dataclass whose `seal` is the SHA-256 of its JSON with an empty seal."""
     unsealed = dataclasses.replace(record, seal="")  # type: ignore[type-var]
-    as_read = msgspec.convert(msgspec.to_builtins(unsealed), type(record))  # a float field may hold an int
+    as_read = msgspec.convert(msgspec.to_builtins(unsealed), type(record))  # 1 becomes 1.0 in a float field
     return dataclasses.replace(record, seal=hashlib.sha256(to_json(as_read)).hexdigest())  # type: ignore[type-var]
 
 

@@ -301,7 +301,7 @@ class Trainer:
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # Checkpoints after `newest` are damaged. Training, which continued from `newest`, replaces them.
+            # Checkpoints of later steps are damaged ones of before a resumption. Training replaces them.
             for path in saved[saved.index(newest) + keep :]:
                 if path.stem != "best":
                     remove(path)

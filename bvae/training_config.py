@@ -72,7 +72,8 @@ class TrainingConfig:
         beta: full weight β of the KL divergence (Higgins et al. 2017).
         beta_schedule: schedule of β over the steps, see `bvae.training.optimization.beta_share`.
         beta_warmup: number of epochs, possibly a fraction, in which the schedule `linear` raises β.
-        free_bits: KL divergence without a cost per latent dimension, in nats, see `bvae.losses.BetaVAELoss`.
+        free_bits: nats of KL divergence that each latent dimension may have at no cost, see
+            `bvae.losses.BetaVAELoss`.
         learning_rate: peak of the schedule, see `bvae.training.optimization.learning_rate`.
         batch_size: grids per step; the last partial batch of an epoch is dropped.
         latent_dim: number of latent dimensions.

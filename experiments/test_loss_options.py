@@ -1,4 +1,4 @@
-"""The main job: train each loss option with each seed, look, judge, and gate.
+"""The packaged experiment: train each loss option with each seed, draw pictures, judge, and gate.
 
 pytest experiments/ --html=report.html
 """

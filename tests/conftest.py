@@ -35,7 +35,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.fixture
 def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the experiments and a tiny corpus, without environment variables of pytest-xdist."""
+    """A folder with the experiments and a tiny corpus; removes environment variables of pytest-xdist."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         monkeypatch.delenv(name)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
@@ -91,8 +91,8 @@ def session_here(matplotlib_kept: None, lab: Path, pytester: pytest.Pytester) ->
     """Return a function that runs a session in this process and returns exit status and output."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    # The inner session finds the metadata of bvae next to the sources. It then asks to rewrite assertions in
-    # modules that the outer session has already imported.
+    # The inner session loads the plugin again and wants to rewrite the assertions of modules that are already
+    # imported. pytest warns about this; the warning is ignored.
     settings = ("-n0", "-W", "ignore:Module already imported so cannot be rewritten; bvae")
 
     def start(*arguments: str, **more: Any) -> tuple[int, str]:

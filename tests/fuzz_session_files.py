@@ -1,4 +1,4 @@
-"""Mutate one file of a finished session at a time. Reading must give the original content or one sentence.
+"""Mutate one file of a finished session at a time. Reading returns the original or an error.
 
 With --resume, each mutated session is also trained to its end and must have the original weights and metrics.
 Exits with 1 if an exception escapes, a case takes more than 10 s, or other content is accepted.

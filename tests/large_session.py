@@ -27,7 +27,7 @@ from bvae.storage import sealed, to_json
 
 @dataclasses.dataclass(frozen=True)
 class ManyRuns:
-    """A session of `options` × `seeds` runs, its pages by `bvae report` and pytest-html, and their output."""
+    """A session of `options` × `seeds` runs, two HTML reports on it, and what their commands printed."""
 
     options: int
     seeds: int
@@ -37,7 +37,7 @@ class ManyRuns:
 
 
 OUTLYING = {"mode_collapse": "flooding", "posterior_collapse": "partial_collapse"}
-"""Verdict of every ninth copy by the verdict of the trained run; `unstable` if that verdict is not a key."""
+"""Verdict of every ninth copy, for a verdict of the trained run; `unstable` for all other verdicts."""
 
 
 def make_session(folder: Path, options: int, seeds: int) -> Path:

@@ -135,7 +135,7 @@ def test_a_file_does_not_decide_which_model_is_imported(module: Path, named: dic
     laboratory.close_session(interrupted=True)
 
     sys.modules.pop("linear_vae")
-    with pytest.raises(SetupError, match="trains the model 'linear_vae:make'; name it again with --model"):
+    with pytest.raises(SetupError, match="trains the model 'linear_vae:make'; add --model"):
         Experiment.resume({}, module, [], str(session))
     assert "linear_vae" not in sys.modules
     resumed = Experiment.resume({"model": "linear_vae:make"}, module, [], str(session))

@@ -249,8 +249,8 @@ MISTAKES = [
         "training.beta_schedule",
         "is 'up'; expected one of constant, linear, cyclical",
     ),
-    ("\ngamma = 1", "", "", "'gamma' is not a table; expected one for each option, such as [D]"),
-    ("[[D]]\ngamma = 1", "", "", "'D' is not a table; expected one for each option, such as [D]"),
+    ("\ngamma = 1", "", "", "'gamma' is not a table; expected one table per option, such as [D]"),
+    ("[[D]]\ngamma = 1", "", "", "'D' is not a table; expected one table per option, such as [D]"),
     (
         f'["my loss"]\ngamma = 1\n{VALID}',
         "my loss",
@@ -269,9 +269,9 @@ MISTAKES = [
         f"[b]\ngamma = 1\n{VALID}",
         "b",
         "",
-        "differs from B only in case; expected another name, or B itself",
+        "differs from B only in case; expected another name, or B to replace it",
     ),
-    ("# nothing\n", "", "", "has no options; expected a table for each, such as [D]"),
+    ("# nothing\n", "", "", "has no options; expected one table per option, such as [D]"),
     ("[D]\ngamma 1\n", "", "", "is not TOML: "),
     (f"{HEAD}gamma = 2\n", "", "", "is not TOML: "),
     (f"{HEAD}[D]\n", "", "", "is not TOML: "),
@@ -386,7 +386,7 @@ def test_a_session_is_resumed_only_if_all_its_models_are_named_again() -> None:
 
     two = trained_with("a:make", "b:make")
     for given_model in (None, DEFAULT_MODEL, "a:make", "c:make"):
-        with pytest.raises(ValueError, match=r"'b:make'; name it again with --model a:make,b:make to import"):
+        with pytest.raises(ValueError, match=r"'b:make'; add --model a:make,b:make to import"):
             allow_models(two, {"model": given_model})
     assert allow_models(two, {"model": "b:make,a:make", "epochs": "3"}) == {"model": None, "epochs": "3"}
     assert allow_models(trained_with(), {"model": None}) == {"model": None}
@@ -402,8 +402,8 @@ def test_a_file_that_cannot_be_read_as_text_is_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for path in (missing, tmp_path, pipe):
         assert complaint(path) == "is not a file; expected a TOML file, such as losses.toml"
-    assert complaint(large) == "is larger than 256 KiB; expected a few tables of TOML"
-    assert complaint(latin) == "is not UTF-8; save it in this encoding"
+    assert complaint(large) == "is larger than 256 KiB; expected a smaller TOML file"
+    assert complaint(latin) == "is not UTF-8; save the file as UTF-8"
     assert complaint(tmp_path / ("x" * 300)).startswith("cannot be read (")
 
 

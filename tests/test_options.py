@@ -105,6 +105,31 @@ def test_each_option_sets_its_own_field() -> None:
     assert len(fields) == len([option for option in OPTIONS if option.field])
 
 
+def test_an_option_is_recorded_by_the_session_or_repeated_when_it_is_resumed() -> None:
+    not_repeated = {each.name for each in options_of("pytest") if not each.field and not each.repeated}
+    in_session = {"loss-options-file", "run-dir", "baseline"}
+    assert not_repeated == {*in_session, "resume", "extend"}
+    assert not any(each.field for each in OPTIONS if each.repeated)
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (("--option", "X"), "--option names 'X'; expected names among A,B,C"),
+        (("--seed", "-1"), "--seed is '-1'; expected a whole number from 0 to 999"),
+        (("--seed", "1000"), "--seed is '1000'; expected a whole number from 0 to 999"),
+        (("--seeds", "2"), "--seeds extends a session; expected --resume=DIR, or --option and --seed"),
+        (("--loss-options", "A"), "--loss-options extends a session; expected --resume=DIR"),
+        (("--epochs", "0"), "--epochs is 0; expected a whole number of at least 1"),
+    ],
+)
+def test_the_command_of_one_run_names_the_flag_that_was_typed(
+    capsys: pytest.CaptureFixture[str], given: tuple[str, str], complaint: str
+) -> None:
+    assert command_line.main(["train", *given]) == 4
+    assert f"ERROR: {complaint}" in capsys.readouterr().err
+
+
 PATH_OPTIONS = [option for option in OPTIONS if option.takes_path]
 
 

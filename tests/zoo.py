@@ -5,7 +5,7 @@ and places. Kinds on which people may disagree are left out:
 
 - bounding boxes of objects in the right colours, and dots or eroded cores in place of objects
 - blocks of 4×4 cells
-- half of the grids or half of the objects exact; on `atomic`, one object per grid (40 % of all objects)
+- half of the grids exact, half of the objects exact, or on `atomic` one exact object per grid
 - all objects shifted by one to three cells
 - PCA with hundreds of components
 """
@@ -233,7 +233,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return np.full_like(here.grids, strength)
 
 
-@kind("the main class of each grid")
+@kind("the most frequent class of each grid")
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return here.main
 
@@ -351,7 +351,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return np.where(kept, here.grids, here.main)
 
 
-@kind("the most frequent classes, the rest given the first", 1, 2, 3, 4)
+@kind("the most frequent classes, all other objects in the first of them", 1, 2, 3, 4)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     kept = np.isin(here.grids, here.frequent[: int(strength)])
     return np.where(here.mask, np.where(kept, here.grids, here.frequent[0]), here.main).astype(np.uint8)
@@ -395,7 +395,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 # Models that see only some of the objects.
 
 
-@kind("only fills of 40 or more cells", 40, 20)
+@kind("only large objects", 40, 20)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     least = strength if here.name == ARC else strength / 2
     return here.keep(here.sizes >= least)

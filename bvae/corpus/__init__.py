@@ -183,7 +183,7 @@ def _is_missing(path: str) -> bool:
     try:
         return not (path and Path(path).exists())
     except OSError:
-        return False  # the file may exist: the error message comes from reading it
+        return False  # it may exist and be inaccessible; reading it raises an error with the cause
 
 
 def _generated_count(spec: str, grid_size: int) -> int:

@@ -158,7 +158,8 @@ def _compose_objects(rng: np.random.Generator, pool: Pool, batch: ObjectGrids) -
     count = len(batch.grids)
     room = SIZE - np.stack([pool.shape.any(2).sum(1), pool.shape.any(1).sum(1)], axis=1) + 1
     rows = _bits(pool.shape)
-    near = np.pad(rows, [(0, 0), (1, 1)])  # and neighbours, from 1 row above and 1 column left
+    # Cells of each object and their neighbours. Row 0 is above the object, bit 0 to its left.
+    near = np.pad(rows, [(0, 0), (1, 1)])
     near = near | np.roll(near, 1, axis=1) | np.roll(near, -1, axis=1)
     near = near | near << 1 | near << 2
     taken = np.zeros((count, SIZE + 2 + MAX_OBJECT_SIDE), np.int64)  # with an empty border

@@ -103,7 +103,7 @@ class Grid(NamedTuple):
 
 
 def is_array_file(path: str) -> bool:
-    """Return whether `array_files.read_grids` reads a path. It also reports missing and damaged files."""
+    """Return whether `array_files.read_grids` should read a path, or report it as missing or damaged."""
     try:
         if not Path(path).is_file():
             return not Path(path).is_dir()
@@ -182,7 +182,7 @@ def _stack(grids: Collection[Grid], size: int) -> npt.NDArray[np.uint8]:
 
 
 def _files(path: str) -> Files:
-    """Yield the JSON files of a collection. The solutions of Kaggle's challenges are another file."""
+    """Yield the JSON files of a collection. Kaggle's challenges come with a second file, their solutions."""
     if Path(path).is_dir():
         places = sorted(_places(path))
         if not places:

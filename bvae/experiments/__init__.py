@@ -1,7 +1,7 @@
-"""The packaged experiment, and the files of the example project that `bvae init` writes."""
+"""The packaged experiment, and the example project that `bvae init` writes."""
 
 EXAMPLE = {
-    "test_losses.py": '''"""The packaged experiment, and an additional gate."""
+    "test_losses.py": '''"""The packaged experiment, and one more gate."""
 
 import pytest
 from bvae.experiments.test_loss_options import *  # noqa: F403
@@ -16,19 +16,19 @@ def test_objects_are_found(laboratory):
 ''',
     "pytest.ini": """\
 [pytest]
-# The plugin is loaded by its name. Runs are spread over all cores.
+# -p loads the plugin. -n auto spreads the runs over all cores.
 addopts = -p bvae.plugin -n auto --maxschedchunk=1 --self-contained-html
 """,
     "options.toml": """\
 # Loss options to compare besides A, B and C: pytest --loss-options-file=options.toml
-# Every key is described in docs/loss-options.md.
+# docs/loss-options.md describes every key.
 
 [D]
 gamma = 2.0                  # exponent of the focal loss; 0 is the cross-entropy
-class_weights = "power"      # or none, sqrt_inverse, inverse, effective, or ten numbers
-exponent = 0.4               # weights are the counts to the power of -0.4
+class_weights = "power"      # or none, sqrt_inverse, inverse, effective, or a list of ten numbers
+exponent = 0.4               # weights are proportional to the cell counts to the power of -0.4
 candidate = true             # whether the option can pass the gate
 role = "milder than B"
 """,
 }
-"""Text of each file, by name."""
+"""Text of each file of the example project, by file name."""

@@ -1,8 +1,8 @@
-"""The main experiment: train each loss option with each seed, draw pictures, judge, and gate.
+"""The packaged experiment: train each loss option with each seed, draw pictures, judge, and gate.
 
 pytest -p bvae.plugin --pyargs bvae.experiments --html=report.html
 
-A project imports these tests into its own test file; see docs/own-project.md.
+Your own project imports these tests into a test file, see docs/own-project.md.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ Attach = Callable[[list[str]], None]
 def test_loss_option(
     loss_run: Selection, laboratory: Experiment, attach_html: Attach, request: pytest.FixtureRequest
 ) -> None:
-    """Train and judge one run. A run that is not healthy is a finding (xfailed), not a broken build."""
+    """Train and judge one run. A run that is not healthy is an expected failure (xfailed), not an error."""
     result = laboratory.obtain(loss_run)
-    # The fixture record_property does the same, but warns under the JUnit family xunit2.
+    # The fixture record_property does the same, but warns if the JUnit family is xunit2.
     request.node.user_properties.extend(result.properties().items())
     attach_html(laboratory.show_run(result))
     reason = f"{result.verdict}: {result.reason}"
@@ -34,7 +34,7 @@ def test_loss_option(
 
 @pytest.mark.gate
 def test_stable_option_exists(laboratory: Experiment, attach_html: Attach) -> None:
-    """The gate: at least one candidate is stable, learned the objects, and is accurate within the band."""
+    """The gate: at least one candidate is stable, learned the objects, and has an accuracy in the band."""
     comparison = laboratory.compare()
     attach_html(laboratory.show_comparison(comparison))
     passed, explanation = comparison.gate.passed, explain_gate(comparison)
@@ -45,7 +45,7 @@ def test_stable_option_exists(laboratory: Experiment, attach_html: Attach) -> No
 def test_no_regression(
     loss_baseline: Baseline, laboratory: Experiment, pytestconfig: pytest.Config, attach_html: Attach
 ) -> None:
-    """With --baseline: no metric is worse than in the baseline by more than the noise of the seeds."""
+    """With --baseline: no metric is worse than in the baseline beyond the noise of the seeds."""
     differences = laboratory.compare_with_baseline()
     attach_html(laboratory.show_differences(differences))
     regressions = explain_regressions(differences)

@@ -1,13 +1,13 @@
-"""Sessions: one folder for each invocation, the runs in it, and the processes that train them.
+"""Sessions: the folder of an invocation with its runs, and the processes that train them.
 
-folder        the session folder, its record, and what a run leaves in it
+folder        the session folder, its record, its locks, and the stored results of its runs
 continuation  resuming a session, possibly with more runs or epochs; shards, and merging them
-run           where runs are trained, and in what order; one run: read its result, wait for it, or train it
-listeners     listeners to the trainer of a run, which write its files
-ray_engine    runs as tasks on a Ray cluster
-progress      the display of runs that other processes train
+run           training a run, or waiting for it, or reading its result
+listeners     listeners to the trainer of a run, which write the files of the run
+ray_engine    training on a Ray cluster
+progress      the display of progress
 
-`bvae.session_files` lists every file and marker of a session folder, and who writes it.
+`bvae.session_files` lists all files of a session folder, and the code that writes each.
 """
 
 from bvae.session.folder import Session, SessionRecord

@@ -1,7 +1,7 @@
 """Resuming a session, possibly with more runs, more epochs or another accuracy band; merging shards.
 
-A resumed session keeps its results; `refuse_changes` refuses changes that would make them differ. Shards are
-sessions that each train a share of the runs; `merge_shards` makes one session of them.
+A resumed session keeps its results. `refuse_changes` refuses every change that would alter them. A shard is a
+session that trains a part of the runs. `merge_shards` makes one session of several shards.
 """
 
 from __future__ import annotations
@@ -45,42 +45,44 @@ from bvae.verdict import judge_run
 T = TypeVar("T")
 
 DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
-"""Packages whose versions can change a result."""
+"""Packages whose versions can change the result of a run."""
 
 
 def extended(
     then: ExperimentConfig, asked: ExperimentConfig, *, more_epochs: bool
 ) -> tuple[ExperimentConfig, tuple[str, ...]]:
-    """Return the settings with which a session is resumed, and what they extend, in words.
+    """Return the settings of the resumed session, and a text for each extension.
 
-    Other differences are not checked here: `refuse_changes` refuses them.
+    This checks only options, seeds and epochs; `refuse_changes` checks all other settings.
 
     Args:
         then: the settings of the session.
         asked: the requested settings.
-        more_epochs: whether more epochs were allowed by `--extend`.
+        more_epochs: whether `--extend` allows more epochs.
 
     Raises:
-        ValueError: if there are fewer seeds, options or epochs, or more epochs are not allowed.
+        ValueError: if an option is missing, there are fewer seeds or epochs, or more epochs are not allowed.
     """
     named = {option.name: option for option in asked.options}
     first = [option.name for option in then.options]
     if missing := [name for name in first if name not in named]:
         raise ValueError(f"the session also has the option {missing[0]}; expected all of {','.join(first)}")
     if asked.seeds < then.seeds:
-        raise ValueError(f"--seeds is {asked.seeds}; the session has {then.seeds}, expected as many or more")
+        raise ValueError(
+            f"--seeds is {asked.seeds}; the session has {then.seeds}, expected at least {then.seeds}"
+        )
     options = (*(named.pop(name) for name in first), *named.values())
     was, training = then.training, asked.training
     if training.epochs < was.epochs:
         raise ValueError(
-            f"--epochs is {training.epochs}; the session has {was.epochs}, expected as many or more"
+            f"--epochs is {training.epochs}; the session has {was.epochs}, expected at least {was.epochs}"
         )
     if training.epochs > was.epochs:
         if not more_epochs:
             raise ValueError(
-                f"--epochs {training.epochs} needs --extend: the learning rate, and β in some schedules, "
-                f"depend on the number of epochs, so the {was.epochs} epochs of the session are not the "
-                f"first {was.epochs} of {training.epochs}; the results of runs that are extended differ"
+                f"--epochs {training.epochs} needs --extend, and changes results: the learning rate and some "
+                f"schedules of β depend on the number of epochs, so an extended run is not equal to a run "
+                f"with {training.epochs} epochs from the start"
             )
         training = dataclasses.replace(training, extended_from=was.stages)
     now = dataclasses.replace(asked, options=options, training=training)
@@ -95,7 +97,7 @@ def extended(
 
 
 def refuse_changes(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> None:
-    """Raise ValueError if settings, corpus or versions differ from those of a session's runs."""
+    """Raise ValueError if other settings, another corpus or other versions would change the results."""
     then = session.config
     training = dataclasses.replace(
         config.training, epochs=then.training.epochs, extended_from=then.training.extended_from
@@ -106,12 +108,12 @@ def refuse_changes(session: SessionRecord, config: ExperimentConfig, corpus: Cor
     theirs = _decisive(then, session.versions, session.corpus.fingerprint)
     if changes := differences(ours, theirs):
         raise ValueError(
-            f"the result would not be the same: {'; '.join(changes)}; undo this, or start a new session"
+            f"results would change: {'; '.join(changes)}; undo these changes, or start a new session"
         )
 
 
 def _decisive(config: ExperimentConfig, versions: Mapping[str, str], fingerprint: str) -> dict[str, Any]:
-    """Return what decides the results of runs, by name: settings, corpus and versions."""
+    """Return by name everything that decides the results of runs: settings, versions and corpus."""
     packages = {f"version of {name}": versions.get(name) for name in DECISIVE_PACKAGES}
     return dataclasses.asdict(config) | packages | {"corpus fingerprint": fingerprint}
 
@@ -119,18 +121,19 @@ def _decisive(config: ExperimentConfig, versions: Mapping[str, str], fingerprint
 def go_on(
     session: Session, config: ExperimentConfig, command: Sequence[str], changes: tuple[str, ...]
 ) -> Session:
-    """Change the settings of a session that this process holds; remove `comparison.json`; return the session.
+    """Change the settings of a session, remove `comparison.json`, and return the session.
 
-    The change takes effect when `session.json` is replaced: runs with fewer epochs are then incomplete, and
-    continue from their checkpoints. The next process repeats what a killed one did not finish.
+    This process must hold the session. The change takes effect when `session.json` is replaced. Runs with
+    fewer epochs are then incomplete, and continue from their checkpoints. If this process is killed, the next
+    process that resumes the session does the rest.
 
     Raises:
-        ValueError: if another process changed the session since it was opened.
+        ValueError: if another process changed the session after it was opened.
         StorageError: if a file cannot be written.
     """
     record = read_json(session.path / SESSION, SessionRecord)
     if record.seal != session.record.seal:
-        raise ValueError("another process has changed the session since it was opened; repeat the command")
+        raise ValueError("another process has changed the session; repeat the command")
     (comparison_folder(session) / "comparison.json").unlink(missing_ok=True)
     if changes:
         extension = Extension(
@@ -149,27 +152,27 @@ def go_on(
 
 
 def _judge_again(session: Session) -> None:
-    """Judge the complete runs of a session by its current band, and seal the verdicts that change.
+    """Judge the complete runs by the accuracy band of the session, and write the results that change.
 
-    The results of runs that have fewer epochs than the session are removed.
+    Remove the results of runs that have fewer epochs than the session.
     """
     for run in session.runs:
         directory = session.path / run.name
         try:
             if (result := verified_result(directory, run)) is None:
-                remove(directory / RESULT)  # of fewer epochs, if there is one
+                remove(directory / RESULT)  # if there is a result, it is of fewer epochs
                 continue
             band = session.record.config.band
             verdict = judge_run(read_history(directory), result.divergence, band)
         except ValueError:
-            continue  # reported where the result is used
+            continue  # the code that uses the result reports the error
         judged = dataclasses.replace(result, verdict=verdict.name, reason=verdict.reason)
         if judged != result:
             atomic_write(directory / RESULT, to_json(sealed(judged)))
 
 
 def shard_of(runs: Sequence[T], shard: str) -> Sequence[T]:
-    """Return the runs of a shard `I/N`: every N-th, from the I-th on. Raises ValueError."""
+    """Return the runs of a shard `I/N`: every N-th run, starting with run I. Raises ValueError."""
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", shard)
     place, count = map(int, found.groups()) if found else (0, 0)
     if not 1 <= place <= count <= len(runs):
@@ -183,14 +186,14 @@ def shard_of(runs: Sequence[T], shard: str) -> Sequence[T]:
 def merge_shards(
     folders: Sequence[str], run_dir: Path, command: Sequence[str]
 ) -> tuple[Session, list[RunConfig], dict[str, str]]:
-    """Make a new session with the finished runs of shards, whose folders stay as they are.
+    """Make a new session with the finished runs of shards, without changing the shards.
 
     Returns:
         The session, the runs that no shard has finished, and the hardware that differs between shards.
 
     Raises:
-        ValueError: if a folder cannot be used, shards belong to different experiments, or have different
-            results of one run; the message is one sentence.
+        ValueError: if a folder cannot be used, if shards belong to different experiments, or if two shards
+            have different results of the same run; the message is one sentence.
         StorageError: if a file cannot be written.
     """
     shards = [_read_shard(folder) for folder in folders]
@@ -201,7 +204,7 @@ def merge_shards(
             path, known = found.setdefault(name, (session.path, result))
             if _timeless(known) != _timeless(result):
                 both = f"{printable(str(path))} and {printable(str(session.path))}"
-                raise ValueError(f"{both} have different results of {name}; leave one of them out")
+                raise ValueError(f"{both} have different results of {name}; leave out one of the folders")
     if not found:
         raise ValueError("no shard has a finished run; expected at least one")
     hardware = {
@@ -225,7 +228,7 @@ def merge_shards(
 
 @contextlib.contextmanager
 def reading(folder: str, purpose: str, expected: str) -> Iterator[None]:
-    """Raise a ValueError of one sentence for any error that occurs while a session folder is read."""
+    """Convert each error that occurs while a session folder is read into a ValueError of one sentence."""
     try:
         yield
     except FileNotFoundError:
@@ -235,7 +238,7 @@ def reading(folder: str, purpose: str, expected: str) -> Iterator[None]:
 
 
 def _read_shard(folder: str) -> tuple[Session, dict[str, RunResult]]:
-    """Return the session in a folder, and its verified results by name of the run. Raises ValueError."""
+    """Return the session in a folder, and its verified results by run name. Raises ValueError."""
     with reading(folder, "merged", "the folder of a session, such as runs/shard-1/latest"):
         session = Session.open(Path(folder).resolve(), invocation="")
         refuse_foreign_entries(session.path)
@@ -244,7 +247,7 @@ def _read_shard(folder: str) -> tuple[Session, dict[str, RunResult]]:
 
 
 def _refuse_strangers(first: Session, other: Session) -> None:
-    """Raise ValueError if the sessions are not of one experiment."""
+    """Raise ValueError if two sessions belong to different experiments."""
     records = (first.record, other.record)
     known = (_decisive(each.config, each.versions, each.corpus.fingerprint) for each in records)
     changes = [f"{name} is {a!r} and {b!r}" for name, (a, b) in by_field(*known).items() if a != b]
@@ -254,7 +257,7 @@ def _refuse_strangers(first: Session, other: Session) -> None:
 
 
 def _timeless(result: RunResult) -> RunResult:
-    """Return a result without what depends on the time that the run took."""
+    """Return a result without the fields that may differ when the same run is trained twice."""
     return dataclasses.replace(result, seconds=0.0, failed_pictures=(), digests={}, seal="")
 
 

@@ -1,6 +1,6 @@
-"""The session folder: its settings, corpus and versions, its locks, and the stored results of its runs.
+"""The session folder: its record, its locks, and the stored results of its runs.
 
-Its files are listed in `bvae.session_files`.
+`bvae.session_files` lists all files of the folder.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SessionHeldError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extension:
-    """A change of a session's settings: when, with which arguments, and what; its text is a sentence."""
+    """A change of a session's settings: its time, the arguments of the command, and the changes in words."""
 
     when: str
     command: tuple[str, ...]
@@ -76,7 +76,7 @@ class Extension:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionRecord:
-    """The content of `session.json`; for its seal see `bvae.storage.sealed`."""
+    """The content of `session.json`; `bvae.storage.sealed` describes the seal."""
 
     schema: Literal[3] = 3
     created: str
@@ -97,8 +97,7 @@ class Session:
     Attributes:
         path: the folder.
         record: the content of `session.json`.
-        invocation: id of the pytest invocation that works in the folder now. A run that it began has crashed
-            if the run has no result and no process holds its lock.
+        invocation: id of the invocation that works in the folder now.
     """
 
     path: Path
@@ -114,7 +113,7 @@ class Session:
         command: tuple[str, ...],
         gpu: Mapping[str, str | int] = MappingProxyType({}),
     ) -> Session:
-        """Make a new session folder inside `run_dir`; `gpu` is added to its hardware. Raises StorageError."""
+        """Make a session folder in `run_dir`. `gpu` is added to the hardware. Raises StorageError."""
         now = datetime.datetime.now(datetime.UTC)
         record = SessionRecord(
             created=now.isoformat(timespec="seconds"),
@@ -129,7 +128,7 @@ class Session:
 
     @classmethod
     def make(cls, run_dir: Path, record: SessionRecord) -> Session:
-        """Make a new session folder inside `run_dir` with a record. Raises StorageError."""
+        """Make a session folder in `run_dir` with this record. Raises StorageError."""
         when = datetime.datetime.fromisoformat(record.created)
         path = run_dir / f"{when:%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
         try:
@@ -147,8 +146,8 @@ class Session:
         """Return the session in an existing folder.
 
         Raises:
-            FileNotFoundError: if there is none.
-            ValueError: if its record is damaged or does not match its seal.
+            FileNotFoundError: if the folder has no `session.json`.
+            ValueError: if `session.json` is damaged or does not match its seal.
         """
         record = read_json(path / SESSION, SessionRecord)
         if not is_sealed(record):
@@ -156,11 +155,11 @@ class Session:
                 f"{printable(str(path / SESSION))} is not what bvae wrote: its seal does not match; "
                 "restore the file, or start a new session"
             )
-        shown = escaped(record)  # paths and command arguments must not be changed
+        shown = escaped(record)  # paths and arguments are not escaped
         return cls(path, dataclasses.replace(shown, config=record.config, command=record.command), invocation)
 
     def run_config(self, option: LossOption, seed: int) -> RunConfig:
-        """Return the configuration of one of this session's runs."""
+        """Return the configuration of a run of this session."""
         return self.record.config.run(option, seed, self.record.corpus.fingerprint)
 
     @property
@@ -170,7 +169,7 @@ class Session:
         return [self.run_config(option, seed) for option in config.options for seed in range(config.seeds)]
 
     def point_latest(self) -> None:
-        """Make the link `latest` next to the session folder point to it, atomically, if the system can."""
+        """Make the link `latest` in the run directory point to this session. Warn if that is impossible."""
         link = self.path.parent / LATEST
         with contextlib.suppress(OSError):
             if link.readlink() == Path(self.path.name):
@@ -184,17 +183,17 @@ class Session:
                 new.unlink()
             warn_of_weaker_promise(
                 f"{link} could not be made a link to this session ({error.strerror or error}): "
-                "name the folder of the session instead of 'latest'"
+                "name the session folder instead of 'latest'"
             )
 
     @property
     def stopped(self) -> bool:
-        """Whether the controller of this invocation asked its workers to end."""
+        """Whether the controller of this invocation has asked its workers to end."""
         return self._stop_sign.exists()
 
     def stop(self) -> None:
         """Ask the workers of this invocation to end at once."""
-        with contextlib.suppress(OSError):  # they end with the controller in any case
+        with contextlib.suppress(OSError):  # the workers also end when the controller ends
             self._stop_sign.touch()
 
     @property
@@ -202,7 +201,7 @@ class Session:
         return self.path / f"{STOP}{self.invocation}"
 
     def discard_if_unused(self) -> None:
-        """Remove the folder if no run began in it and it contains only files of bvae."""
+        """Remove the folder if no run has begun in it, and all files in it are files of bvae."""
         entries = [*self.path.iterdir()]
         if all(map(is_session_file, entries)):
             for entry in entries:
@@ -211,10 +210,10 @@ class Session:
 
 
 def hold(path: Path) -> BaseFileLock:
-    """Lock a session folder for this process until the lock is released or the process ends.
+    """Lock a session folder until the returned lock is released or this process ends.
 
     Raises:
-        SessionHeldError: if another live process holds it; the lock of a dead process is ignored.
+        SessionHeldError: if another process holds the lock. A lock ends with the process that holds it.
     """
     holder = path / HOLDER
     try:
@@ -225,7 +224,7 @@ def hold(path: Path) -> BaseFileLock:
             f"session {path} is in use by process {pid}; wait for it or interrupt it, then resume"
         ) from None
     atomic_write(holder, str(os.getpid()).encode())
-    # Files of earlier invocations. Those in the folder of a run are removed by the process that trains it.
+    # Files of earlier invocations. The process that trains a run removes those in the folder of the run.
     links = path.parent.glob(f".{glob.escape(path.name)}.{LATEST}-*")
     for left in (*leftovers(path), *leftovers(path / "comparison"), *filter(Path.is_symlink, links)):
         left.unlink(missing_ok=True)
@@ -236,11 +235,11 @@ _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
 class RunCrashError(RuntimeError):
-    """A run of this invocation ended without a result: its process died, or its worker refused it."""
+    """A run of this invocation ended without a result, because its process died or its worker refused it."""
 
 
 def read_marker(path: Path) -> str:
-    """Return the text of a marker, empty if it cannot be read."""
+    """Return the text of a marker file; empty if the file cannot be read."""
     try:
         return printable(read_bounded(path, MAX_MARKER).decode())
     except (FileNotFoundError, ValueError):
@@ -248,11 +247,11 @@ def read_marker(path: Path) -> str:
 
 
 def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a run; None if the run is not complete, or was extended after it was complete.
+    """Return the result of a run; None if the run is incomplete, also because it was extended.
 
     Raises:
-        ValueError: if the result does not match its seal, its run or the files in the folder; the message is
-            one sentence.
+        ValueError: if the result does not match its seal, the run or the files of the run; the message is one
+            sentence.
     """
     try:
         result = read_json(directory / RESULT, RunResult)
@@ -261,7 +260,7 @@ def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
     if not is_sealed(result):
         raise ValueError(f"{run.name}: {RESULT} is not what bvae wrote: its seal does not match")
     if (result.option, result.seed) != (run.option.name, run.seed):
-        raise ValueError(f"{run.name}: {RESULT} is that of {result.option}-seed{result.seed}")
+        raise ValueError(f"{run.name}: {RESULT} is the result of {result.option}-seed{result.seed}")
     now = digests(directory, result.digests)
     if changed := sorted(name for name in now | result.digests if now.get(name) != result.digests.get(name)):
         fault = "has changed since" if changed[0] in now else "was removed after"
@@ -271,12 +270,12 @@ def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
     if changes := differences(run, stored := read_json(directory / CONFIG, RunConfig)):
         if run.continues(stored):
             return None
-        raise ValueError(f"{run.name}: {CONFIG} is that of another run: {changes[0]}")
+        raise ValueError(f"{run.name}: {CONFIG} belongs to another run: {changes[0]}")
     return escaped(result)
 
 
 def read_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a complete run, else None; a result that fails verification causes a warning."""
+    """Return the verified result of a run, or None. Warn about a result that cannot be verified."""
     try:
         return verified_result(directory, run)
     except ValueError as error:
@@ -285,26 +284,26 @@ def read_result(directory: Path, run: RunConfig) -> RunResult | None:
 
 
 def read_history(directory: Path) -> list[EpochRecord]:
-    """Return the completed epochs of a run, oldest first. Raises ValueError that names the file."""
+    """Return the completed epochs of a run, oldest first. Raises ValueError."""
     path = directory / METRICS
     try:
         history = _RECORDS.decode_lines(read_bounded(path, MAX_METRICS))
     except FileNotFoundError:
         return []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{printable(str(path))}: not the records of epochs: {error}") from error
+        raise ValueError(f"{printable(str(path))}: its lines are not records of epochs: {error}") from error
     if [record.epoch for record in history] != [*range(1, len(history) + 1)]:
         raise ValueError(f"{printable(str(path))}: its epochs are not numbered from 1")
     return history
 
 
 def shown_history(session: Session, name: str) -> list[EpochRecord]:
-    """Return the completed epochs of a run for drawing; if they cannot be used, warn and return none."""
+    """Return the completed epochs of a run, for pictures. If they cannot be used, warn and return none."""
     try:
         history = read_history(session.path / name)
         classes = {record.validation.classes for record in history}
         if classes - {len(session.record.corpus.class_counts)}:
-            raise ValueError(f"{name}: {METRICS} has other classes than the corpus")
+            raise ValueError(f"{name}: {METRICS} has another number of classes than the corpus")
     except ValueError as error:
         warnings.warn(f"{printable(str(error))}; its epochs are not shown", EvidenceWarning, stacklevel=2)
         return []
@@ -312,7 +311,7 @@ def shown_history(session: Session, name: str) -> list[EpochRecord]:
 
 
 def found_outcomes(session: Session) -> RunOutcomes:
-    """Return the stored results of all runs begun in a session folder, without training."""
+    """Return the outcomes of all runs that have a folder in the session: a result, or a reason for none."""
     outcomes: RunOutcomes = {}
     for run in session.runs:
         directory = session.path / run.name
@@ -331,12 +330,12 @@ def compare_outcomes(
     outcomes: RunOutcomes,
     references: Mapping[str, ControlledMetrics] = MappingProxyType({}),
 ) -> Comparison:
-    """Return the comparison of the runs of a session, without writing it."""
+    """Return the comparison of the outcomes, without writing it."""
     return compare(session.record.corpus, session.record.config, outcomes, references)
 
 
 def read_comparison(session: Session) -> Comparison | None:
-    """Return a session's comparison, or None if it is not complete. Raises ValueError if it is damaged."""
+    """Return the comparison of a session, or None if it is not complete. Raises ValueError if damaged."""
     try:
         return read_json(comparison_folder(session) / "comparison.json", Comparison)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Listeners to the events of a trainer, which write the files of its run."""
+"""Listeners that receive the events of a trainer and write the files of the run."""
 
 from __future__ import annotations
 
@@ -43,10 +43,11 @@ from bvae.visualization.canvas import png_of
 from bvae.visualization.reconstructions import spread
 
 NOTE_SECONDS = 0.5
+"""Minimum time in seconds between two writes of `.progress`."""
 
 
 class MetricsLog:
-    """Rewrites `metrics.jsonl` completely at each epoch, so no line is truncated, repeated or missing."""
+    """Writes the whole `metrics.jsonl` after each epoch, so no line is incomplete, repeated or missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +58,7 @@ class MetricsLog:
 
 
 class ProgressNote:
-    """Listens to a trainer and writes the progress of its run to `.progress`, which is never flushed."""
+    """Writes the progress of the run to `.progress`, without flushing the file to the disk."""
 
     def __init__(self, directory: Path, training: TrainingConfig) -> None:
         self.path, self.training = directory / PROGRESS, training
@@ -93,10 +94,10 @@ EPOCH = re.compile(r"epoch_\d{3,}")
 
 
 class CheckpointPictures:
-    """Draws the same ten training grids at every checkpoint save, in a picture named after the checkpoint.
+    """Draws a picture of the same ten training grids for each checkpoint.
 
-    If a picture cannot be drawn, training and checkpoints continue, and `failures` records the reason. If it
-    cannot be written, StorageError is raised, because the next checkpoint could not be written either.
+    If a picture cannot be drawn, `failures` records the reason, and training continues. If a picture cannot
+    be written, StorageError ends training, because the next checkpoint could not be written either.
     """
 
     def __init__(self, run: RunConfig, corpus: Corpus) -> None:
@@ -125,13 +126,13 @@ class CheckpointPictures:
             names = ", ".join(picture_of(path).name for path in event.paths)
             self.failures.append(f"{names}: {type(error).__name__}: {error}")
             for path in event.paths:
-                picture_of(path).unlink(missing_ok=True)  # an older picture of that name
+                picture_of(path).unlink(missing_ok=True)  # an older picture of the same name
             return
         first, *others = map(picture_of, event.paths)
         atomic_write(first, picture, *others)
 
     def note_missing(self, directory: Path) -> None:
-        """Record as failures the pictures that earlier parts of this run could not draw."""
+        """Add to `failures` the pictures that were not drawn before the run was resumed."""
         known = " ".join(self.failures)
         for path in reversed(checkpoints(directory)):
             picture = picture_of(path)
@@ -139,9 +140,9 @@ class CheckpointPictures:
                 self.failures.append(f"{picture.name}: was not drawn before the run was resumed")
 
     def draw_filmstrip(self, directory: Path) -> None:
-        """Draw the grids as the checkpoints of a run reconstruct them, one column per epoch.
+        """Draw the reconstructions of the grids by the checkpoints of a run, one column per epoch.
 
-        Checkpoints that were removed have a column only if this process saved them.
+        A removed checkpoint has a column only if this process saved it.
         """
         name = f"Option {self.run.option.name}, seed {self.run.seed}"
         try:
@@ -196,15 +197,15 @@ def _share(value: float | None) -> str:
 
 
 class TensorBoardLog:
-    """Writes the numbers of each epoch and the checkpoint pictures for TensorBoard; the axis is the step.
+    """Writes the metrics of each epoch and the checkpoint pictures for TensorBoard, by step.
 
-    A process that trains a run removes the earlier log and writes all epochs and pictures anew.
-    The first failure ends the log with a warning; training continues.
+    A resumed run removes the earlier log and writes all epochs and pictures again. After the first failure,
+    the log warns and writes nothing more; training continues.
     """
 
     def __init__(self, directory: Path, *, on: bool) -> None:
         self.directory, self.on = directory, on
-        self.steps: dict[int, int] = {}  # of the epochs that were written
+        self.steps: dict[int, int] = {}  # by epoch, for the epochs that were written
         self.shown: set[float] = set()  # steps whose picture was written
         self.writer: Any = None
 
@@ -225,7 +226,7 @@ class TensorBoardLog:
             warnings.warn(f"{where} is incomplete: {reason}", EvidenceWarning, stacklevel=2)
 
     def close(self) -> None:
-        """Close the file; nothing is written afterwards."""
+        """Close the file. Later events write nothing."""
         self.on = False
         if self.writer is not None:
             self.writer.close()
@@ -255,7 +256,7 @@ class TensorBoardLog:
                 self.writer.add_image("reconstructions", pixels, step, dataformats="HWC")
 
     def _step(self, checkpoint: Path) -> float:
-        """Return the step at which a checkpoint was saved; infinity if that is not known."""
+        """Return the step at which a checkpoint was saved; infinity if the step is unknown."""
         _, *numbers = checkpoint.stem.split("_")
         match numbers:
             case [_, "step", step]:

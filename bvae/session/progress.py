@@ -1,4 +1,4 @@
-"""Progress of runs in other processes: each writes its progress to a file, which the controller reads."""
+"""The display of progress. Processes that train write `.progress` files, and the controller reads them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from bvae.session_files import PROGRESS, RESULT
 from bvae.storage import read_json
 
 LOOK_SECONDS, LOOKED_AT = 0.5, 200
-"""Seconds between two reads of the files of up to this many runs; with more, proportionally longer."""
+"""Seconds between two reads of the files of at most 200 runs; with more runs, proportionally longer."""
 
 NAMED = 4
-"""Maximum number of runs in training that are named."""
+"""Maximum number of runs in training that a line names."""
 
 MOST_LINES = 100
-"""Number of runs above which only about this many lines are written, if the output is not a terminal."""
+"""Maximum number of lines, approximately, if there are more runs and the output is not a terminal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Note:
-    """How far a run is, and how fast (images per second over the last steps).
+    """The content of `.progress`: the position of a run, and its speed over the last steps.
 
     Attributes:
-        may_end: whether the run may end before `steps`, on a plateau.
+        may_end: whether the run may end before `steps`, because of `--until-plateau`.
     """
 
     step: int
@@ -47,16 +47,16 @@ def _read(directory: Path) -> Note | None:
     try:
         return read_json(directory / PROGRESS, Note)
     except (OSError, ValueError):
-        return None  # not begun
+        return None  # no step is done yet
 
 
 def describe_progress(
     notes: Mapping[str, Note], finished: int, runs: int, share: float, elapsed: float
 ) -> str:
-    """Return one line: the runs in training by name, the number of finished ones, and the time left.
+    """Return one line: the number of finished runs, the runs in training by name, and the remaining time.
 
-    The time left is extrapolated from the share of all epochs that was trained in `elapsed` seconds. It is
-    not shown for runs that may end early.
+    The remaining time is estimated from the share of all epochs that was trained in `elapsed` seconds. It is
+    not shown if a run may end early.
     """
     training = [
         (
@@ -83,13 +83,13 @@ def _duration(seconds: float) -> str:
 
 
 class ProgressDisplay(threading.Thread):
-    """Shows progress while runs train: on a terminal one line kept up to date, else a line for each change.
+    """Shows progress while runs train: on a terminal in one line, elsewhere in a new line for each change.
 
     Args:
         session: the session folder.
         runs: all runs that the session may train.
-        write: writes text for the user.
-        live: whether it writes to a terminal, whose last line can be overwritten.
+        write: function that writes text for the user.
+        live: whether `write` writes to a terminal.
     """
 
     def __init__(
@@ -110,19 +110,19 @@ class ProgressDisplay(threading.Thread):
             self.write("\r\x1b[K")
 
     def stop(self) -> None:
-        """End the display, and clear its line on a terminal."""
+        """End the display. On a terminal, clear the line."""
         self._stop_asked.set()
         self.join()
 
     def show(self) -> None:
-        """Read the session folder and write what changed."""
+        """Read the session folder, and write a line if the progress has changed."""
         finished = self._finished()
         notes = {
             run.name: note
             for run in self.runs
             if run.name not in finished and (note := _read(self.session / run.name))
         }
-        before = self._finished_before & finished  # a result that does not fit its run was removed meanwhile
+        before = self._finished_before & finished  # an invalid result may have been removed
         epochs = {run.name: run.training.epochs for run in self.runs if run.name not in before}
         done = sum(epochs[name] for name in finished - before)
         begun = sum(epochs[name] * note.step / note.steps for name, note in notes.items())
@@ -140,7 +140,7 @@ class ProgressDisplay(threading.Thread):
             self.write(f"{line}\n")
 
     def _state(self, finished: frozenset[str], notes: Mapping[str, Note]) -> object:
-        """Return the state whose changes are written: runs and epochs, or a percentage of many runs."""
+        """Return a value that changes when a line is due: runs and epochs, or a percentage of many runs."""
         if len(self.runs) > MOST_LINES:
             return MOST_LINES * len(finished) // len(self.runs)
         return finished, *((name, note.epoch) for name, note in notes.items())

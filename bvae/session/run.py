@@ -1,8 +1,8 @@
-"""The runs of a session: where they are trained, and in what order; the interface for other engines.
+"""Training the runs of a session in this process, and the interface for other engines.
 
-A run is trained by the first process that needs it, and read by all others. All training goes through
-a `RunScheduler` that `bvae.engine` selects. Another engine, such as `bvae.session.ray_engine`, needs the
-same methods and writes the same files to the folder of each run, see `bvae.session_files`.
+The first process that needs a run trains it, and all other processes read its result. `bvae.engine` selects
+the `RunScheduler` that trains. The scheduler of another engine, such as `bvae.session.ray_engine`, has the
+same methods, and writes the same files in the folder of each run, see `bvae.session_files`.
 """
 
 from __future__ import annotations
@@ -41,22 +41,23 @@ from bvae.verdict import judge_run
 
 
 class RunScheduler:
-    """Trains runs in this process, one after the other, in one thread.
+    """Trains runs in this process, one after another, in one thread.
 
-    For parallel training, several processes share the session folder; each locks the run that it trains.
+    Several processes can train in one session folder in parallel. Each process locks the run that it trains.
 
     Args:
-        session, corpus: what is trained.
-        runs: all runs that the processes share, option by option.
+        session: the session of the runs.
+        corpus: the corpus of the session.
+        runs: all runs of this invocation, grouped by option.
     """
 
     def __init__(self, session: Session, corpus: Corpus, runs: Sequence[RunConfig]) -> None:
         self.session, self.corpus, self.runs = session, corpus, runs
-        torch.set_num_threads(1)  # before the first operator
+        torch.set_num_threads(1)  # must precede the first operator
 
     @staticmethod
     def check(config: ExperimentConfig, corpus: CorpusRecord) -> None:
-        """Raise ModelError if a model of the options cannot be trained on grids like those of a corpus."""
+        """Raise ModelError if the model of an option cannot be trained on the grids of a corpus."""
         settings = [config.training.changed(option.training) for option in config.options]
         for model, latent_dim in dict.fromkeys((each.model, each.latent_dim) for each in settings):
             check_model(
@@ -72,10 +73,10 @@ class RunScheduler:
         return obtain_run(self.session, run, self.corpus)
 
     def close(self) -> None:
-        """Stop all training; called once, when the session is closed or interrupted."""
+        """Stop all training. Called once, when the session is closed or interrupted."""
 
     def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
-        """Yield each option and its outcomes by seed; runs that no process has begun are trained now."""
+        """Yield each option with its outcomes by seed. Train the runs that no process has begun."""
         for option, runs in itertools.groupby(self.runs, key=lambda run: run.option.name):
             outcomes: OptionOutcomes = {}
             for run in runs:
@@ -87,13 +88,13 @@ class RunScheduler:
 
 
 def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
-    """Return the result of a run: read it if complete, wait while another process trains it, or train it.
+    """Return the result of a run: read it, wait while another process trains the run, or train the run.
 
-    The operating system releases the lock when its holder dies, so no process waits for a dead one. A run has
-    crashed if this invocation began it, it has no result, and no process holds its lock.
+    The operating system releases the lock of a run when the process that trains it dies. A run has crashed if
+    this invocation began it, it has no result, and no process holds its lock.
 
     Raises:
-        RunCrashError: if the run crashed; it is not trained again.
+        RunCrashError: if the run has crashed; it is not trained again.
         StorageError: if a file cannot be written.
     """
     directory = session.path / run.name
@@ -108,7 +109,7 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
 
 
 def begin_run(session: Session, directory: Path) -> None:
-    """Note in the folder of a run that this invocation began it. Raises StorageError."""
+    """Write to the folder of a run that this invocation began the run. Raises StorageError."""
     atomic_write(directory / BEGUN, session.invocation.encode())
     session.point_latest()
 
@@ -116,9 +117,9 @@ def begin_run(session: Session, directory: Path) -> None:
 def train_run(
     run: RunConfig, corpus: Corpus, directory: Path, band: AccuracyBand, listeners: Sequence[Listener] = ()
 ) -> RunResult:
-    """Train a run in its directory, draw its pictures, judge it, and write `result.json` last.
+    """Train a run in a directory, draw its pictures, judge it, and write `result.json` last.
 
-    `listeners` are called after those that write the files of the run.
+    `listeners` are called after the listeners that write the files of the run.
     """
     log = TensorBoardLog(directory, on=run.training.log == "tensorboard")
     with contextlib.closing(log):
@@ -146,14 +147,14 @@ def train_run(
 def restored_trainer(
     run: RunConfig, corpus: Corpus, directory: Path, listeners: Sequence[Listener] = ()
 ) -> tuple[Trainer, CheckpointPictures]:
-    """Return a run's trainer, restored from its newest valid checkpoint, and its `CheckpointPictures`.
+    """Return the trainer of a run, restored from its newest valid checkpoint, and its `CheckpointPictures`.
 
-    Only checkpoints with optimizer state count. Damaged ones are skipped with a warning; if none is left, the
-    run starts again from the beginning, with a warning.
+    Only a checkpoint with the optimizer state can be restored. Damaged checkpoints are skipped with a
+    warning. If no valid checkpoint is left, the run starts from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-        left.unlink(missing_ok=True)  # a process that waits for this run may be removing its temporary file
-    remove(directory / RESULT)  # of the run before it was extended, or one that does not match
+        left.unlink(missing_ok=True)  # a process that waits for this run may remove its own
+    remove(directory / RESULT)  # from before the run was extended, or invalid
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)
     progress, metrics = ProgressNote(directory, run.training), MetricsLog(directory / METRICS)
@@ -163,13 +164,13 @@ def restored_trainer(
             trainer.restore(path)
             break
         except StrippedError:
-            continue  # it was not one of the newest
+            continue  # an older checkpoint has no optimizer state
         except CheckpointError as error:
             warnings.warn(f"{error}; it is skipped", EvidenceWarning, stacklevel=2)
     else:
         if saved:
             warnings.warn(
-                f"{run.name} has no valid checkpoint with optimizer state, which only the newest two hold; "
+                f"{run.name} has no valid checkpoint with optimizer state, which only the newest two have; "
                 "the run starts again from the beginning",
                 EvidenceWarning,
                 stacklevel=2,

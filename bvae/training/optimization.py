@@ -142,5 +142,5 @@ class Adam:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state by name, such as `encoder.0.weight.exp_avg`. Writing to a tensor changes it."""
+        """Return the tensors of the state, not copies, by name, such as `encoder.0.weight.exp_avg`."""
         return {f"{name}.{key}": t for name, state in self._state.items() for key, t in state.items()}

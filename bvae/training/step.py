@@ -28,7 +28,7 @@ READ_EVERY = {"cpu": 1, "cuda": 500}
 """Maximum number of steps between two reads of losses and gradient norms, by type of device.
 
 A read waits for the GPU. If the number is above 1, steps are deferred: they read no value from the device.
-A loss or norm that is not finite is found at the next read. Until then, the weights do not change any more.
+A loss or norm that is not finite is found at the next read. From that step on, the weights stay unchanged.
 """
 
 RESIDENT_SHARE = 1 / 8

@@ -446,7 +446,7 @@ def test_regressions_fail_on_request_and_a_session_has_none_to_itself(lab: Path)
     assert "3 xfailed" in finding.stdout
     assert "Differences to the baseline" in (lab / "report.html").read_text()
 
-    failure = run_pytest("experiments/", *QUICK, *WITHOUT_GATE, "-n0", resume, better, strict)
+    failure = run_pytest("experiments/", *QUICK, *WITHOUT_GATE, "-n0", resume, strict)
     assert failure.returncode == 1, failure.stdout + failure.stderr
     assert "AssertionError: worse than the baseline beyond the noise of the seeds: " in failure.stdout
     assert "foreground recall of B was 1.000 ± 0.000 and is" in failure.stdout

@@ -10,12 +10,12 @@ from zoo import ARC, KINDS, judged_models
 pytestmark = pytest.mark.slow
 
 MAIN_CLASSES = (
-    "The main class of a grid is no object, but its cells count for the recall of this class. In `arc`, the "
-    "main classes therefore suffice for over half of the classes. The kept classes have 45 % of its objects."
+    "The most frequent class of a grid is no object, but its cells count in the recall of this class. In "
+    "`arc`, these cells alone make over half of the classes learned. The kept classes have 45 % of the objects."
 )
 MISSES = {
     (ARC, "the most frequent classes, the rest erased", 4): MAIN_CLASSES,
-    (ARC, "the most frequent classes, the rest given the first", 4): MAIN_CLASSES,
+    (ARC, "the most frequent classes, all other objects in the first of them", 4): MAIN_CLASSES,
 }
 """Models that are judged wrongly, each with the reason."""
 

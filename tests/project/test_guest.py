@@ -111,6 +111,12 @@ def test_an_experiment_is_detected_behind_circular_symbolic_links(pytester: pyte
         (("-p", "bvae.plugin", "--pyargs", "bvae.experiments"), "-p bvae.plugin --pyargs bvae.experiments"),
         (("-c", "other.ini", "--rootdir=.", "my tests"), "-c other.ini --rootdir=. 'my tests'"),
         (("--rootdir", ".", "test_a.py::test_it[A]"), "--rootdir . 'test_a.py::test_it[A]'"),
+        (("--config-file", "other.ini", "--epochs", "2", "tests"), "--config-file other.ini tests"),
+        (
+            ("tests", "--run-dir=a", "--engine", "ray", "--gpus-per-run=1"),
+            "tests --engine ray --gpus-per-run=1",
+        ),
+        (("--shard=1/2", "--fail-on-regression", "tests"), "--shard=1/2 --fail-on-regression tests"),
     ],
 )
 def test_the_command_that_resumes_collects_the_same_tests(
@@ -261,7 +267,7 @@ def test_the_files_of_init_work_and_their_own_gate_is_reported_first(guest: Path
     assert "Next: cd losses && pytest --html=report.html" in done.stdout
     again = subprocess.run(init, capture_output=True, text=True, check=False)
     assert again.returncode == 4
-    assert "losses/pytest.ini is there already" in again.stderr.replace(", losses/options.toml", "")
+    assert "losses/pytest.ini exists already" in again.stderr.replace(", losses/options.toml", "")
     settings = (*SMALL[:-2], "--loss-options-file=options.toml", "--loss-options=D")
     done = run_pytest(*settings, "-n1", "--html=report.html", cwd=guest / "losses")
     assert done.returncode == 1, done.stdout + done.stderr

@@ -7,6 +7,7 @@ import json
 import re
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from large_session import ManyRuns
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig
+from bvae.experiment import Experiment
 from bvae.judging.comparison import LARGE, LISTED, Comparison, Outcomes, compare
 from bvae.judging.explanation import count_verdicts, outliers
 from bvae.records import VerdictName
@@ -74,6 +76,27 @@ def test_only_a_large_session_has_a_map_of_verdicts(tmp_path: Path, runs: int) -
         assert (html.count('class="bvae-map"') == 1) == (runs == LARGE)
     assert ("the section of a run" in page) == (runs < LARGE)
     assert ("B0-seed20: mode collapse" in page) == (runs == LARGE)
+
+
+@unit
+@pytest.mark.parametrize(("begun", "selected"), [(0, LARGE - 1), (0, LARGE), (LARGE - 2, 1), (LARGE - 1, 1)])
+def test_a_run_is_shown_briefly_exactly_if_its_session_has_a_large_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begun: int, selected: int
+) -> None:
+    comparison = many(1, begun + selected)
+    (option,) = (dataclasses.replace(LOSS_OPTIONS["B"], name=name) for name in comparison.options)
+    experiment = Experiment(ExperimentConfig(options=(option,), seeds=2 * LARGE), tmp_path, [])
+    session = session_of(comparison, tmp_path)
+    record = dataclasses.replace(session.record, config=experiment.config)
+    monkeypatch.setattr(experiment, "_session", dataclasses.replace(session, record=record))
+    monkeypatch.setattr(
+        "bvae.experiment.load_engine", lambda: SimpleNamespace(draw_run_curves=lambda *_: None)
+    )
+    for seed in range(begun):
+        (tmp_path / f"{option.name}-seed{seed}").mkdir()
+    experiment.select([(option, seed) for seed in range(begun, begun + selected)])
+    (html,) = experiment.show_run(result(option.name, begun))
+    assert ("bvae-lines" in html) == comparison.is_large == (begun + selected >= LARGE)
 
 
 @unit

@@ -213,10 +213,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "the result of another run": (
         lambda session: shutil.copy(session / "B-seed0/result.json", session / "A-seed0"),
-        "A-seed0: result.json is that of B-seed0",
+        "A-seed0: result.json is the result of B-seed0",
     ),
-    "swapped folders": (swap_folders, "A-seed0: result.json is that of B-seed0"),
-    "a run of other settings": (change_beta, "A-seed0: config.json is that of another run: training.beta"),
+    "swapped folders": (swap_folders, "A-seed0: result.json is the result of B-seed0"),
+    "a run of other settings": (change_beta, "A-seed0: config.json belongs to another run: training.beta"),
     "an edited configuration": (
         edit_json("A-seed0/config.json", '"batch_size": 16', '"batch_size": 32'),
         "A-seed0: config.json has changed since result.json was written",
@@ -293,9 +293,13 @@ def test_metrics_of_other_classes_than_the_corpus_are_not_drawn(session: Path) -
             found["class_recall"] = found["class_recall"][:3]
     path.write_text("\n".join(map(json.dumps, epochs)))
     (session / "A-seed0/result.json").unlink()
-    with pytest.warns(EvidenceWarning, match=r"A-seed0: metrics\.jsonl has other classes than the corpus"):
+    with pytest.warns(
+        EvidenceWarning, match=r"A-seed0: metrics\.jsonl has another number of classes than the corpus"
+    ):
         experiment = closed(session)
-    with pytest.warns(EvidenceWarning, match=r"A-seed0: metrics\.jsonl has other classes than the corpus"):
+    with pytest.warns(
+        EvidenceWarning, match=r"A-seed0: metrics\.jsonl has another number of classes than the corpus"
+    ):
         experiment.report_head()
 
 
@@ -303,7 +307,7 @@ def test_metrics_of_other_classes_than_the_corpus_are_not_drawn(session: Path) -
 def test_a_damaged_line_of_metrics_is_reported_with_its_file(session: Path, line: bytes) -> None:
     path = session / "A-seed0/metrics.jsonl"
     path.write_bytes(path.read_bytes() + line)
-    with pytest.raises(ValueError, match=r"A-seed0/metrics\.jsonl: not the records of epochs"):
+    with pytest.raises(ValueError, match=r"A-seed0/metrics\.jsonl: its lines are not records of epochs"):
         read_history(path.parent)
 
 

@@ -60,6 +60,7 @@ def begun(lab: Path) -> Path:
         ("--grid-size=12", "grid_size was 8 and is 12"),
         ("--padding-value=-1", "padding_value was None and is -1"),
         ("--precision=bf16", "training.precision was 'fp32' and is 'bf16'"),
+        ("--fail-on-regression", "--fail-on-regression has nothing to compare with; add --baseline=PATH"),
         ("--loss-options=A,B", "the session also has the option C; expected all of A,B,C"),
     ],
 )

@@ -56,7 +56,7 @@ os.fsync = flush_files_alone
     {
         "symlink is refused": (
             FAILING.format(place="os.symlink", number=errno.EPERM),
-            "name the folder of the session instead of 'latest'",
+            "name the session folder instead of 'latest'",
         ),
         "flock is unknown": (
             "import fcntl" + FAILING.format(place="fcntl.flock", number=errno.ENOSYS),
@@ -103,7 +103,7 @@ def test_a_session_in_a_folder_named_latest_is_resumed_and_kept(lab: Path) -> No
     assert done.returncode == 1, done.stdout + done.stderr
     assert (lab / "runs/latest/A-seed0/result.json").exists()
     done = run_pytest("experiments/", *TINY, "-n0", "--loss-options", "A")
-    assert "name the folder of the session instead of 'latest'" in done.stdout + done.stderr
+    assert "name the session folder instead of 'latest'" in done.stdout + done.stderr
     assert not (lab / "runs/latest").is_symlink()
     assert len(sessions(lab)) == 2
 

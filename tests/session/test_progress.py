@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bvae import session_files
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.records import Stepped
 from bvae.session.listeners import ProgressNote
@@ -75,6 +76,15 @@ def test_the_note_of_a_run_has_its_last_step(tmp_path: Path) -> None:
     for step in range(1, 21):
         listener(Stepped(step=step, steps=20, epoch=1 + step // 11, grids=64))
     assert read_json(tmp_path / ".progress", Note).step == 20
+
+
+def test_a_note_that_cannot_replace_the_last_one_is_a_documented_leftover(tmp_path: Path) -> None:
+    (tmp_path / ".progress").mkdir()
+    listener = ProgressNote(tmp_path, TrainingConfig(epochs=1))
+    for step in (1, 2):
+        listener(Stepped(step=step, steps=2, epoch=1, images=64))
+    (left,) = session_files.leftovers(tmp_path)
+    assert f" {left.name} " in str(session_files.__doc__)
 
 
 @pytest.mark.parametrize("live", [True, False])

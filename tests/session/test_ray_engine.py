@@ -159,7 +159,7 @@ def test_a_lost_head_ends_the_session_with_one_sentence(lab: Path, cluster: Any)
         (("ray:ray://host:1", "0.1", "cpu"), "--engine is .*; expected xdist"),
         (
             ("ray:local", "0.1", "cpu", 2),
-            "without workers of pytest-xdist, and 2 are asked for; leave out -n",
+            "without workers of pytest-xdist, but -n asks for 2; leave out -n",
         ),
         (("ray:local", "0.1", "cuda:1"), "expected cpu or cuda, as Ray chooses the GPU"),
         (("ray:local", "2", "cuda"), "--gpus-per-run is '2'; expected a number above 0 and at most 1"),
@@ -187,7 +187,7 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
     ("options", "sentence"),
     [
         (("--engine=ray:127.0.0.1:1",), "the Ray cluster 127.0.0.1:1 could not be joined"),
-        (("--engine=ray:local", "-n2"), "and 2 are asked for"),
+        (("--engine=ray:local", "-n2"), "but -n asks for 2"),
     ],
 )
 def test_a_session_that_cannot_use_ray_ends_with_exit_code_4(

@@ -472,7 +472,7 @@ def test_gradients_of_changed_decoders_agree_in_bfloat16_and_float32(change: str
     model, target, gradients = new_model(), random_grids(16, 4, 4), {}
     apply(model)
     with torch.no_grad():
-        model.encoder[-1].bias[3:] = -20  # the noise is so small that it may differ
+        model.encoder[-1].bias[3:] = -20  # makes the noise, which differs, negligible
     for precision in ("bf16", "fp32"):
         training = TrainingConfig(precision=precision, max_gradient_norm=1e6)
         step = make_step(copy.deepcopy(model), LOSS, training, target)

@@ -1,4 +1,4 @@
-"""The handwritten step equals the step of autograd, and both store their state in the model."""
+"""The handwritten step equals the step of autograd, and both store their weights in the model."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ options = st.builds(
 @settings(max_examples=20)
 @given(
     loss=options,
-    # With 512 latents, the layer next to the latents is as wide as the layer next to the maps of 8×8 grids.
+    # With 512 latents and 8×8 grids, the first layer of the decoder has the shape of a layer of the encoder.
     size=st.sampled_from([(4, 1), (8, 3), (8, 512), (12, 2), (16, 16)]),
     batch=st.integers(1, 5),
     seed=st.integers(0, 99),
@@ -160,7 +160,7 @@ def test_in_bfloat16_the_handwritten_gradient_is_as_accurate_as_autocast(
     }.items():
         model = make(grid_size, latent_dim)
         with torch.no_grad():
-            model.encoder[-1].bias[latent_dim:] = -20  # the noise is so small that it may differ
+            model.encoder[-1].bias[latent_dim:] = -20  # makes the noise, which differs, negligible
         updates = update(model, loss, max_norm=1e6)
         train(updates, grids(batch, grid_size, 0, outside=outside), [0.0])
         found[name] = updates.tensors()

@@ -203,7 +203,7 @@ def test_the_command_draws_one_picture(
         (["--samples", "41"], "count is 41; expected a whole number from 1 to 40"),
         (["--samples", "0"], "count is 0; expected"),
         (["--samples", "1", "--traversals"], "--samples draws no grids"),
-        (["grids.npy", "--samples", "1"], "without --traversals and GRIDS"),
+        (["grids.npy", "--samples", "1"], "remove --traversals and GRIDS"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_draw(
