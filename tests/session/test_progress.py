@@ -82,7 +82,7 @@ def test_a_note_that_cannot_replace_the_last_one_is_a_documented_leftover(tmp_pa
     (tmp_path / ".progress").mkdir()
     listener = ProgressNote(tmp_path, TrainingConfig(epochs=1))
     for step in (1, 2):
-        listener(Stepped(step=step, steps=2, epoch=1, images=64))
+        listener(Stepped(step=step, steps=2, epoch=1, grids=64))
     (left,) = session_files.leftovers(tmp_path)
     assert f" {left.name} " in str(session_files.__doc__)
 
