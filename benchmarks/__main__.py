@@ -21,14 +21,14 @@ from bvae.hardware import resolve_precision
 
 DESCRIPTION = """\
 Measures how fast bvae, a plain PyTorch loop, Lightning and Pythae train the same model with the same loss,
-grids and batch size. Each combination of trainer, precision and number of processes is a contender.
+grids and batch size. Each combination of trainer, precision, processes and threads is a contender.
 
 Contenders take turns of one epoch, each alone on the machine. The first epoch warms up; the later epochs are
-counted. The first third of each epoch is not counted, because a process is slow after a pause. Ratios compare
-neighbouring epochs, so they stay valid if the speed of the machine drifts.
+counted. The first third of each epoch is not counted, because a process is slow after a pause. A ratio compares
+epochs of the same round, so it stays valid if the speed of the machine drifts.
 
-Then the parts of an experiment are timed, and whole experiments. Everything is measured on two cores. All
-contenders are in memory at once, which takes about 8 GB."""
+Then the parts of an experiment are timed, and whole experiments. Contenders use two cores, and whole
+experiments use all. All contenders are in memory at once, which takes about 8 GB."""
 
 PEERS = {"plain loop": peers.train_loop, "Lightning": peers.train_lightning, "Pythae": peers.train_pythae}
 FEWEST_STEPS = 5

@@ -17,7 +17,7 @@ def _row(label: str, cells: Sequence[str]) -> str:
 
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Return median, lowest and highest ratio of neighbouring epochs."""
+    """Return median, lowest and highest ratio of epochs of the same round."""
     ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
     return statistics.median(ratios), ratios[0], ratios[-1]
 

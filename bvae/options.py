@@ -241,7 +241,7 @@ OPTIONS = (
     CommandLineOption(
         "run-dir",
         "DIR",
-        "Folder in which each invocation creates a session. Write --run-dir=DIR",
+        "Folder in which new sessions are created. Write --run-dir=DIR",
         own_default="runs",
         commands=("pytest", "train", "shards", "merge"),
         takes_path=True,
