@@ -24,8 +24,8 @@ Measures how fast bvae, a plain PyTorch loop, Lightning and Pythae train the sam
 grids and batch size. Each combination of trainer, precision, processes and threads is a contender.
 
 Contenders take turns of one epoch, each alone on the machine. The first epoch warms up; the later epochs are
-counted. The first third of each epoch is not counted, because a process is slow after a pause. A ratio compares
-epochs of the same round, so it stays valid if the speed of the machine drifts.
+counted. The first third of each epoch is not counted, because a process is slow after a pause. A ratio
+compares epochs of the same round, so it stays valid if the speed of the machine drifts.
 
 Then the parts of an experiment are timed, and whole experiments. Contenders use two cores, and whole
 experiments use all. All contenders are in memory at once, which takes about 8 GB."""

@@ -144,8 +144,8 @@ def init(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def train(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Train one loss option with one seed.
 
-    Creates a session folder with checkpoints, pictures, metrics and a verdict. With --resume, trains the
-    unfinished runs of a session, and the runs that more --seeds or --loss-options add.
+    Creates a session folder with checkpoints, pictures, metrics and a verdict. With --resume, trains
+    the runs that were begun and not finished, and those that more --seeds or --loss-options add.
     """
     with Interruptions() as interruptions:
         interruptions.open()

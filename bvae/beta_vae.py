@@ -187,8 +187,8 @@ class BetaVAE(GridModel):
 
     The encoder applies 3×3 convolutions with 32, 64 (stride 2) and 128 (stride 2) channels to one-hot cells.
     Two linear layers follow: one with 128 units, and one for posterior mean and log variance. The decoder is
-    the reverse, with 4×4 transposed convolutions of stride 2, and returns logits. Convolutions of stride 2 round
-    sizes up, so the output is cropped if the grid size is not a multiple of 4.
+    the reverse, with 4×4 transposed convolutions of stride 2, and returns logits. Convolutions of stride 2
+    round sizes up, so the output is cropped if the grid size is not a multiple of 4.
 
     Layers, `encode` and `decode` may be changed. The handwritten bfloat16 step for CPUs supports only some
     layers; other models are trained by autograd, see `bvae.training.cpu_bf16`.

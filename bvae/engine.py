@@ -1,8 +1,8 @@
 """The parts of a session that need PyTorch or matplotlib: training, pictures, files of the comparison.
 
-Only `bvae.experiment.load_engine` imports this module. Processes that train call it at the start, and other
-processes when they need it. The controller of pytest-xdist workers needs it to check a GPU or a model other
-than the built-in one, and to write the comparison if no worker has written it.
+Only `bvae.experiment.load_engine` imports this module. Workers of pytest-xdist call it at the start, and
+other processes when they need it. The controller needs it to check a GPU or a model other than the built-in
+one, and to write the comparison if no worker has written it.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class SetupError(ValueError):
 
 
 def load_engine() -> ModuleType:
-    """Import `bvae.engine`. Processes that train do this first: an interrupted import cannot be repeated."""
+    """Import `bvae.engine`. pytest-xdist workers do this first: an interrupted import cannot be repeated."""
     from bvae import engine
 
     return engine
@@ -203,7 +203,7 @@ class Experiment:
         self.selected = [run for run in self.runs if run.name in asked]
         self._pictured = pictured_runs(self.selected)
         begun = {run.name for run in self.runs if (self.session.path / run.name).exists()}
-        self._is_large = len(asked | begun) >= LARGE  # like the comparison of these runs
+        self._is_large = len(asked | begun) >= LARGE  # as in `Comparison.is_large`
 
     def show_progress(self, names: Iterable[str], write: Callable[[str], object], *, live: bool) -> None:
         """Start to display the progress of the named runs, see `ProgressDisplay`."""

@@ -138,7 +138,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # pytest has set `sys.unraisablehook` by now; its cleanup runs after this one.
+            # pytest has set its own `sys.unraisablehook` by now, and restores it after ours is restored.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 
@@ -152,8 +152,9 @@ class ExperimentHooks:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
-        """End pytest if the session folder was removed, because xdist would replace workers forever."""
-        if not (self.experiment.session.path / SESSION).exists():  # a lock may have made the folder again
+        """End pytest if the session folder was removed, before xdist replaces the worker."""
+        # The folder may exist: a worker that locks a run makes it again.
+        if not (self.experiment.session.path / SESSION).exists():
             pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
@@ -315,7 +316,7 @@ class Interruptions(contextlib.ExitStack):
             self._handle(signal.SIGTERM, signal.SIG_IGN)
 
     def repeat_dropped(self) -> None:
-        """Raise a KeyboardInterrupt again if Python has only reported it, as in `__del__`."""
+        """Raise a KeyboardInterrupt again if Python dropped it, as it does in `__del__`."""
         if threading.current_thread() is threading.main_thread():
             self._report = sys.unraisablehook
             self.callback(setattr, sys, "unraisablehook", self._report)

@@ -109,7 +109,7 @@ class CommandLineOption:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """Keywords for `add_argument` and pytest's `addoption`; None is the default if there is a field."""
+        """Keywords for `add_argument` and pytest's `addoption`. None means that a setting was not given."""
         if not self.metavar:
             return {"action": "store_true", "help": self.summary}
         default = None if self.field else self.own_default or None
@@ -141,14 +141,14 @@ OPTIONS = (
         takes_path=True,
         words=r"arc|(objects|atomic)(:\d+)?",
     ),
-    CommandLineOption("grid-size", "S", "Maximum grid side, 1 to 64; auto: the largest in a file, else 16"),
+    CommandLineOption("grid-size", "S", "Maximum grid side, 1 to 64; auto: that of the file, or 16"),
     CommandLineOption(
         "padding-value",
         "V",
         "Value of the cells outside a grid, for a corpus in a file. Loss and metrics ignore these cells. "
         "Write a negative value as --padding-value=-1",
     ),
-    CommandLineOption("classes", "N", "Number of classes, 2 to 64; auto: the largest in a file + 1, else 10"),
+    CommandLineOption("classes", "N", "Number of classes, 2 to 64; auto: that of the file, or 10"),
     CommandLineOption("background", "C", "Background class; auto: the most frequent class in training"),
     CommandLineOption("epochs", "N", "Epochs of each run; with --until-plateau, the maximum"),
     CommandLineOption("until-plateau", "N", "End a run after N epochs without lower validation loss; 0: off"),
@@ -174,7 +174,7 @@ OPTIONS = (
         "four times); see docs/loss-options.md",
     ),
     CommandLineOption("beta-warmup", "N", "Epochs in which --beta-schedule linear raises β from 0"),
-    CommandLineOption("free-bits", "NATS", "KL divergence per latent dimension (batch mean) that is free"),
+    CommandLineOption("free-bits", "NATS", "KL divergence that each latent dimension may have at no cost"),
     CommandLineOption(
         "learning-rate",
         "RATE",
@@ -191,8 +191,8 @@ OPTIONS = (
     CommandLineOption(
         "keep-checkpoints",
         "KEEP",
-        "Checkpoint files to keep: all, or a number K for the newest K of each run; last and best mean 1. "
-        "The best is always kept too. Pictures are never removed",
+        "Checkpoint files to keep: all, or a number K for the newest K of each run. The words last and best "
+        "stand for 1. The best is always kept too. Pictures are never removed",
     ),
     CommandLineOption("log", "LOG", "none, or tensorboard: write metrics and pictures for TensorBoard"),
     CommandLineOption(
@@ -249,13 +249,15 @@ OPTIONS = (
     CommandLineOption(
         "resume",
         "SESSION",
-        "Finish a session: latest (in --run-dir), or --resume=DIR for its folder. All settings are read from "
-        "the session; more --seeds or --loss-options, or another --accuracy-band, extend it",
+        "Finish a session: latest (in --run-dir), or --resume=DIR for its folder. It keeps its "
+        "settings; more --seeds or --loss-options, or another --accuracy-band, extend it",
         commands=RESUMING,
         takes_path=True,
         words="latest",
     ),
-    CommandLineOption("extend", "", "With --resume: train up to more --epochs", commands=RESUMING),
+    CommandLineOption(
+        "extend", "", "With --resume and --epochs N: train the runs on, up to epoch N", commands=RESUMING
+    ),
     CommandLineOption(
         "baseline",
         "PATH",

@@ -33,7 +33,7 @@ runs/<when>-<id>/                     `folder.Session.create`
     why_A.png …  verdicts.png  curves.png  tradeoff.png  reconstructions.png  examples.png
     comparison.md
     comparison.json                   written last, so the comparison is complete if it exists
-runs/latest                           `folder.Session.point_latest`: the newest session in which a run began
+runs/latest                           `folder.Session.point_latest`: the session in which a run last began
 runs/.<session>.latest-*              `folder.Session.point_latest`: the next `latest`, before it is renamed
 **/.<name>.<random>.part              `bvae.storage.atomic_write`: a file that is not yet complete
 """
@@ -89,7 +89,7 @@ _TEMPORARY = re.compile(rf"\.(?:{_FILES})\.[a-z0-9_]{{8}}\.part|\.progress\.new|
 
 
 def earlier_record(number: int) -> str:
-    """Return the name of the copy of `session.json` before its change with this number, from 1."""
+    """Return the name under which `session.json` is kept when it is changed for the `number`-th time."""
     return f"session-{number}.json"
 
 
@@ -142,7 +142,7 @@ def newest_checkpoint(path: Path) -> Path:
 
 
 def pictured_checkpoints(directory: Path) -> list[Path]:
-    """Return the paths of the checkpoints that have a picture, newest first; some files may be removed."""
+    """Return the paths of the checkpoints that have a picture, newest first; a file may no longer exist."""
     pictures = (directory / CHECKPOINTS).glob("reconstructions_*.png")
     names = (path.stem.removeprefix("reconstructions_") for path in pictures)
     return _newest_first(directory / CHECKPOINTS / f"{name}.safetensors" for name in names)

@@ -24,7 +24,8 @@ REBOUND = 0.05
 
 FEW_STEPS = 500
 STILL_RISING = 0.02
-"""Training may be too short if it has fewer steps, or if the last epoch raised foreground recall by more."""
+"""Training may be too short with fewer than FEW_STEPS steps, or if foreground recall rose by more than
+STILL_RISING in the last epoch."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Every command and snippet of the documentation works, with the smallest corpus and one epoch."""
+"""The experiments, commands and snippets of the documentation work, with a tiny corpus and one epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of a model: of cells, classes and objects, for the model, its controls and references."""
+"""Metrics of cells, classes and objects, for a model, for its controls and for the references."""
 
 from bvae.evaluation.measure import Evaluator, evaluate
 

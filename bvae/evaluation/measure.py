@@ -32,7 +32,7 @@ ACTIVE_KL = 0.05
 """A latent dimension is active if its KL divergence is above this value, in nats."""
 
 WINDOW_CELLS = 2**22
-"""Maximum number of cells that are held in memory at a time, together with their predictions."""
+"""Maximum number of cells that are predicted at a time, and of cells that are read into memory for it."""
 
 MAX_OBJECT_GRIDS = 2_000
 """Maximum number of validation grids used for object metrics and references."""
@@ -109,8 +109,8 @@ class Evaluator:
     def measure(self, model: GridModel, *, batch_size: int = 256) -> Evaluation:
         """Measure a model, without changing its mode, its weights or the states of random generators.
 
-        Grids are predicted in windows of up to `WINDOW_CELLS` cells. The shuffled control of a grid is the
-        prediction for another grid of its window. Therefore, `decode` must treat the grids of a batch
+        Grids are predicted in windows of up to `WINDOW_CELLS` cells. The shuffled control of a grid
+        reuses the prediction for another grid of its window. So `decode` must treat the grids of a batch
         independently.
         """
         terms = _LossSums(self._loss, self._background)
@@ -183,7 +183,7 @@ class _LossSums:
         total, of_grids, kl, of_cells, cells = (self._sums / self._grids).tolist()
         kl_per_dim = tuple((self._kl_of_dim / self._grids).tolist())
         return {
-            # The reconstruction term becomes a mean over cells; this adds 0 if all grids have the same size.
+            # Replaces the mean over grids of the reconstruction term by its mean over cells.
             "loss": total + (of_cells / cells - of_grids),
             "reconstruction": of_cells / cells,
             "kl": kl,

@@ -3,8 +3,7 @@
 Controls are predictions that are made without seeing the objects. The verdict compares a model with them.
 
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of the
-grid. Thus, the background class of the corpus is the class of objects in a grid that is mostly of another
-class.
+grid. In a grid that is mostly of another class, connected cells of the corpus's background are objects too.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ MIN_CELLS = 2
 BLOCK_CELLS = 10 * 2**19
 """One-hot cells that are searched for connected sets at once: 2,048 grids of 16×16 and 10 classes, 30 MB."""
 HIT = 0.5
-"""An object is recalled if at least this share of its cells is right, and recognised from this IoU."""
+"""Least share of right cells of an object that is recalled, and least IoU of one that is recognised."""
 
 WITHIN_A_GRID = np.zeros((3, 3, 3), np.bool_)
 WITHIN_A_GRID[1] = True

@@ -45,7 +45,7 @@ def test_stable_option_exists(laboratory: Experiment, attach_html: Attach) -> No
 def test_no_regression(
     loss_baseline: Baseline, laboratory: Experiment, pytestconfig: pytest.Config, attach_html: Attach
 ) -> None:
-    """With --baseline: no metric is worse than in the baseline beyond the noise of the seeds."""
+    """With --baseline: no metric got worse by more than the noise between the seeds."""
     differences = laboratory.compare_with_baseline()
     attach_html(laboratory.show_differences(differences))
     regressions = explain_regressions(differences)

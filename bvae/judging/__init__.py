@@ -1,1 +1,1 @@
-"""The comparison of options, baselines and explanations, computed from records without PyTorch."""
+"""Comparisons, baselines and explanations, computed from the records of runs without PyTorch."""

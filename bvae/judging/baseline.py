@@ -164,7 +164,7 @@ def incomparable(baseline: Baseline, experiment: ExperimentConfig, corpus: Corpu
 def _loss(
     name: str, gamma: float, weighting: str, thresholds: Sequence[float | None]
 ) -> dict[str, float | str]:
-    if weighting == "explicit":  # the thresholds identify the weights, as the corpus is the same
+    if weighting == "explicit":  # thresholds give the ratios of the weights, the corpus gives their scale
         known = (f"{threshold:.6g}" for threshold in thresholds if threshold is not None)
         weighting = f"explicit, with prediction thresholds {' '.join(known)}"
     return {f"gamma of {name}": gamma, f"class weights of {name}": weighting}
@@ -297,7 +297,11 @@ def explain_regressions(found: Sequence[Difference]) -> str:
         for each in found
         if each.judgement == "worse" and each.interval is not None
     ]
-    return f"worse than the baseline beyond the noise of the seeds: {'; '.join(worse)}" if worse else ""
+    return (
+        f"worse than the baseline by more than the noise between the seeds: {'; '.join(worse)}"
+        if worse
+        else ""
+    )
 
 
 def _interval(bounds: tuple[float, float]) -> str:

@@ -45,8 +45,8 @@ class Metric(NamedTuple):
 
     Attributes:
         heading: the name of the metric in tables and sentences.
-        column: which tables of options show the metric with its control: those of the terminal and of
-            reports, or only those of reports; "own" if `bvae.report.tables` defines a column for the metric.
+        column: "terminal" if tables in the terminal and in reports show the metric with its control, "report"
+            if only reports do, "own" if `bvae.report.tables` defines the column.
         in_baseline: whether the metric is compared with a baseline.
     """
 
@@ -138,7 +138,7 @@ class ComparedCorpus(CorpusRecord):
 
     Attributes:
         controls: the predictors that the verdict uses besides the shuffled control: `extent`.
-        references: the predictors that only the table of options shows, see
+        references: simple predictors that are shown beside the options, see
             `bvae.evaluation.measure.references`.
     """
 
@@ -193,7 +193,7 @@ def compare(
     """Compare the options that have outcomes; a run without a result counts as a failure.
 
     Args:
-        references: metrics of other predictors, shown in the table of options.
+        references: metrics of simple predictors, which are shown beside the options.
     """
     band = experiment.band
     asked = [option for option in experiment.options if outcomes.get(option.name)]
@@ -288,9 +288,9 @@ def _recommendation(
         others = listed([f"{name} has {options[name].object_iou}" for name in rivals])
         reason = ""
         if others:
-            reason = f", the highest of the candidates that break no rule ({', '.join(others)})"
+            reason = f", the highest of the stable candidates that break no rule ({', '.join(others)})"
         elif len(gate.candidates) > 1:
-            reason = f". {recommended} is the only candidate that breaks no rule"
+            reason = f". {recommended} is the only stable candidate that breaks no rule"
         advice = (
             f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.weighting}). "
             f"Its object IoU is {best.object_iou}{reason}. "
@@ -308,8 +308,8 @@ def _recommendation(
         return "Nothing can be recommended: no run of a candidate was selected."
     nearest = max(gate.candidates, key=lambda name: _nearness(options[name]))
     return (
-        f"Nothing can be recommended: no candidate learned the objects. The nearest miss is {nearest} "
-        f"({words(options[nearest].verdict)})."
+        "Nothing can be recommended: no candidate is stable and learned the objects. The nearest miss is "
+        f"{nearest} ({words(options[nearest].verdict)})."
     )
 
 

@@ -32,7 +32,7 @@ class Diagnosis:
     Attributes:
         thresholds: `[C - 1]`, see `bvae.judging.comparison.prediction_thresholds`.
         gradient_shares: for each seed with an epoch, for each epoch, the fraction of the gradient that comes
-            from foreground cells; None if the gradient was zero.
+            from foreground cells of the first validation grids; None if the gradient was zero.
         confusion: `[C, C]` validation cells by true class (row) and predicted class (column), summed over the
             last epochs of all seeds; zero if no epoch was completed.
         background: the background class.
@@ -176,7 +176,7 @@ def when_rules_met(history: Sequence[EpochRecord]) -> RulesMet:
 
 
 def describe_rules_met(history: Sequence[EpochRecord]) -> str:
-    """Return a sentence on when a run met the rules, with the numbers of those epochs."""
+    """Return a sentence on the epochs in which a run met the rules, with the metrics after these epochs."""
     if not history:
         return "No epoch was completed, so nothing was learned."
     first, lost, again = when_rules_met(history)
@@ -186,7 +186,7 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
         return f"The rules of the verdict were never met. The best epoch was {nearest} {numbers[nearest]}."
     met = f"The rules of the verdict were first met in epoch {first} {numbers[first]}"
     if lost is not None:
-        return f"{met} and broken again in epoch {lost} {numbers[lost]}."
+        return f"{met} and not met from epoch {lost} {numbers[lost]} to the end."
     if again is not None:
         return f"{met}, then broken, and met from epoch {again} {numbers[again]} to the end."
     return f"{met}{', the last.' if first == history[-1].epoch else ' and met to the end.'}"
@@ -248,8 +248,8 @@ def verdicts_by_epoch(
 ) -> dict[int, VerdictName]:
     """Return, by epoch, the verdict on a run as if it had ended after this epoch.
 
-    The epochs are counted from 1: every `stride`-th one, and the last. An epoch without validation foreground
-    has the verdict `incomplete`.
+    The keys are epochs, counted from 1: `stride`, 2·`stride` and so on, and the last epoch. An epoch without
+    validation foreground has the verdict `incomplete`.
 
     Args:
         verdict: the verdict on the whole run. If it is `diverged` or `incomplete`, it is also the verdict in

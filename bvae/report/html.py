@@ -90,7 +90,7 @@ TEMPLATES.globals["read_picture"] = Picture.of_file
 
 
 def read_png(path: Path) -> bytes | None:
-    """Return the content of a PNG file; None if the file is missing or, with a warning, if it is damaged."""
+    """Return the content of a PNG file; None if it is missing or, with a warning, cannot be used."""
     try:
         png = read_bounded(path, MAX_PICTURE)
         with Image.open(io.BytesIO(png), formats=["PNG"]) as image:
@@ -98,7 +98,7 @@ def read_png(path: Path) -> bytes | None:
     except FileNotFoundError:
         return None
     except Exception as error:  # Pillow raises various exceptions for damaged content
-        reason = printable(f"{path} is not shown, because it is not a valid PNG: {error}")
+        reason = printable(f"{path} is not shown, because it cannot be read as a PNG: {error}")
         warnings.warn(reason, EvidenceWarning, stacklevel=3)
         return None
     return png
@@ -131,7 +131,7 @@ def report_page(
     differences: Sequence[Difference] = (),
     page: Path | None = None,
 ) -> str:
-    """Return the report as a page without the table of tests, which refers to no other file.
+    """Return the report as a page of its own, without the table of tests; the page loads no other file.
 
     Args:
         runs: by heading, the HTML of each run from `show_run`. A large session does not use them.

@@ -62,8 +62,8 @@ def read_sides(folders: Sequence[str]) -> list[Side]:
             folder that cannot be used; the message is one sentence with the folder.
     """
     if not 2 <= len(folders) <= len(ascii_lowercase):
-        expected = f"two to {len(ascii_lowercase)}, such as runs/latest"
-        raise ValueError(f"RUN names {len(folders)} session{'s' * (len(folders) > 1)}; expected {expected}")
+        expected = f"two to {len(ascii_lowercase)} folders, such as runs/latest"
+        raise ValueError(f"{len(folders)} given; expected {expected}")
     sides = [_read(label, folder) for label, folder in zip(ascii_lowercase, folders, strict=False)]
     for place, side in enumerate(sides):
         if side.folder in [other.folder for other in sides[:place]]:
@@ -154,7 +154,7 @@ def _shown(value: object) -> str:
 
 
 def contrast(sides: Sequence[Side]) -> tuple[str, dict[str, tuple[str, ...]]]:
-    """Return a sentence on shared settings, and each setting that differs with its value in each session."""
+    """Return a sentence on the shared settings, and for each other setting its value in each session."""
     shared, differing = [], {}
     defaults = {name: _shown(value) for name, value in _training(TrainingConfig()).items()}
     groups = [_settings(side) for side in sides]
@@ -288,7 +288,7 @@ def to_page(sides: Sequence[Side], chart: bytes) -> str:
 
 
 def _colours(sides: Sequence[Side]) -> dict[str, int]:
-    """Return, for each name of an option, the index of its colour; sessions share the names."""
+    """Return the index of the colour of each option name, the same in all sessions."""
     names = dict.fromkeys(name for side in sides for name in side.comparison.options)
     return {name: place for place, name in enumerate(names)}
 

@@ -242,7 +242,7 @@ def run_line(
 ) -> dict[str, Any]:
     """Return the variables of the line of a run.
 
-    A pictured run has the picture of its newest checkpoint, because a filmstrip grows with the epochs.
+    A pictured run has the picture of its newest checkpoint. Its filmstrip, which is larger, is only linked.
 
     Args:
         page: the folder of the report, to which its links are relative.

@@ -71,7 +71,10 @@ def explain_own_gates(passed: Mapping[str, bool]) -> str:
 def explain_outcome(
     comparison: Comparison, own_gates: Mapping[str, bool], *, gate_ran: bool
 ) -> tuple[bool, str]:
-    """Return whether all gates that were run passed, and sentences on them; a failed gate comes first."""
+    """Return whether the gates passed, and sentences on them; a failed gate comes first.
+
+    These are the gates that were run. If none was, it is the packaged gate, with the existing results.
+    """
     own, own_passed = explain_own_gates(own_gates), all(own_gates.values())
     packaged = explain_gate(comparison, ran=gate_ran).splitlines()[0]
     if own and not gate_ran:
@@ -135,8 +138,8 @@ def describe_beta(training: TrainingConfig) -> str:
         "cyclical": ["β rises from 0 in four cycles"],
     }[training.beta_schedule]
     if training.free_bits:
-        parts = [*parts, f"{training.free_bits:g} nats per latent dimension are free"]
-    shown = "the losses shown have the full β and no free bits"
+        parts = [*parts, f"the first {training.free_bits:g} nats of KL in each latent dimension have no cost"]
+    shown = "the losses shown have the full β for all nats"
     return f"In training, {' and '.join(parts)}; {shown}." if parts else ""
 
 

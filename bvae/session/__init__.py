@@ -1,4 +1,4 @@
-"""Sessions: the folder of an invocation with its runs, and the processes that train them.
+"""Sessions: the folder of an experiment with its runs, and the processes that train the runs.
 
 folder        the session folder, its record, its locks, and the stored results of its runs
 continuation  resuming a session, possibly with more runs or epochs; shards, and merging them

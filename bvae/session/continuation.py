@@ -1,7 +1,7 @@
 """Resuming a session, possibly with more runs, more epochs or another accuracy band; merging shards.
 
-A resumed session keeps its results. `refuse_changes` refuses every change that would alter them. A shard is a
-session that trains a part of the runs. `merge_shards` makes one session of several shards.
+Unless it is extended, a resumed session keeps its results: `refuse_changes` refuses other settings. A shard
+is a session that trains a part of the runs. `merge_shards` makes one session of several shards.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ DECISIVE_PACKAGES = ("bvae", "torch", "numpy")
 def extended(
     then: ExperimentConfig, asked: ExperimentConfig, *, more_epochs: bool
 ) -> tuple[ExperimentConfig, tuple[str, ...]]:
-    """Return the settings of the resumed session, and a text for each extension.
+    """Return the settings of the resumed session, and a text for each setting that changes.
 
-    This checks only options, seeds and epochs; `refuse_changes` checks all other settings.
+    This checks only options, seeds and epochs. `refuse_changes` checks all others except the band.
 
     Args:
         then: the settings of the session.

@@ -155,7 +155,7 @@ class Session:
                 f"{printable(str(path / SESSION))} is not what bvae wrote: its seal does not match; "
                 "restore the file, or start a new session"
             )
-        shown = escaped(record)  # paths and arguments are not escaped
+        shown = escaped(record)  # but not the configuration and the command, which bvae uses again
         return cls(path, dataclasses.replace(shown, config=record.config, command=record.command), invocation)
 
     def run_config(self, option: LossOption, seed: int) -> RunConfig:
@@ -213,7 +213,7 @@ def hold(path: Path) -> BaseFileLock:
     """Lock a session folder until the returned lock is released or this process ends.
 
     Raises:
-        SessionHeldError: if another process holds the lock. A lock ends with the process that holds it.
+        SessionHeldError: if another process holds the lock. The lock ends with this process.
     """
     holder = path / HOLDER
     try:
@@ -235,7 +235,7 @@ _RECORDS = msgspec.json.Decoder(EpochRecord)
 
 
 class RunCrashError(RuntimeError):
-    """A run of this invocation ended without a result, because its process died or its worker refused it."""
+    """A run of this invocation ended without a result: its process died, it failed, or Ray refused it."""
 
 
 def read_marker(path: Path) -> str:
@@ -247,7 +247,7 @@ def read_marker(path: Path) -> str:
 
 
 def verified_result(directory: Path, run: RunConfig) -> RunResult | None:
-    """Return the result of a run; None if the run is incomplete, also because it was extended.
+    """Return the result of a run; None if there is none, or if the run was extended after it.
 
     Raises:
         ValueError: if the result does not match its seal, the run or the files of the run; the message is one

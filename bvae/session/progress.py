@@ -20,7 +20,7 @@ NAMED = 4
 """Maximum number of runs in training that a line names."""
 
 MOST_LINES = 100
-"""Maximum number of lines, approximately, if there are more runs and the output is not a terminal."""
+"""About the largest number of lines that are written if the output is not a terminal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

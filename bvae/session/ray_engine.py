@@ -1,4 +1,4 @@
-"""Runs as tasks on a Ray cluster, which send their files to an actor on the machine of the controller.
+"""Training on a Ray cluster. Each run is a task, which sends its files to an actor beside the controller.
 
 Only `bvae.engine.find_scheduler` imports this module, because Ray is optional. Workers need no access to the
 session folder: each trains in a temporary folder of its node.
@@ -43,10 +43,10 @@ MAX_SENT, PARCEL = 2**30, 2**25
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
-"""Seconds between sends of files, between looks at a run, until a silent head is lost, and to cancel runs."""
+"""Seconds between sends of files, between looks at a run, of silence of a lost head, of a cancellation."""
 
 Files = list[tuple[list[str], bytes]]
-"""Names of each file in the folder of its run, and its content."""
+"""Names of each file in the folder of its run (several, if it has hard links), and its content."""
 
 
 class RunFolders:
@@ -85,7 +85,7 @@ class RunFolders:
         """Write files one after another, each atomically and possibly under several names.
 
         Raises:
-            ValueError: if this is not the newest attempt, or a file is not one of a run, or too large.
+            ValueError: if there is a newer attempt, or a file does not belong to a run or is too large.
             StorageError: if a file cannot be written.
         """
         self._check(run, attempt)
@@ -247,11 +247,11 @@ class RayScheduler(RunScheduler):
             self._tasks[run.name] = None
             self._check_end(run, task)
         if (result := read_result(self.session.path / run.name, run)) is None:
-            raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
+            raise RunCrashError(f"{run.name} was begun by this command and ended without a result")
         return result
 
     def close(self) -> None:
-        """Cancel the runs that are not complete, and leave the cluster; a cluster that was started ends."""
+        """Cancel the incomplete runs and leave the cluster. If this process started the cluster, it ends."""
         unfinished = [task for task in self._tasks.values() if task is not None]
         if unfinished and not self._lost:
             for task in unfinished:
@@ -286,7 +286,7 @@ class RayScheduler(RunScheduler):
                 warnings.warn(said, EvidenceWarning, stacklevel=4)
         except RayTaskError as error:
             cause: Any = error
-            while isinstance(cause, RayTaskError):  # of the actor, inside that of the task
+            while isinstance(cause, RayTaskError):  # the error of the task may contain that of the actor
                 cause = cause.cause
             if isinstance(cause, RunCrashError | StorageError):
                 raise cause from None

@@ -103,13 +103,13 @@ def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:
         if (result := read_result(directory, run)) is not None:
             return result
         if read_marker(directory / BEGUN) == session.invocation:
-            raise RunCrashError(f"{run.name} was begun in this session and ended without a result")
+            raise RunCrashError(f"{run.name} was begun by this command and ended without a result")
         begin_run(session, directory)
         return train_run(run, corpus, directory, session.record.config.band)
 
 
 def begin_run(session: Session, directory: Path) -> None:
-    """Write to the folder of a run that this invocation began the run. Raises StorageError."""
+    """Record in the folder of a run which invocation began it. Raises StorageError."""
     atomic_write(directory / BEGUN, session.invocation.encode())
     session.point_latest()
 
@@ -153,7 +153,7 @@ def restored_trainer(
     warning. If no valid checkpoint is left, the run starts from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-        left.unlink(missing_ok=True)  # a process that waits for this run may remove its own
+        left.unlink(missing_ok=True)  # a waiting process may remove its own temporary file
     remove(directory / RESULT)  # from before the run was extended, or invalid
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)

@@ -30,7 +30,7 @@ MORE_COLOURS = """
 """
 CLASS_COLOURS = (*ARC_COLOURS, *(f"#{code}" for code in MORE_COLOURS.split()))
 COLOURS = len(CLASS_COLOURS)
-# A symbol is a class, DOTTED + a class for a wrong cell, or one of the four symbols on the next line.
+# A symbol is a class, DOTTED + a class for a wrong cell, or one of the four symbols below.
 DOTTED = COLOURS
 RIGHT_BACKGROUND, RIGHT_OBJECT, WRONG, BLANK = range(2 * COLOURS, 2 * COLOURS + 4)
 SYMBOL_COLOURS = (*CLASS_COLOURS, *CLASS_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C", "#FFFFFF")
@@ -38,7 +38,7 @@ SYMBOL_COLOURS = (*CLASS_COLOURS, *CLASS_COLOURS, "#F2F2F2", "#C4C8CE", "#A8001C
 LINE, WHITE = (58, 58, 58, 255), (255, 255, 255, 255)
 PALE_DOT, DARK_DOT = (165, 165, 165, 255), (40, 40, 40, 255)
 
-# Pixels. With ten columns of 16×16 grids and the longest label of a session, a cell has eight pixels.
+# Pixels. With ten columns of 16×16 grids and the label "Reconstruction", a cell has eight pixels.
 MAX_WIDTH, MIN_WIDTH = 1700, 640
 MAX_COLUMNS = 10
 MAX_GRID, MAX_LABEL, MIN_COLUMN = 192, 250, 104

@@ -149,7 +149,7 @@ def plot_samples(
     """
     size = latent_dim if latent_dim is not None else getattr(model, "latent_dim", None)
     if size is None:
-        raise ValueError(f"a {type(model).__name__} has no attribute latent_dim; expected latent_dim=Z")
+        raise ValueError(f"a {type(model).__name__} has no attribute latent_dim; pass latent_dim")
     if not 1 <= count <= MAX_GRIDS:
         raise ValueError(f"count is {count}; expected a whole number from 1 to {MAX_GRIDS}")
     samples = sample_prior(model, count, size, seed).astype(np.int64)

@@ -80,7 +80,7 @@ def test_the_gate_fails_when_no_candidate_was_run(outcomes: Outcomes) -> None:
 
 
 def test_a_run_that_crashed_fails_its_option() -> None:
-    outcomes = {"B": {0: result("B", 0), 1: "B-seed1 was begun in this session and ended without a result"}}
+    outcomes = {"B": {0: result("B", 0), 1: "B-seed1 was begun by this command and ended without a result"}}
     comparison = compared(outcomes)
     assert comparison.options["B"].verdict == "incomplete"
     assert not comparison.gate.passed
@@ -155,7 +155,7 @@ def test_only_object_iou_decides_which_candidate_is_recommended() -> None:
     )
     assert comparison.recommended == "C"
     assert comparison.recommendation.endswith(
-        "Its object IoU is 0.300 ± 0.000, the highest of the candidates that break no rule (B has "
+        "Its object IoU is 0.300 ± 0.000, the highest of the stable candidates that break no rule (B has "
         "0.200 ± 0.000). From another grid's latent, the object IoU of C is 0.030 ± 0.000."
     )
 
@@ -173,7 +173,9 @@ def test_the_band_decides_the_gate_but_not_the_recommendation(accuracy: float, s
     alone = compared(best | seeds("C", "flooding", object_iou=0.9))
     assert alone.recommended == "B"
     assert not alone.gate.passed
-    assert "Its object IoU is 0.260. B is the only candidate that breaks no rule." in alone.recommendation
+    assert (
+        "Its object IoU is 0.260. B is the only stable candidate that breaks no rule." in alone.recommendation
+    )
     assert alone.recommendation.endswith("the band 0.7:0.8, so the gate fails.")
 
 
@@ -181,7 +183,9 @@ def test_if_no_candidate_learned_only_the_nearest_miss_is_named() -> None:
     mild, grave = seeds("C", "partial_collapse", object_iou=0.1), seeds("B", "mode_collapse", object_iou=0.2)
     comparison = compared(seeds("A", "healthy") | grave | mild)
     assert comparison.recommended is None
-    assert comparison.recommendation.startswith("Nothing can be recommended: no candidate learned")
+    assert comparison.recommendation.startswith(
+        "Nothing can be recommended: no candidate is stable and learned"
+    )
     assert "nearest miss is C (partial collapse)." in comparison.recommendation
     for iou, nearest in ((0.05, "C"), (0.2, "B")):
         alike = compared(seeds("B", "partial_collapse", object_iou=iou) | mild)

@@ -11,7 +11,8 @@ pytestmark = pytest.mark.slow
 
 MAIN_CLASSES = (
     "The most frequent class of a grid is no object, but its cells count in the recall of this class. In "
-    "`arc`, these cells alone make over half of the classes learned. The kept classes have 45 % of the objects."
+    "`arc`, these cells alone suffice for over half of the classes to count as learned. The "
+    "four classes that these models keep have 45 % of the objects."
 )
 MISSES = {
     (ARC, "the most frequent classes, the rest erased", 4): MAIN_CLASSES,

@@ -184,7 +184,7 @@ def test_a_picture_in_the_page_has_every_pixel_of_the_png() -> None:
 
 
 def epochs(recalls: list[float | None]) -> list[EpochRecord]:
-    """Return healthy epochs with these object recalls. Object IoU is half the recall; None is undefined."""
+    """Return epochs that are healthy but for these object recalls. Object IoU is half the recall."""
     records = history(*[1.0] * len(recalls))
     return [
         dataclasses.replace(
@@ -236,7 +236,7 @@ def test_the_rules_met_after_the_last_epoch_agree_with_the_verdict(recalls: list
         ([0.2, 0.5, 0.6], RulesMet(2, None, None), "met in epoch 2 (object IoU 0.250, object recall 0.500, "),
         ([0.2, 0.5, 0.6], RulesMet(2, None, None), ", 9 of 9 classes) and met to the end."),
         ([0.2, 0.5], RulesMet(2, None, None), ", the last."),
-        ([0.5, 0.2, 0.1], RulesMet(1, 2, None), "and broken again in epoch 2 (object IoU 0.100"),
+        ([0.5, 0.2, 0.1], RulesMet(1, 2, None), "and not met from epoch 2 (object IoU 0.100"),
         ([0.5, 0.1, 0.6], RulesMet(1, None, 3), "then broken, and met from epoch 3 (object IoU"),
     ],
 )

@@ -251,7 +251,7 @@ def test_colours_show_options_and_marks_show_sessions() -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Two sessions that differ in corpus, classes, β and seeds. Tests must not change them."""
-    handler = signal.getsignal(signal.SIGTERM)  # closing a session makes the process ignore it
+    handler = signal.getsignal(signal.SIGTERM)  # closing a session makes the process ignore SIGTERM
     folder = tmp_path_factory.mktemp("side")
     grids = np.random.default_rng(0).integers(0, 10, (60, 8, 8)) * (np.arange(8) < 3)
     for name, changes in {
@@ -387,7 +387,7 @@ def test_wrong_folders_are_refused_in_one_sentence(
     runs: Path, session: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = runs / "o/latest"
-    assert "names 1 session; expected two" in refusal(capsys, other)
+    assert "1 given; expected two" in refusal(capsys, other)
     assert "is given twice" in refusal(capsys, other, other.resolve())
     assert "has no session.json; expected the folder" in refusal(capsys, other, tmp_path / "none\x1b")
     assert "has no session.json" in refusal(capsys, other, tmp_path)

@@ -221,7 +221,7 @@ def test_a_crashed_run_is_reported_and_not_trained_again(
     b = comparison(lab)["options"]["B"]
     assert b["verdict"] == "incomplete"
     assert b["runs"][0]["metrics"] is None
-    assert "B-seed0 was begun in this session and ended without a result" in done.stdout
+    assert "B-seed0 was begun by this command and ended without a result" in done.stdout
     assert not (newest(lab) / "B-seed0/result.json").exists()
     assert (newest(lab) / "C-seed0/result.json").exists()
 

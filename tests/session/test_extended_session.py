@@ -60,7 +60,7 @@ def stage(epochs: int, *before: int) -> RunConfig:
 
 @pytest.mark.unit
 @given(st.sets(st.integers(1, 20), min_size=1), st.sets(st.integers(1, 20), min_size=1))
-def test_a_run_continues_the_runs_whose_stages_begin_its_own_stages(one: set[int], other: set[int]) -> None:
+def test_a_run_continues_those_that_trained_the_same_epochs_so_far(one: set[int], other: set[int]) -> None:
     own, its = sorted(one), sorted(other)
     continues = stage(own[-1], *own[:-1]).continues(stage(its[-1], *its[:-1]))
     assert continues == (own[: len(its)] == its)
@@ -229,7 +229,7 @@ def trained(corpus: Corpus, folder: Path, *stages: int, restore: str = "", **set
 
 @slow
 @pytest.mark.parametrize("settings", [{}, {"beta_schedule": "cyclical"}], ids=["constant", "cyclical"])
-def test_a_run_extended_at_any_checkpoint_has_the_bits_of_its_stages(
+def test_a_run_extended_at_any_checkpoint_ends_with_the_same_bits(
     corpus: Corpus, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     for name in ("whole", "again"):

@@ -1,4 +1,4 @@
-"""Session folders are not trusted. Nothing outside them is changed, and forged files are not used."""
+"""Session folders are not trusted. Nothing outside them is changed, and edited files are not used."""
 
 from __future__ import annotations
 
@@ -412,7 +412,7 @@ def test_a_file_that_is_no_valid_png_is_reported_and_not_shown(session: Path, co
     experiment = resume(session)
     result = found_outcomes(experiment.session)["A"][0]
     assert isinstance(result, RunResult)
-    with pytest.warns(EvidenceWarning, match="is not shown, because it is not a valid PNG"):
+    with pytest.warns(EvidenceWarning, match="is not shown, because it cannot be read as a PNG"):
         html = "".join(experiment.show_run(result))
     for name in (*places, str(flipped)):
         assert f"{Path(name).name} is" in html

@@ -78,7 +78,7 @@ def test_the_note_of_a_run_has_its_last_step(tmp_path: Path) -> None:
     assert read_json(tmp_path / ".progress", Note).step == 20
 
 
-def test_a_note_that_cannot_replace_the_last_one_is_a_documented_leftover(tmp_path: Path) -> None:
+def test_a_note_that_cannot_replace_the_last_one_stays_as_a_listed_file(tmp_path: Path) -> None:
     (tmp_path / ".progress").mkdir()
     listener = ProgressNote(tmp_path, TrainingConfig(epochs=1))
     for step in (1, 2):

@@ -37,7 +37,10 @@ def test_warm_up_free_bits_and_kept_checkpoints_take_effect(lab: Path, session_h
     for record in records:
         for losses in (record["train"], record["validation"]):
             assert losses["loss"] == pytest.approx(losses["reconstruction"] + 0.004 * losses["kl"], rel=1e-5)
-    assert "β rises from 0 over 2 epochs and 0.05 nats per latent dimension are free" in said
+    assert (
+        "β rises from 0 over 2 epochs and the first 0.05 nats of KL in each latent dimension have no cost"
+        in said
+    )
     assert {path.stem for path in run.glob("checkpoints/*.safetensors")} == {"epoch_002", "best"}
     assert (run / "checkpoints/reconstructions_epoch_001.png").exists()
     captions = re.findall(r"(Epoch \d) \(select", (lab / "report.html").read_text())

@@ -146,7 +146,7 @@ def test_invalid_arguments_of_traversals_are_refused(arguments: dict[str, Any], 
         ({"count": 0}, "count is 0; expected a whole number from 1 to 40"),
         ({"count": 41}, "count is 41"),
         ({"seed": -1}, "seed is -1; expected a whole number of at least 0"),
-        ({"latent_dim": None}, "a Painter has no attribute latent_dim; expected latent_dim=Z"),
+        ({"latent_dim": None}, "a Painter has no attribute latent_dim; pass latent_dim"),
     ],
 )
 def test_invalid_arguments_of_samples_are_refused(arguments: dict[str, Any], complaint: str) -> None:
