@@ -170,8 +170,10 @@ def answer(asked: Any) -> Any:
     return asked.future().result()
 
 
-def train_remotely(run: RunConfig, shared: tuple[Corpus, SessionRecord], folders: Any) -> list[str]:
-    """Train a run on a worker in a temporary folder, and return its warnings.
+def train_remotely(
+    run: RunConfig, shared: tuple[Corpus, SessionRecord], folders: Any
+) -> tuple[RunResult, list[str]]:
+    """Train a run on a worker in a temporary folder; return its result, and warnings.
 
     Raises:
         RunCrashError: if the worker has other versions than the controller.
@@ -192,10 +194,10 @@ def train_remotely(run: RunConfig, shared: tuple[Corpus, SessionRecord], folders
     ):
         warnings.simplefilter("always", EvidenceWarning)
         copy = RunFolderCopy(run.name, Path(folder), folders)
-        train_run(run, corpus, Path(folder), record.config.band, listeners=[copy])
+        result = train_run(run, corpus, Path(folder), record.config.band, listeners=[copy])
         copy.send()
         copy.wait()
-    return said + [str(each.message) for each in caught if issubclass(each.category, EvidenceWarning)]
+    return result, said + [str(each.message) for each in caught if issubclass(each.category, EvidenceWarning)]
 
 
 class RayScheduler(RunScheduler):
@@ -218,7 +220,7 @@ class RayScheduler(RunScheduler):
         super().__init__(session, corpus, runs)
         connect(address, STORE_MEMORY + 2 * (len(corpus.train) + len(corpus.val)) * corpus.grid_size**2)
         context = ray.get_runtime_context()
-        self._head, self._lost = context.gcs_address, False
+        self._head, self._heard, self._lost = context.gcs_address, time.monotonic(), False
         check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus})
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         actor = ray.remote(RunFolders).options(num_cpus=0, scheduling_strategy=here)
@@ -233,19 +235,13 @@ class RayScheduler(RunScheduler):
         }
 
     def obtain(self, run: RunConfig) -> RunResult:
-        """Wait for a run, and return its result.
-
-        Raises:
-            RunCrashError: if it ended without one.
-            EngineError: if the cluster is lost.
-            StorageError: if a file could not be written.
-        """
+        """Wait for a run, and return its result. Raises as `_wait_for` and `_result_of`."""
         if run.name not in self._tasks:
             self._tasks[run.name] = self._submit(run)
         if (task := self._tasks[run.name]) is not None:
             self._wait_for(task)
             self._tasks[run.name] = None
-            self._check_end(run, task)
+            return self._result_of(run, task)
         if (result := read_result(self.session.path / run.name, run)) is None:
             raise RunCrashError(f"{run.name} was begun by this command and ended without a result")
         return result
@@ -263,17 +259,18 @@ class RayScheduler(RunScheduler):
         return self._train.remote(run, self._shared, self._folders)
 
     def _wait_for(self, task: Any) -> None:
-        """Wait for the end of a task. Raises EngineError if the head of the cluster is silent meanwhile."""
-        heard = time.monotonic()
-        while not ray.wait([task], timeout=LOOK_SECONDS)[0]:
+        """Wait for the end of a task. Raises EngineError if the head is silent, even if tasks still end."""
+        ended: list[Any] = []
+        while not ended:
             if answers(self._head):
-                heard = time.monotonic()
-            elif time.monotonic() - heard > HEAD_SECONDS:
+                self._heard = time.monotonic()
+            elif time.monotonic() - self._heard > HEAD_SECONDS:
                 self._lost = True
                 raise EngineError(f"the head of the Ray cluster, {self._head}, does not answer any more")
+            ended, _ = ray.wait([task], timeout=LOOK_SECONDS)
 
-    def _check_end(self, run: RunConfig, task: Any) -> None:
-        """Repeat the warnings of a run.
+    def _result_of(self, run: RunConfig, task: Any) -> RunResult:
+        """Return the result of a run, whose files are written by now, and repeat its warnings.
 
         Raises:
             RunCrashError: if its workers died, or refused it.
@@ -282,8 +279,11 @@ class RayScheduler(RunScheduler):
             RayTaskError: if training raised another error; it shows the traceback.
         """
         try:
-            for said in ray.get(task):
-                warnings.warn(said, EvidenceWarning, stacklevel=4)
+            result: RunResult
+            result, said = ray.get(task)
+            for text in said:
+                warnings.warn(text, EvidenceWarning, stacklevel=4)
+            return result
         except RayTaskError as error:
             cause: Any = error
             while isinstance(cause, RayTaskError):  # the error of the task may contain that of the actor

@@ -138,7 +138,7 @@ def test_an_interrupted_ray_session_resumes_from_its_checkpoints(
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_lost_head_ends_the_session_with_one_sentence(lab: Path, cluster: Any) -> None:
-    with running(lab, *MANY_RUNS, "--engine", f"ray:{cluster.address}") as session:
+    with running(lab, *MANY_RUNS, "--seeds", "99", "--engine", f"ray:{cluster.address}") as session:
         wait_for(lambda: count(lab, CHECKPOINT) >= 2, PATIENCE)
         os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
         assert session.wait(PATIENCE) == 1, (lab / "output.txt").read_text()
