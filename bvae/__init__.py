@@ -4,7 +4,7 @@ corpus/       grids to train on         losses, beta_vae   the loss and the mode
 training/     one training step         trainer            the training loop
 evaluation/   metrics and controls      judging/           comparison of options, baselines
 session/      session folders, workers  visualization/     pictures and charts
-report/       text, Markdown and HTML  notebook           runs and comparisons in Python
+report/       text, Markdown and HTML   notebook           runs and comparisons in Python
 
 ARCHITECTURE.md describes the structure. `import bvae` imports none of these modules. They are imported when
 `bvae.open_run` or `bvae.compare` is first used.
@@ -21,7 +21,10 @@ __version__ = "0.9.2"
 
 
 class EvidenceWarning(UserWarning):
-    """A file, such as a checkpoint, is missing, damaged or less safe than usual. bvae goes on without it."""
+    """A file is missing or damaged, and bvae goes on without it; or the system gives a weaker guarantee.
+
+    Examples of weaker guarantees are a folder that cannot be flushed, and a file system without locks.
+    """
 
 
 class EngineError(RuntimeError):

@@ -33,7 +33,7 @@ trains well. The commands below do parts of that work without pytest."""
 EXAMPLES = """\
 examples:
   {0} init losses                           an example project, ready to run
-  {0} train --option B --epochs 50          one run, with a progress bar
+  {0} train --option B --epochs 50          one run, with its progress
   {0} train --resume=runs/latest            resume after an interruption
   {0} train --resume=DIR --epochs 10 --extend
   {1}                                       extend the runs of a session to 10 epochs
@@ -99,7 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="Session folder of a shard, such as runs/shard-1/latest",
     )
     parsers["report"].add_argument(
-        "session", type=path_text, metavar="RUN_DIR", help="Session folder, such as runs/latest"
+        "session", type=path_text, metavar="SESSION", help="Session folder, such as runs/latest"
     )
     parsers["compare"].add_argument(
         "runs",
@@ -268,7 +268,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     for path in map(Path, filter(None, (arguments.html, arguments.csv))):
         in_session = any((folder / SESSION).exists() for folder in path.resolve().parents)
         if path.is_symlink() or in_session or arguments.html == arguments.csv:
-            raise ValueError(f"{printable(str(path))} is a link, in a session or given twice; name another")
+            raise ValueError(f"{printable(str(path))} is a link, in a session, or given twice; name another")
     sides = side_by_side.read_sides(arguments.runs)
     print(*side_by_side.to_text(sides), sep="\n")
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}

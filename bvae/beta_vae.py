@@ -22,8 +22,8 @@ def class_weights(
 ) -> Tensor:
     """Return class weights that are larger for rarer classes, scaled to a mean of 1 over the training cells.
 
-    This mean keeps the scale of the loss, so the β of the KL divergence and the clipping norm mean the same
-    with every method. A class that never occurs gets the weight of the rarest class that occurs.
+    With a mean of 1, the loss has the same scale under every method, so one β and one clipping norm suit all
+    methods. A class that never occurs gets the weight of the rarest class that occurs.
 
     Args:
         counts: `[C]`, number of cells of each class in the training split. Only their ratios matter, except
@@ -87,7 +87,8 @@ class Output(NamedTuple):
 
 
 class GridModel(nn.Module):
-    """Interface of a model for training and evaluation. A model needs the methods, not the base class."""
+    """Interface of a model for training and evaluation. A model needs the methods of `bvae.models`, and may
+    have another base class."""
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Return posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`.
@@ -106,8 +107,8 @@ def initialize(layers: nn.Sequential) -> None:
     """Draw new weights for all layers but the last, and set all biases to 0.
 
     Weights are normal with variance 2 / (number of inputs per output), so that activations keep their scale
-    through ReLU. With PyTorch's default initialization, each layer shrinks activations to less than half. The
-    reconstructions of all grids then remain nearly the same for an epoch.
+    through ReLU. With PyTorch's default initialization, each layer shrinks activations to less than half.
+    For an epoch, the reconstruction of every grid then looks nearly the same, whatever the grid.
 
     Source: He et al., Delving Deep into Rectifiers, 2015, eq. 10.
     """

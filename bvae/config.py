@@ -1,6 +1,6 @@
 """Settings that are fixed before training starts: loss options with their class weights, runs, experiments.
 
-Every dataclass is frozen and checks its values when it is created.
+Every dataclass is frozen. Their values are checked when they are created.
 """
 
 from __future__ import annotations
@@ -132,12 +132,12 @@ def _check_classes(classes: Classes, background: Background, options: tuple[Loss
 
 def _number(field: str, value: Classes | GridSize | Background) -> int:
     if value == "auto":
-        raise ValueError(f"{field} is 'auto'; expected the number of the corpus, see Experiment.prepare")
+        raise ValueError(f"{field} is 'auto'; expected a number: Experiment.prepare takes it from the corpus")
     return value
 
 
 def check_weight_parameters(method: str, exponent: float | None, beta: float | None) -> None:
-    """Raise ConfigError if a method lacks its parameter, or has the parameter of another method."""
+    """Raise ConfigError if a method lacks its parameter, or has a wrong one or that of another method."""
     parameters = (("exponent", exponent, "power", math.inf), ("beta", beta, "effective", 1.0))
     for name, value, owner, bound in parameters:
         expected = f"{name} with 0 <= {name} < {bound:g}"

@@ -2,7 +2,7 @@
 
 Only `bvae.experiment.load_engine` imports this module. Workers of pytest-xdist call it at the start, and
 other processes when they need it. The controller needs it to check a GPU or a model other than the built-in
-one, and to write the comparison if no worker has written it.
+one, and to write the comparison if no worker has written it. With `-n0` or Ray, it also trains the runs.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ __all__ = [
 ]
 
 EXAMPLES = 500
-"""Number of validation grids from which the worst, the median and the best grid are chosen."""
+"""Maximum number of validation grids from which the worst, the median and the best grid are chosen."""
 
 STRIPS, CELLS = 200, 60
 """Maximum number of runs in the chart of verdicts by epoch, and of verdicts per run."""

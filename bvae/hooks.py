@@ -138,7 +138,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # pytest has set its own `sys.unraisablehook` by now, and restores it after ours is restored.
+            # pytest has replaced `sys.unraisablehook` by now. We replace it later, and restore it earlier.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 

@@ -150,7 +150,7 @@ def _focal(
     own, largest = logits.gather(1, index), others.amax(1, keepdim=True)
     margin = _margin(own, largest, share)
     if not (wait and margin.sum().isfinite()):
-        # If all other logits are −inf, their softmax is 0/0. If the target's logit is +inf, the loss is NaN.
+        # If all other logits are −inf, their softmax is 0/0. A target logit of +inf must give a loss of NaN.
         share = share.masked_fill(largest.isneginf(), 1.0)
         own = own.masked_fill(own.isposinf(), torch.nan)
         margin = _margin(own, largest, share)

@@ -70,7 +70,8 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
     """Create a model by its name `package.module:factory`. The module may be in the current folder.
 
     Raises:
-        ModelError: if the factory does not exist, or does not return an `nn.Module` with the three methods.
+        ModelError: if the factory does not exist, does not take the number of classes, or does not return an
+            `nn.Module` with the three methods.
     """
     module_name, colon, factory_name = name.partition(":")
     if not (module_name and colon and factory_name):

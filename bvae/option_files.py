@@ -115,7 +115,7 @@ def allow_models(recorded: ExperimentConfig, given: Mapping[str, str | None]) ->
     could decide which code is imported.
 
     Raises:
-        ValueError: if `--model` does not name a model of the experiment.
+        ValueError: if `--model` leaves out a model of the experiment.
     """
     models, named = own_models(recorded), set((given.get("model") or DEFAULT_MODEL).split(","))
     if unnamed := [model for model in models if model not in named]:

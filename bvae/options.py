@@ -109,7 +109,7 @@ class CommandLineOption:
 
     @property
     def keywords(self) -> dict[str, Any]:
-        """Keywords for `add_argument` and pytest's `addoption`. None means that a setting was not given."""
+        """Keywords for `add_argument` and pytest's `addoption`. A setting that is not given becomes None."""
         if not self.metavar:
             return {"action": "store_true", "help": self.summary}
         default = None if self.field else self.own_default or None
@@ -256,13 +256,13 @@ OPTIONS = (
         words="latest",
     ),
     CommandLineOption(
-        "extend", "", "With --resume and --epochs N: train the runs on, up to epoch N", commands=RESUMING
+        "extend", "", "With --resume and --epochs N: continue the runs up to epoch N", commands=RESUMING
     ),
     CommandLineOption(
         "baseline",
         "PATH",
         "Compare with an earlier session, its comparison folder or its comparison.json, written as "
-        "--baseline=PATH. Differences of means over seeds have Welch's t interval. Needs two seeds or more",
+        "--baseline=PATH. Differences of means have Welch's t interval, if both have two seeds or more",
         commands=PYTEST,
         takes_path=True,
     ),
@@ -275,7 +275,7 @@ OPTIONS = (
     ),
     CommandLineOption("option", "NAME", "Loss option to train", own_default="B", commands=TRAIN),
     CommandLineOption("seed", "N", "Seed of weights, noise and order", own_default="0", commands=TRAIN),
-    CommandLineOption("html", "FILE", "HTML file; default of `report`: RUN_DIR/report.html", commands=PAGES),
+    CommandLineOption("html", "FILE", "HTML file; default of `report`: SESSION/report.html", commands=PAGES),
     CommandLineOption("csv", "FILE", "CSV file to write, with one row per run", commands=("compare",)),
     CommandLineOption("traversals", "", "Draw how each latent dimension changes a grid", commands=SHOW),
     CommandLineOption("samples", "N", "Draw N samples from the prior, 1 to 40", commands=SHOW),

@@ -105,7 +105,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Return the number of workers for `-n auto`: the usable cores, but at most the number of runs.
 
-    Return 0 with another engine, which needs no workers, and None to let pytest-xdist choose.
+    With `--resume`, it is the usable cores. Return 0 with another engine, which needs no workers, and None to
+    let pytest-xdist choose.
     """
     if runs_experiments(config) and config.getoption("engine") != "xdist":
         return 0

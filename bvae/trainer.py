@@ -116,7 +116,7 @@ class Trainer:
         )
 
     def fit(self, last: int | None = None) -> Sequence[EpochRecord]:
-        """Train until step `last`, by default the whole run. Stop if a number is not finite or on a plateau.
+        """Train until step `last`, by default the whole run. Stop on a plateau, or if a number is not finite.
 
         Returns: the records of completed epochs.
 
@@ -301,7 +301,7 @@ class Trainer:
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # Checkpoints of later steps are damaged ones of before a resumption. Training replaces them.
+            # A checkpoint of a later step is a damaged one that a resumption skipped. Training replaces it.
             for path in saved[saved.index(newest) + keep :]:
                 if path.stem != "best":
                     remove(path)

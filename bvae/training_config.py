@@ -124,7 +124,7 @@ class TrainingConfig:
             check(value in allowed, name, f"is {value!r}", f"one of {', '.join(allowed)}")
         in_time = self.beta_schedule != "linear" or self.beta_warmup <= self.epochs
         check(in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most the epochs, {self.epochs}")
-        patience, expected = self.until_plateau, f"fewer than the epochs, {self.epochs}, or 0"
+        patience, expected = self.until_plateau, f"a number below {self.epochs}, the epochs, or 0"
         check(patience < self.epochs, "until_plateau", f"is {patience}", expected)
         rising = all(a < b for a, b in itertools.pairwise((0, *self.stages)))
         before = ", ".join(map(str, self.extended_from))
@@ -132,7 +132,7 @@ class TrainingConfig:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The last epoch of each stage; an extended run has several, each with its own schedules."""
+        """The last epoch of each stage. Up to it, the schedules are those of a run with that many epochs."""
         return (*self.extended_from, self.epochs)
 
     def changed(self, changes: Mapping[str, Setting]) -> TrainingConfig:

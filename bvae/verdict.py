@@ -248,7 +248,7 @@ def on_plateau(history: Sequence[EpochRecord], training: TrainingConfig) -> bool
     """Return whether training ends after these epochs because the validation loss no longer falls.
 
     That is so if none of the last `until_plateau` epochs has a lower loss than the best epoch before them.
-    Epochs that end before β reaches its full value do not count.
+    Epochs whose last step has less than the full β do not count.
     """
     losses, patience = [e.validation.loss for e in history if e.beta == training.beta], training.until_plateau
     before, recent = losses[:-patience], losses[-patience:]  # with a patience of 0, nothing is before

@@ -53,7 +53,7 @@ FOREIGN = (
 
 
 def finished_session(folder: Path) -> Path:
-    """Train two tiny runs and compare them. Add a baseline, so that the session has a file of every kind."""
+    """Train two tiny runs and compare them. Add a baseline, so that all files that resuming reads exist."""
     given = SETTINGS | {"corpus": str(furnish(folder) / "corpus.npz")}
     experiment = Experiment.prepare(parse_experiment(given), folder / "runs", ["experiments/"])
     experiment.open_session()

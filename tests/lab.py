@@ -51,7 +51,7 @@ def furnish(folder: Path) -> Path:
 def squares() -> dict[str, np.ndarray]:
     """Return splits of grids that are quickly learned: two squares each, in four places and three colours.
 
-    Each grid also has one cell that is not an object, so that few grids are in both splits.
+    Each grid also has one more coloured cell, so that few grids are in both splits.
     """
     rng = np.random.default_rng(3)
     corners = np.array([(0, 0), (0, 5), (5, 0), (5, 5)])

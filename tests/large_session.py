@@ -37,7 +37,7 @@ class ManyRuns:
 
 
 OUTLYING = {"mode_collapse": "flooding", "posterior_collapse": "partial_collapse"}
-"""Verdict of every ninth copy, for a verdict of the trained run; `unstable` for all other verdicts."""
+"""The verdict that every ninth copy gets, by the verdict of the trained run; unstable for any other."""
 
 
 def make_session(folder: Path, options: int, seeds: int) -> Path:

@@ -211,7 +211,9 @@ def test_an_impossible_background_is_refused_with_the_choices(tmp_path: Path) ->
         ) as no:
             load_corpus(str(tmp_path / "grids.npz"), classes="auto", background=missing)
         assert f"expected auto, or a class with cells ({', '.join(counts.values())})" in str(no.value)
-    assert load_corpus(str(tmp_path / "grids.npz")).background_rate == 0.0  # class 0 needs no cells
+    assert (
+        load_corpus(str(tmp_path / "grids.npz")).background_rate == 0.0
+    )  # class 0, the default, may have no cells
     for given_options, expected in (
         ({"background": "10"}, "is 10; expected a class from 0 to 9, or auto"),
         ({"background": "-1"}, "is -1; expected a class from 0 to 9, or auto"),

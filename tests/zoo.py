@@ -91,7 +91,7 @@ class Habitat:
         return [int(label) for label in np.argsort(-counts) if label]
 
     def keep(self, chosen: NDArray[np.bool_]) -> Grids:
-        """Return grids of `main` with only the chosen objects, `[M + 1]` by object number."""
+        """Return `main` with only the chosen objects drawn on it; `chosen` is by object number, from 0."""
         return np.where(chosen[self.owner] & (self.owner > 0), self.grids, self.main)
 
 

@@ -148,7 +148,7 @@ def read_tasks(
         splits: tuple[dict[Grid, None], dict[Grid, None]] = ({}, {})
         for task in sorted(fitting):
             splits[is_held_out(task)].update(dict.fromkeys(sorted(fitting[task])))
-        found = f"{len(splits[0])} grids of training and {len(splits[1])} of validation tasks"
+        found = f"{len(splits[0])} grids of training tasks and {len(splits[1])} of validation tasks"
         expected = (
             "at least 1 grid of training tasks and 2 grids of validation tasks (the hash of a task's id "
             "decides whether it is for validation); add tasks"
@@ -165,7 +165,7 @@ def _check_enough(enough: bool, found: str, expected: str, size: int, largest: G
     if not enough:
         side = min(_side(largest), MAX_GRID_SIZE)
         more = f", or use --grid-size={side}, so that more grids fit" if side > size else ""
-        raise CorpusError(f"has {found} of up to {size}×{size} cells; expected {expected}{more}")
+        raise CorpusError(f"has {found}, of up to {size}×{size} cells; expected {expected}{more}")
 
 
 def _stack(grids: Collection[Grid], size: int) -> npt.NDArray[np.uint8]:

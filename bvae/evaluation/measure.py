@@ -32,7 +32,7 @@ ACTIVE_KL = 0.05
 """A latent dimension is active if its KL divergence is above this value, in nats."""
 
 WINDOW_CELLS = 2**22
-"""Maximum number of cells that are predicted at a time, and of cells that are read into memory for it."""
+"""Maximum number of cells of the grids that are read into memory and predicted at a time."""
 
 MAX_OBJECT_GRIDS = 2_000
 """Maximum number of validation grids used for object metrics and references."""

@@ -3,7 +3,7 @@
 Controls are predictions that are made without seeing the objects. The verdict compares a model with them.
 
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of the
-grid. In a grid that is mostly of another class, connected cells of the corpus's background are objects too.
+grid. If that class is not the background of the corpus, connected background cells are objects too.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MIN_CELLS = 2
 BLOCK_CELLS = 10 * 2**19
 """One-hot cells that are searched for connected sets at once: 2,048 grids of 16×16 and 10 classes, 30 MB."""
 HIT = 0.5
-"""Least share of right cells of an object that is recalled, and least IoU of one that is recognised."""
+"""A recalled object has at least this share of its cells right; a recognised one has at least this IoU."""
 
 WITHIN_A_GRID = np.zeros((3, 3, 3), np.bool_)
 WITHIN_A_GRID[1] = True
@@ -128,7 +128,7 @@ class ConnectedSets(NamedTuple):
 
     Attributes:
         label: int32 `[N, H, W]`, for each cell the number of its set; 0 outside.
-        cells: `[K + 1]`, for each number of a set, the number of its cells; K is the number of sets.
+        cells: `[K + 1]`, the size of each set in cells, by its number (0: outside); K is the number of sets.
     """
 
     label: NDArray[np.int32]

@@ -176,7 +176,7 @@ def _identity(corpus: CorpusRecord | BaselineCorpus, grid_size: int) -> dict[str
 
 
 def _of_option(option: str, training: TrainingConfig, changed: Set[str]) -> dict[str, Any]:
-    """Return an option's training settings by name; names in `changed` end in the name of the option."""
+    """Return an option's training settings by name; names in `changed` get the option's name added."""
     kept = {name: value for name, value in vars(training).items() if name not in SAME_RESULT}
     return {f"{name} of {option}" if name in changed else name: value for name, value in kept.items()}
 
@@ -197,7 +197,7 @@ Judgement = Literal["better", "worse", "no difference beyond noise", "cannot tel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The difference of one metric of one option from the baseline, as a fraction.
+    """The difference of one metric of one option from the baseline. Metrics are fractions.
 
     Attributes:
         mean: now − baseline, None if a number is undefined.

@@ -26,7 +26,7 @@
     return button;
   };
 
-  let focused = null;  // Set again after a click, because pytest-html redraws the table.
+  let focused = null;  // The button that gets the focus back after a click, as pytest-html redraws the table.
   const completeHead = (cell) => {
     const name = `sort ${cell.dataset.columnType}`;
     const button = cell.querySelector('button') || makeButton(cell, () => { focused = name; cell.click(); });

@@ -73,7 +73,7 @@ def explain_outcome(
 ) -> tuple[bool, str]:
     """Return whether the gates passed, and sentences on them; a failed gate comes first.
 
-    These are the gates that were run. If none was, it is the packaged gate, with the existing results.
+    Only the gates that were run count. If none was run, the packaged gate is judged by existing results.
     """
     own, own_passed = explain_own_gates(own_gates), all(own_gates.values())
     packaged = explain_gate(comparison, ran=gate_ran).splitlines()[0]
@@ -138,8 +138,11 @@ def describe_beta(training: TrainingConfig) -> str:
         "cyclical": ["β rises from 0 in four cycles"],
     }[training.beta_schedule]
     if training.free_bits:
-        parts = [*parts, f"the first {training.free_bits:g} nats of KL in each latent dimension have no cost"]
-    shown = "the losses shown have the full β for all nats"
+        parts = [
+            *parts,
+            f"the first {training.free_bits:g} nats of KL in each latent dimension have no cost (free bits)",
+        ]
+    shown = "the losses shown use the full β and no free bits"
     return f"In training, {' and '.join(parts)}; {shown}." if parts else ""
 
 
@@ -172,7 +175,7 @@ def _setting(value: Setting) -> str:
 
 
 def describe_epochs(comparison: Comparison) -> str:
-    """Return after how many epochs the options are measured, such as "5 epochs" or "5 to 10 epochs"."""
+    """Return when the options are measured, such as "5 to 10 epochs" or "the last epoch of each run"."""
     settings = [comparison.training_of(name) for name in comparison.options]
     if any(training.until_plateau for training in settings):
         return "the last epoch of each run"
@@ -184,11 +187,11 @@ def describe_stages(training: TrainingConfig) -> str:
     """Return sentences on the epochs of an extended session; empty if the session was not extended."""
     if not training.extended_from:
         return ""
-    before, now = " and ".join(map(str, training.extended_from)), training.epochs
+    first, *later = training.stages
     return (
-        f"The runs were trained for {before} epochs and then extended to {now} epochs. Runs on a plateau, "
-        "and options with their own number of epochs, were not extended. Each part of the training has its "
-        f"own schedules of learning rate and β, so results may differ from {now} epochs trained at once."
+        f"The runs were trained for {first} epochs and extended to {', then to '.join(map(str, later))}. "
+        "Runs on a plateau, and options with their own number of epochs, were not extended. Each part has "
+        f"the schedules of a run of that length, so results may differ from {later[-1]} epochs trained at once."
     )
 
 

@@ -228,7 +228,7 @@ def merge_shards(
 
 @contextlib.contextmanager
 def reading(folder: str, purpose: str, expected: str) -> Iterator[None]:
-    """Convert each error that occurs while a session folder is read into a ValueError of one sentence."""
+    """While a session folder is read, convert each error into a ValueError of one sentence."""
     try:
         yield
     except FileNotFoundError:

@@ -94,7 +94,7 @@ EPOCH = re.compile(r"epoch_\d{3,}")
 
 
 class CheckpointPictures:
-    """Draws a picture of the same ten training grids for each checkpoint.
+    """Draws a picture of the same training grids, at most ten, for each checkpoint.
 
     If a picture cannot be drawn, `failures` records the reason, and training continues. If a picture cannot
     be written, StorageError ends training, because the next checkpoint could not be written either.
@@ -137,10 +137,10 @@ class CheckpointPictures:
         for path in reversed(checkpoints(directory)):
             picture = picture_of(path)
             if not picture.exists() and picture.name not in known:
-                self.failures.append(f"{picture.name}: was not drawn before the run was resumed")
+                self.failures.append(f"{picture.name}: has been missing since before the run was resumed")
 
     def draw_filmstrip(self, directory: Path) -> None:
-        """Draw the reconstructions of the grids by the checkpoints of a run, one column per epoch.
+        """Draw the reconstructions of the grids by the checkpoints of a run, with at most 12 columns.
 
         A removed checkpoint has a column only if this process saved it.
         """

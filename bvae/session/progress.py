@@ -87,7 +87,7 @@ class ProgressDisplay(threading.Thread):
 
     Args:
         session: the session folder.
-        runs: all runs that the session may train.
+        runs: the runs whose progress is shown.
         write: function that writes text for the user.
         live: whether `write` writes to a terminal.
     """

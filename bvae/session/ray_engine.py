@@ -43,7 +43,7 @@ MAX_SENT, PARCEL = 2**30, 2**25
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
-"""Seconds between sends of files, between looks at a run, of silence of a lost head, of a cancellation."""
+"""Seconds between sends, between looks at a run, until a silent head is lost, to wait for cancellation."""
 
 Files = list[tuple[list[str], bytes]]
 """Names of each file in the folder of its run (several, if it has hard links), and its content."""
@@ -117,8 +117,8 @@ class RunFolders:
 class RunFolderCopy:
     """The temporary folder of a run on a worker; listens to its trainer and sends the files that changed.
 
-    Checkpoints are sent before training goes on, other files at most once a second. Training goes on while
-    sent files are written, and waits only before it sends more.
+    Each checkpoint is sent at once, with all files that changed; otherwise files are sent once a second.
+    Training goes on while the actor writes them. The next send waits until the actor is done.
     """
 
     def __init__(self, run: str, directory: Path, folders: Any) -> None:

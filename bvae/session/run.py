@@ -73,7 +73,7 @@ class RunScheduler:
         return obtain_run(self.session, run, self.corpus)
 
     def close(self) -> None:
-        """Stop all training. Called once, when the session is closed or interrupted."""
+        """Called once, when the session is closed or interrupted. Other engines stop all training."""
 
     def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
         """Yield each option with its outcomes by seed. Train the runs that no process has begun."""
@@ -153,7 +153,7 @@ def restored_trainer(
     warning. If no valid checkpoint is left, the run starts from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-        left.unlink(missing_ok=True)  # a waiting process may remove its own temporary file
+        left.unlink(missing_ok=True)  # a process in `lock_file` may remove its own
     remove(directory / RESULT)  # from before the run was extended, or invalid
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)

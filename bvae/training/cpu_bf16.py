@@ -106,11 +106,13 @@ def _unsupported_parameters(model: BetaVAE, modules: dict[str, nn.Module]) -> st
             return f"{name} is not a parameter"
         parameter, dtype = parameters[name], model.one_hot_rows.dtype
         if name not in expected or tuple(parameter.shape) != expected[name]:
-            return f"{name} is a parameter of shape {[*parameter.shape]}; expected {expected.get(name)}"
+            return (
+                f"{name} is a parameter of shape {[*parameter.shape]}; expected {expected.get(name, 'none')}"
+            )
         if not parameter.requires_grad:
             return f"{name} is frozen"
         if parameter.dtype != dtype or dtype not in (torch.float32, torch.float64):
-            return f"{name} is {parameter.dtype} and the one-hot encoding {dtype}"
+            return f"{name} is {parameter.dtype} and the encoding {dtype}; expected fp32 or fp64 for both"
         if parameter.device.type != "cpu" or parameter.layout != torch.strided:
             return f"{name} is {parameter.layout} on {parameter.device}"
         if type(parameter) is not nn.Parameter or any(getattr(parameter, h, None) for h in _TENSOR_HOOKS):

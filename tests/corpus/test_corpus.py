@@ -50,7 +50,7 @@ suffixes = st.sampled_from(["npy", "npz"])
 
 
 def learnable(grids: Array) -> Array:
-    """Give every grid two classes. Make five grids distinct: at most four are held out, so one is trained."""
+    """Give every grid two classes. Make five grids distinct, so that at least one of them is not held out."""
     grids[:, 0, :2] = 0, 1
     grids[:5, 0, 1] = np.arange(1, 6)[: len(grids)]
     return grids

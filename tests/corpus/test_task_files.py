@@ -314,9 +314,9 @@ def test_tasks_of_one_split_alone_are_refused(tmp_path: Path, held_out: bool) ->
     chosen = [task for task in IDS if validates(task) == held_out][:3]
     (tmp_path / "a.json").write_text(json.dumps({task: [[[1, 2]], [[3]]] for task in chosen}))
     message = refusal(tmp_path / "a.json")
-    found = ("0 grids of training and 2", "2 grids of training and 0")[not held_out]
+    found = ("0 grids of training tasks and 2", "2 grids of training tasks and 0")[not held_out]
     expected = "expected at least 1 grid of training tasks and 2 grids of validation tasks"
-    assert f"has {found} of validation tasks of up to 2×2 cells; {expected}" in message
+    assert f"has {found} of validation tasks, of up to 2×2 cells; {expected}" in message
     assert "or use --grid-size=2, so that more grids fit" in refusal(tmp_path / "a.json", grid_size=1)
 
 

@@ -93,7 +93,7 @@ def test_extent_agrees_with_its_definition_cell_by_cell(seed: int, outside: bool
         grids[holes] = OUTSIDE
     found = extent(grids)
     assert found.dtype == np.uint8
-    # Cells outside are compared too, because a shuffled grid may have cells at these positions.
+    # Positions outside are compared too: as a control for another grid, they may meet its cells.
     assert found.tolist() == [slow_extent(grid).tolist() for grid in grids]
 
 

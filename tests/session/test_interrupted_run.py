@@ -134,7 +134,7 @@ def test_pictures_that_failed_before_an_interruption_are_reported(
     with pytest.warns(EvidenceWarning, match="lacks a picture"):
         experiment.obtain((LOSS_OPTIONS["B"], 0))
     failures = json.loads((directory / "result.json").read_text())["failed_pictures"]
-    assert "reconstructions_epoch_001.png: was not drawn before the run was resumed" in failures
+    assert "reconstructions_epoch_001.png: has been missing since before the run was resumed" in failures
     assert {f"epoch_{epoch:03d}" for epoch in range(1, 5)} == set(
         re.findall(r"epoch_\d+", " ".join(failures))
     )

@@ -73,7 +73,9 @@ def content(trainer: Trainer) -> tuple[Any, ...]:
     found: list[Any] = [trainer.divergence]
     for each in [reached, *saved]:
         history = [dataclasses.replace(record, seconds=0.0) for record in each.state.history]
-        noise = b"" if each is reached else each.state.noise_state  # only `write` updates it
+        noise = (
+            b"" if each is reached else each.state.noise_state
+        )  # updated only when a checkpoint is written
         found.append({name: tensor.numpy().tobytes() for name, tensor in each.tensors.items()})
         found.append(dataclasses.replace(each.state, history=history, epoch_seconds=0.0, noise_state=noise))
     return tuple(found)

@@ -372,7 +372,7 @@ DECLINED: dict[str, tuple[Callable[[BetaVAE], object], str]] = {
     "other kernel": (widen_kernel, r"shape \[10, 32, 5, 3\]"),
     "further parameter": (
         lambda model: model.register_parameter("scale", nn.Parameter(torch.ones(2))),
-        r"scale is a parameter of shape \[2\]; expected None",
+        r"scale is a parameter of shape \[2\]; expected none",
     ),
     "half precision": (lambda model: model.half(), "float16"),
     "mixed precision": (lambda model: model.decoder.double(), "float64"),
