@@ -191,7 +191,7 @@ def describe_stages(training: TrainingConfig) -> str:
     return (
         f"The runs were trained for {first} epochs and extended to {', then to '.join(map(str, later))}. "
         "Runs on a plateau, and options with their own number of epochs, were not extended. Each part has "
-        f"the schedules of a run of that length, so results may differ from {later[-1]} epochs trained at once."
+        f"the schedules of a run of that length; results may differ from {later[-1]} epochs trained at once."
     )
 
 
