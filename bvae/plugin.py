@@ -171,7 +171,7 @@ def laboratory(pytestconfig: pytest.Config) -> Experiment:
 @pytest.fixture
 def loss_run(laboratory: Experiment) -> None:
     """A loss option and a seed. A test with this parameter runs once for each run of the experiment."""
-    pytest.fail("loss_run is a parameter of tests; expected no other fixture to use it", pytrace=False)
+    pytest.fail("loss_run has no value here; expected it as an argument of the test", pytrace=False)
 
 
 @pytest.fixture(scope="session")

@@ -114,7 +114,7 @@ def run_files(directory: Path) -> dict[str, tuple[int, ...]]:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Return the temporary files in a folder, which a killed process left behind."""
+    """Return the temporary files in a folder, which an interrupted or killed process left behind."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return [path for path in entries if _TEMPORARY.fullmatch(path.name) and path.is_file()]
 

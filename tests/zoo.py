@@ -91,7 +91,7 @@ class Habitat:
         return [int(label) for label in np.argsort(-counts) if label]
 
     def keep(self, chosen: NDArray[np.bool_]) -> Grids:
-        """Return `main` with only the chosen objects drawn on it; `chosen` is by object number, from 0."""
+        """Return `main` with the chosen objects on it: object n if `chosen[n]`. `chosen[0]` is not used."""
         return np.where(chosen[self.owner] & (self.owner > 0), self.grids, self.main)
 
 
@@ -288,7 +288,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 
 def boxes(here: Habitat, grow: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return the bounding box of all objects in each grid, with sides moved outwards by `grow`, `[N, 4]`."""
+    """Return the bounding box of `mask` in each grid, with sides moved outwards by `grow`, `[N, 4]`."""
     found = np.zeros(here.grids.shape, np.bool_)
     for grid, mask, (up, down, left, right) in zip(found, here.mask, grow, strict=True):
         if mask.any():
@@ -507,7 +507,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 
 def dilated(here: Habitat, neighbours: NDArray[np.bool_]) -> Grids:
-    """Return the grids with each object grown by one cell into cells of `main`."""
+    """Return the grids with each object and single cell grown by one cell into cells of `main`."""
     found = here.grids.copy()
     for label in range(CLASSES):
         of_class = (here.grids == label) & here.mask

@@ -155,7 +155,7 @@ class Session:
                 f"{printable(str(path / SESSION))} is not what bvae wrote: its seal does not match; "
                 "restore the file, or start a new session"
             )
-        shown = escaped(record)  # but not the configuration and the command, which bvae uses again
+        shown = escaped(record)  # except configuration and command, which bvae uses again
         return cls(path, dataclasses.replace(shown, config=record.config, command=record.command), invocation)
 
     def run_config(self, option: LossOption, seed: int) -> RunConfig:

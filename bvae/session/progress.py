@@ -20,7 +20,7 @@ NAMED = 4
 """Maximum number of runs in training that a line names."""
 
 MOST_LINES = 100
-"""About the largest number of lines that are written if the output is not a terminal."""
+"""Above this number of runs, about one line per percent of the runs is written outside a terminal."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

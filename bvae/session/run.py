@@ -153,7 +153,7 @@ def restored_trainer(
     warning. If no valid checkpoint is left, the run starts from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-        left.unlink(missing_ok=True)  # a process in `lock_file` may remove its own
+        left.unlink(missing_ok=True)  # a process that waits for the lock may remove its own first
     remove(directory / RESULT)  # from before the run was extended, or invalid
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)

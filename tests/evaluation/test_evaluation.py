@@ -168,7 +168,7 @@ def test_evaluation_agrees_with_the_model_and_leaves_it_unchanged(outside: bool)
 
 
 class Copy(GridModel):
-    """Copies each grid with certainty. It is uncertain about grids whose first cell is of class 9.
+    """Copies each grid: with certainty, but with logits near 0 if its first cell is of class 9.
 
     Args:
         side: height and width of the grids.

@@ -225,8 +225,8 @@ def test_metrics_of_a_small_grid_with_two_objects() -> None:
         ".4.5.",
         "....2",
     )
-    # `half` has two of four cells of the square, and one of two cells of the diagonal. Unlike a grid, a
-    # prediction can match an object by a single cell.
+    # `half` has two of four cells of the square, and one of two cells of the diagonal. A single cell
+    # is no object of a grid, but in a prediction it is a set that can match an object.
     objects = find_objects(grid)
     assert len(objects.number) == 2
     assert objects.is_minor.tolist() == [False, True]

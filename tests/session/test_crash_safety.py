@@ -68,7 +68,7 @@ def begun(lab: Path) -> set[tuple[str, str]]:
 
 
 def left_over(lab: Path) -> list[Path]:
-    """Return files that only a killed process leaves behind."""
+    """Return files that an interrupted or killed process leaves behind."""
     session = newest(lab)
     return [*session.rglob("*.part"), *session.rglob(".stop-*"), *session.parent.glob(".*.latest-*")]
 

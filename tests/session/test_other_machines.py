@@ -1,4 +1,4 @@
-"""Sessions on systems that lack a feature. In most tests, one system call is made to fail."""
+"""Sessions on systems that lack a feature. In the first test, one system call is made to fail."""
 
 from __future__ import annotations
 
