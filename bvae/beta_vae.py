@@ -87,8 +87,8 @@ class Output(NamedTuple):
 
 
 class GridModel(nn.Module):
-    """Interface of a model for training and evaluation. A model needs the methods of `bvae.models`, and may
-    have another base class."""
+    """Interface of a model for training and evaluation. A model needs the methods that `bvae.models` lists,
+    and may have another base class."""
 
     def encode(self, grids: Tensor) -> tuple[Tensor, Tensor]:
         """Return posterior mean and log variance, each `[B, Z]`, of class indices `[B, H, W]`.

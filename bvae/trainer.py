@@ -164,7 +164,7 @@ class Trainer:
 
         Raises:
             CheckpointError: if the file is damaged or is not a checkpoint of this run.
-            StrippedError: if the checkpoint holds no optimizer state; only the newest ones do.
+            StrippedError: if the checkpoint holds no optimizer state; only the newest ones hold it.
         """
         checkpoint = load_checkpoint(path, Progress)
         if not self.config.continues(checkpoint.state.config):
@@ -301,7 +301,7 @@ class Trainer:
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # A checkpoint of a later step is a damaged one that a resumption skipped. Training replaces it.
+            # A checkpoint after `newest` is a damaged one that a resumption skipped. Training replaces it.
             for path in saved[saved.index(newest) + keep :]:
                 if path.stem != "best":
                     remove(path)

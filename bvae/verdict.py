@@ -152,7 +152,7 @@ RULES = (
         _object_iou_gain,
         0.05,
         "object IoU is {e.object_iou:.3f}; it is {e.shuffled.object_iou:.3f} from another grid's latent, and "
-        "{e.extent.object_iou:.3f} for the extent of the objects filled with one class",
+        "{e.extent.object_iou:.3f} for a filled box around the objects",
     ),
     Rule(
         "partial_collapse",
@@ -314,7 +314,7 @@ def _too_short(history: Sequence[EpochRecord], rule: Rule) -> str:
         before, last = (record.validation.foreground_recall for record in history[-2:])
         if (rise := _difference(last, before)) is not None and rise > STILL_RISING:
             signs.append(f"foreground recall still rose by {rise:.3f} in the last epoch")
-    return f"; perhaps too little training rather than the loss: {' and '.join(signs)}" if signs else ""
+    return f"; perhaps too little training is the cause, not the loss: {' and '.join(signs)}" if signs else ""
 
 
 def _difference(value: float | None, other: float | None) -> float | None:

@@ -139,7 +139,7 @@ def _strip(grids: list[TaskGrid]) -> tuple[Integers, list[bool]]:
 def generate_objects(pool: Pool, count: int, seed: int) -> ObjectGrids:
     """Compose `count` grids of objects from a pool. The same arguments give the same grids.
 
-    Each grid gets 2 to 7 objects, drawn uniformly. An object is placed at the first of 8 random places where
+    For each grid, 2 to 7 objects are drawn uniformly. Each is placed at the first of 8 random places where
     no cell of another object is next to it, also diagonally. An object without such a place is left out.
     """
     rng = np.random.default_rng(seed)

@@ -103,7 +103,7 @@ class Grid(NamedTuple):
 
 
 def is_array_file(path: str) -> bool:
-    """Return whether `array_files.read_grids` should read a path, or report it as missing or damaged."""
+    """Return whether a path is for `array_files.read_grids`, which also reports missing and damaged files."""
     try:
         if not Path(path).is_file():
             return not Path(path).is_dir()
@@ -301,7 +301,7 @@ def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, li
 
 
 def _tasks(place: str, content: bytes) -> Iterator[tuple[str, Iterator[Cells]]]:
-    """Yield id and grids of each task or list in a JSON file. The id of a list is the name of its file."""
+    """Yield id and grids of each task or list in a JSON file. The id is its key, or else the file's name."""
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.count(b"[") + content.count(b"{") > MAX_LISTS:
         raise CorpusError(f"{brief(place)} has more than {MAX_LISTS} lists; split it")

@@ -189,7 +189,7 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
         return f"{met} and not met from epoch {lost} {numbers[lost]} to the end."
     if again is not None:
         return f"{met}, then broken, and met from epoch {again} {numbers[again]} to the end."
-    return f"{met}{', the last.' if first == history[-1].epoch else ' and met to the end.'}"
+    return f"{met}{', the last epoch.' if first == history[-1].epoch else ' and met to the end.'}"
 
 
 def describe_last_epoch(history: Sequence[EpochRecord]) -> str:

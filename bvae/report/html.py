@@ -146,7 +146,7 @@ def report_page(
 
 
 def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
-    """Return the section of a run: verdict, when it met the rules, filmstrip, curves and checkpoints.
+    """Return the section of a run: verdict, filmstrip, curves, checkpoints, and when it met the rules.
 
     Args:
         curves: PNG of the run's curves; None if they could not be drawn.
@@ -189,7 +189,7 @@ def _show_options(session: Session, comparison: Comparison, page: Path) -> dict[
 
 
 def show_gate(comparison: Comparison) -> str:
-    """Return the gate's outcome, a line of numbers for each candidate, and the recommendation."""
+    """Return the gate's outcome, lines with the numbers of candidates, and the recommendation."""
     return render("gate.jinja", lines=[*explain_gate(comparison).splitlines(), comparison.recommendation])
 
 

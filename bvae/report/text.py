@@ -24,7 +24,7 @@ PICTURES = {
 
 
 def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
-    """Return the gate's outcome: a sentence, then a line of numbers for each candidate.
+    """Return the gate's outcome: a sentence, then lines with the numbers of candidates.
 
     Args:
         ran: whether the gate's test was run. If not, the sentence says what the outcome would be.
@@ -120,7 +120,7 @@ def describe_setting(comparison: Comparison) -> str:
     ]
     batches = [comparison.training_of(name).batch_size for name in comparison.options]
     if max(batches, default=0) > corpus.train:
-        sentences.append(f"A batch of {max(batches)} has all training grids, so an epoch is a single step.")
+        sentences.append(f"A batch of {max(batches)} has all training grids: an epoch is then one step.")
     if band.hi < corpus.background_rate:
         sentences.append(
             f"The band is below the background rate {corpus.background_rate:.3f}: a model in the band has "
@@ -191,7 +191,7 @@ def describe_stages(training: TrainingConfig) -> str:
     return (
         f"The runs were trained for {first} epochs and extended to {', then to '.join(map(str, later))}. "
         "Runs on a plateau, and options with their own number of epochs, were not extended. Each part has "
-        f"the schedules of a run of that length; results may differ from {later[-1]} epochs trained at once."
+        f"the schedules of a run that ends there; results may differ from {later[-1]} epochs trained at once."
     )
 
 

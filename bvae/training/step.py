@@ -28,7 +28,7 @@ READ_EVERY = {"cpu": 1, "cuda": 500}
 """Maximum number of steps between two reads of losses and gradient norms, by type of device.
 
 A read waits for the GPU. If the number is above 1, steps are deferred: they read no value from the device.
-A loss or norm that is not finite is found at the next read. From that step on, the weights stay unchanged.
+From the step with a loss or norm that is not finite, the weights stay unchanged. The next read finds it.
 """
 
 RESIDENT_SHARE = 1 / 8

@@ -220,7 +220,7 @@ def plot_rate_distortion(
     Args:
         points: for each label, the KL per grid in nats and the object IoU of each run.
         looks: for each label, the index of its colour and that of its marker; by default, each label has a
-            different colour and marker.
+            different combination of them.
         path: destination of the PNG.
         title: the first line becomes a headline.
     """

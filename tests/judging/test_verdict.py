@@ -288,7 +288,7 @@ def test_a_run_is_healthy_if_it_breaks_no_rule_and_is_in_the_band(
 
 # ---- perhaps too little training
 
-TOO_SHORT = "; perhaps too little training rather than the loss: "
+TOO_SHORT = "; perhaps too little training is the cause, not the loss: "
 
 
 def reason_after(steps: int, before: float | None, recall: float | None, **changes: Any) -> str:
