@@ -31,7 +31,7 @@ from numpy.lib import format as npy_format
 from bvae.config import DEFAULT_CLASSES, MAX_CLASSES, MAX_GRID_SIZE, OUTSIDE
 from bvae.storage import brief, printable
 
-MAX_GRIDS = 2**25
+MAX_GRIDS = 2**27
 MAX_NPZ_BYTES = 256 * 2**20
 BLOCK_BYTES = 2**20
 # The header that numpy writes for an integer array has 128 bytes.
