@@ -109,7 +109,7 @@ class Contender:
         steps_a_second: float = sum(wire.recv() for _, wire in self._running)
         if not last:
             for _, wire in self._running:
-                wire.recv()  # wait until it is ready for its next epoch, so that it does not run beside another
+                wire.recv()  # wait until it is ready for its next epoch, so that it does not disturb others
         return steps_a_second * self.job.batch_size
 
     def __exit__(
