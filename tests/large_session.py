@@ -37,7 +37,7 @@ class ManyRuns:
 
 
 OUTLYING = {"mode_collapse": "flooding", "posterior_collapse": "partial_collapse"}
-"""The verdict that every ninth copy gets, by the verdict of the trained run; unstable for any other."""
+"""The verdict of every ninth copy, by the verdict of the trained run; all other verdicts give `unstable`."""
 
 
 def make_session(folder: Path, options: int, seeds: int) -> Path:

@@ -142,7 +142,7 @@ def test_logits_that_are_not_finite_are_treated_as_in_cross_entropy(
     )
     inside = (target != OUTSIDE).unsqueeze(1).expand_as(by_ours)
     assert not by_ours[~inside].any()
-    # If gamma > 0, autograd gives NaN for the product at p = 0 and p = 1, although its limit is finite.
+    # If gamma > 0, autograd gives NaN at p = 0 and p = 1, although the gradient has a finite limit there.
     known = inside & ~by_definition.isnan() if gamma else inside
     torch.testing.assert_close(by_ours[known], by_definition[known], rtol=1e-5, atol=1e-7, equal_nan=True)
     finite = found.isfinite().unsqueeze(1).expand_as(by_ours)

@@ -390,7 +390,7 @@ def test_a_session_is_resumed_only_if_all_its_models_are_named_again() -> None:
             allow_models(two, {"model": given_model})
     assert allow_models(two, {"model": "b:make,a:make", "epochs": "3"}) == {"model": None, "epochs": "3"}
     assert allow_models(trained_with(), {"model": None}) == {"model": None}
-    # A model that the session does not train stays in the settings, so that resuming refuses it as a change.
+    # If `--model` also names a model that the session does not train, it is kept; resuming then refuses it.
     assert allow_models(trained_with("a:make"), {"model": "a:make,z:make"}) == {"model": "a:make,z:make"}
 
 

@@ -65,7 +65,7 @@ def test_each_window_has_blocks_from_all_parts_of_a_large_corpus(seed: int, epoc
     n = 16 * WINDOW
     order = epoch_order(seed, epoch, n, cells=CELLS)
     for window in order.reshape(16, WINDOW):
-        # Each of 8 parts has 128 of the 1024 blocks on average, with a standard deviation below 11.
+        # A window has 1024 blocks. On average 128 are from each eighth of the corpus (deviation below 11).
         parts = np.unique(window // BLOCK) * 8 // (n // BLOCK)
         assert np.bincount(parts, minlength=8).min() > 64
         for batch in window.reshape(-1, 64):

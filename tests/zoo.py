@@ -44,7 +44,7 @@ CORPORA = {OBJECTS: "objects:5000", ATOMIC: "atomic:5000", ARC: "arc"}
 
 @dataclasses.dataclass(eq=False)
 class Habitat:
-    """The validation grids of a corpus, their objects, and some of its training grids, `[N, S, S]`."""
+    """Some validation grids of a corpus, their objects, and some of its training grids, `[N, S, S]`."""
 
     name: str
     grids: Grids

@@ -85,7 +85,7 @@ def test_objects_are_40_percent_blobs_and_20_percent_of_each_other_kind(many: At
     np.testing.assert_allclose(shares, [0.4, 0.2, 0.2, 0.2], atol=0.01)
 
 
-# The next four tests also show that objects do not overlap: a covered object would lose its shape.
+# The next four tests also show that objects do not overlap: many covered objects would lose their shape.
 def test_blobs_are_connected(many: AtomicGrids) -> None:
     assert all(is_connected(mask) for mask in objects(many, "blob", 1000))
 

@@ -93,7 +93,7 @@ def test_extent_agrees_with_its_definition_cell_by_cell(seed: int, outside: bool
         grids[holes] = OUTSIDE
     found = extent(grids)
     assert found.dtype == np.uint8
-    # Positions outside are compared too: another grid, whose control this is, may have cells there.
+    # Positions outside are compared too, because each prediction also serves as the control of another grid.
     assert found.tolist() == [slow_extent(grid).tolist() for grid in grids]
 
 

@@ -316,7 +316,7 @@ def test_the_page_without_pytest_is_a_whole_document_with_every_run(tmp_path: Pa
 
 
 def rows_of(page: str, label: str) -> list[list[str]]:
-    """Return the cells of a table, row by row, as `text|second text`."""
+    """Return the cells of a table, row by row, without spans; each `|` stands for tags inside the cell."""
     body = re.search(rf'aria-label="{label}"><table .*?<tbody>(.*?)</tbody>', page, re.DOTALL)
     assert body is not None
     plain = re.sub(r"<span.*?</span>", "", body[1])

@@ -50,7 +50,7 @@ def epochs_of(run: Path) -> int:
 
 
 def stage(epochs: int, *before: int) -> RunConfig:
-    """Return the configuration of a run whose stages ended at `before` epochs and at `epochs` epochs."""
+    """Return the configuration of a run that was extended at each number of epochs in `before`."""
     training = TrainingConfig(epochs=epochs, extended_from=before)
     return ExperimentConfig(training=training).run(LOSS_OPTIONS["B"], 0, "0" * 64)
 

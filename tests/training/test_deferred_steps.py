@@ -1,4 +1,4 @@
-"""Deferred steps, which read nothing from the device, equal steps whose numbers are read at once."""
+"""Deferred steps, whose numbers are read later, equal steps whose numbers are read after each step."""
 
 from __future__ import annotations
 
