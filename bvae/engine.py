@@ -2,7 +2,7 @@
 
 Only `bvae.experiment.load_engine` imports this module. Workers of pytest-xdist call it at the start, and
 other processes when they need it. The controller needs it to check a GPU or a model other than the built-in
-one, and to write the comparison if no worker has written it. With `-n0` or Ray, it also trains the runs.
+one, to write the comparison if no worker has, and to train the runs (`-n0`) or submit them (Ray).
 """
 
 from __future__ import annotations

@@ -138,7 +138,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # After pytest has replaced `sys.unraisablehook`, so that our cleanup restores it before pytest's.
+            # Only now, because pytest has replaced `sys.unraisablehook`: cleanups run in reverse, ours first.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 

@@ -206,7 +206,7 @@ OPTIONS = (
     CommandLineOption(
         "precision",
         "P",
-        "Precision of matrix products: fp32, bf16, or auto (bf16 if the processor has bf16 instructions)",
+        "Precision of matrix products: fp32, bf16, or auto (bf16 if the processor or the GPU supports it)",
     ),
     CommandLineOption(
         "accuracy-band",

@@ -132,7 +132,7 @@ class TrainingConfig:
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The last epoch of each stage. Up to it, the schedules are those of a run with that many epochs."""
+        """The last epoch of each stage. Each stage has the schedules of a run that ends after that epoch."""
         return (*self.extended_from, self.epochs)
 
     def changed(self, changes: Mapping[str, Setting]) -> TrainingConfig:

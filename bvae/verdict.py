@@ -168,7 +168,7 @@ RULES = (
         0.15,
         "{e.minor_object_recall:.1%} of the minor objects have at least half of their cells right, and "
         "{e.shuffled.minor_object_recall:.1%} from another grid's latent; an object is minor if its class is "
-        "not the most frequent one among the objects of its grid",
+        "not the most frequent one among the object cells of its grid",
     ),
 )
 """Rules in the order in which they are applied; the first broken rule gives the verdict."""

@@ -269,7 +269,7 @@ MISTAKES = [
         f"[b]\ngamma = 1\n{VALID}",
         "b",
         "",
-        "differs from B only in case; expected another name, or B to replace it",
+        "differs from B only in case; expected another name (or B, if it is built in)",
     ),
     ("# nothing\n", "", "", "has no options; expected one table per option, such as [D]"),
     ("[D]\ngamma 1\n", "", "", "is not TOML: "),

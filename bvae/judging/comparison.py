@@ -294,7 +294,7 @@ def _recommendation(
         advice = (
             f"Use option {recommended} (γ = {best.gamma:g}, class weights {best.weighting}). "
             f"Its object IoU is {best.object_iou}{reason}. "
-            f"From another grid's latent, the object IoU of {recommended} is {best.shuffled_object_iou}."
+            f"The shuffled control of {recommended} has an object IoU of {best.shuffled_object_iou}."
         )
         if recommended in gate.passed_by:
             return advice

@@ -92,16 +92,16 @@ def _explain_thresholds(why: Diagnosis) -> str:
         return "No foreground class occurs in training."
     lowest, highest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     low, high = percent(known[lowest]), percent(known[highest])
+    best = (
+        "The loss is lowest if a foreground class is predicted instead of background when the true "
+        "probabilities p give p(class) / (p(class) + p(background)) above a threshold."
+    )
     if known[highest] - known[lowest] < 1e-6:
         doubt = ": when in doubt, the model predicts background" if known[lowest] >= 0.5 else ""
-        return (
-            "A foreground class is predicted instead of background if p(class) / (p(class) + p(background)) "
-            f"is above a threshold. The threshold of every class is {low}{doubt}."
-        )
+        return f"{best} The threshold of every class is {low}{doubt}."
     return (
-        "A foreground class is predicted instead of background if p(class) / (p(class) + p(background)) is "
-        f"above the threshold of the class. The lowest threshold is {low}, for class {lowest}; the highest "
-        f"is {high}, for class {highest}. Without class weights, every threshold is 50 %."
+        f"{best} The lowest threshold is {low}, for class {lowest}; the highest is {high}, for class {highest}. "
+        "Without class weights, every threshold is 50 %."
     )
 
 

@@ -116,14 +116,16 @@ def _settings(side: Side) -> dict[str, dict[str, str]]:
             "accuracy band": config.band,
             "options": [option.name for option in options],
             "seeds": sorted({run.seed for _, run in side.runs}),
-            "settings of single options": describe_changes(side.comparison).partition(": ")[2].rstrip("."),
+            "settings that options set for themselves": describe_changes(side.comparison)
+            .partition(": ")[2]
+            .rstrip("."),
         },
         "training": _training(config.training),
         OPTIONS: {
             f"{names.get(name, _in_words(name))} of {option.name}": value
             for option in options
             for name, value in dataclasses.asdict(option).items()
-            if name not in ("name", "training")  # see "settings of single options"
+            if name not in ("name", "training")  # see "settings that options set for themselves"
         },
         "the versions": {f"version of {name}": version for name, version in record.versions.items()}
         | {"commit": (record.commit or "unknown")[:12]},

@@ -135,7 +135,7 @@ class Session:
             path.mkdir(parents=True)
         except OSError as error:
             raise StorageError(
-                f"run directory {path} could not be made: {error.strerror or error}"
+                f"session folder {path} could not be made: {error.strerror or error}"
             ) from error
         record = sealed(record)
         atomic_write(path / SESSION, to_json(record))

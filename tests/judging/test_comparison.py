@@ -156,7 +156,7 @@ def test_only_object_iou_decides_which_candidate_is_recommended() -> None:
     assert comparison.recommended == "C"
     assert comparison.recommendation.endswith(
         "Its object IoU is 0.300 ± 0.000, the highest of the stable candidates that break no rule (B has "
-        "0.200 ± 0.000). From another grid's latent, the object IoU of C is 0.030 ± 0.000."
+        "0.200 ± 0.000). The shuffled control of C has an object IoU of 0.030 ± 0.000."
     )
 
 

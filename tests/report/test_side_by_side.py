@@ -89,7 +89,7 @@ CHANGES: list[tuple[dict[str, Any], dict[str, tuple[str, str]]]] = [
     ({"config": {"background": 3}}, {"background": ("0", "3")}),
     (
         {"config": {"options": (*ExperimentConfig().options[:1], OWN_B)}},
-        {"settings of single options": ("none", "B: epochs 3 instead of 5")},
+        {"settings that options set for themselves": ("none", "B: epochs 3 instead of 5")},
     ),
     ({"corpus": {"fingerprint": "1" * 64}}, {"corpus fingerprint": ("0" * 12, "1" * 12)}),
     (
