@@ -100,8 +100,8 @@ def _explain_thresholds(why: Diagnosis) -> str:
         doubt = ": when in doubt, the model predicts background" if known[lowest] >= 0.5 else ""
         return f"{best} The threshold of every class is {low}{doubt}."
     return (
-        f"{best} The lowest threshold is {low}, for class {lowest}; the highest is {high}, for class {highest}."
-        " Without class weights, every threshold is 50 %."
+        f"{best} The lowest threshold is {low}, for class {lowest}; the highest is {high}, for class "
+        f"{highest}. Without class weights, every threshold is 50 %."
     )
 
 
