@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +87,8 @@ def matplotlib_kept() -> None:
 
 
 @pytest.fixture
-def session_here(matplotlib_kept: None, lab: Path, pytester: pytest.Pytester) -> Iterator[SessionHere]:
+def session_here(matplotlib_kept: None, lab: Path, pytester: pytest.Pytester) -> SessionHere:
     """Return a function that runs a session in this process and returns exit status and output."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
     # The inner session loads the plugin again and wants to rewrite the assertions of modules that are already
     # imported. pytest warns about this; the warning is ignored.
     settings = ("-n0", "-W", "ignore:Module already imported so cannot be rewritten; bvae")
@@ -99,6 +97,4 @@ def session_here(matplotlib_kept: None, lab: Path, pytester: pytest.Pytester) ->
         done = pytester.runpytest_inprocess("experiments/", *settings, *arguments, **more)
         return int(done.ret), f"{done.stdout.str()}\n{done.stderr.str()}"
 
-    yield start
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return start

@@ -20,7 +20,7 @@ from bvae.config import LOSS_OPTIONS, OUTSIDE, LossOption, RunConfig, TrainingCo
 from bvae.corpus import CorpusError, load_corpus
 from bvae.evaluation import measure, metrics
 from bvae.evaluation.metrics import Tally, find_objects
-from bvae.losses import BetaVAELoss, focal_loss
+from bvae.losses import BetaVAELoss
 from bvae.models import ModelError, build_model, check_model, load_model
 from bvae.options import parse_experiment
 from bvae.report.html import code_snippet
@@ -50,31 +50,6 @@ def written(folder: Path, classes: int, *, count: int = 60, outside: int | None 
     grids[:, 2, 2] = classes - 1
     np.savez(folder / "grids.npz", train=grids)
     return str(folder / "grids.npz")
-
-
-@unit
-@given(numbers_of_classes, st.floats(0, 5), st.integers(0, 2**32 - 1), st.booleans())
-def test_focal_loss_of_any_number_of_classes_agrees_with_its_definition(
-    classes: int, gamma: float, seed: int, weighted: bool
-) -> None:
-    rng = np.random.default_rng(seed)
-    target, logits = random_grids(classes, seed), 3 * rng.standard_normal((3, classes, 8, 8))
-    weight = rng.uniform(0.1, 10, classes) if weighted else np.ones(classes)
-    p = np.exp(logits - logits.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    inside = target != OUTSIDE
-    index = np.where(inside, target, 0)[:, None]
-    own = np.take_along_axis(p, index, 1)[:, 0]
-    miss = p.sum(1, where=np.arange(classes)[:, None, None] != index)
-    expected = np.where(inside, weight[index[:, 0]] * miss**gamma * -np.log(own), 0).sum() / inside.sum()
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
-        found = focal_loss(
-            torch.from_numpy(logits).to(dtype),
-            torch.from_numpy(target),
-            gamma=gamma,
-            weight=torch.from_numpy(weight).to(dtype) if weighted else None,
-        )
-        assert found.item() == pytest.approx(expected, rel=tolerance)
 
 
 @unit

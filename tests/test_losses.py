@@ -21,11 +21,13 @@ seeds = st.integers(0, 2**32 - 1)
 scales = st.sampled_from([0.01, 1.0, 5.0, 20.0])
 
 
-def draw(seed: int, scale: float, *, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
-    """Draw logits `[B, C, H, W]`, a target `[B, H, W]` and class weights `[C]`."""
+def draw(
+    seed: int, scale: float, *, dtype: torch.dtype = torch.float32, classes: int | None = None
+) -> tuple[torch.Tensor, ...]:
+    """Draw logits `[B, C, H, W]`, a target `[B, H, W]` and class weights `[C]`; by default, C is 2 to 6."""
     generator = torch.Generator().manual_seed(seed)
-    batch, classes, height, width = (int(torch.randint(1, 6, (), generator=generator)) for _ in range(4))
-    classes += 1
+    batch, few, height, width = (int(torch.randint(1, 6, (), generator=generator)) for _ in range(4))
+    classes = classes or few + 1
     logits = scale * torch.randn(batch, classes, height, width, generator=generator, dtype=dtype)
     target = torch.randint(0, classes, (batch, height, width), generator=generator)
     weight = torch.rand(classes, generator=generator, dtype=dtype) * 10 + 0.01
@@ -77,14 +79,23 @@ def test_focal_loss_without_focus_is_the_cross_entropy(seed: int, scale: float) 
     torch.testing.assert_close(focal_loss(logits, target, gamma=0.0), expected)
 
 
-@given(seeds, scales, gammas, st.booleans())
-def test_focal_loss_in_float32_agrees_with_its_definition_in_float64(
-    seed: int, scale: float, gamma: float, outside: bool
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.float64, 1e-9)])
+@given(seeds, scales, gammas, st.integers(2, 64), st.booleans(), st.booleans())
+def test_focal_loss_of_any_number_of_classes_agrees_with_its_definition_in_float64(
+    dtype: torch.dtype,
+    tolerance: float,
+    seed: int,
+    scale: float,
+    gamma: float,
+    classes: int,
+    weighted: bool,
+    outside: bool,
 ) -> None:
-    logits, target, weight = draw(seed, scale)
+    logits, target, weight = draw(seed, scale, dtype=dtype, classes=classes)
     target = cut(target, seed) if outside else target
-    ours = focal_loss(logits, target, gamma=gamma, weight=weight).item()
-    assert ours == pytest.approx(reference(logits, target, weight, gamma), rel=1e-6, abs=1e-9)
+    ours = focal_loss(logits, target, gamma=gamma, weight=weight if weighted else None).item()
+    expected = reference(logits, target, weight if weighted else torch.ones(classes), gamma)
+    assert ours == pytest.approx(expected, rel=tolerance, abs=1e-9)
 
 
 @given(seeds, gammas, st.booleans())

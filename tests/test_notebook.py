@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from lab import furnish
 
 import bvae
+from bvae import notebook
 from bvae.beta_vae import BetaVAE
 from bvae.config import LOSS_OPTIONS, OUTSIDE, LossOption, RunConfig, TrainingConfig
 from bvae.experiment import Experiment
@@ -24,6 +27,7 @@ from bvae.notebook import BATCH, Run
 from bvae.records import Progress
 from bvae.storage import StorageError
 from bvae.training.checkpoint import Checkpoint, save_checkpoint
+from bvae.visualization import plot_reconstructions, plot_samples, plot_traversals
 
 GRIDS = np.random.default_rng(0).integers(0, 10, (5, 8, 8), dtype=np.uint8)
 
@@ -172,11 +176,18 @@ def test_arguments_that_do_not_fit_the_model_are_refused(
 
 
 @pytest.mark.unit
-def test_each_plot_writes_a_different_picture(run: Run, tmp_path: Path) -> None:
-    run.plot_reconstructions(GRIDS[:2], path=tmp_path / "a.png")
-    run.plot_traversals(GRIDS[0], [1], [-1, 1], path=tmp_path / "b.png", title="one dimension")
-    run.plot_samples(3, seed=1, path=tmp_path / "c.png")
-    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3
+def test_each_plot_is_the_picture_of_its_function_for_the_model_and_background_of_the_run(run: Run) -> None:
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, background=3))
+    found, expected = ([io.BytesIO() for _ in range(3)] for _ in range(2))
+    run.plot_reconstructions(GRIDS[:2], path=found[0])
+    run.plot_traversals(GRIDS[0], [1], [-1, 1], path=found[1], title="one dimension")
+    run.plot_samples(3, seed=1, path=found[2])
+    plot_reconstructions(run.model, GRIDS[:2], background=3, path=expected[0])
+    plot_traversals(run.model, GRIDS[0], [1], [-1, 1], path=expected[1], title="one dimension")
+    plot_samples(run.model, 3, latent_dim=4, background=3, seed=1, path=expected[2])
+    pictures = [file.getvalue() for file in found]
+    assert pictures == [file.getvalue() for file in expected]
+    assert all(picture.startswith(b"\x89PNG") for picture in pictures)
 
 
 @pytest.mark.unit
@@ -224,10 +235,12 @@ def test_wrong_settings_of_a_comparison_are_refused_before_any_write(
 
 
 @pytest.mark.unit
-def test_an_unknown_name_of_the_package_is_an_attribute_error() -> None:
-    assert {"open_run", "compare"} <= {*bvae.__all__}
-    with pytest.raises(AttributeError, match="module 'bvae' has no attribute 'train'"):
-        bvae.train  # noqa: B018
+def test_the_package_takes_from_the_notebook_only_the_names_in_its_all() -> None:
+    assert (bvae.open_run, bvae.compare) == (notebook.open_run, notebook.compare)
+    assert all(hasattr(bvae, name) for name in bvae.__all__)
+    for name in {"train", *vars(notebook)} - {*vars(bvae), *bvae.__all__}:
+        with pytest.raises(AttributeError, match=f"module 'bvae' has no attribute '{name}'"):
+            getattr(bvae, name)
 
 
 @pytest.mark.unit

@@ -197,6 +197,8 @@ def test_the_object_metrics_find_exactly_the_placed_objects(
     triples = np.stack([grid, expected, number], axis=-1)[expected > 0]
     distinct = np.unique(triples, axis=0)
     assert len(distinct) == len(np.unique(distinct[:, :2], axis=0)) == len(np.unique(distinct[:, 2]))
+    grid_of = dict(zip(found.number.tolist(), found.grid.tolist(), strict=True))
+    assert all(grid_of[number] == grid for grid, _, number in distinct.tolist())
 
 
 @unit

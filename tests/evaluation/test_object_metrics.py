@@ -163,23 +163,6 @@ def test_metrics_of_generated_grids_agree_with_the_reference(seed: int, outside:
     assert_as_the_reference(grids, disturbed(rng, grids), disturbed(rng, grids)[::-1])
 
 
-def test_the_placed_objects_are_found() -> None:
-    square, bar = np.zeros((2, 10, 10), np.bool_)
-    square[:3, :3], bar[0, :4] = True, True
-    made = generate_objects(Pool(np.stack([square, bar]), np.array([2, 7], np.uint8)), 20, seed=0)
-    objects = find_objects(made.grids)
-    owners = [
-        (grid, tuple(map(tuple, np.argwhere(made.owner[grid] == owner))))
-        for grid in range(20)
-        for owner in np.unique(made.owner[grid][made.owner[grid] > 0])
-    ]
-    found = [
-        (grid, tuple(map(tuple, np.argwhere(objects.sets.label[grid] == number))))
-        for grid, number in zip(objects.grid.tolist(), objects.number.tolist(), strict=True)
-    ]
-    assert sorted(found) == sorted(owners)
-
-
 @given(seeds)
 def test_sets_are_8_connected_and_of_one_class_within_a_grid(seed: int) -> None:
     grids = random_grids(np.random.default_rng(seed), outside=True)

@@ -290,7 +290,6 @@ def damage(name: str) -> Callable[[dict], object]:
         return data["options"]["B"]["runs"][0]
 
     return {
-        "another schema": lambda data: data.update(schema=SCHEMA - 1),
         "a schema in words": lambda data: data.update(schema=str(SCHEMA)),
         "no training": lambda data: data.pop("training"),
         "no epochs": lambda data: data["training"].update(epochs=0),
@@ -317,7 +316,6 @@ DAMAGES = (
         "a change of another setting",
         "a change to no epochs",
         "a change to a word",
-        "another schema",
         "a schema in words",
         "no training",
         "no epochs",

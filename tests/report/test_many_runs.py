@@ -60,12 +60,6 @@ def session_of(comparison: Comparison, folder: Path) -> Session:
 
 
 @unit
-def test_every_verdict_has_its_own_sign() -> None:
-    assert list(SIGNS) == list(SEVERITY)
-    assert len({*SIGNS.values()}) == len(SIGNS)
-
-
-@unit
 @pytest.mark.parametrize("runs", [LARGE - 1, LARGE])
 def test_only_a_large_session_has_a_map_of_verdicts(tmp_path: Path, runs: int) -> None:
     comparison = many(1, runs)

@@ -8,10 +8,9 @@ import json
 import os
 import random
 import shutil
-import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ from bvae.storage import StorageError, file_digest, lock_file, read_bounded, rea
 pytestmark = pytest.mark.slow
 
 HOSTILE = "\x1b[31m<script>alert(1)</script>\u202e"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _signals() -> Iterator[None]:
-    """Restore the handler of SIGTERM, because closing a session makes this process ignore it."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.fixture(scope="module")

@@ -139,12 +139,22 @@ def test_text_that_a_terminal_cannot_show_causes_no_traceback(
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("argument", [b"--corpus=\xff", b"--beta=\xff", b"-k\xff"])
-def test_text_that_is_not_utf_8_causes_no_traceback_in_pytest(lab: Path, argument: bytes) -> None:
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (b"--corpus=\xff", r"argument --corpus: '\udcff' is not UTF-8; rename the file or folder"),
+        (b"--beta=\xff", r"ERROR: --beta is '\udcff'; expected a number"),
+        (b"-k\xff", r"ERROR: Wrong expression passed to '-k': \udcff"),
+    ],
+    ids=str,
+)
+def test_text_that_is_not_utf_8_is_refused_in_pytest(lab: Path, argument: bytes, message: str) -> None:
     done = run_pytest("experiments/", *TINY, "-n0", argument)
-    assert done.returncode in (4, 5), done.stdout + done.stderr
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stdout + done.stderr
     assert "INTERNALERROR" not in done.stdout + done.stderr
+    assert not [*lab.glob("runs/*")]
 
 
 def test_a_session_ends_normally_if_the_terminal_cannot_show_greek(lab: Path) -> None:
