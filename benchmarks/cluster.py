@@ -64,7 +64,7 @@ def measure(folder: Path, runs: int, workers: int) -> dict[str, Any]:
         scheduler = experiment.scheduler
         submitted = time.perf_counter() - began
         say(f"{workers} workers: {runs} runs submitted in {submitted:.1f} s")
-        scheduler.obtain(experiment.runs[0])  # workers have imported PyTorch by now
+        scheduler.obtain(experiment.runs[0])  # after this call, workers have imported PyTorch
         parts, began = [], time.perf_counter()
         for number, run in enumerate(experiment.runs, start=1):
             scheduler.obtain(run)
@@ -79,7 +79,7 @@ def measure(folder: Path, runs: int, workers: int) -> dict[str, Any]:
 def memory() -> float:
     """Return the private memory of this process in megabytes."""
     lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    return int(lines["RssAnon"].split()[0]) / 1000
+    return int(lines["RssAnon"].split()[0]) * 1024 / 1e6
 
 
 def whole_session(folder: Path, runs: int, *engine: str) -> float:

@@ -36,7 +36,7 @@ examples:
 
 ALLOWED_RATIO = 1.10
 ALLOWED_GROWTH = 600
-"""Allowed memory in megabytes above the base, with the largest procedural corpus."""
+"""Allowed private memory in megabytes above that before loading, with the largest procedural corpus."""
 
 
 def write_grids(path: Path, megabytes: float) -> int:
