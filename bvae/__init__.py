@@ -6,7 +6,7 @@ evaluation/   metrics and controls      judging/           comparison of options
 session/      session folders, workers  visualization/     pictures and charts
 report/       text, Markdown and HTML   notebook           runs and comparisons in Python
 
-ARCHITECTURE.md describes the structure. `import bvae` imports none of these modules. They are imported when
+ARCHITECTURE.md describes the structure. `import bvae` imports none of these modules. Most are imported when
 `bvae.open_run` or `bvae.compare` is first used.
 """
 

@@ -259,7 +259,7 @@ def _report(
 
 
 def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Show finished sessions side by side, whatever settings differ.
+    """Show sessions side by side, whatever settings differ.
 
     Prints the shared settings, the different settings, the options of all sessions, and the differences from
     the first session. Trains nothing, and does not change the folders. Example: bvae compare before
@@ -286,9 +286,9 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Draw reconstructions, traversals of latent dimensions, or samples with the model of a checkpoint.
 
-    By default, draws grids, their reconstructions, and the wrong cells. With --traversals, changes one latent
-    dimension of the first grid at a time, and draws the decoded grids. With --samples N, draws grids decoded
-    from N samples of the prior.
+    By default, draws grids, their reconstructions, and the wrong cells. With --traversals, decodes the first
+    grid with other values of one latent dimension after another. With --samples N, draws grids decoded from
+    N samples of the prior.
     """
     samples = arguments.samples
     if samples is not None and (arguments.traversals or arguments.grids):

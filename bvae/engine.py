@@ -148,11 +148,11 @@ def write_picture(path: Path, draw: Callable[[], bytes | None]) -> None:
 
 
 def try_to_draw(name: str, draw: Callable[[], bytes | None]) -> bytes | None:
-    """Return the PNG from `draw`. If `draw` fails, warn and return None."""
+    """Return the PNG from `draw`. If that fails, warn and return None."""
     try:
         return draw()
     except Exception as error:
-        reason = printable(f"{name} could not be drawn: {type(error).__name__}: {error}")
+        reason = printable(f"{name} could not be drawn or written: {type(error).__name__}: {error}")
         warnings.warn(reason, EvidenceWarning, stacklevel=3)
         return None
 

@@ -138,7 +138,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # Only now, because pytest has replaced `sys.unraisablehook`: cleanups run in reverse, ours first.
+            # Only after pytest has replaced `sys.unraisablehook`: the cleanup that is added last runs first.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 
@@ -311,7 +311,7 @@ class Interruptions(contextlib.ExitStack):
         os._exit(pytest.ExitCode.INTERRUPTED)
 
     def prepare_closing(self) -> None:
-        """Ignore SIGTERM from now on if no signal has arrived, because closing takes only a second."""
+        """Ignore SIGTERM from now on if no signal has arrived, because closing takes only seconds."""
         if signal.getsignal(signal.SIGTERM) == self._interrupt:
             self._handle(signal.SIGTERM, signal.SIG_IGN)
 

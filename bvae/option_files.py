@@ -84,7 +84,7 @@ def read_options(path: str) -> dict[str, LossOption]:
         if OPTION_NAME.fullmatch(name) and (other := known.setdefault(name.casefold(), name)) != name:
             raise OptionFileError(
                 path,
-                f"differs from {other} only in case; expected another name (or {other}, if it is built in)",
+                f"is {other} in another case; expected another name, or exactly that of a built-in option",
                 table=name,
             )
     options: dict[str, LossOption] = {}

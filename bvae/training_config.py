@@ -23,7 +23,7 @@ SHARED_SETTINGS = (
     *("checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "device", "precision"),
     *("log", "extended_from"),
 )
-"""Fields of `TrainingConfig` that are the same for all options of an experiment."""
+"""Fields of `TrainingConfig` that a loss option cannot set."""
 
 
 class ConfigError(ValueError):
@@ -123,8 +123,10 @@ class TrainingConfig:
             value, allowed = getattr(self, name), get_args(kind)
             check(value in allowed, name, f"is {value!r}", f"one of {', '.join(allowed)}")
         in_time = self.beta_schedule != "linear" or self.beta_warmup <= self.epochs
-        check(in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most the epochs, {self.epochs}")
-        patience, expected = self.until_plateau, f"a number below {self.epochs}, the epochs, or 0"
+        check(
+            in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most {self.epochs}, the epochs of a run"
+        )
+        patience, expected = self.until_plateau, f"0, or a number below the {self.epochs} epochs of a run"
         check(patience < self.epochs, "until_plateau", f"is {patience}", expected)
         rising = all(a < b for a, b in itertools.pairwise((0, *self.stages)))
         before = ", ".join(map(str, self.extended_from))

@@ -60,7 +60,7 @@ def relabelled(grids: np.ndarray, new: Sequence[int]) -> np.ndarray:
 
 
 def without_ties(grids: np.ndarray, classes: int) -> np.ndarray:
-    """Return the grids whose three most frequent classes have no tie, in cells or in object cells.
+    """Return the grids whose three most frequent classes all differ in number of cells and object cells.
 
     On a tie, the smallest label counts as the most frequent class, so that relabelling would change results.
     """

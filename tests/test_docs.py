@@ -36,7 +36,7 @@ def lines(language: str, start: str) -> list[str]:
 
 @pytest.fixture
 def trained(lab: Path, session_here: SessionHere) -> Path:
-    """A folder after the first command of the README, with the files that the documents use."""
+    """A folder after a small session of options B and B-low, with the files that the documents use."""
     documented = (ROOT / "docs/own-model.md").read_text()
     source = re.search(r"```python\n(.*?)```", documented, re.DOTALL)
     assert source is not None

@@ -263,13 +263,13 @@ MISTAKES = [
         f"{HEAD}{VALID}[d]\ngamma = 1\n{VALID}",
         "d",
         "",
-        "differs from D only in case; expected another name",
+        "is D in another case; expected another name",
     ),
     (
         f"[b]\ngamma = 1\n{VALID}",
         "b",
         "",
-        "differs from B only in case; expected another name (or B, if it is built in)",
+        "is B in another case; expected another name, or exactly that of a built-in option",
     ),
     ("# nothing\n", "", "", "has no options; expected one table per option, such as [D]"),
     ("[D]\ngamma 1\n", "", "", "is not TOML: "),
@@ -372,7 +372,7 @@ def test_a_refusal_of_inconsistent_settings_names_the_option(
     asked = {"loss_options_file": str(tmp_path / "o.toml")}
     assert parse_experiment(asked | {"epochs": "8"})
     with pytest.raises(
-        ValueError, match=r"training.beta_warmup of option D is 8; expected at most the epochs, 5"
+        ValueError, match=r"training.beta_warmup of option D is 8; expected at most 5, the epochs of a run"
     ):
         parse_experiment(asked)
 

@@ -93,8 +93,8 @@ def load_corpus(
         spec: "arc" (the grids of the public ARC-AGI-2 tasks), "objects" or "objects:N" (N training grids of
             ARC objects), "atomic" or "atomic:N" (N procedural grids), or a path. For array files, see
             `bvae.corpus.array_files.read_grids`; "FILE.npz#NAME" selects one array. For ARC tasks, see
-            `bvae.corpus.task_files.read_tasks`. Without a validation split or several tasks, a seeded
-            tenth of the grids is held out.
+            `bvae.corpus.task_files.read_tasks`. If there is neither a validation split nor several
+            tasks, a seeded tenth of the grids is held out.
         grid_size: 1 to 64. "auto" is the smallest size that fits all grids of a file, and 16 for a built-in
             corpus. Larger grids of tasks are left out; arrays with larger grids are refused.
         padding_value: the integer that marks positions outside a grid in a file. It must not be a class.

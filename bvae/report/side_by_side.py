@@ -314,7 +314,7 @@ def chart_points(
 def to_csv(sides: Sequence[Side]) -> str:
     """Return CSV with a row for each run: session, settings that differ, verdict, and all numbers.
 
-    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    An apostrophe precedes text that a spreadsheet would take for a formula.
     """
     _, differing = contrast(sides)
     rows: list[dict[str, object]] = []

@@ -153,7 +153,7 @@ def restored_trainer(
     warning. If no valid checkpoint is left, the run starts from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-        left.unlink(missing_ok=True)  # another process may remove its trial lock first, see `lock_file`
+        left.unlink(missing_ok=True)  # another process may have removed its trial lock, see `_has_locks`
     remove(directory / RESULT)  # from before the run was extended, or invalid
     atomic_write(directory / CONFIG, to_json(run))
     pictures = CheckpointPictures(run, corpus)

@@ -99,7 +99,7 @@ def _draw_gradient(axes: Axes, why: Diagnosis, colour: str) -> None:
 
 
 def _draw_confusion(axes: Axes, why: Diagnosis) -> None:
-    """Draw each row as shares of its sum: a larger share is darker, and shares from `TOLD` are written."""
+    """Draw each row as shares of its sum: a larger share is darker; shares of at least `TOLD` are written."""
     heading = "True class (row), predicted class\n(column): % of the row's cells"
     canvas.name_panel(axes, heading, "predicted class")
     shares = why.confusion / np.maximum(why.confusion.sum(1, keepdims=True), 1)
@@ -131,7 +131,7 @@ def plot_verdicts(
     path: canvas.Destination | None = None,
     title: str | None = None,
 ) -> Figure:
-    """Draw a row of cells for each run: the verdict after each epoch, as a colour and a sign.
+    """Draw a row of cells for each run: the verdict by epoch as a colour, with a sign where it changes.
 
     Args:
         options: for each option, the strips of its runs by name of the run.

@@ -357,7 +357,7 @@ def test_a_comparison_picture_that_fails_is_reported_and_left_out(
 ) -> None:
     monkeypatch.setattr(engine, function, without_ink)
     name = PICTURES[function]
-    with pytest.warns(EvidenceWarning, match=f"{name} could not be drawn: RuntimeError: no ink"):
+    with pytest.warns(EvidenceWarning, match=f"{name} could not be drawn or written: RuntimeError: no ink"):
         experiment = closed(session)
     assert not (session / "comparison" / name).exists()  # the earlier picture is removed too
     assert read_comparison(experiment.session) is not None
@@ -368,7 +368,9 @@ def test_a_comparison_picture_that_cannot_be_written_is_reported(session: Path) 
     for name in PICTURES.values():
         (session / "comparison" / name).unlink()
         (session / "comparison" / name).mkdir()
-    with pytest.warns(EvidenceWarning, match=r"curves\.png could not be drawn: StorageError: .* a directory"):
+    with pytest.warns(
+        EvidenceWarning, match=r"curves\.png could not be drawn or written: StorageError: .* a directory"
+    ):
         experiment = closed(session)
     assert read_comparison(experiment.session) is not None
     assert experiment.complaint == ""
@@ -385,7 +387,7 @@ def test_without_any_picture_comparison_report_and_junit_are_written(
         *TINY, "--loss-options=A,B", "-k", "seed", "--html=report.html", "--junitxml=junit.xml"
     )
     assert status == pytest.ExitCode.OK, said
-    assert "curves of A-seed0 could not be drawn" in said
+    assert "curves of A-seed0 could not be drawn or written" in said
     assert comparison(lab)["options"].keys() == {"A", "B"}
     assert "object_iou" in (lab / "junit.xml").read_text()
     assert "not drawn" in (lab / "report.html").read_text()

@@ -53,5 +53,5 @@ def test_a_cyclical_beta_starts_at_0_and_ends_at_the_full_beta(total: int) -> No
 def test_a_warm_up_must_end_within_the_training() -> None:
     assert TrainingConfig(epochs=3, beta_schedule="linear", beta_warmup=3).beta_warmup == 3
     assert TrainingConfig(epochs=3, beta_warmup=4).beta_schedule == "constant"
-    with pytest.raises(ConfigError, match=r"beta_warmup is 3.5; expected at most the epochs, 3"):
+    with pytest.raises(ConfigError, match=r"beta_warmup is 3.5; expected at most 3, the epochs of a run"):
         TrainingConfig(epochs=3, beta_schedule="linear", beta_warmup=3.5)
