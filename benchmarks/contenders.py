@@ -121,7 +121,9 @@ class Contender:
 
 
 def _begin(train: Train, job: Job, wire: Connection, threads: int) -> None:
-    torch.set_num_threads(threads)  # before the first operator; otherwise threads of several processes spin
+    torch.set_num_threads(
+        threads
+    )  # before the first operator; otherwise idle threads of several processes keep the cores busy
     with Path(os.devnull).open("w") as nowhere:  # hide the output of trainers
         os.dup2(nowhere.fileno(), 1)
     train(job, Pace(wire))

@@ -36,7 +36,7 @@ examples:
 
 ALLOWED_RATIO = 1.10
 ALLOWED_GROWTH = 600
-"""Allowed private memory in megabytes above that before loading, with the largest procedural corpus."""
+"""Megabytes of private memory that the largest procedural corpus may add to the memory before loading."""
 
 
 def write_grids(path: Path, megabytes: float) -> int:
