@@ -151,7 +151,7 @@ class Experiment:
             experiment._lock = hold(path)
             experiment._session = go_on(session, experiment.config, experiment.command, changes)
         except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: in use, or a loop of links
-            raise SetupError(f"--resume {resumed} is not possible: {error}") from error
+            raise SetupError(f"the session {resumed} cannot be used: {error}") from error
         known = {run.name for run in session.runs}
         experiment.added = [run for run in experiment.runs if run.name not in known]
         return experiment

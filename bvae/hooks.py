@@ -138,7 +138,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # Only after pytest has replaced `sys.unraisablehook`: the cleanup that is added last runs first.
+            # Set after pytest has set its own `sys.unraisablehook`, because cleanups run in reverse order.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 

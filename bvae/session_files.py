@@ -3,8 +3,8 @@
 With `--engine ray`, other machines write the files of runs, and `ray_engine.RunFolders` writes copies here.
 `continuation.merge_shards` copies the files of runs from shards.
 
-runs/<when>-<id>/                     `folder.Session.create`
-  session.json                        `folder.Session.create`: settings, corpus, versions and hardware
+runs/<when>-<id>/                     `folder.Session.make`
+  session.json                        `folder.Session.make`: settings, corpus, versions and hardware
   session-1.json …                    `continuation.go_on`: `session.json` before each change of settings
   baseline.json                       `experiment.Experiment.open_session`: the baseline of the session
   report.html                         `bvae report` and `bvae merge`: the report as one page
@@ -33,7 +33,7 @@ runs/<when>-<id>/                     `folder.Session.create`
     why_A.png …  verdicts.png  curves.png  tradeoff.png  reconstructions.png  examples.png
     comparison.md
     comparison.json                   written last, so the comparison is complete if it exists
-runs/latest                           `folder.Session.point_latest`: the session in which a run last began
+runs/latest                           `folder.Session.point_latest`: the session that was used last
 runs/.<session>.latest-*              `folder.Session.point_latest`: the next `latest`, before it is renamed
 **/.<name>.<random>.part              `bvae.storage.atomic_write`: a file that is not yet complete
 """

@@ -301,7 +301,7 @@ class Trainer:
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # A checkpoint of a later step than `newest` could not be restored. Training replaces it.
+            # Checkpoints later than `newest` were refused when the run was resumed. Training replaces them.
             for path in saved[saved.index(newest) + keep :]:
                 if path.stem != "best":
                     remove(path)

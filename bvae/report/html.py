@@ -160,7 +160,7 @@ def show_run(session: Session, result: RunResult, curves: bytes | None) -> str:
         name=directory.name,
         result=result,
         sentences=[describe_rules_met(history), describe_end(history, training)],
-        filmstrip=Picture.of_file(directory / FILMSTRIP, "Filmstrip: the same grids at each checkpoint"),
+        filmstrip=Picture.of_file(directory / FILMSTRIP, "Filmstrip: the same grids by epoch"),
         pictures=[Picture.of(curves, "Curves") if curves else Picture("Curves"), *pictures],
         remarks=remarks,
     )

@@ -190,8 +190,8 @@ def describe_stages(training: TrainingConfig) -> str:
     first, *later = training.stages
     return (
         f"The runs were trained for {first} epochs and extended to {', then to '.join(map(str, later))}. "
-        "Runs on a plateau, and options with own numbers of epochs, were not extended. Each part has the "
-        f"schedules of a run that ends with it; results may differ from {later[-1]} epochs trained at once."
+        "Runs on a plateau, and options with own epochs, were not extended. In each part, learning rate and "
+        f"β are those of a run that ends with it; results may differ from {later[-1]} epochs trained at once."
     )
 
 

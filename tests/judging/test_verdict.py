@@ -95,7 +95,7 @@ class Bound(NamedTuple):
     Attributes:
         bound: the smallest allowed value, or the largest if `is_limit`.
         at: returns metrics for which the rule measures a given value, if the controls are `NOTHING`.
-        fields: metrics without which the value is undefined: they are None, or 0 for `classes_present`.
+        fields: metrics that make the value undefined if they are None, or 0 for `classes_present`.
         most: the largest value that breaks no other rule.
     """
 

@@ -111,7 +111,7 @@ def test_a_session_of_another_version_is_refused_by_its_schema(begun: Path, refu
 @pytest.mark.parametrize("resumed", ["latest", "missing", "corpus.npz", "empty", "", "a\nb\x1b[31m\u202e"])
 def test_a_folder_that_is_not_a_session_is_refused(lab: Path, refusal: Refuse, resumed: str) -> None:
     (lab / "empty").mkdir()
-    assert "is not possible" in refusal(f"--resume={resumed}")
+    assert "cannot be used" in refusal(f"--resume={resumed}")
     assert not (lab / "runs").exists()
 
 

@@ -56,7 +56,7 @@ def test_a_flipped_bit_anywhere_is_detected(tmp_path: Path) -> None:
     data = encode_checkpoint(CHECKPOINT)
     path = tmp_path / "checkpoint.safetensors"
     path.write_bytes(data)
-    with path.open("r+b", buffering=0) as file:  # some file systems flush a rewritten file to disk
+    with path.open("r+b", buffering=0) as file:  # changed in place: rewriting it may flush it to disk
         for place, byte in enumerate(data):
             for bit in range(8):
                 os.pwrite(file.fileno(), bytes([byte ^ 1 << bit]), place)
