@@ -53,7 +53,7 @@ def cluster(workers: int) -> Iterator[str]:
 
 
 def measure(folder: Path, runs: int, workers: int) -> dict[str, Any]:
-    """Train runs on a cluster; return times in s, and the controller's processor time and memory by part."""
+    """Train runs on a cluster; return the controller's times in s and memory in MB after each part."""
     given = {**SETTINGS, "corpus": write_corpus(folder), "seeds": str(runs)}
     experiment = Experiment.prepare(parse_experiment(given), folder / "runs", [])
     experiment.open_session()

@@ -39,7 +39,7 @@ def broken_claims(a: Mapping[int, Outcome], b: Mapping[int, Outcome], least_iou:
 
 
 def report(outcomes: Mapping[Point, Outcome], known: Mapping[str, ControlledMetrics]) -> Iterator[str]:
-    """Yield lines with the references, each triple of seeds, and the number that meets all claims."""
+    """Yield lines: the references, a row for each triple, and how many triples meet all claims."""
     rivals = {name: found.object_iou or 0.0 for name, found in known.items()}
     yield "references, object IoU: " + ", ".join(f"{name} {iou:.3f}" for name, iou in rivals.items())
     held = 0

@@ -24,8 +24,8 @@ class Job:
         grids: uint8 `[N, 16, 16]`; N is a multiple of the batch size.
         weight: `[C]`, the class weights of the loss option.
         epochs: number of epochs, including the first, which is not counted.
-        tuned: whether to use bf16. Peers then also use channels_last and, except Lightning, the fused Adam.
-        corpus, option: names from which bvae computes the grids and the weights itself.
+        tuned: whether to use bf16. Tuned peers also use channels_last and, except Lightning, the fused Adam.
+        corpus, option: their names. bvae computes the grids and the weights from these names.
     """
 
     grids: NDArray[np.uint8]
@@ -73,7 +73,7 @@ Train = Callable[[Job, Pace], None]
 
 
 class Contender:
-    """A trainer in `processes` processes with `threads` threads each, which train at the same time.
+    """A trainer in `processes` processes with `threads` threads each. All processes train at the same time.
 
     Args:
         name: the trainer and its precision.

@@ -22,7 +22,7 @@ Say = Callable[[str], None]
 
 
 def _seconds(act: Callable[[], object], repeats: int) -> list[float]:
-    """Call a function once without counting, then return the wall time of each repeat in seconds."""
+    """Call a function once to warm up, then return the wall time of each repeat in seconds."""
     act()
     taken = []
     for _ in range(repeats):
@@ -90,7 +90,7 @@ def _parts_of_a_run(repeats: int, folder: Path) -> dict[str, list[float]]:
 
 
 def _imports(repeats: int) -> dict[str, list[float]]:
-    """Return the time of importing torch, and the time that bvae adds, from pairs of processes."""
+    """Return the time to import torch, and the time that importing bvae adds, from pairs of processes."""
 
     def of(statement: str) -> float:
         clock = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"

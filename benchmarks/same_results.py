@@ -3,8 +3,8 @@
 python -m benchmarks.same_results COMMIT
 
 The commit is checked out into a temporary worktree. Both versions train the same runs, in bf16 and in fp32.
-Compared are the tensors of every checkpoint, all numbers in `comparison.json` and `metrics.jsonl` except
-times, and the coloured pixels of the checkpoint pictures. Text, lines and background are not compared.
+The check compares the tensors of every checkpoint, all numbers in `comparison.json` and `metrics.jsonl`
+except times, and the coloured pixels of the checkpoint pictures. It ignores text, lines and background.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def _without_warm_up(measured: Measured) -> Measured:
 
 
 def ratios(times: list[float], reference: list[float]) -> list[float]:
-    """Return the time of each turn, divided by the time of another corpus in the same turn."""
+    """Return the time of each turn of a corpus, divided by the time of another corpus in the same turn."""
     return [time / other for time, other in zip(times, reference, strict=True)]
 
 

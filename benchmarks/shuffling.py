@@ -44,7 +44,7 @@ def write_sorted(path: Path, count: int) -> None:
 
 
 def shuffles(n: int) -> dict[str, tuple[int, int]]:
-    """Return the number of grids per block and per window, for each shuffle of n grids."""
+    """Return the grids per block and the grids per window of each way to shuffle n grids."""
     block = max(1, n // WINDOWS // BLOCKS)
     window = block * BLOCKS
     return {"full": (1, n), "blocks": (block, window), "coarse": (16 * block, window)}

@@ -48,7 +48,7 @@ class Measured(NamedTuple):
 
 
 class Memory(threading.Thread):
-    """Samples RssAnon in the background; `peak` is the maximum in megabytes since it was set to 0."""
+    """Samples RssAnon in the background. `peak` is the maximum in megabytes since `peak` was set to 0."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -119,7 +119,7 @@ class Turns:
 
 
 def measure(spec: str, plan: Plan, parent: Connection) -> None:
-    """Load a corpus, train in turns when the parent process asks, and send the measurements to it."""
+    """Load a corpus, train a turn whenever the parent process asks, and send it the measurements."""
     with contextlib.suppress(EOFError):  # the parent process has ended, and has reported why
         _measure(spec, plan, parent)
 
