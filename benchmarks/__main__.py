@@ -27,8 +27,8 @@ Contenders take turns of one epoch, each alone on the machine. The first epoch w
 counted. The first third of each epoch is not counted, because a process is slow after a pause. A ratio
 compares epochs of the same round, so it stays valid if the speed of the machine drifts.
 
-Then the parts of an experiment are timed, and whole experiments. Contenders use up to two cores, and whole
-experiments use all. All contenders are in memory at once, which takes about 8 GB."""
+Then the parts of an experiment are timed, and whole experiments. Contenders use up to two cores, whole
+experiments all cores. All contenders are in memory at once, which takes about 8 GB."""
 
 PEERS = {"plain loop": peers.train_loop, "Lightning": peers.train_lightning, "Pythae": peers.train_pythae}
 FEWEST_STEPS = 5

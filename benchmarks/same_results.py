@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 SESSION = ("--corpus=objects:1500", "--epochs", "2", "--seeds", "2", "--latent-dim", "16", "-n0")
 TIMES = {"seconds"}
 SATURATED = 60
-"""A pixel is coloured if its channels differ by more than this."""
+"""A pixel is coloured if its channels differ by more than this number."""
 
 
 def run(tree: Path, folder: Path, precision: str) -> Path:
