@@ -166,7 +166,7 @@ def test_an_invalid_value_is_refused_in_one_printable_sentence(key: str, text: s
         (["--device=cuda:99"], "--device is 'cuda:99'"),
         (["--device=tpu"], "--device is 'tpu'"),
         (["--device=\u202ecpu\x1b[31m"], r"--device is '\u202ecpu\x1b[31m'"),
-        (["--run-dir=corpus.npz"], "run directory corpus.npz/"),
+        (["--run-dir=corpus.npz"], "session folder corpus.npz/"),
         (["--run-dir=corpus.npz/a\nb\x1b[31m\u202e"], r"corpus.npz/a\nb\x1b[31m\u202e/"),
         (["--corpus=a\nb\x1b[31m\u202e.npz"], r"'a\nb\x1b[31m\u202e.npz' is neither"),
         (["--model=a\nb\x1b[31m\u202e:c"], r"model 'a\nb\x1b[31m\u202e:c' cannot be imported"),
