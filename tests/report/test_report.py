@@ -287,7 +287,7 @@ def head(tmp_path: Path, outcomes: Outcomes, **changes: Any) -> str:
 def test_style_and_script_are_in_the_page_even_if_no_run_was_begun(tmp_path: Path) -> None:
     session = Session(tmp_path, None, "here")  # type: ignore[arg-type]
     without = report_head(session, None)
-    assert "No run was begun" in said(without)
+    assert "There is no comparison: no run was begun" in said(without)
     for page in (without, head(tmp_path, {"B": {0: result("B", 0)}})):
         assert "<style>/* Style of the report" in page
         assert "documentElement.lang = 'en'" in page
