@@ -36,7 +36,7 @@ examples:
 
 ALLOWED_RATIO = 1.10
 ALLOWED_GROWTH = 600
-"""Megabytes of private memory that the largest procedural corpus may add to the memory before loading."""
+"""Megabytes by which loading the largest procedural corpus may increase private memory."""
 
 
 def write_grids(path: Path, megabytes: float) -> int:

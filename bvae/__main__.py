@@ -227,11 +227,12 @@ def merge(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     if hardware:
         differing = "; ".join(f"{name}: {values}" for name, values in hardware.items())
         print(f"The hardware of the shards differs ({differing}), so results may not be bit-identical.")
-    status = _report(str(session.path), {"model": arguments.model}, command)
+    folder = printable(str(session.path))
+    print(f"Merged into {folder}. Its runs are compared now.")
     if missing:
-        names, folder = ", ".join(run.name for run in missing), printable(str(session.path))
+        names = ", ".join(run.name for run in missing)
         print(f"Missing: {names}. Train them with: pytest experiments/ --resume={folder}")
-    return int(bool(missing or status))
+    return int(bool(_report(str(session.path), {"model": arguments.model}, command) or missing))
 
 
 def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
@@ -244,9 +245,7 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     return _report(arguments.session, given, command, arguments.html)
 
 
-def _report(
-    folder: str, given: Mapping[str, str | None], command: Sequence[str], html: str | None = None
-) -> int:
+def _report(folder: str, given: Mapping[str, str | None], command: Sequence[str], html: str = "") -> int:
     experiment = Experiment.resume(given, Path("runs"), command, folder)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")

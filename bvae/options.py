@@ -191,8 +191,8 @@ OPTIONS = (
     CommandLineOption(
         "keep-checkpoints",
         "KEEP",
-        "Checkpoint files to keep: all, or a number K for the newest K of each run. The words last and best "
-        "stand for 1. The best is always kept too. Pictures are never removed",
+        "Checkpoint files to keep: all, or a number K for the newest K of each run (last or best: "
+        "the same as 1). The best is always kept too. Pictures are never removed",
     ),
     CommandLineOption("log", "LOG", "none, or tensorboard: write metrics and pictures for TensorBoard"),
     CommandLineOption(

@@ -145,6 +145,21 @@ def shards(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     return tmp_path
 
 
+def test_without_the_corpus_shards_are_merged_but_not_compared(
+    trained: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hidden = (trained / "corpus.npz").rename(trained / "hidden.npz")
+    try:
+        assert main(["merge", "shard-0", "shard-1"]) == 4
+    finally:
+        hidden.rename(trained / "corpus.npz")
+    merged, said = newest(shards), capsys.readouterr()
+    assert f"Merged into {merged.relative_to(shards)}. Its runs are compared now." in said.out
+    assert "cannot be used: " in said.err
+    assert len([*merged.glob("*-seed*/result.json")]) == 2
+    assert not (merged / "comparison").exists()
+
+
 def reseal(path: Path, kind: type[Any], **changes: Any) -> None:
     path.write_bytes(to_json(sealed(dataclasses.replace(read_json(path, kind), **changes))))
 
