@@ -1,4 +1,4 @@
-"""Print the table of docs/operating-point.md: the default settings, and settings that differ in one value."""
+"""Print the numbers of docs/operating-point.md: default settings, and settings that differ in one value."""
 
 from __future__ import annotations
 
