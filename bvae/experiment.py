@@ -79,6 +79,7 @@ class Experiment:
         baseline: the baseline to compare with, or None.
         complaint: why the session could not continue or could not be closed; otherwise empty.
         make_scheduler: function that makes the scheduler from the session, its corpus and its runs.
+        gate_ran: whether the packaged gate was run.
         own_gates: whether each gate of the project passed, by name; the packaged gate is not included.
         page: folder of the HTML report; links in the report are relative to it.
     """
@@ -91,7 +92,7 @@ class Experiment:
         self._session: Session | None = None
         self._lock: BaseFileLock | None = None  # held until the session is closed
         self._display: ProgressDisplay | None = None
-        self._closed, self._interrupted, self._gate_ran, self._is_large = False, False, True, False
+        self._closed, self._interrupted, self.gate_ran, self._is_large = False, False, False, False
         self.make_scheduler: Callable[..., RunScheduler] = lambda *about: load_engine().RunScheduler(*about)
         self.own_gates: dict[str, bool] = {}
         self.page: Path | None = None
@@ -280,7 +281,6 @@ class Experiment:
             self.scheduler.close()
         try:
             if read_comparison(self.session) is None and (outcomes := found_outcomes(self.session)):
-                self._gate_ran = False
                 self._write_comparison(outcomes.items(), in_haste=interrupted)
             self.session.discard_if_unused()
         except (OSError, ValueError) as error:
@@ -308,7 +308,7 @@ class Experiment:
         if comparison is None:
             return resume
         differences = compare_with(self.baseline, comparison)
-        lines = to_terminal(comparison, differences, self.own_gates, gate_ran=self._gate_ran)
+        lines = to_terminal(comparison, differences, self.own_gates, gate_ran=self.gate_ran)
         size, of_checkpoints = (f"{size / 1e6:,.1f} MB" for size in disk_usage(self.session.path))
         where = f"{printable(str(self.session.path))} ({size}, of which {of_checkpoints} are checkpoints)"
         return [*lines, *map(str, self.session.record.extensions), f"Session: {where}", *resume]
@@ -332,7 +332,7 @@ class Experiment:
         if self._session is None or not self.session.path.exists():
             return []
         known = self.session, read_comparison(self.session), self.own_gates
-        return [html.report_head(*known, gate_ran=self._gate_ran, page=self.page)]
+        return [html.report_head(*known, gate_ran=self.gate_ran, page=self.page)]
 
     def report_page(self) -> str:
         """Return the report of a closed session as one HTML page; empty if there is no comparison."""

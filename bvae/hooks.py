@@ -138,7 +138,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # Set after pytest has set its own `sys.unraisablehook`, because cleanups run in reverse order.
+            # This hook is set after pytest's, so it is removed first: cleanups run in reverse order.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 
@@ -213,9 +213,10 @@ class ExperimentHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record whether a gate of the project passed. Expected failures (xfail) are not recorded."""
+        """Record whether the packaged gate was run, and whether gates of the project passed; not xfail."""
         gates, name = self.experiment.own_gates, report.nodeid.partition("::")[2]
         was_judged = report.failed or (report.passed and report.when == "call")
+        self.experiment.gate_ran |= was_judged and name == PACKAGED_GATE
         if was_judged and getattr(report, "is_own_gate", False):
             gates[name] = report.passed and gates.get(name, True)
 

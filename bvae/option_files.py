@@ -84,7 +84,7 @@ def read_options(path: str) -> dict[str, LossOption]:
         if OPTION_NAME.fullmatch(name) and (other := known.setdefault(name.casefold(), name)) != name:
             raise OptionFileError(
                 path,
-                f"is {other} in another case; expected another name, or exactly that of a built-in option",
+                f"differs from {other} only in letter case; expected another name, or a built-in name",
                 table=name,
             )
     options: dict[str, LossOption] = {}

@@ -156,7 +156,7 @@ class Trainer:
         return self.epoch == training.epochs or on_plateau(history, training)
 
     def restore(self, path: Path) -> None:
-        """Load a checkpoint, save it again, and send the events of its epoch and of the save again.
+        """Load a checkpoint and save it again. Repeat the events of its last epoch and of the checkpoint.
 
         The run may have been interrupted before all files were saved or all listeners were called. Files
         and events that are repeated have the same content. If the run was extended, the checkpoint may be
@@ -202,7 +202,7 @@ class Trainer:
                 self._save(*self._due())
 
     def _step(self, part: slice) -> bool:
-        """Train on the grids in a slice of the epoch's order; return whether all numbers read are finite.
+        """Train on the grids in a slice of the epoch's order; return whether no number read so far diverged.
 
         If a loss or gradient norm is not finite, this step and all later steps leave the weights unchanged.
         """

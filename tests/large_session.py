@@ -37,7 +37,7 @@ class ManyRuns:
 
 
 OUTLYING = {"mode_collapse": "flooding", "posterior_collapse": "partial_collapse"}
-"""The verdict of every ninth copy, by the verdict of the trained run; all other verdicts give `unstable`."""
+"""Verdict of the trained run: verdict of every ninth copy, which is `unstable` if there is no entry."""
 
 
 def make_session(folder: Path, options: int, seeds: int) -> Path:

@@ -60,7 +60,7 @@ def relabelled(grids: np.ndarray, new: Sequence[int]) -> np.ndarray:
 
 
 def without_ties(grids: np.ndarray, classes: int) -> np.ndarray:
-    """Return the grids without ties among their three largest class counts, of all and of object cells.
+    """Return the grids whose three largest class counts differ, both of all cells and of object cells.
 
     On a tie, the smallest label counts as the most frequent class, so that relabelling would change results.
     """

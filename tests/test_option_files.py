@@ -263,13 +263,13 @@ MISTAKES = [
         f"{HEAD}{VALID}[d]\ngamma = 1\n{VALID}",
         "d",
         "",
-        "is D in another case; expected another name",
+        "differs from D only in letter case; expected another name",
     ),
     (
         f"[b]\ngamma = 1\n{VALID}",
         "b",
         "",
-        "is B in another case; expected another name, or exactly that of a built-in option",
+        "differs from B only in letter case; expected another name, or a built-in name",
     ),
     ("# nothing\n", "", "", "has no options; expected one table per option, such as [D]"),
     ("[D]\ngamma 1\n", "", "", "is not TOML: "),
@@ -390,7 +390,7 @@ def test_a_session_is_resumed_only_if_all_its_models_are_named_again() -> None:
             allow_models(two, {"model": given_model})
     assert allow_models(two, {"model": "b:make,a:make", "epochs": "3"}) == {"model": None, "epochs": "3"}
     assert allow_models(trained_with(), {"model": None}) == {"model": None}
-    # If `--model` also names a model that the session does not train, it is kept; resuming then refuses it.
+    # `--model` is kept if it also names a model that the session does not train; resuming then refuses it.
     assert allow_models(trained_with("a:make"), {"model": "a:make,z:make"}) == {"model": "a:make,z:make"}
 
 

@@ -73,7 +73,7 @@ def explain_outcome(
 ) -> tuple[bool, str]:
     """Return whether the gates passed, and sentences on them; a failed gate comes first.
 
-    Only the gates that were run count. If none was run, the packaged gate is judged by existing results.
+    Gates that were not run do not count. If none was run, the packaged gate is judged by existing results.
     """
     own, own_passed = explain_own_gates(own_gates), all(own_gates.values())
     packaged = explain_gate(comparison, ran=gate_ran).splitlines()[0]
@@ -190,8 +190,8 @@ def describe_stages(training: TrainingConfig) -> str:
     first, *later = training.stages
     return (
         f"The runs were trained for {first} epochs and extended to {', then to '.join(map(str, later))}. "
-        "Runs on a plateau, and options with own epochs, were not extended. In each part, learning rate and "
-        f"β are those of a run that ends with it; results may differ from {later[-1]} epochs trained at once."
+        "Runs on a plateau, and options with own epochs, were not extended. The schedules of learning rate "
+        f"and β ended at each of these numbers; results may differ from {later[-1]} epochs trained at once."
     )
 
 

@@ -140,7 +140,7 @@ class ProgressDisplay(threading.Thread):
             self.write(f"{line}\n")
 
     def _state(self, finished: frozenset[str], notes: Mapping[str, Note]) -> object:
-        """Return a value that changes when a line is due: runs and epochs, or a percentage of many runs."""
+        """Return what a new line would show: finished runs and epochs, or the percentage of many runs."""
         if len(self.runs) > MOST_LINES:
             return MOST_LINES * len(finished) // len(self.runs)
         return finished, *((name, note.epoch) for name, note in notes.items())

@@ -275,6 +275,9 @@ def test_the_files_of_init_work_and_their_own_gate_is_reported_first(guest: Path
     sentences = "The session's own gates failed: test_objects_are_found. The gate failed: no candidate"
     assert sentences in done.stdout
     assert "test_objects_are_found" in (guest / "losses/report.html").read_text()
+    alone = run_pytest("--resume=runs/latest", "-n0", "-k", "test_objects_are_found", cwd=guest / "losses")
+    assert "The session's own gates failed: test_objects_are_found." in alone.stdout
+    assert "The gate " not in alone.stdout
 
 
 @pytest.mark.unit
