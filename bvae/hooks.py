@@ -153,7 +153,7 @@ class ExperimentHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
         """End pytest if the session folder was removed, before xdist replaces the worker."""
-        # The folder may exist: a worker that locks a run makes it again.
+        # Not the folder itself: a worker that locks a run makes it again.
         if not (self.experiment.session.path / SESSION).exists():
             pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
 
@@ -213,7 +213,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Record whether the packaged gate was run, and whether gates of the project passed; not xfail."""
+        """Record whether the packaged gate was run, and which gates of the project passed or failed."""
         gates, name = self.experiment.own_gates, report.nodeid.partition("::")[2]
         was_judged = report.failed or (report.passed and report.when == "call")
         self.experiment.gate_ran |= was_judged and name == PACKAGED_GATE

@@ -75,7 +75,7 @@ class ReconstructionMetrics:
         class_recall: `[C]`, fraction of the cells of each class that are predicted correctly.
         classes_present: number of foreground classes with at least 0.1 % of the cells.
         object_recall: fraction of objects with at least half of their cells predicted correctly.
-        minor_object_recall: the same, without objects of the class with the most object cells in their grid.
+        minor_object_recall: the same, without objects of the main class of their grid (see the glossary).
         object_iou: best IoU of an object with a predicted 8-connected set of its class, mean over objects.
         objects_recognised: fraction of objects whose best IoU is at least 0.5.
     """

@@ -37,7 +37,7 @@ class ManyRuns:
 
 
 OUTLYING = {"mode_collapse": "flooding", "posterior_collapse": "partial_collapse"}
-"""Verdict of the trained run: verdict of every ninth copy, which is `unstable` if there is no entry."""
+"""Verdict that every ninth copy gets, by verdict of the trained run. Without an entry, it is `unstable`."""
 
 
 def make_session(folder: Path, options: int, seeds: int) -> Path:

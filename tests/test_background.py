@@ -62,7 +62,7 @@ def relabelled(grids: np.ndarray, new: Sequence[int]) -> np.ndarray:
 def without_ties(grids: np.ndarray, classes: int) -> np.ndarray:
     """Return the grids whose three largest class counts differ, both of all cells and of object cells.
 
-    On a tie, the smallest label counts as the most frequent class, so that relabelling would change results.
+    On a tie, the smallest label counts as the most frequent class, and relabelling would change results.
     """
     objects = find_objects(grids, classes)
     of_objects = np.where(np.isin(objects.sets.label, objects.number), grids, OUTSIDE)

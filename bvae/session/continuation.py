@@ -1,6 +1,6 @@
 """Resuming a session, possibly with more runs, more epochs or another accuracy band; merging shards.
 
-Unless it is extended, a resumed session keeps its results: `refuse_changes` refuses other settings. A shard
+A resumed session keeps its settings unless it is extended: `refuse_changes` refuses others. A shard
 is a session that trains a part of the runs. `merge_shards` makes one session of several shards.
 """
 

@@ -66,7 +66,7 @@ _STYLE_LOCK = threading.RLock()
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Replace matplotlib's settings by its defaults with `STYLE`; restore the user's settings afterwards.
+    """Draw with matplotlib's defaults as changed by `STYLE`; restore the user's settings afterwards.
 
     The settings are global, so only one thread draws at a time.
     """
