@@ -154,7 +154,7 @@ _BUILT_IN = (
     LossOption(name="C", gamma=1.0, class_weights="inverse", candidate=True, role="fallback"),
 )
 LOSS_OPTIONS: Mapping[str, LossOption] = MappingProxyType({option.name: option for option in _BUILT_IN})
-"""The built-in options. Add an option in Python here; `bvae.option_files` reads options from files."""
+"""The built-in options. Add an option to `_BUILT_IN`; `bvae.option_files` reads options from files."""
 
 
 @np.errstate(over="ignore", divide="ignore")  # infinite weights are clipped at the end

@@ -138,7 +138,7 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # This hook is set after pytest's, so it is removed first: cleanups run in reverse order.
+            # pytest has set `sys.unraisablehook` before; cleanups restore it in reverse order.
             self.interruptions.repeat_dropped()
             self.config.add_cleanup(self.interruptions.close)
 

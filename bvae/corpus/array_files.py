@@ -223,7 +223,7 @@ def check_member(member: zipfile.ZipInfo, name: str) -> None:
             f"{name} is compressed by a method other than deflate; use deflate, as "
             "numpy.savez_compressed does"
         )
-    # Deflate enlarges data by less than 0.1 %. A larger member contains empty blocks, which only cost time.
+    # Deflate enlarges data by less than 0.1 %. Data that grow by more contain empty blocks.
     if member.compress_size > member.file_size + member.file_size // 100 + 1024:
         raise CorpusError(f"{name} takes more bytes packed than unpacked")
 

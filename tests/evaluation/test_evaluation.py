@@ -218,7 +218,7 @@ def test_logits_outside_do_not_change_an_evaluation(outside: float) -> None:
     corpus[:, 3:], corpus[:, 0, 4] = OUTSIDE, OUTSIDE
     corpus[2, 0, 0] = 9
     assert evaluate(changed, corpus, loss, batch_size=4) == evaluate(plain, corpus, loss, batch_size=4)
-    # `outside` changes the control of a grid where only the grid that it decodes is outside.
+    # The shuffled control decodes another grid. `outside` changes it where only that grid has no cells.
     corpus[1, 2] = OUTSIDE
     expected, found = (vars(evaluate(model, corpus, loss)) for model in (plain, changed))
     for name in expected.keys() - {"shuffled", "classes_learned"}:
