@@ -25,7 +25,7 @@ class Job:
         weight: `[C]`, the class weights of the loss option.
         epochs: number of epochs, including the first, which is not counted.
         tuned: whether to use bf16. Tuned peers also use channels_last and, except Lightning, the fused Adam.
-        corpus, option: their names. bvae computes the grids and the weights from these names.
+        corpus, option: names from which bvae itself makes the grids and the weights.
     """
 
     grids: NDArray[np.uint8]

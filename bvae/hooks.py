@@ -153,7 +153,7 @@ class ExperimentHooks:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self) -> None:
         """End pytest if the session folder was removed, before xdist replaces the worker."""
-        # Not the folder itself: a worker that locks a run makes it again.
+        # Look for session.json: a worker that locks a run creates the folder again.
         if not (self.experiment.session.path / SESSION).exists():
             pytest.exit(f"The session folder {self.experiment.session.path} was removed.", returncode=1)
 

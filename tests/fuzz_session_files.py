@@ -134,7 +134,7 @@ class Content:
                 complaints += self._check_files(directory, run)
             try:
                 same = read_history(directory) == self.histories[run.name]
-                assert same or isinstance(result, str), "the result of other metrics is believed"
+                assert same or isinstance(result, str), "a result without its metrics is believed"
             except ValueError as error:
                 complaints.append(one_sentence(error))
             read_marker(directory / BEGUN)

@@ -235,7 +235,7 @@ def test_wrong_settings_of_a_comparison_are_refused_before_any_write(
 
 
 @pytest.mark.unit
-def test_the_package_takes_from_the_notebook_only_the_names_in_its_all() -> None:
+def test_the_package_offers_only_the_names_in_its_dunder_all() -> None:
     assert (bvae.open_run, bvae.compare) == (notebook.open_run, notebook.compare)
     assert all(hasattr(bvae, name) for name in bvae.__all__)
     for name in {"train", *vars(notebook)} - {*vars(bvae), *bvae.__all__}:

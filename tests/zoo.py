@@ -123,7 +123,7 @@ class Kind:
         predict: returns the predictions for a habitat, a strength and a random generator.
         strengths: at most five numbers, each of which gives one model.
         habitats: names of the corpora on which `learned` is certain.
-        last: whether the kind was written after the thresholds were fixed.
+        last: whether the kind was written after the bounds of the rules were fixed.
     """
 
     name: str
@@ -204,7 +204,7 @@ def print_census() -> None:
 
 
 def print_margins(rule: Rule, models: list[Judged]) -> None:
-    """Print the learned model nearest to the bound, and the nearest model that only this rule catches."""
+    """Print two models near the bound: one that learned the objects, and one that only this rule catches."""
 
     def distance(model: Judged) -> float:
         value = rule.measure(model.evaluation)
@@ -570,7 +570,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     return np.where(rng.random(here.grids.shape) < strength, noise, grown)
 
 
-# Kinds that were written after the thresholds were fixed.
+# Kinds that were written after the bounds of the rules were fixed.
 
 
 @kind("the cells of each grid shuffled", 0, 1, last=True)

@@ -98,7 +98,7 @@ def what_was_learned(comparison: Comparison, option: str) -> str:
         return "learned colours and places of objects; shapes were not measured"
     numbers = f"{share:.1%} of the objects recognised; nearest training grid: {max(copied):.1%}"
     if share > max(copied):
-        return f"learned the objects: colours, places and shapes ({numbers})"
+        return f"learned colours, places and shapes of objects ({numbers})"
     return f"learned colours and places of objects, not shapes ({numbers})"
 
 

@@ -1,6 +1,6 @@
 """Resuming a session, possibly with more runs, more epochs or another accuracy band; merging shards.
 
-A resumed session keeps its settings unless it is extended: `refuse_changes` refuses others. A shard
+`refuse_changes` refuses to resume a session with other settings, unless they extend it. A shard
 is a session that trains a part of the runs. `merge_shards` makes one session of several shards.
 """
 

@@ -43,7 +43,7 @@ MAX_SENT, PARCEL = 2**30, 2**25
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
-"""Seconds between sends, between looks at a run, of silence after which the head is lost, for cancelling."""
+"""Seconds between sends; between looks at a run; until a silent head counts as lost; to cancel runs."""
 
 Files = list[tuple[list[str], bytes]]
 """Names of each file in the folder of its run (several, if it has hard links), and its content."""

@@ -269,7 +269,7 @@ def forward(layers: Sequence[Layer], batch: Tensor) -> Tensor:
 
 
 def backward(layers: Sequence[Layer], gradient: Tensor) -> Tensor:
-    """Return the gradient with respect to the input of the last `forward`, from that of its output."""
+    """Turn the gradient with respect to the last output of `forward` into that of its input."""
     for layer in reversed(layers):
         gradient = layer.backward(gradient)
     return gradient

@@ -70,7 +70,7 @@ class Layer:
         raise NotImplementedError
 
     def backward(self, gradient: Tensor) -> Tensor:
-        """Return the gradient with respect to the input of the last `forward`, from that of its output."""
+        """Turn the gradient with respect to the last output of `forward` into that of its input."""
         raise NotImplementedError
 
 

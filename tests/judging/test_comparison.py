@@ -203,7 +203,7 @@ def test_shapes_count_as_learned_only_above_the_nearest_training_grids(
     if share is None or not known:
         assert "learned colours and places of objects; shapes were not measured" in head
     elif share > max(known):
-        assert "learned the objects: colours, places and shapes" in head
+        assert "learned colours, places and shapes of objects" in head
         assert f"({share:.1%} of the objects recognised; nearest training grid: {max(known):.1%})" in head
     else:
         assert "learned colours and places of objects, not shapes" in head

@@ -1,4 +1,4 @@
-"""Deferred steps, whose numbers are read later, equal steps whose numbers are read after each step."""
+"""Deferred steps, whose numbers are read later, give the results of steps whose numbers are read at once."""
 
 from __future__ import annotations
 

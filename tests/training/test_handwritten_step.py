@@ -266,7 +266,7 @@ def test_a_changed_attribute_is_declined_or_trained_as_by_autograd(kind: type[nn
             if unsupported(model) is None and is_trained_by_autograd(model, target):
                 assert_trained_as_by_autograd(model, target)
                 accepted.add(name)
-    assert accepted >= {"training"} | ({"inplace"} & attributes.keys())  # they do not change these layers
+    assert accepted >= {"training"} | ({"inplace"} & attributes.keys())  # which change no output
 
 
 def replace(path: str, module: nn.Module) -> Callable[[BetaVAE], object]:
