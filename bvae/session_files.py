@@ -33,7 +33,7 @@ runs/<when>-<id>/                     `folder.Session.make`
     why_A.png …  verdicts.png  curves.png  tradeoff.png  reconstructions.png  examples.png
     comparison.md
     comparison.json                   written last, so the comparison is complete if it exists
-runs/latest                           `folder.Session.point_latest`: the session that trained or was merged last
+runs/latest                           `folder.Session.point_latest`: the session trained or merged last
 runs/.<session>.latest-*              `folder.Session.point_latest`: the next `latest`, before it is renamed
 **/.<name>.<random>.part              `bvae.storage.atomic_write`: a file that is not yet complete
 """
