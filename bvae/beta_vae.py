@@ -108,7 +108,7 @@ def initialize(layers: nn.Sequential) -> None:
 
     Weights are normal with variance 2 / (number of inputs per output), so that activations keep their scale
     through ReLU. With PyTorch's default initialization, each layer shrinks activations to less than half.
-    For an epoch, the reconstruction of every grid then looks nearly the same, whatever the grid.
+    In the first epoch, all grids then have nearly the same reconstruction.
 
     Source: He et al., Delving Deep into Rectifiers, 2015, eq. 10.
     """

@@ -1,6 +1,6 @@
 """The parts of a session that need PyTorch or matplotlib: training, pictures, files of the comparison.
 
-Only `bvae.experiment.load_engine` imports this module: in workers of pytest-xdist at the start, and in
+In `bvae`, only `experiment.load_engine` imports this module: in workers of pytest-xdist at the start, and in
 other processes when they need it. The controller needs it to check a GPU or a model other than the built-in
 one, to write the comparison if no worker has, and to train the runs (`-n0`) or submit them (Ray).
 """

@@ -335,7 +335,7 @@ class Interruptions(contextlib.ExitStack):
 def follow_controller(session: Session) -> None:
     """Ignore signals. End this worker when the controller ends or asks for it, even during a step.
 
-    A terminal also sends Ctrl-C to workers. A worker that it ended would be reported as crashed.
+    A terminal also sends Ctrl-C to workers. A worker that Ctrl-C ended would be reported as crashed.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

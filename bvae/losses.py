@@ -166,7 +166,7 @@ def _focal(
 
 
 def _margin(own: Tensor, largest: Tensor, share: Tensor) -> Tensor:
-    """Return the margin m. `own` is the target's logit; the other logits have a maximum and a softmax."""
+    """Return the margin m from the target's logit `own` and the other logits: their maximum and softmax."""
     # logsumexp = maximum − log(softmax of the maximum). This softmax is at least 1/C, so its log is accurate.
     return largest - share.amax(1, keepdim=True).log() - own
 

@@ -60,7 +60,7 @@ def path_text(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class CommandLineOption:
-    """A command-line option; the configuration field of the same name, if any, gives its type and default.
+    """A command-line option. The configuration field of the same name, if any, gives its type and default.
 
     Attributes:
         name: name without leading dashes.
@@ -262,7 +262,8 @@ OPTIONS = (
         "baseline",
         "PATH",
         "Compare with an earlier session, its comparison folder or its comparison.json, written as "
-        "--baseline=PATH. Differences of means have Welch's t interval, if both have two seeds or more",
+        "--baseline=PATH. Differences of means have Welch's t interval, if both sessions have two seeds or "
+        "more",
         commands=PYTEST,
         takes_path=True,
     ),

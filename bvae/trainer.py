@@ -202,7 +202,7 @@ class Trainer:
                 self._save(*self._due())
 
     def _step(self, part: slice) -> bool:
-        """Train on the grids in a slice of the epoch's order. Return False if a number read is not finite.
+        """Train on the grids in a slice of the epoch's order. Return False if it read an infinity or NaN.
 
         If a loss or gradient norm is not finite, this step and all later steps leave the weights unchanged.
         """

@@ -1,7 +1,7 @@
 """Corpora of categorical grids, built in or from files.
 
-Grids may differ in size. In arrays `[N, S, S]`, positions outside a grid have the value `OUTSIDE`. These
-positions are not cells: the loss, the metrics and the class counts ignore them.
+Grids may differ in size. In arrays `[N, S, S]`, cells outside a grid have the value `OUTSIDE`. The loss, the
+metrics and the class counts ignore them.
 """
 
 from __future__ import annotations

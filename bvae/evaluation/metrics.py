@@ -1,6 +1,6 @@
 """Metrics of cells, classes and objects, computed from true and predicted grids; controls.
 
-Controls are predictions that are made without seeing the objects. The verdict compares a model with them.
+Controls are predictions that cannot tell the objects of a grid apart. The verdict compares a model with them.
 
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of the
 grid. If that class is not the background of the corpus, connected background cells are objects too.

@@ -154,7 +154,7 @@ class RulesMet(NamedTuple):
 
     Attributes:
         first: the first epoch in which the rules were met.
-        lost: the epoch after the last epoch in which the rules were met.
+        lost: the epoch from which the rules were broken to the end, after they had been met.
         again: the epoch from which the rules were met to the end, after they had been broken.
     """
 

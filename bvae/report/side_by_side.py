@@ -50,7 +50,7 @@ class Side:
 
     @property
     def runs(self) -> list[tuple[str, RunSummary]]:
-        """The runs that were begun, each after the name of its option."""
+        """Pairs of the name of an option and a run of it that was begun."""
         return [(name, run) for name, option in self.comparison.options.items() for run in option.runs]
 
 

@@ -190,8 +190,9 @@ def describe_stages(training: TrainingConfig) -> str:
     first, *later = training.stages
     return (
         f"The runs were trained for {first} epochs and extended to {', then to '.join(map(str, later))}. "
-        "Runs on a plateau, and options with own epochs, were not extended. The schedules of learning rate "
-        f"and β ended at each of these numbers; results may differ from {later[-1]} epochs trained at once."
+        "Runs on a plateau, and options with own epochs, were not extended. Schedules of the learning "
+        "rate and β with an end ended at each of these numbers; results may differ from "
+        f"{later[-1]} epochs trained at once."
     )
 
 

@@ -203,7 +203,7 @@ def train_remotely(
 class RayScheduler(RunScheduler):
     """Trains the runs of a session on a Ray cluster; all are submitted at once.
 
-    If a worker or its node dies, Ray begins the run again elsewhere, from the files that came back.
+    If a worker or its node dies, Ray begins the run again elsewhere, from the files in the session folder.
 
     Args:
         session, corpus, runs: as in `RunScheduler`.

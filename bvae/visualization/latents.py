@@ -177,7 +177,7 @@ def describe_traversals(
     changes = {index: (row != reconstruction).any(0).sum() for index, row in traversals.items()}
     changed = ", ".join(f"dimension {index} changes {count}" for index, count in changes.items())
     return (
-        f"A grid decoded with {len(values)} values of one latent dimension, from "
+        f"A grid decoded with {len(values)} values of one latent dimension at a time, from "
         f"{_number(min(values))} to {_number(max(values))}. Of {cells} cells, {changed}."
     )
 

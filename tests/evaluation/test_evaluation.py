@@ -218,7 +218,8 @@ def test_logits_outside_do_not_change_an_evaluation(outside: float) -> None:
     corpus[:, 3:], corpus[:, 0, 4] = OUTSIDE, OUTSIDE
     corpus[2, 0, 0] = 9
     assert evaluate(changed, corpus, loss, batch_size=4) == evaluate(plain, corpus, loss, batch_size=4)
-    # The shuffled control decodes another grid. `outside` changes it where only that grid has no cells.
+    # The shuffled control is decoded from another grid. In cells of this grid that are outside the
+    # other grid, `outside` changes the control.
     corpus[1, 2] = OUTSIDE
     expected, found = (vars(evaluate(model, corpus, loss)) for model in (plain, changed))
     for name in expected.keys() - {"shuffled", "classes_learned"}:

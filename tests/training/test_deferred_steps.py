@@ -1,4 +1,4 @@
-"""Deferred steps, whose numbers are read later, give the results of steps whose numbers are read at once."""
+"""Results are the same whether the numbers of a step are read at once or later (deferred steps)."""
 
 from __future__ import annotations
 

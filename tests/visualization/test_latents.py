@@ -63,7 +63,7 @@ def test_rows_are_the_dimensions_with_the_largest_kl_divergence() -> None:
         "Dimension 0\nKL 0.50 nats",
     ]
     assert description(png) == (
-        "A grid decoded with 3 values of one latent dimension, from −3 to 1.5. Of 20 cells, "
+        "A grid decoded with 3 values of one latent dimension at a time, from −3 to 1.5. Of 20 cells, "
         "dimension 2 changes 0, dimension 1 changes 5, dimension 0 changes 5."
     )
 
