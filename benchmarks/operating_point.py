@@ -1,4 +1,4 @@
-"""Print the numbers of docs/operating-point.md: default settings, and settings that differ in one value."""
+"""Print the first table of docs/operating-point.md: the default settings, and one changed at a time."""
 
 from __future__ import annotations
 

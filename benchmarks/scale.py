@@ -36,7 +36,7 @@ examples:
 
 ALLOWED_RATIO = 1.10
 ALLOWED_GROWTH = 600
-"""Megabytes by which loading the largest procedural corpus may increase private memory."""
+"""Megabytes by which loading and training on the largest procedural corpus may increase private memory."""
 
 
 def write_grids(path: Path, megabytes: float) -> int:

@@ -198,9 +198,8 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
 def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Print N commands, each of which trains one shard of an experiment.
 
-    A shard takes every N-th run, and each shard starts at another run. Each command can run on another
-    machine. It exits with 0 if all its runs are complete, whatever the verdicts. `merge` then makes one
-    session of all shards, and only there the gate is run.
+    A shard has every N-th run, beginning with another run. Each command can run on another machine. It runs
+    no gate, and exits with 0 if its runs are complete, whatever the verdicts. `merge` then makes one session.
     """
     known = options_of("shards")
     given = {option.key: getattr(arguments, option.key) for option in known}
@@ -268,7 +267,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     for path in map(Path, filter(None, (arguments.html, arguments.csv))):
         in_session = any((folder / SESSION).exists() for folder in path.resolve().parents)
         if path.is_symlink() or in_session or arguments.html == arguments.csv:
-            raise ValueError(f"{printable(str(path))} is a link, in a session, or both files; name another")
+            raise ValueError(f"{printable(str(path))} is in a session, a link, or named twice; name another")
     sides = side_by_side.read_sides(arguments.runs)
     print(*side_by_side.to_text(sides), sep="\n")
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}

@@ -20,7 +20,7 @@ Counts = config.Counts | Tensor
 def class_weights(
     counts: Counts, method: str, *, exponent: float | None = None, beta: float | None = None
 ) -> Tensor:
-    """Return class weights that are larger for rarer classes, scaled to a mean of 1 over the training cells.
+    """Return class weights by a method, scaled to a mean of 1 over the training cells.
 
     With a mean of 1, the loss has the same scale under every method, so one β and one clipping norm suit all
     methods. A class that never occurs gets the weight of the rarest class that occurs.

@@ -138,9 +138,8 @@ class ExperimentHooks:
             except StorageError as error:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
-            # pytest has set `sys.unraisablehook` before; cleanups restore it in reverse order.
             self.interruptions.repeat_dropped()
-            self.config.add_cleanup(self.interruptions.close)
+            self.config.add_cleanup(self.interruptions.close)  # runs before the cleanup of pytest's own hook
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

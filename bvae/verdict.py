@@ -309,7 +309,7 @@ def _too_short(history: Sequence[EpochRecord], rule: Rule) -> str:
         return ""
     signs = []
     if (steps := history[-1].step) < FEW_STEPS:
-        signs.append(f"it had {steps} step{'s' * (steps > 1)}")
+        signs.append(f"the run had {steps} step{'s' * (steps > 1)}")
     if len(history) > 1:
         before, last = (record.validation.foreground_recall for record in history[-2:])
         if (rise := _difference(last, before)) is not None and rise > STILL_RISING:

@@ -314,7 +314,7 @@ def _recommendation(
 
 
 def _nearness(option: OptionSummary) -> tuple[int, float]:
-    """Return the sort key of an option that failed: the severity of its verdict, then its object IoU."""
+    """Return the sort key of an option that failed: verdict, then object IoU; the nearest miss is highest."""
     return SEVERITY[option.verdict], _mean(option.object_iou)
 
 

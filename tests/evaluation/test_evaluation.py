@@ -218,8 +218,8 @@ def test_logits_outside_do_not_change_an_evaluation(outside: float) -> None:
     corpus[:, 3:], corpus[:, 0, 4] = OUTSIDE, OUTSIDE
     corpus[2, 0, 0] = 9
     assert evaluate(changed, corpus, loss, batch_size=4) == evaluate(plain, corpus, loss, batch_size=4)
-    # The shuffled control is decoded from another grid. In cells of this grid that are outside the
-    # other grid, `outside` changes the control.
+    # The shuffled control decodes each grid from the latents of another grid. Cells that are outside that
+    # other grid get the logit `outside`.
     corpus[1, 2] = OUTSIDE
     expected, found = (vars(evaluate(model, corpus, loss)) for model in (plain, changed))
     for name in expected.keys() - {"shuffled", "classes_learned"}:

@@ -308,7 +308,7 @@ def test_few_steps_or_a_rising_recall_suggest_too_little_training(steps: int, ri
     reason = reason_after(steps, 0.0, rise, predicted_foreground_rate=0.0)
     is_short, still_rises = steps < 500, rise is not None and rise > 0.02
     assert (TOO_SHORT in reason) == (is_short or still_rises)
-    assert (f"it had {steps} steps" in reason) == is_short
+    assert (f"the run had {steps} steps" in reason) == is_short
     assert ("foreground recall still rose by" in reason) == still_rises
 
 

@@ -367,7 +367,7 @@ def test_the_table_of_rules_shows_all_numbers_and_marks_broken_rules(
 @unit
 @pytest.mark.parametrize(
     ("recognised", "learned"),
-    [(0.12, "the objects: colours, places and shapes"), (0.05, "colours and places of objects, not shapes")],
+    [(0.12, "colours, places and shapes of objects"), (0.05, "colours and places of objects, not shapes")],
 )
 def test_the_head_describes_what_was_learned_and_unusual_properties(
     tmp_path: Path, recognised: float, learned: str

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from bvae.visualization.canvas import (
     drawable,
@@ -52,6 +53,19 @@ def test_text_is_measured_as_it_is_drawn(weight: str) -> None:
     text = "Option B, epoch 12"
     left, right, _, _ = inked(text, size=30, fontweight=weight)
     assert text_width(text, 30, weight) == pytest.approx(right - left, rel=0.03)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 300), st.integers(0, 2**32 - 1))
+@example(256, 0)
+def test_a_file_has_exactly_the_pixels_that_were_drawn(colours: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    palette = rng.integers(0, 256, (colours, 3), dtype=np.uint8)
+    figure, file = pixel_figure(40, 30), io.BytesIO()
+    figure.figimage(palette[rng.integers(0, colours, (30, 40))])
+    save_png(figure, file)
+    drawn = np.asarray(figure.canvas.buffer_rgba())
+    assert np.array_equal(drawn, Image.open(file).convert("RGBA"))
 
 
 def test_text_begins_ends_or_is_centred_at_its_position() -> None:
