@@ -198,8 +198,8 @@ def _train(arguments: argparse.Namespace, command: Sequence[str], interruptions:
 def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Print N commands, each of which trains one shard of an experiment.
 
-    A shard has every N-th run, beginning with another run. Each command can run on another machine. It runs
-    no gate, and exits with 0 if its runs are complete, whatever the verdicts. `merge` then makes one session.
+    Shard I has every N-th run, beginning with run I. Each command can run on another machine. It runs no
+    gate, and exits with 0 if its runs are complete, whatever the verdicts. `merge` then makes one session.
     """
     known = options_of("shards")
     given = {option.key: getattr(arguments, option.key) for option in known}

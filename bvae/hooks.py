@@ -139,7 +139,7 @@ class ExperimentHooks:
                 raise pytest.UsageError(str(error)) from error
             self.interruptions.last_words = self._how_to_resume
             self.interruptions.repeat_dropped()
-            self.config.add_cleanup(self.interruptions.close)  # runs before the cleanup of pytest's own hook
+            self.config.add_cleanup(self.interruptions.close)  # before pytest restores `sys.unraisablehook`
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:

@@ -44,7 +44,7 @@ PARTNERS = {
     "xdist": ("pytest-xdist", ("-n", "--numprocesses", "--dist", "--maxschedchunk")),
     "html": ("pytest-html", ("--html", "--self-contained-html")),
 }
-"""Names of optional plugins, each with its package and the options that only this plugin accepts."""
+"""Optional plugins by name: the package of each, and the options that exist only with it."""
 USES = pytest.StashKey[bool]()
 
 

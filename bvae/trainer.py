@@ -296,13 +296,13 @@ class Trainer:
         self._stripped.difference_update(paths)
         strip_older(saved[saved.index(paths[0]) :], Progress, self._stripped)
 
-    def _remove_older(self, newest: Path) -> None:
+    def _remove_older(self, saved_now: Path) -> None:
         """Remove old checkpoints as `keep_checkpoints` says, except `best`. Raises StorageError."""
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # Checkpoints later than `newest` were refused when the run was resumed. Training replaces them.
-            for path in saved[saved.index(newest) + keep :]:
+            # Files of later steps were damaged and skipped when the run was resumed. Training replaces them.
+            for path in saved[saved.index(saved_now) + keep :]:
                 if path.stem != "best":
                     remove(path)
 

@@ -50,7 +50,7 @@ def posteriors(logits: torch.Tensor, seed: int, latent_dim: int = 3) -> list[tor
 
 
 def reference(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, gamma: float) -> float:
-    """Compute the mean focal loss of cells inside grids, in float64; 1 − p is summed over other classes."""
+    """Compute the mean focal loss of cells inside grids in float64. 1 − p is a sum of other probabilities."""
     z = logits.double().numpy()
     p = np.exp(z - z.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)

@@ -278,7 +278,7 @@ def _archived(file: io.BufferedReader) -> Files:
 
 
 def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, list[Grid]]:
-    """Return the grids of each task or list by id, in the order of the files."""
+    """Return the grids of each task or list that has any, by id, in the order of the files."""
     tasks: dict[str, list[Grid]] = {}
     size = count = 0
     for place, content in files:
@@ -295,9 +295,9 @@ def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, li
                     known.append(_grid(cells, padding_value, classes))
                 except CorpusError as error:
                     raise CorpusError(f"{brief(place)}: grid {number} of {brief(task)}: {error}") from None
-    if not any(tasks.values()):
-        raise CorpusError(f"holds no grid; {EXPECTED}")
-    return tasks
+    if found := {task: grids for task, grids in tasks.items() if grids}:
+        return found
+    raise CorpusError(f"holds no grid; {EXPECTED}")
 
 
 def _tasks(place: str, content: bytes) -> Iterator[tuple[str, Iterator[Cells]]]:

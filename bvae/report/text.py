@@ -190,8 +190,8 @@ def describe_stages(training: TrainingConfig) -> str:
     first, *later = training.stages
     return (
         f"The runs were trained for {first} epochs and extended to {', then to '.join(map(str, later))}. "
-        "Runs on a plateau, and options with own epochs, were not extended. At the end of each stage, "
-        "the schedules of learning rate and β had reached their end; results may differ from "
+        "Runs on a plateau, and options with own epochs, were not extended. Before each extension, the "
+        "schedules that depend on the number of epochs had reached their end; results may differ from "
         f"{later[-1]} epochs trained at once."
     )
 

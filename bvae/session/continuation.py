@@ -80,8 +80,8 @@ def extended(
     if training.epochs > was.epochs:
         if not more_epochs:
             raise ValueError(
-                f"--epochs {training.epochs} needs --extend, and changes results: the learning rate and some "
-                f"schedules of β depend on the number of epochs, so an extended run is not equal to a run "
+                f"--epochs {training.epochs} needs --extend, and may change results: schedules of learning "
+                f"rate and β may depend on the number of epochs, so an extended run may differ from a run "
                 f"with {training.epochs} epochs from the start"
             )
         training = dataclasses.replace(training, extended_from=was.stages)

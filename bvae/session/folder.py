@@ -213,7 +213,7 @@ def hold(path: Path) -> BaseFileLock:
     """Lock a session folder until the returned lock is released or this process ends.
 
     Raises:
-        SessionHeldError: if another process holds the lock, which ends with that process.
+        SessionHeldError: if another process holds the lock. The lock is released when that process ends.
     """
     holder = path / HOLDER
     try:

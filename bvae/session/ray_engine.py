@@ -117,7 +117,7 @@ class RunFolders:
 class RunFolderCopy:
     """The temporary folder of a run on a worker; listens to its trainer and sends the files that changed.
 
-    Each checkpoint is sent at once, with all files that changed; otherwise files are sent once a second.
+    Each checkpoint is sent at once, with all files that changed; other files at most once a second.
     Training goes on while the actor writes them. The next send waits until the actor is done.
     """
 
@@ -259,7 +259,7 @@ class RayScheduler(RunScheduler):
         return self._train.remote(run, self._shared, self._folders)
 
     def _wait_for(self, task: Any) -> None:
-        """Wait for a task. Raises EngineError if the head is silent too long, even if other tasks end."""
+        """Wait for a task. Raises EngineError if the head does not answer for long, even if runs end."""
         ended: list[Any] = []
         while not ended:
             if answers(self._head):

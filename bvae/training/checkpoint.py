@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors files. Training that continues from one of the newest is bit-identical.
+"""Checkpoints: safetensors files. Training continues with the same bits from one of the newest two.
 
 Nothing in a checkpoint is executed or unpickled. It contains a SHA-256 checksum of the whole file, which is
 checked before any content is used. When the checksum is computed, its own digits are replaced by zeros.

@@ -219,8 +219,8 @@ def plot_rate_distortion(
 
     Args:
         points: for each label, the KL per grid in nats and the object IoU of each run.
-        looks: for each label, the index of its colour and that of its marker; by default, each label has a
-            different combination of them.
+        looks: for each label, the index of its colour and that of its marker; by default, up to 84
+            labels have different combinations.
         path: destination of the PNG.
         title: the first line becomes a headline.
     """

@@ -231,6 +231,17 @@ def test_a_single_task_is_split_like_a_list_of_grids(tmp_path: Path) -> None:
     assert (len(corpus.train), len(corpus.val)) == (36, 4)
 
 
+@pytest.mark.parametrize("empty", ["[]", "{}", '{"train": []}', '{"x": [], "y": {"train": [], "test": []}}'])
+def test_tasks_without_grids_change_no_corpus(empty: str, tmp_path: Path) -> None:
+    grids = json.dumps([random_grid(3, 4, seed) for seed in range(40)])
+    for folder, files in (("one", [grids]), ("more", [grids, empty])):
+        (tmp_path / folder).mkdir()
+        for name, content in zip("ab", files, strict=False):
+            (tmp_path / folder / f"{name}.json").write_text(content)
+    one, more = (load_corpus(str(tmp_path / folder)) for folder in ("one", "more"))
+    assert more.fingerprint == one.fingerprint
+
+
 # Refusals
 
 SOUND = json.dumps(learnable({}))

@@ -92,7 +92,7 @@ def test_new_options_come_last_so_that_options_keep_their_colours() -> None:
         ({"training": TrainingConfig(epochs=4)}, "--epochs is 4; the session has 5"),
         (
             {"training": TrainingConfig(epochs=9)},
-            "--epochs 9 needs --extend, and changes results: the learning rate",
+            "--epochs 9 needs --extend, and may change results: schedules of learning rate",
         ),
     ],
 )
@@ -254,7 +254,7 @@ def test_more_epochs_need_extend_and_can_be_added_twice(lab: Path, session_here:
     run, first = session / "A-seed0", stamps(session)
     status, said = session_here("--resume=runs/latest", "--epochs=4")
     assert status == 4
-    assert "--epochs 4 needs --extend, and changes results: the learning rate" in said
+    assert "--epochs 4 needs --extend, and may change results: schedules of learning rate" in said
     for needed in (("--resume=runs/latest",), ("--epochs=4",)):
         status, said = session_here("--extend", *needed)
         assert status == 4
