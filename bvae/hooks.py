@@ -221,7 +221,7 @@ class ExperimentHooks:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """Treat `--maxfail` as a failure, as without workers; pytest-xdist treats it as an interruption."""
+        """Treat `--maxfail` as a failure, as pytest does. pytest-xdist treats it as an interruption."""
         try:
             return (yield)
         except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""All files of a session, and the code that writes each. bvae never removes a file with another name.
+"""All files of a session, and the code that writes each. bvae removes only files with the names below.
 
 With `--engine ray`, other machines write the files of runs, and `ray_engine.RunFolders` writes copies here.
 `continuation.merge_shards` copies the files of runs from shards.

@@ -301,7 +301,7 @@ class Trainer:
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # Files of later steps were damaged and skipped when the run was resumed. Training replaces them.
+            # If there are files of later steps, they are damaged: the resumed run skipped them, and replaces them.
             for path in saved[saved.index(saved_now) + keep :]:
                 if path.stem != "best":
                     remove(path)

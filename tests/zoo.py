@@ -6,7 +6,7 @@ and places. Kinds on which people may disagree are left out:
 - bounding boxes of objects in the right colours, and dots or eroded cores in place of objects
 - blocks of 4×4 cells
 - half of the grids exact, or half of the objects exact
-- on `atomic`, one exact object per grid (the kind "only the largest object" is included)
+- on `atomic`, one exact object per grid, except the kind "only the largest object", which is in the zoo
 - all objects shifted by one to three cells
 - PCA with hundreds of components
 """

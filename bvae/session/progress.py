@@ -14,7 +14,7 @@ from bvae.session_files import PROGRESS, RESULT
 from bvae.storage import read_json
 
 LOOK_SECONDS, LOOKED_AT = 0.5, 200
-"""Seconds between two reads of the files of at most 200 runs; with more runs, proportionally longer."""
+"""Seconds between two reads of all files, for up to 200 runs; longer in proportion for more runs."""
 
 NAMED = 4
 """Maximum number of runs in training that a line names."""

@@ -424,7 +424,7 @@ def test_a_path_after_a_space_is_refused_with_the_correct_form(
     path = str(hostile / "corpus.npz" if option == "--corpus" else hostile)
     arguments = ["experiments/", option, path]
     if place == "before the tests, configured":
-        # pytest then reads the pytest.ini of the hostile folder, so that only `-p` loads bvae.
+        # pytest then reads the pytest.ini of the hostile folder, which does not load bvae; `-p` does.
         arguments = ["-p", "bvae.plugin", option, path, "experiments/"]
     elif place == "before the tests":
         (hostile / "pytest.ini").unlink()
