@@ -301,7 +301,7 @@ class Trainer:
         keep = self.config.training.keep_checkpoints
         if keep != "all":
             saved = checkpoints(self.checkpoints.parent)
-            # If there are files of later steps, they are damaged: the resumed run skipped them, and replaces them.
+            # Files of later steps, if any, are damaged: the resumed run skipped them, and replaces them.
             for path in saved[saved.index(saved_now) + keep :]:
                 if path.stem != "best":
                     remove(path)

@@ -73,7 +73,7 @@ class RunScheduler:
         return obtain_run(self.session, run, self.corpus)
 
     def close(self) -> None:
-        """Called once, when the session is closed or interrupted. Schedulers of other engines stop training."""
+        """Called once, when the session is closed or interrupted. Other schedulers stop all training."""
 
     def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
         """Yield each option with its outcomes by seed. Train the runs that no process has begun."""
