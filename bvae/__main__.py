@@ -228,7 +228,7 @@ def merge(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         differing = "; ".join(f"{name}: {values}" for name, values in hardware.items())
         print(f"The hardware of the shards differs ({differing}), so results may not be bit-identical.")
     folder = printable(str(session.path))
-    print(f"Merged into {folder}. Its runs are compared now.")
+    print(f"Merged into {folder}. Comparing its runs.")
     if missing:
         names = ", ".join(run.name for run in missing)
         print(f"Missing: {names}. Train them with: pytest experiments/ --resume={folder}")

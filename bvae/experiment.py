@@ -59,7 +59,10 @@ class SetupError(ValueError):
 
 
 def load_engine() -> ModuleType:
-    """Import `bvae.engine`. pytest-xdist workers do this first: an interrupted import cannot be repeated."""
+    """Import `bvae.engine`.
+
+    Workers of pytest-xdist do this first, because PyTorch cannot be imported again after an interruption.
+    """
     from bvae import engine
 
     return engine

@@ -109,7 +109,7 @@ def own_models(experiment: ExperimentConfig) -> list[str]:
 
 
 def allow_models(recorded: ExperimentConfig, given: Mapping[str, str | None]) -> dict[str, str | None]:
-    """Return the option values with which a recorded experiment is resumed.
+    """Return the values of the command-line options with which a recorded experiment is resumed.
 
     `--model` must name all its models, separated by commas. Otherwise the session folder of another person
     could decide which code is imported.

@@ -85,7 +85,7 @@ class TrainingConfig:
         log: "none", or "tensorboard" to also write scalars and pictures for TensorBoard.
         model: `package.module:factory` of the model, see `bvae.models`.
         device: "cpu", "cuda" or "cuda:INDEX".
-        precision: precision of matrix products; the loss is always float32.
+        precision: precision of matrix products; the loss is float32 or wider.
     """
 
     epochs: int = 5

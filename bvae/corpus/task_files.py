@@ -43,7 +43,7 @@ from bvae.corpus.splits import Source, hold_out, is_held_out, named
 from bvae.storage import brief, open_at_once, printable
 
 MAX_FILES = 100_000
-"""Maximum number of files and folders in a collection."""
+"""Maximum number of files and folders in a folder."""
 MAX_DEPTH = 16
 """Maximum number of nested folders."""
 MAX_FILE_BYTES = 32 * 2**20

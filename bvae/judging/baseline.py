@@ -27,7 +27,7 @@ MAX_OPTIONS = 64
 SAME_RESULT = ("device", "checkpoint_every", "checkpoint_every_steps", "keep_checkpoints", "log")
 """Training settings in which a baseline may differ.
 
-Of these, only `device` changes results, because a GPU draws and rounds differently.
+Of these, only `device` changes results, because random numbers and rounding differ on a GPU.
 """
 
 Share = Annotated[float, Meta(ge=0.0, le=1.0)]

@@ -165,7 +165,7 @@ def restored_trainer(
             trainer.restore(path)
             break
         except StrippedError:
-            continue  # an older checkpoint has no optimizer state
+            continue  # one of the older checkpoints, whose optimizer state was removed
         except CheckpointError as error:
             warnings.warn(f"{error}; it is skipped", EvidenceWarning, stacklevel=2)
     else:

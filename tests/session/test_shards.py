@@ -154,7 +154,7 @@ def test_without_the_corpus_shards_are_merged_but_not_compared(
     finally:
         hidden.rename(trained / "corpus.npz")
     merged, said = newest(shards), capsys.readouterr()
-    assert f"Merged into {merged}. Its runs are compared now." in said.out
+    assert f"Merged into {merged}. Comparing its runs." in said.out
     assert "cannot be used: " in said.err
     assert len([*merged.glob("*-seed*/result.json")]) == 2
     assert not (merged / "comparison").exists()
