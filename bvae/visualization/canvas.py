@@ -203,4 +203,4 @@ def _with_palette(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     Grid images have at most 256 colours. A palette halves the size of their files.
     """
     image = Image.fromarray(pixels).convert("RGB")
-    return image if image.getcolors(256) is None else image.quantize(256, Image.Quantize.MAXCOVERAGE)
+    return image if image.getcolors(256) is None else image.quantize(256, Image.Quantize.MEDIANCUT)
