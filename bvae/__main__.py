@@ -267,7 +267,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     for path in map(Path, filter(None, (arguments.html, arguments.csv))):
         in_session = any((folder / SESSION).exists() for folder in path.resolve().parents)
         if path.is_symlink() or in_session or arguments.html == arguments.csv:
-            raise ValueError(f"{printable(str(path))} is in a session, a link, or named twice; name another")
+            raise ValueError(f"{printable(str(path))} is refused; name two files outside sessions, no links")
     sides = side_by_side.read_sides(arguments.runs)
     print(*side_by_side.to_text(sides), sep="\n")
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}

@@ -243,7 +243,7 @@ class Experiment:
     ) -> Comparison:
         engine, found = load_engine(), RunOutcomes()
         for option, outcomes in options:
-            engine.write_why(self.session, option, outcomes)  # while the next option still trains
+            engine.write_why(self.session, option, outcomes)  # with workers, while the next option trains
             found[option] = outcomes
         write = engine.write_comparison
         return cast(Comparison, write(self.session, self.corpus, found, self.baseline, in_haste=in_haste))

@@ -68,7 +68,6 @@ class CommandLineOption:
         summary: help text.
         commands: the commands that accept the option; `pytest` stands for `pytest experiments/`.
         own_default: default as text; if empty, the default of the field applies.
-        takes_path: whether the value may be a path; the option is then typed as `--name=PATH`.
         words: regular expression of the values that are not paths, if `takes_path`.
         repeated: whether to repeat the option with `--resume`, because the session does not record it.
     """
@@ -79,9 +78,13 @@ class CommandLineOption:
     _: dataclasses.KW_ONLY
     commands: tuple[str, ...] = ("pytest", "train", "shards")
     own_default: str = ""
-    takes_path: bool = False
     words: str = ""
     repeated: bool = False
+
+    @property
+    def takes_path(self) -> bool:
+        """Whether the value may be a path. The option is then typed as `--name=PATH`."""
+        return self.metavar in ("CORPUS", "DIR", "FILE", "PATH", "SESSION")
 
     @property
     def flag(self) -> str:
@@ -138,7 +141,6 @@ OPTIONS = (
         "Grids to train on: objects[:N] (N grids of real ARC objects), arc (whole ARC-AGI-2 grids), "
         "atomic[:N] (N procedural grids), or a path, written as --corpus=PATH: a .npy or .npz file (also "
         "FILE.npz#NAME), or a folder, a zip archive or a JSON file of ARC tasks; see docs/corpora.md",
-        takes_path=True,
         words=r"arc|(objects|atomic)(:\d+)?",
     ),
     CommandLineOption("grid-size", "S", "Maximum grid side, 1 to 64; auto: that of the file, or 16"),
@@ -164,7 +166,6 @@ OPTIONS = (
         "loss-options-file",
         "FILE",
         "TOML file of loss options, written as --loss-options-file=FILE; see docs/loss-options.md",
-        takes_path=True,
     ),
     CommandLineOption("beta", "BETA", "Weight of the KL divergence"),
     CommandLineOption(
@@ -244,7 +245,6 @@ OPTIONS = (
         "Folder in which new sessions are created. Write --run-dir=DIR",
         own_default="runs",
         commands=("pytest", "train", "shards", "merge"),
-        takes_path=True,
     ),
     CommandLineOption(
         "resume",
@@ -252,7 +252,6 @@ OPTIONS = (
         "Finish a session: latest (in --run-dir), or --resume=DIR for its folder. It keeps its "
         "settings; more --seeds or --loss-options, or another --accuracy-band, extend it",
         commands=RESUMING,
-        takes_path=True,
         words="latest",
     ),
     CommandLineOption(
@@ -265,7 +264,6 @@ OPTIONS = (
         "--baseline=PATH. Differences of means have Welch's t interval, if both sessions have two seeds or "
         "more",
         commands=PYTEST,
-        takes_path=True,
     ),
     CommandLineOption(
         "fail-on-regression",

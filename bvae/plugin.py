@@ -22,7 +22,7 @@ from bvae.experiment import Experiment, Selection
 from bvae.hardware import usable_cores
 from bvae.hooks import EXPERIMENT, GATE, asked_experiment, is_worker, joins_session, register_hooks
 from bvae.judging.baseline import Baseline
-from bvae.options import OPTIONS, options_of
+from bvae.options import options_of
 from bvae.session.continuation import shard_of
 from bvae.storage import printable
 
@@ -67,7 +67,7 @@ def separated_path(arguments: Sequence[str]) -> str | None:
     `--corpus PATH` for a test path, and import a conftest.py beside it. A word such as `arc` is allowed if no
     file has this name.
     """
-    options = {option.flag: option for option in OPTIONS if option.takes_path}
+    options = {option.flag: option for option in options_of("pytest") if option.takes_path}
     for argument, value in itertools.pairwise(arguments):
         if argument == "--":
             break

@@ -173,7 +173,7 @@ def _open_to_readers(path: Path) -> None:
     try:
         path.chmod(0o644)
     except OSError as error:
-        warn_of_weaker_promise(f"chmod is refused ({error.strerror}): only their owner may read the files")
+        warn_of_weaker_promise(f"chmod is refused ({error.strerror}): only the owner may read the files")
 
 
 def _flush_names(folder: Path) -> None:

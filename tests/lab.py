@@ -113,7 +113,7 @@ def hashes(session: Path) -> dict[str, str]:
 
 
 def evidence(session: Path) -> dict[str, str]:
-    """Return the hashes that no interruption may change: of all files but `session*.json` and hidden files.
+    """Return a hash of every file except `session*.json` and hidden files. No interruption may change it.
 
     The hashes leave out wall times, and the checksums, digests and seals that depend on wall times.
     """

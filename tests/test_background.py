@@ -60,7 +60,7 @@ def relabelled(grids: np.ndarray, new: Sequence[int]) -> np.ndarray:
 
 
 def without_ties(grids: np.ndarray, classes: int) -> np.ndarray:
-    """Return the grids whose three largest class counts differ, both of all cells and of object cells.
+    """Return grids whose three largest class counts differ, among all cells and also among object cells.
 
     On a tie, the smallest label counts as the most frequent class, and relabelling would change results.
     """

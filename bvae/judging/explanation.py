@@ -93,8 +93,8 @@ def _explain_thresholds(why: Diagnosis) -> str:
     lowest, highest = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     low, high = percent(known[lowest]), percent(known[highest])
     best = (
-        "For the lowest loss, a foreground class is predicted instead of background if its share of the true "
-        "probabilities, p(class) / (p(class) + p(background)), is above the threshold of the class."
+        "Let p be the true probabilities of a cell. A model with the lowest possible loss predicts a class "
+        "instead of background if p(class) / (p(class) + p(background)) is above the threshold of the class."
     )
     if known[highest] - known[lowest] < 1e-6:
         doubt = ": when in doubt, the model predicts background" if known[lowest] >= 0.5 else ""

@@ -20,7 +20,7 @@ NAMED = 4
 """Maximum number of runs in training that a line names."""
 
 MOST_LINES = 100
-"""Above this number of runs, about one line per percent of the runs is written outside a terminal."""
+"""With more runs, an output that is not a terminal gets about one line per percent of the runs."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -73,7 +73,7 @@ class RunScheduler:
         return obtain_run(self.session, run, self.corpus)
 
     def close(self) -> None:
-        """Called once, when the session is closed or interrupted. Other schedulers stop all training."""
+        """Do nothing. Called once, at the end of the session. Schedulers of other engines stop training."""
 
     def obtain_all(self) -> Iterator[tuple[str, OptionOutcomes]]:
         """Yield each option with its outcomes by seed. Train the runs that no process has begun."""
@@ -153,7 +153,7 @@ def restored_trainer(
     warning. If no valid checkpoint is left, the run starts from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-        # Another process may have removed the file with which it tests for locks, see `storage._has_locks`.
+        # It may be the trial lock of another process (`storage._has_locks`), which removes it itself.
         left.unlink(missing_ok=True)
     remove(directory / RESULT)  # from before the run was extended, or invalid
     atomic_write(directory / CONFIG, to_json(run))

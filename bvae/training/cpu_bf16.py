@@ -32,8 +32,8 @@ def unsupported(model: nn.Module, example: Tensor | None = None) -> str | None:
 
     Args:
         model: any model.
-        example: grids `[B, H, W]` for a test that `encode` and `decode` only apply encoder and decoder; None
-            skips the test.
+        example: grids `[B, H, W]` to test whether `encode` and `decode` do nothing but apply encoder and
+            decoder; None skips the test.
     """
     if type(model) is not BetaVAE:
         return f"the model is a {type(model).__name__} and not a BetaVAE"
