@@ -2,7 +2,7 @@
 
 Accuracy alone proves nothing: if 86 % of the cells are background, a model that predicts only background has
 an accuracy of 86 %. Therefore, accuracy is judged last. First, the training loss must be stable, and the
-metrics of objects must exceed those of controls, which cannot tell the objects of a grid apart.
+metrics of objects must exceed those of controls, which know nothing about single objects.
 `docs/verdicts.md` says how the bounds were chosen.
 """
 

@@ -52,7 +52,7 @@ class Habitat:
     train: Grids
 
     @cached_property
-    def main(self) -> Grids:
+    def majority(self) -> Grids:
         """Each grid filled with its most frequent class, the grid's background."""
         filled = np.broadcast_to(class_counts(self.grids).argmax(1)[:, None, None], self.grids.shape)
         return filled.astype(np.uint8)
@@ -82,8 +82,8 @@ class Habitat:
 
     @cached_property
     def mask(self) -> NDArray[np.bool_]:
-        """Cells of other classes than `main`."""
-        return (self.grids != self.main) & (self.grids != OUTSIDE)
+        """Cells of other classes than `majority`."""
+        return (self.grids != self.majority) & (self.grids != OUTSIDE)
 
     @cached_property
     def frequent(self) -> list[int]:
@@ -92,8 +92,8 @@ class Habitat:
         return [int(label) for label in np.argsort(-counts) if label]
 
     def keep(self, chosen: NDArray[np.bool_]) -> Grids:
-        """Return `main` with the chosen objects on it: object n if `chosen[n]`. `chosen[0]` is not used."""
-        return np.where(chosen[self.owner] & (self.owner > 0), self.grids, self.main)
+        """Return `majority` with the chosen objects: object n if `chosen[n]`. `chosen[0]` is not used."""
+        return np.where(chosen[self.owner] & (self.owner > 0), self.grids, self.majority)
 
 
 class Constructed(GridModel):
@@ -236,13 +236,13 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 @kind("the most frequent class of each grid")
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    return here.main
+    return here.majority
 
 
 @kind("background with sprinkled noise", 0.01, 0.03, 0.07, 0.15, 0.3)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     noise = rng.integers(1, CLASSES, here.grids.shape, dtype=np.uint8)
-    return np.where(rng.random(here.grids.shape) < strength, noise, here.main)
+    return np.where(rng.random(here.grids.shape) < strength, noise, here.majority)
 
 
 @kind("uniform noise", 0, 1)
@@ -302,37 +302,37 @@ def boxes(here: Habitat, grow: NDArray[np.int64]) -> NDArray[np.bool_]:
 @kind("the extent in one colour", 1, 8, 4)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     inside = boxes(here, np.zeros((len(here.grids), 4), np.int64))
-    return np.where(inside, np.uint8(strength), here.main)
+    return np.where(inside, np.uint8(strength), here.majority)
 
 
 @kind("the extent in the grid's majority colour", 0)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    return np.where(boxes(here, np.zeros((len(here.grids), 4), np.int64)), here.object_class, here.main)
+    return np.where(boxes(here, np.zeros((len(here.grids), 4), np.int64)), here.object_class, here.majority)
 
 
 @kind("the extent jittered", 1, 2, 3)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     reach = int(strength)
     inside = boxes(here, rng.integers(-reach, reach + 1, (len(here.grids), 4)))
-    return np.where(inside, here.object_class, here.main)
+    return np.where(inside, here.object_class, here.majority)
 
 
 @kind("the extent too large", 2, 4)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     inside = boxes(here, np.full((len(here.grids), 4), int(strength)))
-    return np.where(inside, here.object_class, here.main)
+    return np.where(inside, here.object_class, here.majority)
 
 
 @kind("the outline of the extent", 0)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     outer, inner = (boxes(here, np.full((len(here.grids), 4), grow)) for grow in (0, -1))
-    return np.where(outer & ~inner, here.object_class, here.main)
+    return np.where(outer & ~inner, here.object_class, here.majority)
 
 
 @kind("the extent filled with the grid's colours at random", 0, 1)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     inside = boxes(here, np.zeros((len(here.grids), 4), np.int64))
-    return np.where(inside, permuted_cells(here, inside, rng), here.main)
+    return np.where(inside, permuted_cells(here, inside, rng), here.majority)
 
 
 def permuted_cells(here: Habitat, where: NDArray[np.bool_], rng: np.random.Generator) -> Grids:
@@ -349,40 +349,40 @@ def permuted_cells(here: Habitat, where: NDArray[np.bool_], rng: np.random.Gener
 @kind("the most frequent classes, the rest erased", 1, 2, 3, 4)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     kept = np.isin(here.grids, here.frequent[: int(strength)]) & here.mask
-    return np.where(kept, here.grids, here.main)
+    return np.where(kept, here.grids, here.majority)
 
 
 @kind("the most frequent classes, all other objects in the first of them", 1, 2, 3, 4)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     kept = np.isin(here.grids, here.frequent[: int(strength)])
-    return np.where(here.mask, np.where(kept, here.grids, here.frequent[0]), here.main).astype(np.uint8)
+    return np.where(here.mask, np.where(kept, here.grids, here.frequent[0]), here.majority).astype(np.uint8)
 
 
 @kind("the rarest classes, the rest erased", 1, 2, 3)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     kept = np.isin(here.grids, here.frequent[-int(strength) :]) & here.mask
-    return np.where(kept, here.grids, here.main)
+    return np.where(kept, here.grids, here.majority)
 
 
 @kind("the right mask in one colour", 0, 1, 2)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    return np.where(here.mask, np.uint8(here.frequent[int(strength)]), here.main)
+    return np.where(here.mask, np.uint8(here.frequent[int(strength)]), here.majority)
 
 
 @kind("the right mask in the grid's majority colour")
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    return np.where(here.mask, here.object_class, here.main)
+    return np.where(here.mask, here.object_class, here.majority)
 
 
 @kind("the right mask in random colours by cell", 0, 1)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    return np.where(here.mask, rng.integers(1, CLASSES, here.grids.shape, dtype=np.uint8), here.main)
+    return np.where(here.mask, rng.integers(1, CLASSES, here.grids.shape, dtype=np.uint8), here.majority)
 
 
 @kind("the right mask in random colours by object", 0, 1)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     colour = rng.integers(1, CLASSES, len(here.sizes), dtype=np.uint8)
-    return np.where(here.mask, colour[here.owner], here.main)
+    return np.where(here.mask, colour[here.owner], here.majority)
 
 
 @kind("the right mask in permuted colours", 0, 1, 2)
@@ -390,7 +390,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     foreground = rng.permutation(np.arange(1, CLASSES))
     table = np.arange(OUTSIDE + 1)
     table[foreground] = np.roll(foreground, 1)
-    return np.where(here.mask, table[here.grids], here.main).astype(np.uint8)
+    return np.where(here.mask, table[here.grids], here.majority).astype(np.uint8)
 
 
 # Models that see only some of the objects.
@@ -422,7 +422,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     width = (here.grids != OUTSIDE).any(1).sum(1)[:, None, None]
     is_left = np.arange(here.grids.shape[2]) < strength * width
-    return np.where(here.mask & is_left, here.grids, here.main)
+    return np.where(here.mask & is_left, here.grids, here.majority)
 
 
 # Models that flood.
@@ -451,7 +451,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 @kind("everything in the colour of the nearest object", 0)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    found = here.main.copy()
+    found = here.majority.copy()
     for grid, mask, source in zip(found, here.mask, here.grids, strict=True):
         if mask.any():
             _, (row, column) = ndimage.distance_transform_edt(~mask, return_indices=True)
@@ -465,7 +465,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 @kind("shifted far", 5, 7)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     moved = np.roll(here.grids, (int(strength), int(strength)), (1, 2))
-    return np.where(moved == OUTSIDE, here.main, moved)
+    return np.where(moved == OUTSIDE, here.majority, moved)
 
 
 @kind("mirrored", 1, 2, habitats=(OBJECTS, ATOMIC))
@@ -475,7 +475,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 @kind("blocks of 8×8 in their most frequent colour", 0, habitats=(OBJECTS, ATOMIC))
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    found = here.main.copy()
+    found = here.majority.copy()
     for top in range(0, found.shape[1], 8):
         for left in range(0, found.shape[2], 8):
             block = np.s_[:, top : top + 8, left : left + 8]
@@ -508,7 +508,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 
 
 def dilated(here: Habitat, neighbours: NDArray[np.bool_]) -> Grids:
-    """Return the grids with each object and single cell grown by one cell into cells of `main`."""
+    """Return the grids with each object and single cell grown by one cell into cells of `majority`."""
     found = here.grids.copy()
     for label in range(CLASSES):
         of_class = (here.grids == label) & here.mask
@@ -530,14 +530,14 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 @kind("with holes", 0.05, 0.1, 0.2, 0.3, learned=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     holes = here.mask & (rng.random(here.grids.shape) < strength)
-    return np.where(holes, here.main, here.grids)
+    return np.where(holes, here.majority, here.grids)
 
 
 @kind("partly shifted by one cell", 0.1, 0.2, 0.3, learned=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     moves = rng.random(len(here.sizes)) < strength
     moves[0] = False
-    kept = np.where(moves[here.owner], here.main, here.grids)
+    kept = np.where(moves[here.owner], here.majority, here.grids)
     moved = np.where(moves[here.owner], here.grids, np.uint8(OUTSIDE))
     moved = np.roll(moved, 1, 2)
     moved[:, :, 0] = OUTSIDE
@@ -560,10 +560,10 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 @kind("one class missing", 0, 4, 8, learned=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     gone = (here.grids == here.frequent[int(strength)]) & here.mask
-    return np.where(gone, here.main, here.grids)
+    return np.where(gone, here.majority, here.grids)
 
 
-@kind("dilated with noise and holes", 0.05, 0.1, learned=True)
+@kind("dilated with noise", 0.05, 0.1, learned=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     grown = dilated(here, ndimage.generate_binary_structure(2, 1))
     noise = rng.integers(0, CLASSES, here.grids.shape, dtype=np.uint8)
@@ -584,18 +584,18 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     counts = np.stack([((here.grids == label) & here.mask).sum(axis) for label in range(CLASSES)])
     filled = np.where(counts.any(0), counts.argmax(0), 0)
     lines = np.expand_dims(filled, axis)
-    return np.where(lines > 0, lines, here.main).astype(np.uint8)
+    return np.where(lines > 0, lines, here.majority).astype(np.uint8)
 
 
 @kind("some grids exact, the rest background", 0.1, 0.25, last=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     exact = rng.random(len(here.grids)) < strength
-    return np.where(exact[:, None, None], here.grids, here.main)
+    return np.where(exact[:, None, None], here.grids, here.majority)
 
 
 @kind("the right mask in the grid's majority colour, with noise", 0.05, 0.15, last=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
-    predicted = np.where(here.mask, here.object_class, here.main)
+    predicted = np.where(here.mask, here.object_class, here.majority)
     noise = rng.integers(0, CLASSES, here.grids.shape, dtype=np.uint8)
     return np.where(rng.random(here.grids.shape) < strength, noise, predicted)
 
@@ -612,13 +612,13 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 @kind("nearly all grids exact", 0.8, 0.9, learned=True, last=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     exact = rng.random(len(here.grids)) < strength
-    return np.where(exact[:, None, None], here.grids, here.main)
+    return np.where(exact[:, None, None], here.grids, here.majority)
 
 
 @kind("a corner of each object missing", 0, learned=True, last=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     found = here.grids.copy()
-    for grid, owner, main in zip(found, here.owner, here.main, strict=True):
+    for grid, owner, main in zip(found, here.owner, here.majority, strict=True):
         numbers, first = np.unique(owner, return_index=True)
         large = first[(numbers > 0) & (here.sizes[numbers] >= 3)]
         grid.ravel()[large] = main.ravel()[large]
@@ -630,7 +630,7 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     one, other = here.frequent[3 + 2 * int(strength) :][:2]
     table = np.arange(OUTSIDE + 1, dtype=np.uint8)
     table[[one, other]] = other, one
-    return np.where(here.mask, table[here.grids], here.main)
+    return np.where(here.mask, table[here.grids], here.majority)
 
 
 if __name__ == "__main__":

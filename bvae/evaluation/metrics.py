@@ -1,6 +1,7 @@
-"""Metrics of cells, classes and objects, computed from true and predicted grids; controls.
+"""Metrics of cells, classes and objects from true and predicted grids, and the controls.
 
-Controls are predictions that cannot tell the objects of a grid apart. The verdict compares a model with them.
+Controls are predictions without information about the single objects of a grid. The verdict compares a model
+with them.
 
 An object is an 8-connected set of at least two cells of one class, other than the most frequent class of the
 grid. If that class is not the background of the corpus, connected background cells are objects too.
@@ -73,7 +74,7 @@ class Tally:
         return [label for label in self.foreground if true[label] >= PRESENT * true.sum() > 0]
 
     def learned(self, shuffled: Tally) -> list[int]:
-        """Return the present classes that are learned, see `CLASS_GAIN`; `shuffled` is the control's tally."""
+        """Return the present classes that are learned, see `CLASS_GAIN`, by the tally of the control."""
         mine, control = self.recall, shuffled.recall
         return [label for label in self.present if (mine[label] or 0) - (control[label] or 0) >= CLASS_GAIN]
 
@@ -269,13 +270,13 @@ def extent(grids: Grids, classes: int = DEFAULT_CLASSES) -> Grids:
     class.
     """
     counts = class_counts(grids, classes)
-    main = counts.argmax(1)
-    counts[np.arange(len(grids)), main] = 0
-    other = np.where(counts.any(1), counts.argmax(1), main)
-    is_object = (grids != main[:, None, None]) & (grids != OUTSIDE)
+    majority = counts.argmax(1)
+    counts[np.arange(len(grids)), majority] = 0
+    other = np.where(counts.any(1), counts.argmax(1), majority)
+    is_object = (grids != majority[:, None, None]) & (grids != OUTSIDE)
     rows, columns = is_object.any(2), is_object.any(1)
     inside = _between(rows)[:, :, None] & _between(columns)[:, None, :]
-    filled: Grids = np.where(inside, other[:, None, None], main[:, None, None]).astype(np.uint8)
+    filled: Grids = np.where(inside, other[:, None, None], majority[:, None, None]).astype(np.uint8)
     return filled
 
 

@@ -183,7 +183,8 @@ def describe_rules_met(history: Sequence[EpochRecord]) -> str:
     numbers = {record.epoch: f"({_evidence(record.validation)})" for record in history}
     if first is None:
         nearest = max(history, key=lambda record: record.validation.object_iou or 0.0).epoch
-        return f"The rules of the verdict were never met. The best epoch was {nearest} {numbers[nearest]}."
+        best = f"Object IoU was highest in epoch {nearest} {numbers[nearest]}."
+        return f"The rules of the verdict were never met. {best}"
     met = f"The rules of the verdict were first met in epoch {first} {numbers[first]}"
     if lost is not None:
         return f"{met} and not met from epoch {lost} {numbers[lost]} to the end."

@@ -97,7 +97,7 @@ def extended(
 
 
 def refuse_changes(session: SessionRecord, config: ExperimentConfig, corpus: Corpus) -> None:
-    """Raise ValueError if other settings, another corpus or other versions would change the results."""
+    """Raise ValueError if settings, corpus or versions are not those of the session."""
     then = session.config
     training = dataclasses.replace(
         config.training, epochs=then.training.epochs, extended_from=then.training.extended_from
@@ -108,12 +108,12 @@ def refuse_changes(session: SessionRecord, config: ExperimentConfig, corpus: Cor
     theirs = _decisive(then, session.versions, session.corpus.fingerprint)
     if changes := differences(ours, theirs):
         raise ValueError(
-            f"results would change: {'; '.join(changes)}; undo these changes, or start a new session"
+            f"the session has other settings: {'; '.join(changes)}; undo them, or start a new session"
         )
 
 
 def _decisive(config: ExperimentConfig, versions: Mapping[str, str], fingerprint: str) -> dict[str, Any]:
-    """Return by name everything that decides the results of runs: settings, versions and corpus."""
+    """Return by name what must not change within a session: settings, versions and corpus."""
     packages = {f"version of {name}": versions.get(name) for name in DECISIVE_PACKAGES}
     return dataclasses.asdict(config) | packages | {"corpus fingerprint": fingerprint}
 

@@ -105,8 +105,8 @@ class WeightedLayer(Layer):
 class Linear(WeightedLayer):
     """A linear layer.
 
-    Next to `Flatten` or `Unflatten`, the weight is stored in the order of channels-last maps. These layers
-    then return views and need not copy the maps.
+    Next to `Flatten` or `Unflatten`, the weight is stored in the order of channels-last maps. `Flatten`
+    and `Unflatten` then return views and need not copy the maps.
     """
 
     takes = gives = "vectors"
@@ -236,7 +236,8 @@ class Upsampling(Resampling):
 class ReLU(Layer):
     """ReLU, in place. It compares bfloat16 as integers, because PyTorch would convert to float32 first.
 
-    Read as integers, negative numbers are at most `MINUS_INFINITY` and become 0. NaN is larger and is kept.
+    The bits of negative numbers, read as int16, are from −32768 (−0) to −128 (−∞), so these numbers become 0.
+    The bits of NaN are larger, so NaN is kept.
     """
 
     def __init__(self, module: nn.ReLU, place: Place) -> None:
