@@ -220,8 +220,8 @@ def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def merge(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Make one session of finished shards, and compare its runs.
 
-    Does not change the folders of the shards. Refuses damaged shards, shards of different experiments, and
-    different results of the same run. If runs are missing, names them and exits with 1; --resume trains them.
+    Only reads the shards. Refuses damaged shards, shards of different experiments, and different results of a
+    run. If runs are missing, names them and exits with 1; --resume trains them.
     """
     session, missing, hardware = merge_shards(arguments.shards, Path(arguments.run_dir), command)
     if hardware:
@@ -261,13 +261,15 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Show sessions side by side, whatever settings differ.
 
     Prints the shared settings, the different settings, the options of all sessions, and the differences from
-    the first session. Trains nothing, and does not change the folders. Example: bvae compare before
-    runs/latest --html compare.html
+    the first session. Changes no folder. Example: bvae compare before runs/latest --html compare.html
     """
     for path in map(Path, filter(None, (arguments.html, arguments.csv))):
         in_session = any((folder / SESSION).exists() for folder in path.resolve().parents)
         if path.is_symlink() or in_session or arguments.html == arguments.csv:
-            raise ValueError(f"{printable(str(path))} is refused; name two files outside sessions, no links")
+            raise ValueError(
+                f"{printable(str(path))} is refused; expected a file that is no link and in no session, and "
+                "different files for --html and --csv"
+            )
     sides = side_by_side.read_sides(arguments.runs)
     print(*side_by_side.to_text(sides), sep="\n")
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}
@@ -286,8 +288,7 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Draw reconstructions, traversals of latent dimensions, or samples with the model of a checkpoint.
 
     By default, draws grids, their reconstructions, and the wrong cells. With --traversals, decodes the first
-    grid with other values of one latent dimension after another. With --samples N, draws grids decoded from
-    N samples of the prior.
+    grid with other values of one latent dimension after another. With --samples N, decodes prior samples.
     """
     samples = arguments.samples
     if samples is not None and (arguments.traversals or arguments.grids):
@@ -319,7 +320,7 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 
 
 def options(arguments: argparse.Namespace, command: Sequence[str]) -> int:
-    """Print a Markdown table of all options of pytest and of these commands."""
+    """Print a Markdown table of the options that bvae adds to pytest, and of these commands."""
     print(options_document(), end="")
     return 0
 

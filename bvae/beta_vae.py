@@ -222,7 +222,7 @@ class BetaVAE(GridModel):
             nn.ReLU(),
             Downsample(64, 128),
             nn.Flatten(),
-            nn.ReLU(),  # after Flatten, so that the gradient it receives has the memory order of its input
+            nn.ReLU(),  # after Flatten, so that gradient and input of this ReLU have one memory order
             nn.Linear(features, 128),
             nn.ReLU(),
             nn.Linear(128, 2 * latent_dim),

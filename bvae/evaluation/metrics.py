@@ -74,7 +74,7 @@ class Tally:
         return [label for label in self.foreground if true[label] >= PRESENT * true.sum() > 0]
 
     def learned(self, shuffled: Tally) -> list[int]:
-        """Return the present classes that are learned, see `CLASS_GAIN`, by the tally of the control."""
+        """Return the present classes whose recall is at least `CLASS_GAIN` above that of the control."""
         mine, control = self.recall, shuffled.recall
         return [label for label in self.present if (mine[label] or 0) - (control[label] or 0) >= CLASS_GAIN]
 

@@ -189,7 +189,7 @@ def _show_options(session: Session, comparison: Comparison, page: Path) -> dict[
 
 
 def show_gate(comparison: Comparison) -> str:
-    """Return the gate's outcome, lines with the numbers of candidates, and the recommendation."""
+    """Return the gate's outcome, a line with the metrics of each candidate, and the recommendation."""
     return render("gate.jinja", lines=[*explain_gate(comparison).splitlines(), comparison.recommendation])
 
 

@@ -50,7 +50,7 @@ class Side:
 
     @property
     def runs(self) -> list[tuple[str, RunSummary]]:
-        """Pairs of the name of an option and a run of it that was begun."""
+        """For each run that was begun: the name of its option, and the run."""
         return [(name, run) for name, option in self.comparison.options.items() for run in option.runs]
 
 

@@ -24,7 +24,7 @@ PICTURES = {
 
 
 def explain_gate(comparison: Comparison, *, ran: bool = True) -> str:
-    """Return the gate's outcome: a sentence, then lines with the numbers of candidates.
+    """Return the gate's outcome: a sentence, then a line with verdict and metrics of each candidate.
 
     Args:
         ran: whether the gate's test was run. If not, the sentence says what the outcome would be.

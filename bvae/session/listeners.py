@@ -132,7 +132,7 @@ class CheckpointPictures:
         atomic_write(first, picture, *others)
 
     def note_missing(self, directory: Path) -> None:
-        """Add to `failures` each missing picture of a checkpoint, also from before the run was resumed."""
+        """Add to `failures` each checkpoint without a picture, also if saved before the run was resumed."""
         known = " ".join(self.failures)
         for path in reversed(checkpoints(directory)):
             picture = picture_of(path)

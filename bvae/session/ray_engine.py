@@ -259,7 +259,7 @@ class RayScheduler(RunScheduler):
         return self._train.remote(run, self._shared, self._folders)
 
     def _wait_for(self, task: Any) -> None:
-        """Wait for a task. Raises EngineError if the head is silent too long, also if the task is done."""
+        """Wait for a task. Raises EngineError if the head is silent too long, even if the task has ended."""
         ended: list[Any] = []
         while not ended:
             if answers(self._head):

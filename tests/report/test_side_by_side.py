@@ -319,7 +319,7 @@ def test_no_file_is_written_into_a_session_or_through_a_link(
     for path in (runs / "o/latest/session.json", runs / "o/latest/new/page.html", tmp_path / "link"):
         for flag in ("--html", "--csv"):
             assert main(["compare", *sessions, f"{flag}={path}"]) == 4
-            assert "is refused; name two files outside sessions, no links" in capsys.readouterr().err
+            assert "is refused; expected a file that is no link and in no session" in capsys.readouterr().err
     both = (f"{flag}={tmp_path / 'both'}" for flag in ("--html", "--csv"))
     assert main(["compare", *sessions, *both]) == 4
     assert contents(runs) == before
