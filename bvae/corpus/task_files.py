@@ -301,7 +301,7 @@ def _read(files: Files, padding_value: int | None, classes: int) -> dict[str, li
 
 
 def _tasks(place: str, content: bytes) -> Iterator[tuple[str, Iterator[Cells]]]:
-    """Yield id and grids of each task or list in a JSON file. The id is its key, or else the file's name."""
+    """Yield id and grids of each task or list in a JSON file. The id is its key, or the file's stem."""
     content = content.removeprefix(codecs.BOM_UTF8)
     if content.count(b"[") + content.count(b"{") > MAX_LISTS:
         raise CorpusError(f"{brief(place)} has more than {MAX_LISTS} lists; split it")

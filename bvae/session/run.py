@@ -153,7 +153,7 @@ def restored_trainer(
     warning. If no valid checkpoint is left, the run starts from the beginning, with a warning.
     """
     for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-        # It may be the trial lock of another process (`storage._has_locks`), which removes it itself.
+        # It may be the trial lock of another process (`storage._has_locks`), and removed by now.
         left.unlink(missing_ok=True)
     remove(directory / RESULT)  # from before the run was extended, or invalid
     atomic_write(directory / CONFIG, to_json(run))
