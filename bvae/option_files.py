@@ -52,7 +52,7 @@ class OptionFileError(ValueError):
     """An options file cannot be used. The message is one line with the place and the problem.
 
     Attributes:
-        path: the file as the user typed it.
+        path: the file as the user typed it, with `~` expanded.
         table: the table with the mistake; empty if the mistake concerns the whole file.
         key: the key with the mistake; empty if the mistake concerns the whole table or file.
     """

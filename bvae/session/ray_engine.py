@@ -95,7 +95,7 @@ class RunFolders:
             atomic_write(first, data, *others)
 
     def remove(self, run: str, attempt: int, name: str) -> None:
-        """Remove a file that the worker has removed. Raises ValueError or StorageError."""
+        """Remove the copy of a file that the worker has removed. Raises ValueError or StorageError."""
         self._check(run, attempt)
         remove(self._path(run, name))
 
