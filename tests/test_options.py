@@ -133,6 +133,13 @@ def test_the_command_of_one_run_names_the_flag_that_was_typed(
 PATH_OPTIONS = [option for option in OPTIONS if option.takes_path]
 
 
+def test_these_options_take_a_path() -> None:
+    assert {option.name for option in PATH_OPTIONS} == {
+        *("corpus", "loss-options-file", "run-dir", "resume", "baseline"),
+        *("html", "csv", "output"),
+    }
+
+
 @pytest.mark.parametrize("option", PATH_OPTIONS, ids=lambda option: option.name)
 def test_every_option_that_takes_a_path_expands_the_home_folder(
     option: CommandLineOption, monkeypatch: pytest.MonkeyPatch

@@ -618,10 +618,10 @@ def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
 @kind("a corner of each object missing", 0, learned=True, last=True)
 def _(here: Habitat, strength: float, rng: np.random.Generator) -> Grids:
     found = here.grids.copy()
-    for grid, owner, main in zip(found, here.owner, here.majority, strict=True):
+    for grid, owner, empty in zip(found, here.owner, here.majority, strict=True):
         numbers, first = np.unique(owner, return_index=True)
         large = first[(numbers > 0) & (here.sizes[numbers] >= 3)]
-        grid.ravel()[large] = main.ravel()[large]
+        grid.ravel()[large] = empty.ravel()[large]
     return found
 
 
