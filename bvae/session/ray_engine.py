@@ -1,11 +1,12 @@
-"""Training on a Ray cluster. Each run is a task, which sends its files to an actor beside the controller.
+"""Training on a Ray cluster, each run as a task. Ray is optional, so only `bvae.engine` imports this module.
 
-Only `bvae.engine.find_scheduler` imports this module, because Ray is optional. Workers need no access to the
-session folder: each trains in a temporary folder of its node.
+Workers on the controller's machine train in the session folder. Other workers need no access to it: each
+trains in a temporary folder of its node, and sends the files to an actor on the controller's machine.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -14,7 +15,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +30,17 @@ from bvae.corpus import Corpus
 from bvae.hardware import describe_hardware, usable_cores
 from bvae.records import CheckpointSaved, Event, RunResult
 from bvae.session.continuation import refuse_changes
-from bvae.session.folder import RunCrashError, Session, SessionRecord, read_result
+from bvae.session.folder import RunCrashError, Session, read_result
 from bvae.session.run import RunScheduler, begin_run, train_run
-from bvae.session_files import CHECKPOINTS, RESULT, leftovers, run_file_limit, run_files
-from bvae.storage import StorageError, atomic_write, make_folder, printable, read_bounded, remove
+from bvae.session_files import CHECKPOINTS, LOCK, RESULT, leftovers, run_file_limit, run_files
+from bvae.storage import StorageError, atomic_write, lock_file, make_folder, printable, read_bounded, remove
 
 ATTEMPTS = 4
 """Maximum number of attempts at a run: the first, and one after each of up to three deaths of a worker."""
 RUN_MEMORY = 2**30
 """Bytes that Ray reserves for each run."""
-MAX_SENT, PARCEL = 2**30, 2**25
-"""Maximum bytes of a file that a worker sends, and bytes at which a parcel of files is complete."""
+MAX_SENT = 2**30
+"""Maximum bytes of a file that a worker sends."""
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
@@ -81,29 +82,23 @@ class RunFolders:
         """Return the content of a file. Raises ValueError."""
         return read_bounded(self._path(run, name), run_file_limit(name))
 
-    def write(self, run: str, attempt: int, files: Files) -> None:
-        """Write files one after another, each atomically and possibly under several names.
+    def write(self, run: str, attempt: int, files: Files, gone: Iterable[str] = ()) -> None:
+        """Write files one after another, each atomically and possibly under several names; remove others.
 
         Raises:
             ValueError: if there is a newer attempt, or a file does not belong to a run or is too large.
-            StorageError: if a file cannot be written.
+            StorageError: if a file cannot be written or removed.
         """
-        self._check(run, attempt)
-        for names, data in files:
-            first, *others = (self._path(run, name, len(data)) for name in names)
-            make_folder(first.parent)
-            atomic_write(first, data, *others)
-
-    def remove(self, run: str, attempt: int, name: str) -> None:
-        """Remove the copy of a file that the worker has removed. Raises ValueError or StorageError."""
-        self._check(run, attempt)
-        remove(self._path(run, name))
-
-    def _check(self, run: str, attempt: int) -> None:
         if self.attempts.get(run) != attempt:
             raise ValueError(
                 f"attempt {attempt} at {printable(run)} is not the newest; its files are refused"
             )
+        for names, data in files:
+            first, *others = (self._path(run, name, len(data)) for name in names)
+            make_folder(first.parent)
+            atomic_write(first, data, *others)
+        for name in gone:
+            remove(self._path(run, name))
 
     def _path(self, run: str, name: str, size: int = 0) -> Path:
         limit = min(run_file_limit(name), MAX_SENT)
@@ -135,34 +130,24 @@ class RunFolderCopy:
             self.send()
 
     def send(self) -> None:
-        """Send the files that changed since the last time, `result.json` last. Raises ValueError."""
+        """Send the files that changed since the last time, `result.json` last.
+
+        Raises what went wrong at the last time, or ValueError if a file is too large.
+        """
         found = run_files(self.directory)
         changed: dict[tuple[int, ...], list[str]] = {}
         for name in sorted(found, key=lambda name: (name == RESULT, name)):
             if self._sent.get(name) != found[name]:
                 changed.setdefault(found[name], []).append(name)  # names of one file, which is sent once
-        for parcel in self._parcels(changed.values()):
-            self.wait()
-            self._asked = self._folders.write.remote(self.run, self._attempt, parcel)
-        for name in self._sent.keys() - found.keys():
-            self.wait()
-            self._asked = self._folders.remove.remote(self.run, self._attempt, name)
+        files = [(names, read_bounded(self.directory / names[0], MAX_SENT)) for names in changed.values()]
+        self.wait()
+        gone = [*(self._sent.keys() - found.keys())]
+        self._asked = self._folders.write.remote(self.run, self._attempt, files, gone)
         self._sent, self._sent_at = found, time.monotonic()
 
     def wait(self) -> Any:
         """Wait until what was sent last is written, and return the answer. Raises what went wrong there."""
         return answer(self._asked)
-
-    def _parcels(self, files: Iterable[list[str]]) -> Iterator[Files]:
-        """Yield parcels of files, each file with its names and its content; small files share a parcel."""
-        parcel: Files = []
-        for names in files:
-            parcel.append((names, read_bounded(self.directory / names[0], MAX_SENT)))
-            if sum(len(data) for _, data in parcel) >= PARCEL:
-                yield parcel
-                parcel = []
-        if parcel:
-            yield parcel
 
 
 def answer(asked: Any) -> Any:
@@ -171,15 +156,19 @@ def answer(asked: Any) -> Any:
 
 
 def train_remotely(
-    run: RunConfig, shared: tuple[Corpus, SessionRecord], folders: Any
+    run: RunConfig, shared: tuple[Corpus, Session, str], folders: Any
 ) -> tuple[RunResult, list[str]]:
-    """Train a run on a worker in a temporary folder; return its result, and warnings.
+    """Train a run on a worker; return its result, and warnings.
+
+    `shared` has the corpus, the session, and the id of the controller's node. `folders` is the actor.
 
     Raises:
-        RunCrashError: if the worker has other versions than the controller.
+        RunCrashError: if the worker has other versions than the controller, or the run was begun too often.
+        StorageError: if a file cannot be written.
         ValueError: if a file is too large to be sent.
     """
-    corpus, record = shared
+    corpus, session, home = shared
+    record = session.record
     torch.set_num_threads(1)
     try:
         refuse_changes(record, record.config, corpus)
@@ -188,15 +177,18 @@ def train_remotely(
     said = []
     if (processor := describe_hardware()["processor"]) != record.hardware["processor"]:
         said.append(f"{run.name} was trained on another processor ({processor}), so its bits may differ")
-    with (
-        tempfile.TemporaryDirectory(prefix=f"bvae-{record.seal[:8]}-") as folder,
-        warnings.catch_warnings(record=True) as caught,
-    ):
+    with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as held:
         warnings.simplefilter("always", EvidenceWarning)
-        copy = RunFolderCopy(run.name, Path(folder), folders)
-        result = train_run(run, corpus, Path(folder), record.config.band, listeners=[copy])
-        copy.send()
-        copy.wait()
+        if ray.get_runtime_context().get_node_id() == home:
+            answer(folders.begin.remote(run.name))
+            held.enter_context(lock_file(session.path / run.name / LOCK))
+            result = train_run(run, corpus, session.path / run.name, record.config.band)
+        else:
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix=f"bvae-{record.seal[:8]}-"))
+            copy = RunFolderCopy(run.name, Path(folder), folders)
+            result = train_run(run, corpus, Path(folder), record.config.band, listeners=[copy])
+            copy.send()
+            copy.wait()
     return result, said + [str(each.message) for each in caught if issubclass(each.category, EvidenceWarning)]
 
 
@@ -225,7 +217,7 @@ class RayScheduler(RunScheduler):
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         actor = ray.remote(RunFolders).options(num_cpus=0, scheduling_strategy=here)
         whole = dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])  # no memory map
-        self._folders, self._shared = actor.remote(session), ray.put((whole, session.record))
+        self._folders, self._shared = actor.remote(session), ray.put((whole, session, here.node_id))
         self._train = ray.remote(train_remotely).options(
             num_cpus=1, memory=RUN_MEMORY, num_gpus=gpus, max_retries=ATTEMPTS - 1
         )

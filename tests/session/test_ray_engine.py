@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
@@ -37,13 +38,13 @@ PATIENCE = 600
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray cluster: a head on the machine of the controller, and two nodes with one core each."""
+    """A Ray cluster of three nodes with one core each. The controller is on the head's node."""
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     sizes = {"object_store_memory": STORE, "include_dashboard": False}
     quickly = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
-    found = Cluster(True, head_node_args={"num_cpus": 0, "_system_config": quickly, **sizes})
+    found = Cluster(True, head_node_args={"num_cpus": 1, "_system_config": quickly, **sizes})
     for _ in range(2):
         found.add_node(num_cpus=1, wait=False, **sizes)
     yield found
@@ -59,20 +60,40 @@ def count(lab: Path, pattern: str) -> int:
     return len([*lab.glob(f"runs/*/*-seed*/{pattern}")])
 
 
+def raylet(node: Any) -> int:
+    """Return the process id of a node."""
+    pid: int = node.all_processes["raylet"][0].process.pid
+    return pid
+
+
+def busy_workers(node: Any) -> list[int]:
+    """Return the process ids of the workers of a node that train a run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # the process has ended
+            name, _, fields = path.read_text().partition("(")[2].rpartition(")")
+            if name.startswith("ray::train") and int(fields.split()[1]) == raylet(node):
+                found.append(int(path.parent.name))
+    return found
+
+
 @needs_ray
 @pytest.mark.slow
-def test_killing_a_node_and_adding_a_node_change_no_bit(
+def test_killing_a_worker_and_a_node_and_adding_a_node_change_no_bit(
     lab: Path, cluster: Any, uninterrupted: Uninterrupted
 ) -> None:
     with running(lab, *MANY_RUNS, "--engine", f"ray:{cluster.address}") as session:
+        wait_for(lambda: busy_workers(cluster.head_node) != [], PATIENCE)
+        os.kill(busy_workers(cluster.head_node)[0], signal.SIGKILL)
         wait_for(lambda: count(lab, "result.json") >= 4, PATIENCE)
         victim = min(cluster.worker_nodes, key=lambda node: node.unique_id)
         begun = count(lab, CHECKPOINT)
         wait_for(lambda: count(lab, CHECKPOINT) > begun, PATIENCE)  # a run is in training
-        os.kill(victim.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        os.kill(raylet(victim), signal.SIGKILL)
         cluster.add_node(num_cpus=1, wait=False, object_store_memory=STORE)
         assert session.wait(PATIENCE) == 1, (lab / "output.txt").read_text()
     assert "24 xfailed" in (lab / "output.txt").read_text()
+    assert 0 < count(lab, ".lock") < 24  # some runs were trained in the session folder, others elsewhere
     found, expected = evidence(newest(lab)), uninterrupted(*FIRST_SEEDS)
     runs = {name: bits for name, bits in expected.items() if "-seed" in name}
     assert runs.items() <= found.items()
@@ -105,7 +126,7 @@ def test_a_run_that_waits_for_its_files_keeps_its_core(cluster: Any) -> None:
         task = ray.remote(run).options(num_cpus=1).remote(folders)
         wait_for(lambda: ray.get(folders.count.remote()) == 1, PATIENCE)
         time.sleep(2)  # the nodes report their resources once a second
-        assert ray.available_resources()["CPU"] == 1
+        assert ray.available_resources()["CPU"] == 2
         ray.get(task)
     finally:
         ray.shutdown()
@@ -232,7 +253,7 @@ def test_a_worker_writes_only_files_of_runs(folders: Any, run: str, name: str) -
     with pytest.raises(ValueError, match="is not"):
         folders.write(run, 1, [([name], b"")])
     with pytest.raises(ValueError, match="is not"):
-        folders.remove(run, 1, name)
+        folders.write(run, 1, [], [name])
     assert evidence(folders.session.path) == files
 
 
