@@ -26,7 +26,6 @@ from bvae.trainer import Trainer
 from bvae.training import step
 from bvae.training.checkpoint import Checkpoint, load_checkpoint
 from bvae.training.optimization import Adam
-from bvae.training.step import AutogradStep, EpochGrids
 
 pytestmark = pytest.mark.unit
 
@@ -174,23 +173,6 @@ def test_a_listener_may_write_a_checkpoint_after_any_deferred_step(corpus: Corpu
         if number % 3:  # at the end of an epoch, the listener is called before the evaluation
             assert state.epoch_sums == immediate.progress.epoch_sums
         assert state.step == number
-
-
-def test_training_an_epoch_reads_nothing_from_the_device(
-    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Tensors on the device `meta` have no values, so reading a value raises an error."""
-    monkeypatch.setitem(step.READ_EVERY, "meta", 100)
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # autocast lacks `meta`
-    trainer, device = new_trainer(corpus, tmp_path, max_gradient_norm=1e-3), torch.device("meta")
-    assert trainer.loss.weight is not None
-    loss = BetaVAELoss(gamma=2.0, weight=trainer.loss.weight.to(device), beta=0.1, free_bits=0.1)
-    trainer._train_step = AutogradStep(trainer.model.to(device), loss, max_norm=1.0, bf16=False, defer=True)
-    trainer._device, trainer._grids = device, EpochGrids(corpus.train, device)
-    trainer._train_epoch(STEPS)
-    assert trainer.progress.step == STEPS // 2
-    with pytest.raises(NotImplementedError, match="no data"):
-        trainer._read()
 
 
 def test_the_loss_without_waiting_is_the_same_for_any_logits() -> None:
