@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from ray.cluster_utils import Cluster
@@ -24,13 +27,26 @@ from bvae.experiment import Experiment
 from bvae.options import parse_experiment
 
 DESCRIPTION = """\
-Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine, first with two workers and
-then with one. Measures the processor time and memory of the controller, the process that submits the runs and
-waits for them. Then times three sessions of pytest: with two Ray workers, with -n2 and with -n1."""
+Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine with two workers. Measures
+the processor time and memory of the controller, the process that submits the runs and waits for them. Then
+compares the speeds of two workers and of one, and of two processes without an engine and of one, with N/10
+runs each. At last times sessions of pytest with N runs, with two Ray workers and with -n2. What is compared
+takes turns."""
 
 SETTINGS = {"grid_size": "8", "epochs": "1", "batch_size": "16", "loss_options": "A", "precision": "fp32"}
 PARTS = 4
 """Number of parts into which the runs are divided, to show whether time or memory grows."""
+TURNS, SESSIONS = 5, 2
+"""How often speeds are compared, and how often sessions of pytest are timed."""
+
+
+class Part(NamedTuple):
+    """Measurements after a number of runs: wall time and controller's processor time in s, memory in MB."""
+
+    runs: int
+    wall: float
+    processor: float
+    memory: float
 
 
 def write_corpus(folder: Path) -> str:
@@ -52,28 +68,53 @@ def cluster(workers: int) -> Iterator[str]:
         found.shutdown()
 
 
-def measure(folder: Path, runs: int, workers: int) -> dict[str, Any]:
-    """Train runs on a cluster; return the controller's times in s and memory in MB after each part."""
+def prepare(folder: Path, runs: int) -> Experiment:
+    """Return an experiment of tiny runs with an open session."""
     given = {**SETTINGS, "corpus": write_corpus(folder), "seeds": str(runs)}
     experiment = Experiment.prepare(parse_experiment(given), folder / "runs", [])
     experiment.open_session()
     experiment.selected = experiment.runs
+    return experiment
+
+
+def measure(folder: Path, runs: int, workers: int) -> list[Part]:
+    """Train runs on a cluster, and return what was measured after each part of them."""
+    experiment = prepare(folder, runs + workers)
     with cluster(workers) as address:
         experiment.make_scheduler = find_scheduler(f"ray:{address}", "1", "cpu")
-        began, spent = time.perf_counter(), time.process_time()
-        scheduler = experiment.scheduler
-        submitted = time.perf_counter() - began
-        say(f"{workers} workers: {runs} runs submitted in {submitted:.1f} s")
-        scheduler.obtain(experiment.runs[0])  # after this call, workers have imported PyTorch
+        spent, scheduler = time.process_time(), experiment.scheduler
+        for run in experiment.runs[:workers]:  # after these runs, workers have imported PyTorch
+            scheduler.obtain(run)
         parts, began = [], time.perf_counter()
-        for number, run in enumerate(experiment.runs, start=1):
+        for number, run in enumerate(experiment.runs[workers:], start=1):
             scheduler.obtain(run)
             if number * PARTS % runs < PARTS:
-                part = number, time.perf_counter() - began, time.process_time() - spent, memory()
+                part = Part(number, time.perf_counter() - began, time.process_time() - spent, memory())
                 say("{} workers: {} runs after {:.1f} s; {:.2f} s, {:.0f} MB".format(workers, *part))
                 parts.append(part)
         experiment.close_session(interrupted=True)
-    return {"workers": workers, "runs": runs, "submitted": submitted, "parts": parts}
+    return parts
+
+
+def without_engine(runs: int) -> float:
+    """Train runs in this process, and return the seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        experiment = prepare(Path(folder), runs + 1)
+        experiment.scheduler.obtain(experiment.runs[0])
+        began = time.perf_counter()
+        for run in experiment.runs[1:]:
+            experiment.scheduler.obtain(run)
+        return time.perf_counter() - began
+
+
+def compare_speeds(folder: Path, runs: int) -> tuple[float, float]:
+    """Return the speed of two workers of Ray relative to one, and of two processes without an engine."""
+    two, one = (measure(folder, runs, workers)[-1].wall for workers in (2, 1))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        both = statistics.mean(pool.map(without_engine, (runs // 2, runs // 2)))
+        found = one / two, pool.submit(without_engine, runs).result() / both
+    say("two workers are {:.2f} times as fast as one; two processes {:.2f} times".format(*found))
+    return found
 
 
 def memory() -> float:
@@ -105,20 +146,27 @@ def whole_session(folder: Path, runs: int, *engine: str) -> float:
     )
     if done.returncode not in (0, 1):
         raise SystemExit(f"pytest {' '.join(engine)} exited with {done.returncode}")
-    return time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    say(f"pytest {' '.join(engine)}: {runs} runs in {seconds:.1f} s")
+    return seconds
 
 
-def lines(found: list[dict[str, Any]], sessions: dict[str, float]) -> Iterator[str]:
-    """Yield the results as Markdown tables."""
-    yield "| workers | runs | wall time, s | controller: processor time, s | memory, MB |"
-    yield "| --- " * 5 + "|"
-    for each in found:
-        for number, wall, processor, megabytes in each["parts"]:
-            yield f"| {each['workers']} | {number} | {wall:.1f} | {processor:.2f} | {megabytes:.0f} |"
-    for each in found:
-        per_run = 1000 * each["parts"][-1][2] / each["runs"]
-        yield f"{each['workers']} workers: {per_run:.1f} ms of the controller's processor time for each run"
-    yield from (f"pytest, {name}: {seconds:.1f} s" for name, seconds in sessions.items())
+def lines(
+    parts: list[Part], speeds: list[tuple[float, float]], sessions: dict[str, list[float]]
+) -> Iterator[str]:
+    """Yield the results as Markdown."""
+    yield "| runs | wall time, s | controller: processor time, s | memory, MB |"
+    yield "| --- " * 4 + "|"
+    for part in parts:
+        yield "| {} | {:.1f} | {:.2f} | {:.0f} |".format(*part)
+    per_run = 1000 * parts[-1].processor / parts[-1].runs
+    yield f"{per_run:.1f} ms of the controller's processor time for each run"
+    names = ("workers of Ray", "processes without an engine")
+    for name, found in zip(names, zip(*speeds, strict=True), strict=True):
+        turns = ", ".join(f"{speed:.2f}" for speed in found)
+        yield f"two {name}: {statistics.mean(found):.2f} times as fast as one ({turns})"
+    for name, seconds in sessions.items():
+        yield f"pytest, {name}: {', '.join(f'{each:.1f} s' for each in seconds)}"
 
 
 def main() -> None:
@@ -132,22 +180,21 @@ def main() -> None:
     output = Path("runs/cluster.json")
     parser.add_argument("--output", type=Path, default=output, metavar="FILE", help=f"Default: {output}")
     arguments = parser.parse_args()
-    if arguments.runs < PARTS:
-        parser.error(f"--runs is {arguments.runs}; expected {PARTS} or more")
-    found, sessions = [], {}
-    with tempfile.TemporaryDirectory() as folder:
-        for workers in (2, 1):
-            found.append(measure(Path(folder), arguments.runs, workers))
-        if arguments.only is None:
+    if arguments.runs < 40:
+        parser.error(f"--runs is {arguments.runs}; expected 40 or more")
+    sessions: dict[str, list[float]] = {"two workers of Ray": [], "-n2": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts = measure(folder, arguments.runs, 2)
+        speeds = [compare_speeds(folder, arguments.runs // 10) for _ in range(TURNS)]
+        for _ in range(0 if arguments.only else SESSIONS):
             with cluster(2) as address:
-                name = "ray with two workers"
-                sessions[name] = whole_session(Path(folder), arguments.runs, f"--engine=ray:{address}")
-            for workers in (2, 1):
-                name = f"xdist -n{workers}"
-                sessions[name] = whole_session(Path(folder), arguments.runs, f"-n{workers}")
-    print(*lines(found, sessions), sep="\n")
+                seconds = whole_session(folder, arguments.runs, f"--engine=ray:{address}")
+                sessions["two workers of Ray"].append(seconds)
+            sessions["-n2"].append(whole_session(folder, arguments.runs, "-n2"))
+    print(*lines(parts, speeds, sessions), sep="\n")
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    result = {"machine": machine.describe(), "scheduler": found, "sessions": sessions}
+    result = {"machine": machine.describe(), "controller": parts, "speeds": speeds, "sessions": sessions}
     arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
