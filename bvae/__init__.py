@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from bvae.notebook import compare, open_run
 
 __all__ = ["EngineError", "EvidenceWarning", "compare", "open_run"]
-__version__ = "0.9.3"
+__version__ = "0.9.4"
 
 
 class EvidenceWarning(UserWarning):
