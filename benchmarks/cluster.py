@@ -1,4 +1,4 @@
-"""`python -m benchmarks.cluster`: costs of `--engine ray` in the controller, for many tiny runs."""
+"""`python -m benchmarks.cluster`: what `--engine ray` costs, for many tiny runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DESCRIPTION = """\
 Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine with two workers. Measures
 the processor time and memory of the controller, the process that submits the runs and waits for them. Then
 compares the speeds of two workers and of one, and of two processes without an engine and of one, with N/10
-runs each. At last times sessions of pytest with N runs, with two Ray workers and with -n2. What is compared
+runs each. Finally times sessions of pytest with N runs, with two Ray workers and with -n2. What is compared
 takes turns."""
 
 SETTINGS = {"grid_size": "8", "epochs": "1", "batch_size": "16", "loss_options": "A", "precision": "fp32"}
@@ -79,14 +79,14 @@ def prepare(folder: Path, runs: int) -> Experiment:
 
 def measure(folder: Path, runs: int, workers: int) -> list[Part]:
     """Train runs on a cluster, and return what was measured after each part of them."""
-    experiment = prepare(folder, runs + workers)
+    experiment = prepare(folder, runs)
     with cluster(workers) as address:
         experiment.make_scheduler = find_scheduler(f"ray:{address}", "1", "cpu")
         spent, scheduler = time.process_time(), experiment.scheduler
         for run in experiment.runs[:workers]:  # after these runs, workers have imported PyTorch
             scheduler.obtain(run)
         parts, began = [], time.perf_counter()
-        for number, run in enumerate(experiment.runs[workers:], start=1):
+        for number, run in enumerate(experiment.runs, start=1):
             scheduler.obtain(run)
             if number * PARTS % runs < PARTS:
                 part = Part(number, time.perf_counter() - began, time.process_time() - spent, memory())
@@ -94,6 +94,11 @@ def measure(folder: Path, runs: int, workers: int) -> list[Part]:
                 parts.append(part)
         experiment.close_session(interrupted=True)
     return parts
+
+
+def duration(parts: list[Part]) -> float:
+    """Return the seconds from the end of the first part, when all workers train, to the end of the last."""
+    return parts[-1].wall - parts[0].wall
 
 
 def without_engine(runs: int) -> float:
@@ -109,9 +114,9 @@ def without_engine(runs: int) -> float:
 
 def compare_speeds(folder: Path, runs: int) -> tuple[float, float]:
     """Return the speed of two workers of Ray relative to one, and of two processes without an engine."""
-    two, one = (measure(folder, runs, workers)[-1].wall for workers in (2, 1))
+    two, one = (duration(measure(folder, runs, workers)) for workers in (2, 1))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        both = statistics.mean(pool.map(without_engine, (runs // 2, runs // 2)))
+        both = max(pool.map(without_engine, (runs // 2, runs // 2)))
         found = one / two, pool.submit(without_engine, runs).result() / both
     say("two workers are {:.2f} times as fast as one; two processes {:.2f} times".format(*found))
     return found
@@ -180,8 +185,8 @@ def main() -> None:
     output = Path("runs/cluster.json")
     parser.add_argument("--output", type=Path, default=output, metavar="FILE", help=f"Default: {output}")
     arguments = parser.parse_args()
-    if arguments.runs < 40:
-        parser.error(f"--runs is {arguments.runs}; expected 40 or more")
+    if arguments.runs < 20 or arguments.runs % 20:
+        parser.error(f"--runs is {arguments.runs}; expected a multiple of 20")
     sessions: dict[str, list[float]] = {"two workers of Ray": [], "-n2": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,6 +1,6 @@
 """All files of a session, and the code that writes each. bvae removes only files with the names below.
 
-With `--engine ray`, other machines write the files of runs, and `ray_engine.RunFolders` writes copies here.
+With `--engine ray`, workers on other nodes send the files of runs, and `ray_engine.RunFolders` writes them.
 `continuation.merge_shards` copies the files of runs from shards.
 
 runs/<when>-<id>/                     `folder.Session.make`
@@ -11,7 +11,7 @@ runs/<when>-<id>/                     `folder.Session.make`
   .lock .holder                       `folder.hold`: the process that works in the session
   .stop-<invocation>                  `folder.Session.stop`: asks the workers of an invocation to end
   A-seed0/                            `run.obtain_run`
-    .lock                             `run.obtain_run`: locked by the process that trains the run
+    .lock                             `run.obtain_run`: locked by a process that trains the run in this folder
     .begun                            `run.begin_run`: the invocation that began the run
     .progress                         `listeners.ProgressNote`: the current step and epoch
     .progress.new                     `listeners.ProgressNote`: the next `.progress`, before it is renamed

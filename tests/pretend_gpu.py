@@ -1,4 +1,4 @@
-"""A device of PyTorch that stands in for a GPU. Only its own operators see the values of its tensors.
+"""A device of PyTorch that stands in for a GPU. Other code cannot read the values of its tensors.
 
 As on a GPU, an operator on tensors of two devices is an error, and so is `numpy()`. `waits` names the
 operators for which the host would wait for a GPU: reads of values, and copies that are not from pinned memory
@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.utils import backend_registration
 from torch.utils._pytree import tree_leaves, tree_map
 
+aten = torch.ops.aten
+
 DEVICE = "pretend"
 COPIES = {"aten::copy_", "aten::_to_copy", "aten::to"}
 READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+INDEXING = {aten.index.Tensor, aten.index_put_.default}  # with a mask, these wait
 
-aten = torch.ops.aten
 waits: list[str] = []
 
 
@@ -45,7 +47,7 @@ class PretendTensor(Tensor):
         return self.cpu().tolist()  # PyTorch refuses `tolist` for subclasses
 
 
-@torch.inference_mode(False)
+@torch.inference_mode(False)  # so that tensors made during inference can be used after it
 def apply(operator: Any, *args: Any, **kwargs: Any) -> Any:
     """Apply an operator to the values of tensors of this device, or make tensors of this device."""
     leaves, name = tree_leaves((args, kwargs)), operator.name().partition(".")[0]
@@ -60,9 +62,9 @@ def apply(operator: Any, *args: Any, **kwargs: Any) -> Any:
             waits.append(name)
     elif any(tensor.ndim and not isinstance(tensor, PretendTensor) for tensor in tensors):
         raise RuntimeError(f"{name}: expected all tensors on one device, but found {DEVICE} and cpu")
-    elif READS & set(operator.tags) and (
-        operator is not aten.index.Tensor or any(tensor.dtype == torch.bool for tensor in tensors)
-    ):
+    elif operator in INDEXING:
+        waits.extend(name for tensor in tree_leaves(args[1]) if tensor.dtype == torch.bool)
+    elif READS & set(operator.tags):
         waits.append(name)
 
     def unwrapped(leaf: Any) -> Any:

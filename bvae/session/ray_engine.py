@@ -40,7 +40,7 @@ ATTEMPTS = 4
 RUN_MEMORY = 2**30
 """Bytes that Ray reserves for each run."""
 MAX_SENT = 2**30
-"""Maximum bytes of a file that a worker sends."""
+"""Maximum bytes of a file that a worker sends. Files that change together are sent together."""
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
@@ -51,7 +51,7 @@ Files = list[tuple[list[str], bytes]]
 
 
 class RunFolders:
-    """The folders of the runs of a session: what workers read from them and write to them.
+    """The folders of the runs of a session: what workers on other nodes read from them and write to them.
 
     One actor on the controller's machine. It accepts only names that bvae gives to files of runs. `attempts`
     counts by name how often each run of the session was begun.
@@ -75,7 +75,7 @@ class RunFolders:
         make_folder(directory)
         begin_run(self.session, directory)
         for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-            left.unlink()
+            left.unlink(missing_ok=True)
         return self.attempts[run], [*run_files(directory)]
 
     def read(self, run: str, name: str) -> bytes:
@@ -105,7 +105,10 @@ class RunFolders:
         if run not in self.attempts or not limit:
             raise ValueError(f"{printable(f'{run}/{name}')} is not a file of a run of this session")
         if size > limit:
-            raise ValueError(f"{run}/{name} has {size} bytes; expected at most {limit} with --engine ray")
+            raise ValueError(
+                f"{run}/{name} has {size} bytes; expected at most {limit} from another node: "
+                "train on this machine, with --engine ray:local or -n"
+            )
         return self.session.path / run / name
 
 
@@ -140,8 +143,8 @@ class RunFolderCopy:
             if self._sent.get(name) != found[name]:
                 changed.setdefault(found[name], []).append(name)  # names of one file, which is sent once
         files = [(names, read_bounded(self.directory / names[0], MAX_SENT)) for names in changed.values()]
-        self.wait()
         gone = [*(self._sent.keys() - found.keys())]
+        self.wait()
         self._asked = self._folders.write.remote(self.run, self._attempt, files, gone)
         self._sent, self._sent_at = found, time.monotonic()
 
@@ -155,10 +158,10 @@ def answer(asked: Any) -> Any:
     return asked.future().result()
 
 
-def train_remotely(
+def train_on_worker(
     run: RunConfig, shared: tuple[Corpus, Session, str], folders: Any
 ) -> tuple[RunResult, list[str]]:
-    """Train a run on a worker; return its result, and warnings.
+    """Train a run in this worker; return its result, and warnings.
 
     `shared` has the corpus, the session, and the id of the controller's node. `folders` is the actor.
 
@@ -168,7 +171,7 @@ def train_remotely(
         ValueError: if a file is too large to be sent.
     """
     corpus, session, home = shared
-    record = session.record
+    record, directory, listeners = session.record, session.path / run.name, []
     torch.set_num_threads(1)
     try:
         refuse_changes(record, record.config, corpus)
@@ -180,13 +183,15 @@ def train_remotely(
     with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as held:
         warnings.simplefilter("always", EvidenceWarning)
         if ray.get_runtime_context().get_node_id() == home:
+            make_folder(directory)
+            held.enter_context(lock_file(directory / LOCK))
             answer(folders.begin.remote(run.name))
-            held.enter_context(lock_file(session.path / run.name / LOCK))
-            result = train_run(run, corpus, session.path / run.name, record.config.band)
         else:
-            folder = held.enter_context(tempfile.TemporaryDirectory(prefix=f"bvae-{record.seal[:8]}-"))
-            copy = RunFolderCopy(run.name, Path(folder), folders)
-            result = train_run(run, corpus, Path(folder), record.config.band, listeners=[copy])
+            prefix = f"bvae-{record.seal[:8]}-"
+            directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
+            listeners = [RunFolderCopy(run.name, directory, folders)]
+        result = train_run(run, corpus, directory, record.config.band, listeners)
+        for copy in listeners:
             copy.send()
             copy.wait()
     return result, said + [str(each.message) for each in caught if issubclass(each.category, EvidenceWarning)]
@@ -218,7 +223,7 @@ class RayScheduler(RunScheduler):
         actor = ray.remote(RunFolders).options(num_cpus=0, scheduling_strategy=here)
         whole = dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])  # no memory map
         self._folders, self._shared = actor.remote(session), ray.put((whole, session, here.node_id))
-        self._train = ray.remote(train_remotely).options(
+        self._train = ray.remote(train_on_worker).options(
             num_cpus=1, memory=RUN_MEMORY, num_gpus=gpus, max_retries=ATTEMPTS - 1
         )
         complete = (read_result(session.path / run.name, run) is not None for run in runs)

@@ -58,10 +58,11 @@ def corpus(tmp_path: Path) -> Corpus:
     return load_corpus(str(path))
 
 
-def config_of(corpus: Corpus, device: str, precision: Precision = "fp32") -> RunConfig:
+def config_of(corpus: Corpus, device: str, **more: Any) -> RunConfig:
     """Return a run of two epochs of three steps, which also saves checkpoints after steps 2 and 4."""
     settings: dict[str, Any] = {"epochs": 2, "batch_size": 16, "latent_dim": 4, "checkpoint_every_steps": 2}
-    training = TrainingConfig(**settings, precision=precision, max_gradient_norm=0.1, device=device)
+    settings |= {"precision": "fp32", "max_gradient_norm": 0.1, "device": device, **more}
+    training = TrainingConfig(**settings)
     return ExperimentConfig(grid_size=8, training=training).run(LOSS_OPTIONS["B"], 0, corpus.fingerprint)
 
 
@@ -85,7 +86,7 @@ def test_a_run_with_its_pictures_is_that_of_the_cpu(
     for device in ("cpu", DEVICE):
         folder = tmp_path / device
         folder.mkdir()
-        config = config_of(corpus, device, precision)
+        config = config_of(corpus, device, precision=precision)
         found.append(train_run(config, corpus, folder, ExperimentConfig().band))
         files.append({str(path.relative_to(folder)) for path in folder.rglob("*")})
     assert found[1].failed_pictures == ()
@@ -98,23 +99,26 @@ def test_a_run_with_its_pictures_is_that_of_the_cpu(
 
 @RESIDENT
 @pytest.mark.parametrize("every", [1, 100])
-def test_a_deferred_step_never_waits_for_the_device(
+def test_an_epoch_waits_for_the_device_only_before_its_first_step(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, every: int
 ) -> None:
     monkeypatch.setattr(step, "RESIDENT_SHARE", share)
     monkeypatch.setitem(step.READ_EVERY, DEVICE, every)
-    train_step, waited = Trainer._step, []
+    train_step, train_epoch, waited = Trainer._step, Trainer._train_epoch, []
 
     def watched_step(trainer: Trainer, part: slice) -> bool:
-        pretend_gpu.waits.clear()
-        try:
-            return train_step(trainer, part)
-        finally:
-            waited.append([*pretend_gpu.waits])
+        if not part.start:
+            pretend_gpu.waits.clear()
+        return train_step(trainer, part)
+
+    def watched_epoch(trainer: Trainer, last: int) -> None:
+        train_epoch(trainer, last)
+        waited.append([*pretend_gpu.waits])
 
     monkeypatch.setattr(Trainer, "_step", watched_step)
-    Trainer(config_of(corpus, DEVICE), corpus, tmp_path).fit()
-    assert [each != [] for each in waited] == [every == 1] * 6, waited
+    monkeypatch.setattr(Trainer, "_train_epoch", watched_epoch)
+    Trainer(config_of(corpus, DEVICE, checkpoint_every_steps=0), corpus, tmp_path).fit()
+    assert [each != [] for each in waited] == [every == 1] * 2, waited
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(corpus: Corpus, tmp_path: Path) -> None:
