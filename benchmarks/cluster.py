@@ -170,7 +170,7 @@ def lines(
     for name, found in zip(names, zip(*speeds, strict=True), strict=True):
         turns = ", ".join(f"{speed:.2f}" for speed in found)
         yield f"two {name}: {statistics.mean(found):.2f} times as fast as one ({turns})"
-    for name, seconds in sessions.items():
+    for name, seconds in sessions.items() if all(sessions.values()) else ():
         yield f"pytest, {name}: {', '.join(f'{each:.1f} s' for each in seconds)}"
 
 

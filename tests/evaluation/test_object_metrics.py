@@ -57,8 +57,8 @@ def flood(grid: Grid) -> list[tuple[int, CellSet]]:
 
 
 def objects_of(grid: Grid) -> list[tuple[int, CellSet]]:
-    main = most_frequent(cells_of(grid).values())
-    return [(label, cells) for label, cells in flood(grid) if len(cells) >= 2 and label != main]
+    common = most_frequent(cells_of(grid).values())
+    return [(label, cells) for label, cells in flood(grid) if len(cells) >= 2 and label != common]
 
 
 def best_iou(label: int, cells: CellSet, others: list[tuple[int, CellSet]]) -> float:
@@ -180,8 +180,8 @@ def test_sets_are_8_connected_and_of_one_class_within_a_grid(seed: int) -> None:
 def test_exact_reconstructions_score_1_and_all_background_scores_0(seed: int, outside: bool) -> None:
     grids = random_grids(np.random.default_rng(seed), outside=outside)
     for grid in grids:  # class 0 becomes the most frequent class
-        main = most_frequent(cells_of(grid).values())
-        grid[:] = np.where(grid == main, 0, np.where(grid == 0, main, grid))
+        common = most_frequent(cells_of(grid).values())
+        grid[:] = np.where(grid == common, 0, np.where(grid == 0, common, grid))
     exact, nothing = scores(grids, grids), scores(grids, np.zeros_like(grids))
     assert set(exact) <= {1.0, None}
     assert nothing == [None if score is None else 0.0 for score in exact]
