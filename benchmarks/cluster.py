@@ -29,9 +29,9 @@ from bvae.options import parse_experiment
 DESCRIPTION = """\
 Trains N tiny runs (three steps, one checkpoint) on a Ray cluster of this machine with two workers. Measures
 the processor time and memory of the controller, the process that submits the runs and waits for them. Then
-compares the speeds of two workers and of one, and of two processes without an engine and of one, with N/10
-runs each. Finally times sessions of pytest with N runs, with two Ray workers and with -n2. What is compared
-takes turns."""
+compares the speed of two workers with that of one, and the speed of two processes without an engine with that
+of one. Each comparison trains N/10 runs. Finally times sessions of pytest with N runs, with two Ray workers
+and with -n2. Measurements that are compared are made in turns."""
 
 SETTINGS = {"grid_size": "8", "epochs": "1", "batch_size": "16", "loss_options": "A", "precision": "fp32"}
 PARTS = 4
@@ -97,7 +97,7 @@ def measure(folder: Path, runs: int, workers: int) -> list[Part]:
 
 
 def duration(parts: list[Part]) -> float:
-    """Return the seconds from the end of the first part, when all workers train, to the end of the last."""
+    """Return the seconds from the end of the first part to the end of the last; all workers train then."""
     return parts[-1].wall - parts[0].wall
 
 
@@ -113,7 +113,7 @@ def without_engine(runs: int) -> float:
 
 
 def compare_speeds(folder: Path, runs: int) -> tuple[float, float]:
-    """Return the speed of two workers of Ray relative to one, and of two processes without an engine."""
+    """Return the speed of two workers of Ray, and of two processes without an engine, relative to one."""
     two, one = (duration(measure(folder, runs, workers)) for workers in (2, 1))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         both = max(pool.map(without_engine, (runs // 2, runs // 2)))

@@ -1,10 +1,11 @@
-"""A device of PyTorch that stands in for a GPU. Other code cannot read the values of its tensors.
+"""A device of PyTorch that stands in for a GPU. NumPy cannot read the values of its tensors.
 
-As on a GPU, an operator on tensors of two devices is an error, and so is `numpy()`. `waits` names the
-operators for which the host would wait for a GPU: reads of values, and copies that are not from pinned memory
-or not `non_blocking`.
+As on a GPU, an operator on tensors of two devices raises an error, except for single numbers. `waits` names
+the operators for which the host would wait for a GPU: reads of values, indexing by a mask, copies to the CPU,
+and copies to the device that are not from pinned memory or not `non_blocking`.
 
-Importing this module registers the device for the rest of the process. This must precede the first gradient.
+Importing this module registers the device for the rest of the process. Import it before PyTorch computes the
+first gradient.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class PretendTensor(Tensor):
 
 @torch.inference_mode(False)  # so that tensors made during inference can be used after it
 def apply(operator: Any, *args: Any, **kwargs: Any) -> Any:
-    """Apply an operator to the values of tensors of this device, or make tensors of this device."""
+    """Apply an operator to the held values, and wrap the results as tensors of this device."""
     leaves, name = tree_leaves((args, kwargs)), operator.name().partition(".")[0]
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     known = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, PretendTensor)}

@@ -1,7 +1,7 @@
 """Training on a Ray cluster, each run as a task. Ray is optional, so only `bvae.engine` imports this module.
 
-Workers on the controller's machine train in the session folder. Other workers need no access to it: each
-trains in a temporary folder of its node, and sends the files to an actor on the controller's machine.
+Workers on the controller's node train in the session folder. Other workers need no access to it: each trains
+in a temporary folder of its node, and sends the files to an actor on the controller's node.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import signal
 import socket
@@ -36,7 +37,7 @@ from bvae.session_files import CHECKPOINTS, LOCK, RESULT, leftovers, run_file_li
 from bvae.storage import StorageError, atomic_write, lock_file, make_folder, printable, read_bounded, remove
 
 ATTEMPTS = 4
-"""Maximum number of attempts at a run: the first, and one after each of up to three deaths of a worker."""
+"""Maximum number of attempts at a run. Each further attempt follows the death of a worker."""
 RUN_MEMORY = 2**30
 """Bytes that Ray reserves for each run."""
 MAX_SENT = 2**30
@@ -51,9 +52,9 @@ Files = list[tuple[list[str], bytes]]
 
 
 class RunFolders:
-    """The folders of the runs of a session: what workers on other nodes read from them and write to them.
+    """Begins every run, and reads and writes the folders of runs for workers on other nodes.
 
-    One actor on the controller's machine. It accepts only names that bvae gives to files of runs. `attempts`
+    One actor on the controller's node. It accepts only names that bvae gives to files of runs. `attempts`
     counts by name how often each run of the session was begun.
     """
 
@@ -62,7 +63,7 @@ class RunFolders:
         self.attempts = {run.name: 0 for run in session.runs}
 
     def begin(self, run: str) -> tuple[int, list[str]]:
-        """Return the number of a new attempt at a run, and the names of the files that it has already.
+        """Return the number of a new attempt at a run, and the names of the files that the run already has.
 
         Raises:
             RunCrashError: if it was begun too often.
@@ -86,7 +87,8 @@ class RunFolders:
         """Write files one after another, each atomically and possibly under several names; remove others.
 
         Raises:
-            ValueError: if there is a newer attempt, or a file does not belong to a run or is too large.
+            ValueError: if there is a newer attempt, or a file does not belong to a run.
+            RunCrashError: if a file is too large.
             StorageError: if a file cannot be written or removed.
         """
         if self.attempts.get(run) != attempt:
@@ -105,7 +107,7 @@ class RunFolders:
         if run not in self.attempts or not limit:
             raise ValueError(f"{printable(f'{run}/{name}')} is not a file of a run of this session")
         if size > limit:
-            raise ValueError(
+            raise RunCrashError(
                 f"{run}/{name} has {size} bytes; expected at most {limit} from another node: "
                 "train on this machine, with --engine ray:local or -n"
             )
@@ -113,7 +115,7 @@ class RunFolders:
 
 
 class RunFolderCopy:
-    """The temporary folder of a run on a worker; listens to its trainer and sends the files that changed.
+    """The temporary folder of a run on another node; listens to the trainer and sends the files that changed.
 
     Each checkpoint is sent at once, with all files that changed; other files at most once a second.
     Training goes on while the actor writes them. The next send waits until the actor is done.
@@ -133,23 +135,20 @@ class RunFolderCopy:
             self.send()
 
     def send(self) -> None:
-        """Send the files that changed since the last time, `result.json` last.
-
-        Raises what went wrong at the last time, or ValueError if a file is too large.
-        """
+        """Send the files that changed since the last time, `result.json` last. Raises errors as `wait`."""
         found = run_files(self.directory)
         changed: dict[tuple[int, ...], list[str]] = {}
         for name in sorted(found, key=lambda name: (name == RESULT, name)):
             if self._sent.get(name) != found[name]:
                 changed.setdefault(found[name], []).append(name)  # names of one file, which is sent once
-        files = [(names, read_bounded(self.directory / names[0], MAX_SENT)) for names in changed.values()]
+        files = [(names, (self.directory / names[0]).read_bytes()) for names in changed.values()]
         gone = [*(self._sent.keys() - found.keys())]
         self.wait()
         self._asked = self._folders.write.remote(self.run, self._attempt, files, gone)
         self._sent, self._sent_at = found, time.monotonic()
 
     def wait(self) -> Any:
-        """Wait until what was sent last is written, and return the answer. Raises what went wrong there."""
+        """Wait for the actor's answer to the last request, and return it. Raises the error of the actor."""
         return answer(self._asked)
 
 
@@ -166,9 +165,9 @@ def train_on_worker(
     `shared` has the corpus, the session, and the id of the controller's node. `folders` is the actor.
 
     Raises:
-        RunCrashError: if the worker has other versions than the controller, or the run was begun too often.
+        RunCrashError: if the worker has other versions than the controller, the run was begun too often, or a
+            file is too large to be sent.
         StorageError: if a file cannot be written.
-        ValueError: if a file is too large to be sent.
     """
     corpus, session, home = shared
     record, directory, listeners = session.record, session.path / run.name, []
@@ -198,9 +197,9 @@ def train_on_worker(
 
 
 class RayScheduler(RunScheduler):
-    """Trains the runs of a session on a Ray cluster; all are submitted at once.
+    """Trains the runs of a session on a Ray cluster; all incomplete runs are submitted at once.
 
-    If a worker or its node dies, Ray begins the run again elsewhere, from the files in the session folder.
+    If a worker or its node dies, another worker begins the run again, from the files in the session folder.
 
     Args:
         session, corpus, runs: as in `RunScheduler`.
@@ -217,7 +216,7 @@ class RayScheduler(RunScheduler):
         super().__init__(session, corpus, runs)
         connect(address, STORE_MEMORY + 2 * (len(corpus.train) + len(corpus.val)) * corpus.grid_size**2)
         context = ray.get_runtime_context()
-        self._head, self._heard, self._lost = context.gcs_address, time.monotonic(), False
+        self._head, self._silent_since, self._lost = context.gcs_address, math.inf, False
         check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus})
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         actor = ray.remote(RunFolders).options(num_cpus=0, scheduling_strategy=here)
@@ -259,9 +258,9 @@ class RayScheduler(RunScheduler):
         """Wait for a task. Raises EngineError if the head is silent too long, even if the task has ended."""
         ended: list[Any] = []
         while not ended:
-            if answers(self._head):
-                self._heard = time.monotonic()
-            elif time.monotonic() - self._heard > HEAD_SECONDS:
+            now = time.monotonic()
+            self._silent_since = math.inf if answers(self._head) else min(self._silent_since, now)
+            if now - self._silent_since > HEAD_SECONDS:
                 self._lost = True
                 raise EngineError(f"the head of the Ray cluster, {self._head}, does not answer any more")
             ended, _ = ray.wait([task], timeout=LOOK_SECONDS)
@@ -299,7 +298,7 @@ class RayScheduler(RunScheduler):
 
 
 def connect(address: str, store_memory: int) -> None:
-    """Join a cluster, or start one on this machine whose object store has `store_memory` bytes.
+    """Join a cluster, or start one on this machine. `store_memory` is the size of its object store in bytes.
 
     Signal handlers of this process stay as they are.
 
@@ -308,19 +307,20 @@ def connect(address: str, store_memory: int) -> None:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     started = {
+        "address": "local",  # also if the machine has a running cluster
         "num_cpus": usable_cores(),
         "object_store_memory": store_memory,
         "include_dashboard": False,
-        "_node_ip_address": "127.0.0.1",  # for this machine only
+        "_node_ip_address": "127.0.0.1",  # so that Ray listens only on this machine
     }
     if ":" in address and not answers(address):  # Ray itself would try for minutes
-        raise EngineError(f"the Ray cluster {address} could not be joined: nothing listens there")
+        raise EngineError(f"the Ray cluster {address} could not be joined: it does not answer")
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with warnings.catch_warnings(action="ignore"):
             settings: dict[str, Any] = {"address": address} if address else started
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, RayError) as error:
         reason = printable(str(error).partition("\n")[0])
         what = f"the Ray cluster {address} could not be joined" if address else "Ray could not be started"
         raise EngineError(f"{what}: {reason}") from error
@@ -333,7 +333,8 @@ def check_nodes(needs: Mapping[str, float]) -> None:
     """Raise EngineError if no node of the cluster has the resources that a run needs."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if not any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
-        asked = ", ".join(f"{need:g} {name}" for name, need in needs.items() if need)
+        shown = {**needs, "memory": f"{needs['memory'] / 2**30:g} GiB of"}
+        asked = ", ".join(f"{shown[name]} {name}" for name, need in needs.items() if need)
         raise EngineError(f"none of the {len(nodes)} nodes of the Ray cluster has what a run needs: {asked}")
 
 
@@ -342,6 +343,6 @@ def answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=LOOK_SECONDS).close()
-    except OSError:
+    except (OSError, OverflowError, UnicodeError):  # the last two: of an impossible port or name
         return False
     return True

@@ -66,7 +66,7 @@ def raylet(node: Any) -> int:
     return pid
 
 
-def kill_half_trained_at_home(lab: Path, head: Any) -> bool:
+def kill_unfinished_on_the_head(lab: Path, head: Any) -> bool:
     """Kill the worker of the head if it has a checkpoint and no result in the session folder."""
     locked = [path.parent for path in lab.glob("runs/[0-9]*/*-seed*/.lock")]
     half = [run for run in locked if [*run.glob(CHECKPOINT)] and not (run / "result.json").exists()]
@@ -85,7 +85,7 @@ def test_killing_a_worker_and_a_node_and_adding_a_node_change_no_bit(
     lab: Path, cluster: Any, uninterrupted: Uninterrupted
 ) -> None:
     with running(lab, *MANY_RUNS, "--engine", f"ray:{cluster.address}") as session:
-        wait_for(lambda: kill_half_trained_at_home(lab, cluster.head_node), PATIENCE)
+        wait_for(lambda: kill_unfinished_on_the_head(lab, cluster.head_node), PATIENCE)
         wait_for(lambda: count(lab, "result.json") >= 4, PATIENCE)
         victim = min(cluster.worker_nodes, key=lambda node: node.unique_id)
         begun = count(lab, CHECKPOINT)
@@ -99,6 +99,18 @@ def test_killing_a_worker_and_a_node_and_adding_a_node_change_no_bit(
     runs = {name: bits for name, bits in expected.items() if "-seed" in name}
     assert runs.items() <= found.items()
     assert len({name.split("/")[0] for name in found if "-seed" in name}) == 24
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_local_cluster_is_a_new_one_and_changes_no_bit(
+    lab: Path, uninterrupted: Uninterrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # of another cluster, which does not answer
+    done = run_pytest("experiments/", *FIRST_SEEDS, "--engine=ray:local", cwd=lab, timeout=PATIENCE)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert count(lab, ".lock") == 6  # all runs were trained in the session folder
+    assert evidence(newest(lab)) == uninterrupted(*FIRST_SEEDS)
 
 
 @needs_ray
@@ -209,6 +221,8 @@ def test_without_ray_one_sentence_says_what_to_install(monkeypatch: pytest.Monke
     ("options", "sentence"),
     [
         (("--engine=ray:127.0.0.1:1",), "the Ray cluster 127.0.0.1:1 could not be joined"),
+        (("--engine=ray:127.0.0.1:99999",), "could not be joined: it does not answer"),
+        (("--engine=ray:a..b:1",), "could not be joined: it does not answer"),
         (("--engine=ray:local", "-n2"), "but -n asks for 2"),
     ],
 )
@@ -224,7 +238,7 @@ def test_a_session_that_cannot_use_ray_ends_with_exit_code_4(
 
 @pytest.fixture
 def folders(lab: Path) -> Any:
-    """The object with which the controller writes the folders of runs, for a new session."""
+    """The `RunFolders` of a new session."""
     from bvae.session.ray_engine import RunFolders
 
     corpus = load_corpus(str(lab / "corpus.npz"), 8)
@@ -271,7 +285,7 @@ def test_only_the_newest_of_four_attempts_writes_and_its_files_are_bounded(
     folders.write("A-seed0", 4, [(two, b"new")])
     assert [folders.read("A-seed0", name) for name in two] == [b"new", b"new"]
     monkeypatch.setattr("bvae.session.ray_engine.MAX_SENT", 2)
-    with pytest.raises(ValueError, match="has 3 bytes; expected at most 2 from another node: train on"):
+    with pytest.raises(RunCrashError, match="has 3 bytes; expected at most 2 from another node: train on"):
         folders.write("A-seed0", 4, [(two, b"new")])
     with pytest.raises(ValueError, match="attempt 3 at A-seed0 is not the newest"):
         folders.write("A-seed0", 3, [], two)

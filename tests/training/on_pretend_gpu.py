@@ -34,11 +34,11 @@ class AnyGenerator(torch.Generator):
 
 @pytest.fixture(autouse=True)
 def what_the_device_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the device pinned memory, free memory and a generator, and defer steps on it and on the CPU."""
+    """Give the device what it lacks for a run, and defer steps on it and on the CPU."""
     save = safetensors.torch.save
 
     def save_copies(tensors: dict[str, torch.Tensor], **given: Any) -> bytes:
-        """Save as from a GPU. safetensors reads the memory of tensors on a device that it does not know."""
+        """Copy tensors to the CPU and save them. safetensors does so for a GPU, not for an unknown device."""
         return save({name: tensor.cpu() for name, tensor in tensors.items()}, **given)
 
     monkeypatch.setattr(safetensors.torch, "save", save_copies)
@@ -99,7 +99,7 @@ def test_a_run_with_its_pictures_is_that_of_the_cpu(
 
 @RESIDENT
 @pytest.mark.parametrize("every", [1, 100])
-def test_an_epoch_waits_for_the_device_only_before_its_first_step(
+def test_the_steps_of_an_epoch_wait_for_the_device_only_to_read_numbers(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float, every: int
 ) -> None:
     monkeypatch.setattr(step, "RESIDENT_SHARE", share)
