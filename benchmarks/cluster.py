@@ -185,8 +185,8 @@ def main() -> None:
     output = Path("runs/cluster.json")
     parser.add_argument("--output", type=Path, default=output, metavar="FILE", help=f"Default: {output}")
     arguments = parser.parse_args()
-    if arguments.runs < 20 or arguments.runs % 20:
-        parser.error(f"--runs is {arguments.runs}; expected a multiple of 20")
+    if arguments.runs < 100 or arguments.runs % 20:
+        parser.error(f"--runs is {arguments.runs}; expected a multiple of 20, and at least 100")
     sessions: dict[str, list[float]] = {"two workers of Ray": [], "-n2": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -64,7 +64,7 @@ def apply(operator: Any, *args: Any, **kwargs: Any) -> Any:
     elif any(tensor.ndim and not isinstance(tensor, PretendTensor) for tensor in tensors):
         raise RuntimeError(f"{name}: expected all tensors on one device, but found {DEVICE} and cpu")
     elif operator in INDEXING:
-        waits.extend(name for tensor in tree_leaves(args[1]) if tensor.dtype == torch.bool)
+        waits.extend(name for leaf in tree_leaves(args[1]) if getattr(leaf, "dtype", None) == torch.bool)
     elif READS & set(operator.tags):
         waits.append(name)
 

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from lab import RESUMABLE, TINY, Uninterrupted, evidence, newest, run_pytest, running, wait_for
 
+from bvae import EngineError
 from bvae.corpus import load_corpus
 from bvae.engine import find_scheduler
 from bvae.options import parse_experiment
@@ -234,6 +235,21 @@ def test_a_session_that_cannot_use_ray_ends_with_exit_code_4(
     (error,) = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
     assert sentence in error
     assert not [*lab.glob("runs/*")]
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cluster_without_what_a_run_needs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from bvae.session.ray_engine import check_nodes
+
+    usable, lost = ({"CPU": 2.0, "memory": 2.0**33, "GPU": share} for share in (0.0, 1.0))
+    nodes = [{"Alive": True, "Resources": usable}, {"Alive": False, "Resources": lost}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    check_nodes({"CPU": 1, "memory": 2**30, "GPU": 0.0})
+    with pytest.raises(EngineError, match=r"none of the 1 nodes .* needs: 1 CPU, 1 GiB of memory, 0\.5 GPU"):
+        check_nodes({"CPU": 1, "memory": 2**30, "GPU": 0.5})
 
 
 @pytest.fixture
