@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +45,15 @@ def lab(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
-    """Return a function that returns a folder by name. The first worker that needs a folder fills it."""
+def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MadeOnce]:
+    """Return a function that returns a folder by name. The first worker that needs a folder fills it.
+
+    Tests of all workers read such a folder at once, so no test may change it.
+    """
     shared = tmp_path_factory.getbasetemp()
     if hasattr(request.config, "workerinput"):
         shared = shared.parent
+    found: dict[Path, Path] = {}
 
     def find(name: str, make: Callable[[Path], None]) -> Path:
         folder, made = shared / name, shared / f"{name} is made"
@@ -57,10 +61,18 @@ def made_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
             if not made.exists():
                 folder.mkdir()
                 make(furnish(folder))
-                made.touch()
+                made.write_text(times(folder))
+        found[folder] = made
         return folder
 
-    return find
+    yield find
+    for folder, made in found.items():
+        assert times(folder) == made.read_text(), "a test changed this folder, which tests share"
+
+
+def times(folder: Path) -> str:
+    """Return when each file and folder in a folder was changed, also by a file that is gone by now."""
+    return "\n".join(f"{path} {path.lstat().st_mtime_ns}" for path in sorted([folder, *folder.rglob("*")]))
 
 
 @pytest.fixture
