@@ -165,12 +165,18 @@ def check_model(
     for what, (tensor, shape) in expected.items():
         if tuple(tensor.shape) != shape:
             raise ModelError(f"model {name!r}: {what} is {list(tensor.shape)}; expected {list(shape)}")
-    if (logits[:1] - alone).abs().max() > ROUNDING * max(1.0, alone.abs().max().item()):
+    tolerance = ROUNDING * max(1.0, alone.abs().max().item())
+    if (logits[:1] - alone).abs().max() > tolerance:
         raise ModelError(
             f"model {name!r}: decode returns different logits for a latent when the batch changes; expected "
             "each latent to be decoded independently in evaluation, because the shuffled control requires it"
         )
     _check_resumption(name, build, grids)
+    if (forwarded[:1] - alone).abs().max() > tolerance:
+        raise ModelError(
+            f"model {name!r}: forward returns other logits than decode returns for the posterior mean; "
+            "expected the same in evaluation, because pictures come from forward and metrics from decode"
+        )
 
 
 def _returned(name: str, method: str, found: object, count: int = 1) -> Sequence[Tensor]:

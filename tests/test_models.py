@@ -63,6 +63,7 @@ def test_checking_a_model_leaves_the_random_state_unchanged() -> None:
         ("wrong:Raising", "failed on two grids: KeyError"),
         ("wrong:Squeezing", r"decode \(of one latent\) is \[10, 8, 8\]; expected \[1, 10, 8, 8\]"),
         ("wrong:Mixing", "decode returns different logits for a latent when the batch changes"),
+        ("wrong:Sampling", "forward returns other logits than decode returns for the posterior mean"),
     ],
 )
 def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:
@@ -78,6 +79,10 @@ def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, co
         "    def decode(self, latent): return super().decode(latent).squeeze(0)\n"
         "class Mixing(linear_vae.LinearVAE):\n"
         "    def decode(self, latent): return super().decode(latent - latent.mean(0))\n"
+        "class Sampling(linear_vae.LinearVAE):\n"
+        "    def forward(self, grids):\n"
+        "        mean, log_variance = self.encode(grids)\n"
+        "        return self.decode(mean + mean.new_ones(()).normal_()), mean, log_variance\n"
     )
     sys.modules.pop("wrong", None)
     with pytest.raises(ModelError, match=complaint) as caught:
