@@ -118,6 +118,13 @@ def _decisive(config: ExperimentConfig, versions: Mapping[str, str], fingerprint
     return dataclasses.asdict(config) | packages | {"corpus fingerprint": fingerprint}
 
 
+def other_versions(expected: Mapping[str, str]) -> str:
+    """Return which decisive packages have other versions on this machine; empty if there are none."""
+    found = find_versions()
+    pairs = ((name, found.get(name), expected.get(name)) for name in DECISIVE_PACKAGES)
+    return ", ".join(f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs)
+
+
 def go_on(
     session: Session, config: ExperimentConfig, command: Sequence[str], changes: tuple[str, ...]
 ) -> Session:

@@ -17,6 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from bvae.config import RunConfig
 from bvae.corpus import Corpus
 from bvae.hardware import describe_hardware, usable_cores
 from bvae.records import CheckpointSaved, Event, RunResult
-from bvae.session.continuation import refuse_changes
+from bvae.session.continuation import other_versions
 from bvae.session.folder import RunCrashError, Session, read_result
 from bvae.session.run import RunScheduler, begin_run, train_run
 from bvae.session_files import CHECKPOINTS, LOCK, RESULT, leftovers, run_file_limit, run_files
@@ -46,9 +47,6 @@ STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
 SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
 """Seconds between sends; between looks at a run; until a silent head counts as lost; to cancel runs."""
-
-Files = list[tuple[list[str], bytes]]
-"""Names of each file in the folder of its run (several, if it has hard links), and its content."""
 
 
 class RunFolders:
@@ -83,8 +81,10 @@ class RunFolders:
         """Return the content of a file. Raises ValueError."""
         return read_bounded(self._path(run, name), run_file_limit(name))
 
-    def write(self, run: str, attempt: int, files: Files, gone: Iterable[str] = ()) -> None:
-        """Write files one after another, each atomically and possibly under several names; remove others.
+    def write(
+        self, run: str, attempt: int, files: Iterable[tuple[list[str], bytes]], gone: Iterable[str] = ()
+    ) -> None:
+        """Write files one after another, each atomically, with all its names (hard links); remove others.
 
         Raises:
             ValueError: if there is a newer attempt, or a file does not belong to a run.
@@ -92,9 +92,7 @@ class RunFolders:
             StorageError: if a file cannot be written or removed.
         """
         if self.attempts.get(run) != attempt:
-            raise ValueError(
-                f"attempt {attempt} at {printable(run)} is not the newest; its files are refused"
-            )
+            raise ValueError(f"attempt {attempt} at {printable(run)} is not the newest, so it is refused")
         for names, data in files:
             first, *others = (self._path(run, name, len(data)) for name in names)
             make_folder(first.parent)
@@ -123,8 +121,8 @@ class RunFolderCopy:
 
     def __init__(self, run: str, directory: Path, folders: Any) -> None:
         self.run, self.directory, self._folders = run, directory, folders
-        self._asked = folders.begin.remote(run)
-        self._attempt, names = self.wait()
+        self.asked = folders.begin.remote(run)
+        self._attempt, names = answer(self.asked)
         for name in names:
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(answer(folders.read.remote(run, name)))
@@ -135,7 +133,7 @@ class RunFolderCopy:
             self.send()
 
     def send(self) -> None:
-        """Send the files that changed since the last time, `result.json` last. Raises errors as `wait`."""
+        """Send the changed files, `result.json` last. Raises the error of the request before."""
         found = run_files(self.directory)
         changed: dict[tuple[int, ...], list[str]] = {}
         for name in sorted(found, key=lambda name: (name == RESULT, name)):
@@ -143,13 +141,9 @@ class RunFolderCopy:
                 changed.setdefault(found[name], []).append(name)  # names of one file, which is sent once
         files = [(names, (self.directory / names[0]).read_bytes()) for names in changed.values()]
         gone = [*(self._sent.keys() - found.keys())]
-        self.wait()
-        self._asked = self._folders.write.remote(self.run, self._attempt, files, gone)
+        answer(self.asked)
+        self.asked = self._folders.write.remote(self.run, self._attempt, files, gone)
         self._sent, self._sent_at = found, time.monotonic()
-
-    def wait(self) -> Any:
-        """Wait for the actor's answer to the last request, and return it. Raises the error of the actor."""
-        return answer(self._asked)
 
 
 def answer(asked: Any) -> Any:
@@ -172,10 +166,8 @@ def train_on_worker(
     corpus, session, home = shared
     record, directory, listeners = session.record, session.path / run.name, []
     torch.set_num_threads(1)
-    try:
-        refuse_changes(record, record.config, corpus)
-    except ValueError as error:
-        raise RunCrashError(f"{run.name} was refused by node {socket.gethostname()}: {error}") from None
+    if wrong := other_versions(record.versions):
+        raise RunCrashError(f"{run.name} was refused by node {socket.gethostname()}, which has {wrong}")
     said = []
     if (processor := describe_hardware()["processor"]) != record.hardware["processor"]:
         said.append(f"{run.name} was trained on another processor ({processor}), so its bits may differ")
@@ -192,7 +184,7 @@ def train_on_worker(
         result = train_run(run, corpus, directory, record.config.band, listeners)
         for copy in listeners:
             copy.send()
-            copy.wait()
+            answer(copy.asked)
     return result, said + [str(each.message) for each in caught if issubclass(each.category, EvidenceWarning)]
 
 
@@ -217,14 +209,15 @@ class RayScheduler(RunScheduler):
         connect(address, STORE_MEMORY + 2 * (len(corpus.train) + len(corpus.val)) * corpus.grid_size**2)
         context = ray.get_runtime_context()
         self._head, self._silent_since, self._lost = context.gcs_address, math.inf, False
-        check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus})
+        check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus}, session.record.versions)
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         actor = ray.remote(RunFolders).options(num_cpus=0, scheduling_strategy=here)
         whole = dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])  # no memory map
-        self._folders, self._shared = actor.remote(session), ray.put((whole, session, here.node_id))
-        self._train = ray.remote(train_on_worker).options(
+        train = ray.remote(train_on_worker).options(
             num_cpus=1, memory=RUN_MEMORY, num_gpus=gpus, max_retries=ATTEMPTS - 1
         )
+        shared = ray.put((whole, session, here.node_id))
+        self._submit = partial(train.remote, shared=shared, folders=actor.remote(session))
         complete = (read_result(session.path / run.name, run) is not None for run in runs)
         self._tasks = {
             run.name: None if done else self._submit(run) for run, done in zip(runs, complete, strict=True)
@@ -250,9 +243,6 @@ class RayScheduler(RunScheduler):
                 ray.cancel(task)
             ray.wait(unfinished, num_returns=len(unfinished), timeout=CANCEL_SECONDS)
         ray.shutdown()
-
-    def _submit(self, run: RunConfig) -> Any:
-        return self._train.remote(run, self._shared, self._folders)
 
     def _wait_for(self, task: Any) -> None:
         """Wait for a task. Raises EngineError if the head is silent too long, even if the task has ended."""
@@ -306,7 +296,7 @@ def connect(address: str, store_memory: int) -> None:
         EngineError: if that is not possible.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    started = {
+    started: dict[str, Any] = {
         "address": "local",  # also if the machine has a running cluster
         "num_cpus": usable_cores(),
         "object_store_memory": store_memory,
@@ -318,7 +308,7 @@ def connect(address: str, store_memory: int) -> None:
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with warnings.catch_warnings(action="ignore"):
-            settings: dict[str, Any] = {"address": address} if address else started
+            settings = {"address": address} if address else started
             ray.init(**settings, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         reason = printable(str(error).partition("\n")[0])
@@ -329,13 +319,25 @@ def connect(address: str, store_memory: int) -> None:
             signal.signal(number, handler)
 
 
-def check_nodes(needs: Mapping[str, float]) -> None:
-    """Raise EngineError if no node of the cluster has the resources that a run needs."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(name, 0) >= need for name, need in needs.items()) for node in nodes):
+def check_nodes(needs: Mapping[str, float], versions: Mapping[str, str]) -> None:
+    """Raise EngineError if no node has the resources that a run needs, or one of those has other versions."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    able = [node for node in alive if all(node["Resources"].get(each, 0) >= needs[each] for each in needs)]
+    if not able:
         shown = {**needs, "memory": f"{needs['memory'] / 2**30:g} GiB of"}
         asked = ", ".join(f"{shown[name]} {name}" for name, need in needs.items() if need)
-        raise EngineError(f"none of the {len(nodes)} nodes of the Ray cluster has what a run needs: {asked}")
+        raise EngineError(f"none of the {len(alive)} nodes of the Ray cluster has what a run needs: {asked}")
+    here, probe = ray.get_runtime_context().get_node_id(), ray.remote(other_versions).options
+    others = [node for node in able if node["NodeID"] != here]
+    where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
+    probes = [probe(num_cpus=0, scheduling_strategy=each).remote(versions) for each in where]
+    for node, asked in zip(others, probes, strict=True):
+        try:
+            wrong = (found := ray.get(asked)) and f"has {found}"
+        except RayError as error:
+            wrong = f"cannot run bvae: {printable(str(error).splitlines()[-1])}"
+        if wrong:
+            raise EngineError(f"node {node['NodeManagerHostname']} {wrong}; install on it what is here")
 
 
 def answers(address: str) -> bool:

@@ -247,9 +247,35 @@ def test_a_cluster_without_what_a_run_needs_is_refused(monkeypatch: pytest.Monke
     usable, lost = ({"CPU": 2.0, "memory": 2.0**33, "GPU": share} for share in (0.0, 1.0))
     nodes = [{"Alive": True, "Resources": usable}, {"Alive": False, "Resources": lost}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    check_nodes({"CPU": 1, "memory": 2**30, "GPU": 0.0})
     with pytest.raises(EngineError, match=r"none of the 1 nodes .* needs: 1 CPU, 1 GiB of memory, 0\.5 GPU"):
-        check_nodes({"CPU": 1, "memory": 2**30, "GPU": 0.5})
+        check_nodes({"CPU": 1, "memory": 2**30, "GPU": 0.5}, {})
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("bvae/__init__.py", "raise ImportError('an old bvae')", "cannot run bvae: ImportError: an old bvae"),
+        ("numpy-1.0.dist-info/METADATA", "Name: numpy\nVersion: 1.0\n", "has numpy 1.0 instead of "),
+    ],
+)
+def test_a_node_with_other_packages_is_refused_before_the_session(
+    lab: Path, cluster: Any, tmp_path: Path, file: str, content: str, sentence: str
+) -> None:
+    packages = tmp_path / "packages"
+    (packages / file).parent.mkdir(parents=True)
+    (packages / file).write_text(content)
+    other = cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars={"PYTHONPATH": str(packages)})
+    try:
+        engine = f"--engine=ray:{cluster.address}"
+        done = run_pytest("experiments/", *TINY, engine, cwd=lab, timeout=PATIENCE)
+    finally:
+        cluster.remove_node(other)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not [*lab.glob("runs/*")]
 
 
 @pytest.fixture
@@ -295,7 +321,7 @@ def test_only_the_newest_of_four_attempts_writes_and_its_files_are_bounded(
 ) -> None:
     for attempt in range(1, 5):
         assert folders.begin("A-seed0")[0] == attempt
-    with pytest.raises(ValueError, match="attempt 3 at A-seed0 is not the newest; its files are refused"):
+    with pytest.raises(ValueError, match="attempt 3 at A-seed0 is not the newest, so it is refused"):
         folders.write("A-seed0", 3, [(["config.json"], b"old")])
     two = ["checkpoints/best.safetensors", "checkpoints/epoch_001.safetensors"]
     folders.write("A-seed0", 4, [(two, b"new")])
