@@ -52,8 +52,8 @@ SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
 class RunFolders:
     """Begins every run, and reads and writes the folders of runs for workers on other nodes.
 
-    One actor on the controller's node. It accepts only names that bvae gives to files of runs. `attempts`
-    counts by name how often each run of the session was begun.
+    One actor on the controller's node. It accepts only names that bvae gives to files of runs. Ray repeats a
+    lost request, so it may be carried out twice. `attempts` counts by name how often each run was begun.
     """
 
     def __init__(self, session: Session) -> None:
@@ -211,7 +211,7 @@ class RayScheduler(RunScheduler):
         self._head, self._silent_since, self._lost = context.gcs_address, math.inf, False
         check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus}, session.record.versions)
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
-        actor = ray.remote(RunFolders).options(num_cpus=0, scheduling_strategy=here)
+        actor = ray.remote(RunFolders).options(num_cpus=0, max_task_retries=-1, scheduling_strategy=here)
         whole = dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])  # no memory map
         train = ray.remote(train_on_worker).options(
             num_cpus=1, memory=RUN_MEMORY, num_gpus=gpus, max_retries=ATTEMPTS - 1

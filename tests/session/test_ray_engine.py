@@ -33,21 +33,27 @@ MANY_RUNS = (*TINY, "--epochs", "1", "--seeds", "8", "--checkpoint-every-steps",
 FIRST_SEEDS = (*MANY_RUNS, "--seeds", "2")
 CHECKPOINT = "checkpoints/*.safetensors"
 STORE = 100 * 2**20
+FAULTY = {"num_failures": 3, "req_failure_prob": 50, "resp_failure_prob": 50}
+"""Losses in a network: the first three requests of a worker to an actor, or the answers, are lost."""
 PATIENCE = 600
 """Seconds to wait for an event on a busy machine. An idle machine needs a tenth."""
 
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray cluster of three nodes with one core each. The controller is on the head's node."""
+    """A Ray cluster of three nodes with one core each, two of them behind a faulty network.
+
+    The controller is on the head's node.
+    """
     from ray.cluster_utils import Cluster
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     sizes = {"object_store_memory": STORE, "include_dashboard": False}
     quickly = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
     found = Cluster(True, head_node_args={"num_cpus": 1, "_system_config": quickly, **sizes})
+    faults = {"RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": FAULTY})}
     for _ in range(2):
-        found.add_node(num_cpus=1, wait=False, **sizes)
+        found.add_node(num_cpus=1, wait=False, env_vars=faults, **sizes)
     yield found
     found.shutdown()
 
@@ -170,9 +176,37 @@ def test_an_interrupted_ray_session_resumes_from_its_checkpoints(
 
 
 @needs_ray
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("bvae/__init__.py", "raise ImportError('an old bvae')", "cannot run bvae: ImportError: an old bvae"),
+        ("numpy-1.0.dist-info/METADATA", "Name: numpy\nVersion: 1.0\n", "has numpy 1.0 instead of "),
+    ],
+)
+def test_a_node_with_other_packages_is_refused_before_the_session(
+    lab: Path, cluster: Any, tmp_path: Path, file: str, content: str, sentence: str
+) -> None:
+    packages = tmp_path / "packages"
+    (packages / file).parent.mkdir(parents=True)
+    (packages / file).write_text(content)
+    other = cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars={"PYTHONPATH": str(packages)})
+    try:
+        engine = f"--engine=ray:{cluster.address}"
+        done = run_pytest("experiments/", *TINY, engine, cwd=lab, timeout=PATIENCE)
+    finally:
+        cluster.remove_node(other)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not [*lab.glob("runs/*")]
+
+
+@needs_ray
 @pytest.mark.long
 @pytest.mark.slow
 def test_a_lost_head_ends_the_session_with_one_sentence(lab: Path, cluster: Any) -> None:
+    """The cluster is of no use after this test, so it is the last one that needs it."""
     with running(lab, *MANY_RUNS, "--seeds", "99", "--engine", f"ray:{cluster.address}") as session:
         wait_for(lambda: count(lab, CHECKPOINT) >= 2, PATIENCE)
         os.kill(cluster.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
@@ -249,33 +283,6 @@ def test_a_cluster_without_what_a_run_needs_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     with pytest.raises(EngineError, match=r"none of the 1 nodes .* needs: 1 CPU, 1 GiB of memory, 0\.5 GPU"):
         check_nodes({"CPU": 1, "memory": 2**30, "GPU": 0.5}, {})
-
-
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "content", "sentence"),
-    [
-        ("bvae/__init__.py", "raise ImportError('an old bvae')", "cannot run bvae: ImportError: an old bvae"),
-        ("numpy-1.0.dist-info/METADATA", "Name: numpy\nVersion: 1.0\n", "has numpy 1.0 instead of "),
-    ],
-)
-def test_a_node_with_other_packages_is_refused_before_the_session(
-    lab: Path, cluster: Any, tmp_path: Path, file: str, content: str, sentence: str
-) -> None:
-    packages = tmp_path / "packages"
-    (packages / file).parent.mkdir(parents=True)
-    (packages / file).write_text(content)
-    other = cluster.add_node(num_cpus=1, object_store_memory=STORE, env_vars={"PYTHONPATH": str(packages)})
-    try:
-        engine = f"--engine=ray:{cluster.address}"
-        done = run_pytest("experiments/", *TINY, engine, cwd=lab, timeout=PATIENCE)
-    finally:
-        cluster.remove_node(other)
-    assert done.returncode == 4, done.stdout + done.stderr
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stdout + done.stderr
-    assert not [*lab.glob("runs/*")]
 
 
 @pytest.fixture
