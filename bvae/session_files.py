@@ -1,6 +1,6 @@
 """All files of a session, and the code that writes each. bvae removes only files with the names below.
 
-With `--engine ray`, workers on other nodes send the files of runs, and `ray_engine.RunFolders` writes them.
+With `--engine ray`, workers on other nodes send the files of runs, and `run.RunFolders` writes them.
 `continuation.merge_shards` copies the files of runs from shards.
 
 runs/<when>-<id>/                     `folder.Session.make`

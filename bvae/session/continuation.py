@@ -118,9 +118,8 @@ def _decisive(config: ExperimentConfig, versions: Mapping[str, str], fingerprint
     return dataclasses.asdict(config) | packages | {"corpus fingerprint": fingerprint}
 
 
-def other_versions(expected: Mapping[str, str]) -> str:
-    """Return which decisive packages have other versions on this machine; empty if there are none."""
-    found = find_versions()
+def other_versions(found: Mapping[str, str], expected: Mapping[str, str]) -> str:
+    """Return which decisive packages have other versions than expected; empty if there are none."""
     pairs = ((name, found.get(name), expected.get(name)) for name in DECISIVE_PACKAGES)
     return ", ".join(f"{name} {ours} instead of {theirs}" for name, ours, theirs in pairs if ours != theirs)
 

@@ -16,7 +16,7 @@ import socket
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,87 +29,22 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from bvae import EngineError, EvidenceWarning
 from bvae.config import RunConfig
 from bvae.corpus import Corpus
-from bvae.hardware import describe_hardware, usable_cores
+from bvae.hardware import describe_hardware, find_versions, usable_cores
 from bvae.records import CheckpointSaved, Event, RunResult
 from bvae.session.continuation import other_versions
 from bvae.session.folder import RunCrashError, Session, read_result
-from bvae.session.run import RunScheduler, begin_run, train_run
-from bvae.session_files import CHECKPOINTS, LOCK, RESULT, leftovers, run_file_limit, run_files
-from bvae.storage import StorageError, atomic_write, lock_file, make_folder, printable, read_bounded, remove
+from bvae.session.run import ATTEMPTS, RunFolders, RunScheduler, train_run
+from bvae.session_files import LOCK, RESULT, run_files
+from bvae.storage import StorageError, lock_file, make_folder, printable
 
-ATTEMPTS = 4
-"""Maximum number of attempts at a run. Each further attempt follows the death of a worker."""
 RUN_MEMORY = 2**30
 """Bytes that Ray reserves for each run."""
-MAX_SENT = 2**30
-"""Maximum bytes of a file that a worker sends. Files that change together are sent together."""
 STORE_MEMORY = 128 * 2**20
 """Bytes of the object store of a local cluster, in addition to the corpus."""
-SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS, CANCEL_SECONDS = 1.0, 1.0, 10.0, 5.0
-"""Seconds between sends; between looks at a run; until a silent head counts as lost; to cancel runs."""
-
-
-class RunFolders:
-    """Begins every run, and reads and writes the folders of runs for workers on other nodes.
-
-    One actor on the controller's node. It accepts only names that bvae gives to files of runs. Ray repeats a
-    lost request, so it may be carried out twice. `attempts` counts by name how often each run was begun.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.attempts = {run.name: 0 for run in session.runs}
-
-    def begin(self, run: str) -> tuple[int, list[str]]:
-        """Return the number of a new attempt at a run, and the names of the files that the run already has.
-
-        Raises:
-            RunCrashError: if it was begun too often.
-            StorageError: if its folder cannot be made.
-        """
-        if self.attempts[run] == ATTEMPTS:
-            raise RunCrashError(f"{run} was begun {ATTEMPTS} times, and each time its worker died")
-        self.attempts[run] += 1
-        directory = self.session.path / run
-        make_folder(directory)
-        begin_run(self.session, directory)
-        for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
-            left.unlink(missing_ok=True)
-        return self.attempts[run], [*run_files(directory)]
-
-    def read(self, run: str, name: str) -> bytes:
-        """Return the content of a file. Raises ValueError."""
-        return read_bounded(self._path(run, name), run_file_limit(name))
-
-    def write(
-        self, run: str, attempt: int, files: Iterable[tuple[list[str], bytes]], gone: Iterable[str] = ()
-    ) -> None:
-        """Write files one after another, each atomically, with all its names (hard links); remove others.
-
-        Raises:
-            ValueError: if there is a newer attempt, or a file does not belong to a run.
-            RunCrashError: if a file is too large.
-            StorageError: if a file cannot be written or removed.
-        """
-        if self.attempts.get(run) != attempt:
-            raise ValueError(f"attempt {attempt} at {printable(run)} is not the newest, so it is refused")
-        for names, data in files:
-            first, *others = (self._path(run, name, len(data)) for name in names)
-            make_folder(first.parent)
-            atomic_write(first, data, *others)
-        for name in gone:
-            remove(self._path(run, name))
-
-    def _path(self, run: str, name: str, size: int = 0) -> Path:
-        limit = min(run_file_limit(name), MAX_SENT)
-        if run not in self.attempts or not limit:
-            raise ValueError(f"{printable(f'{run}/{name}')} is not a file of a run of this session")
-        if size > limit:
-            raise RunCrashError(
-                f"{run}/{name} has {size} bytes; expected at most {limit} from another node: "
-                "train on this machine, with --engine ray:local or -n"
-            )
-        return self.session.path / run / name
+SEND_SECONDS, LOOK_SECONDS, HEAD_SECONDS = 1.0, 1.0, 10.0
+"""Seconds between sends; between looks at a run; until a silent head counts as lost."""
+PROBE_SECONDS, CANCEL_SECONDS = 60.0, 5.0
+"""Seconds to wait for the versions of all nodes, and to cancel runs."""
 
 
 class RunFolderCopy:
@@ -121,9 +56,9 @@ class RunFolderCopy:
 
     def __init__(self, run: str, directory: Path, folders: Any) -> None:
         self.run, self.directory, self._folders = run, directory, folders
-        self.asked = folders.begin.remote(run)
-        self._attempt, names = answer(self.asked)
-        for name in names:
+        self._worker = ray.get_runtime_context().get_worker_id()
+        self.asked = folders.begin.remote(run, self._worker)
+        for name in answer(self.asked):
             (directory / name).parent.mkdir(exist_ok=True)
             (directory / name).write_bytes(answer(folders.read.remote(run, name)))
         self._sent, self._sent_at = run_files(directory), time.monotonic()
@@ -142,7 +77,7 @@ class RunFolderCopy:
         files = [(names, (self.directory / names[0]).read_bytes()) for names in changed.values()]
         gone = [*(self._sent.keys() - found.keys())]
         answer(self.asked)
-        self.asked = self._folders.write.remote(self.run, self._attempt, files, gone)
+        self.asked = self._folders.write.remote(self.run, self._worker, files, gone)
         self._sent, self._sent_at = found, time.monotonic()
 
 
@@ -166,17 +101,17 @@ def train_on_worker(
     corpus, session, home = shared
     record, directory, listeners = session.record, session.path / run.name, []
     torch.set_num_threads(1)
-    if wrong := other_versions(record.versions):
+    if wrong := other_versions(find_versions(), record.versions):
         raise RunCrashError(f"{run.name} was refused by node {socket.gethostname()}, which has {wrong}")
     said = []
     if (processor := describe_hardware()["processor"]) != record.hardware["processor"]:
         said.append(f"{run.name} was trained on another processor ({processor}), so its bits may differ")
     with warnings.catch_warnings(record=True) as caught, contextlib.ExitStack() as held:
         warnings.simplefilter("always", EvidenceWarning)
-        if ray.get_runtime_context().get_node_id() == home:
+        if (here := ray.get_runtime_context()).get_node_id() == home:
             make_folder(directory)
             held.enter_context(lock_file(directory / LOCK))
-            answer(folders.begin.remote(run.name))
+            answer(folders.begin.remote(run.name, here.get_worker_id()))
         else:
             prefix = f"bvae-{record.seal[:8]}-"
             directory = Path(held.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
@@ -199,7 +134,7 @@ class RayScheduler(RunScheduler):
         gpus: the share of a GPU that each run takes.
 
     Raises:
-        EngineError: if there is no such cluster, or none of its nodes can train a run.
+        EngineError: if there is no such cluster, or as `check_nodes`.
     """
 
     def __init__(
@@ -209,7 +144,11 @@ class RayScheduler(RunScheduler):
         connect(address, STORE_MEMORY + 2 * (len(corpus.train) + len(corpus.val)) * corpus.grid_size**2)
         context = ray.get_runtime_context()
         self._head, self._silent_since, self._lost = context.gcs_address, math.inf, False
-        check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus}, session.record.versions)
+        try:
+            check_nodes({"CPU": 1, "memory": RUN_MEMORY, "GPU": gpus}, session.record.versions)
+        except EngineError:
+            ray.shutdown()
+            raise
         here = NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False)
         actor = ray.remote(RunFolders).options(num_cpus=0, max_task_retries=-1, scheduling_strategy=here)
         whole = dataclasses.replace(corpus, train=corpus.train[:], val=corpus.val[:])  # no memory map
@@ -320,24 +259,38 @@ def connect(address: str, store_memory: int) -> None:
 
 
 def check_nodes(needs: Mapping[str, float], versions: Mapping[str, str]) -> None:
-    """Raise EngineError if no node has the resources that a run needs, or one of those has other versions."""
+    """Check the nodes that have the resources that a run needs.
+
+    Nodes that die or do not answer are ignored, because runs also survive the death of their node.
+
+    Raises:
+        EngineError: if there is no such node, or if one has other versions or cannot import bvae.
+    """
     alive = [node for node in ray.nodes() if node["Alive"]]
     able = [node for node in alive if all(node["Resources"].get(each, 0) >= needs[each] for each in needs)]
     if not able:
         shown = {**needs, "memory": f"{needs['memory'] / 2**30:g} GiB of"}
-        asked = ", ".join(f"{shown[name]} {name}" for name, need in needs.items() if need)
-        raise EngineError(f"none of the {len(alive)} nodes of the Ray cluster has what a run needs: {asked}")
-    here, probe = ray.get_runtime_context().get_node_id(), ray.remote(other_versions).options
-    others = [node for node in able if node["NodeID"] != here]
-    where = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in others]
-    probes = [probe(num_cpus=0, scheduling_strategy=each).remote(versions) for each in where]
-    for node, asked in zip(others, probes, strict=True):
+        what = ", ".join(f"{shown[name]} {name}" for name, need in needs.items() if need)
+        raise EngineError(f"none of the {len(alive)} nodes of the Ray cluster has what a run needs: {what}")
+    probe = ray.remote(lambda: find_versions())  # Ray sends its code, so that an older bvae can answer
+    probes = {}
+    for node in able:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        asked = probe.options(num_cpus=0, scheduling_strategy=there).remote()
+        probes[asked] = f"node {node['NodeManagerHostname']} of the Ray cluster"
+    ended, _ = ray.wait([*probes], num_returns=len(probes), timeout=PROBE_SECONDS)
+    for asked in ended:
         try:
-            wrong = (found := ray.get(asked)) and f"has {found}"
-        except RayError as error:
-            wrong = f"cannot run bvae: {printable(str(error).splitlines()[-1])}"
+            wrong = other_versions(ray.get(asked), versions)
+        except RayTaskError as error:
+            reason = printable(str(error).splitlines()[-1])
+            raise EngineError(f"{probes[asked]} cannot import bvae: {reason}") from None
+        except RayError:
+            continue  # the node died
         if wrong:
-            raise EngineError(f"node {node['NodeManagerHostname']} {wrong}; install on it what is here")
+            raise EngineError(
+                f"{probes[asked]} has {wrong}; all nodes need the versions that pytest uses here"
+            )
 
 
 def answers(address: str) -> bool:

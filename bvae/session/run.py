@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,11 +33,27 @@ from bvae.session_files import (
     checkpoints,
     digests,
     leftovers,
+    run_file_limit,
+    run_files,
 )
-from bvae.storage import atomic_write, lock_file, make_folder, printable, remove, sealed, to_json
+from bvae.storage import (
+    atomic_write,
+    lock_file,
+    make_folder,
+    printable,
+    read_bounded,
+    remove,
+    sealed,
+    to_json,
+)
 from bvae.trainer import Trainer
 from bvae.training.checkpoint import CheckpointError, StrippedError
 from bvae.verdict import judge_run
+
+ATTEMPTS = 4
+"""Maximum number of attempts at a run. Each further attempt follows the death of a worker."""
+MAX_SENT = 2**30
+"""Maximum bytes of a file that a worker sends. Files that change together are sent together."""
 
 
 class RunScheduler:
@@ -85,6 +101,70 @@ class RunScheduler:
                 except RunCrashError as crash:
                     outcomes[run.seed] = str(crash)
             yield option, outcomes
+
+
+class RunFolders:
+    """Begins runs for the workers of another engine, and reads and writes the folders of runs for them.
+
+    Accepts only names that bvae gives to files of runs. A request may be carried out twice, because engines
+    repeat requests that a network lost. `workers` has by run the ids of the workers that began it.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.workers: dict[str, list[str]] = {run.name: [] for run in session.runs}
+
+    def begin(self, run: str, worker: str) -> list[str]:
+        """Note that a worker begins a run; return the names of the files that the run already has.
+
+        Raises:
+            RunCrashError: if it was begun too often.
+            StorageError: if its folder cannot be made.
+        """
+        directory = self.session.path / run
+        if worker not in self.workers[run]:
+            if len(self.workers[run]) == ATTEMPTS:
+                raise RunCrashError(f"{run} was begun {ATTEMPTS} times, and each time its worker died")
+            make_folder(directory)
+            begin_run(self.session, directory)
+            for left in (*leftovers(directory), *leftovers(directory / CHECKPOINTS)):
+                left.unlink(missing_ok=True)
+            self.workers[run].append(worker)
+        return [*run_files(directory)]
+
+    def read(self, run: str, name: str) -> bytes:
+        """Return the content of a file. Raises ValueError."""
+        return read_bounded(self._path(run, name), run_file_limit(name))
+
+    def write(
+        self, run: str, worker: str, files: Iterable[tuple[list[str], bytes]], gone: Iterable[str] = ()
+    ) -> None:
+        """Write files one after another, each atomically, with all its names (hard links); remove others.
+
+        Raises:
+            ValueError: if another worker began the run since, or a file does not belong to a run.
+            RunCrashError: if a file is too large.
+            StorageError: if a file cannot be written or removed.
+        """
+        if self.workers.get(run, [])[-1:] != [worker]:
+            raise ValueError(f"{worker} is not the newest worker of {printable(run)}; its files are refused")
+        for names, data in files:
+            first, *others = (self._path(run, name, len(data)) for name in names)
+            make_folder(first.parent)
+            atomic_write(first, data, *others)
+        for name in gone:
+            remove(self._path(run, name))
+
+    def _path(self, run: str, name: str, size: int = 0) -> Path:
+        limit = min(run_file_limit(name), MAX_SENT)
+        if run not in self.workers or not limit:
+            raise ValueError(f"{printable(f'{run}/{name}')} is not a file of a run of this session")
+        if size > limit:
+            raise RunCrashError(
+                f"{run}/{name} has {size} bytes; expected at most {limit} from another node: "
+                "train on this machine, with --engine ray:local or -n"
+            )
+        return self.session.path / run / name
 
 
 def obtain_run(session: Session, run: RunConfig, corpus: Corpus) -> RunResult:

@@ -21,9 +21,11 @@ from lab import RESUMABLE, TINY, Uninterrupted, evidence, newest, run_pytest, ru
 from bvae import EngineError
 from bvae.corpus import load_corpus
 from bvae.engine import find_scheduler
+from bvae.hardware import find_versions
 from bvae.options import parse_experiment
 from bvae.session import Session
 from bvae.session.folder import RunCrashError
+from bvae.session.run import RunFolders
 
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'"
@@ -33,8 +35,9 @@ MANY_RUNS = (*TINY, "--epochs", "1", "--seeds", "8", "--checkpoint-every-steps",
 FIRST_SEEDS = (*MANY_RUNS, "--seeds", "2")
 CHECKPOINT = "checkpoints/*.safetensors"
 STORE = 100 * 2**20
-FAULTY = {"num_failures": 3, "req_failure_prob": 50, "resp_failure_prob": 50}
-"""Losses in a network: the first three requests of a worker to an actor, or the answers, are lost."""
+LOST = {"num_failures": 3, "req_failure_prob": 50, "resp_failure_prob": 50}
+FAULTY = {"RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": LOST})}
+"""Environment of a node: the first three requests of each worker, or the answers to them, are lost."""
 PATIENCE = 600
 """Seconds to wait for an event on a busy machine. An idle machine needs a tenth."""
 
@@ -51,9 +54,8 @@ def cluster() -> Iterator[Any]:
     sizes = {"object_store_memory": STORE, "include_dashboard": False}
     quickly = {"health_check_period_ms": 500, "health_check_failure_threshold": 4}
     found = Cluster(True, head_node_args={"num_cpus": 1, "_system_config": quickly, **sizes})
-    faults = {"RAY_testing_rpc_failure": json.dumps({"CoreWorkerService.grpc_client.PushTask": FAULTY})}
     for _ in range(2):
-        found.add_node(num_cpus=1, wait=False, env_vars=faults, **sizes)
+        found.add_node(num_cpus=1, wait=False, env_vars=FAULTY, **sizes)
     yield found
     found.shutdown()
 
@@ -98,7 +100,7 @@ def test_killing_a_worker_and_a_node_and_adding_a_node_change_no_bit(
         begun = count(lab, CHECKPOINT)
         wait_for(lambda: count(lab, CHECKPOINT) > begun, PATIENCE)  # a run is in training
         os.kill(raylet(victim), signal.SIGKILL)
-        cluster.add_node(num_cpus=1, wait=False, object_store_memory=STORE)
+        cluster.add_node(num_cpus=1, wait=False, env_vars=FAULTY, object_store_memory=STORE)
         assert session.wait(PATIENCE) == 1, (lab / "output.txt").read_text()
     assert "24 xfailed" in (lab / "output.txt").read_text()
     assert 0 < count(lab, ".lock") < 24  # some runs were trained in the session folder, others elsewhere
@@ -142,12 +144,40 @@ def test_a_run_that_waits_for_its_files_keeps_its_core(cluster: Any) -> None:
 
     connect(cluster.address, STORE)
     try:
-        folders = ray.remote(Folders).options(num_cpus=0).remote()
+        folders = ray.remote(Folders).options(num_cpus=0, max_task_retries=-1).remote()
         task = ray.remote(run).options(num_cpus=1).remote(folders)
         wait_for(lambda: ray.get(folders.count.remote()) == 1, PATIENCE)
         time.sleep(2)  # the nodes report their resources once a second
         assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"] - 1
         ray.get(task)
+    finally:
+        ray.shutdown()
+
+
+@needs_ray
+@pytest.mark.slow
+def test_the_network_of_the_cluster_is_faulty(cluster: Any) -> None:
+    import ray
+    from ray.exceptions import ActorUnavailableError
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from bvae.session.ray_engine import connect
+
+    class Actor:
+        def answer(self) -> None: ...
+
+    connect(cluster.address, STORE)
+    try:
+        here = ray.get_runtime_context().get_node_id()
+        other = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here)
+        actor, ask = (
+            ray.remote(what).options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
+            )
+            for what, node in ((Actor, here), (lambda actor: ray.get(actor.answer.remote()), other))
+        )
+        with pytest.raises(ActorUnavailableError):
+            ray.get(ask.remote(actor.remote()))
     finally:
         ray.shutdown()
 
@@ -177,10 +207,31 @@ def test_an_interrupted_ray_session_resumes_from_its_checkpoints(
 
 @needs_ray
 @pytest.mark.slow
+def test_a_node_that_died_is_not_asked_for_its_versions(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from bvae.session.ray_engine import check_nodes, connect
+
+    needs = {"CPU": 1, "memory": 2**30, "GPU": 0.0}
+    connect(cluster.address, STORE)
+    try:
+        dead = {**(nodes := ray.nodes())[0], "NodeID": "ab" * 28, "Alive": True}
+        monkeypatch.setattr(ray, "nodes", lambda: [dead, *nodes])
+        check_nodes(needs, find_versions())
+        with pytest.raises(EngineError, match=r"has bvae .* instead of 0, torch .*; all nodes need"):
+            check_nodes(needs, {"bvae": "0"})
+    finally:
+        ray.shutdown()
+
+
+@needs_ray
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("bvae/__init__.py", "raise ImportError('an old bvae')", "cannot run bvae: ImportError: an old bvae"),
+        ("bvae/__init__.py", "raise ImportError('broken')", "cannot import bvae: ImportError: broken"),
         ("numpy-1.0.dist-info/METADATA", "Name: numpy\nVersion: 1.0\n", "has numpy 1.0 instead of "),
     ],
 )
@@ -286,16 +337,13 @@ def test_a_cluster_without_what_a_run_needs_is_refused(monkeypatch: pytest.Monke
 
 
 @pytest.fixture
-def folders(lab: Path) -> Any:
+def folders(lab: Path) -> RunFolders:
     """The `RunFolders` of a new session."""
-    from bvae.session.ray_engine import RunFolders
-
     corpus = load_corpus(str(lab / "corpus.npz"), 8)
     config = parse_experiment({"corpus": corpus.spec, "grid_size": "8", "seeds": "1", "precision": "fp32"})
     return RunFolders(Session.create(lab / "runs", config, corpus, ()))
 
 
-@needs_ray
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "name"),
@@ -310,35 +358,36 @@ def folders(lab: Path) -> Any:
         ("../A-seed0", "result.json"),
     ],
 )
-def test_a_worker_writes_only_files_of_runs(folders: Any, run: str, name: str) -> None:
-    attempt, names = folders.begin("A-seed0")
-    assert (attempt, names) == (1, [])
+def test_a_worker_writes_only_files_of_runs(folders: RunFolders, run: str, name: str) -> None:
+    assert folders.begin("A-seed0", "worker") == []
     files = evidence(folders.session.path)
     with pytest.raises(ValueError, match="is not"):
-        folders.write(run, 1, [([name], b"")])
+        folders.write(run, "worker", [([name], b"")])
     with pytest.raises(ValueError, match="is not"):
-        folders.write(run, 1, [], [name])
+        folders.write(run, "worker", [], [name])
     assert evidence(folders.session.path) == files
 
 
-@needs_ray
 @pytest.mark.slow
-def test_only_the_newest_of_four_attempts_writes_and_its_files_are_bounded(
-    folders: Any, monkeypatch: pytest.MonkeyPatch
+def test_only_the_newest_of_four_workers_writes_and_its_files_are_bounded(
+    folders: RunFolders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for attempt in range(1, 5):
-        assert folders.begin("A-seed0")[0] == attempt
-    with pytest.raises(ValueError, match="attempt 3 at A-seed0 is not the newest, so it is refused"):
-        folders.write("A-seed0", 3, [(["config.json"], b"old")])
+    for worker in "123344":  # a request may come twice
+        folders.begin("A-seed0", worker)
+    folders.begin("A-seed0", "3")
+    with pytest.raises(ValueError, match="3 is not the newest worker of A-seed0; its files are refused"):
+        folders.write("A-seed0", "3", [(["config.json"], b"old")])
     two = ["checkpoints/best.safetensors", "checkpoints/epoch_001.safetensors"]
-    folders.write("A-seed0", 4, [(two, b"new")])
+    folders.write("A-seed0", "4", [(two, b"new")])
+    assert folders.begin("A-seed0", "4") == two
     assert [folders.read("A-seed0", name) for name in two] == [b"new", b"new"]
-    monkeypatch.setattr("bvae.session.ray_engine.MAX_SENT", 2)
+    monkeypatch.setattr("bvae.session.run.MAX_SENT", 2)
     with pytest.raises(RunCrashError, match="has 3 bytes; expected at most 2 from another node: train on"):
-        folders.write("A-seed0", 4, [(two, b"new")])
-    with pytest.raises(ValueError, match="attempt 3 at A-seed0 is not the newest"):
-        folders.write("A-seed0", 3, [], two)
-    folders.write("A-seed0", 4, [], two[:1])
-    assert [(folders.session.path / "A-seed0" / name).exists() for name in two] == [False, True]
+        folders.write("A-seed0", "4", [(two, b"new")])
+    with pytest.raises(ValueError, match="3 is not the newest worker"):
+        folders.write("A-seed0", "3", [], two)
+    for _ in "12":
+        folders.write("A-seed0", "4", [], two[:1])
+        assert [(folders.session.path / "A-seed0" / name).exists() for name in two] == [False, True]
     with pytest.raises(RunCrashError, match="A-seed0 was begun 4 times, and each time its worker died"):
-        folders.begin("A-seed0")
+        folders.begin("A-seed0", "5")
