@@ -64,6 +64,7 @@ def test_checking_a_model_leaves_the_random_state_unchanged() -> None:
         ("wrong:Squeezing", r"decode \(of one latent\) is \[10, 8, 8\]; expected \[1, 10, 8, 8\]"),
         ("wrong:Mixing", "decode returns different logits for a latent when the batch changes"),
         ("wrong:Sampling", "forward returns other logits than decode returns for the posterior mean"),
+        ("wrong:Undefined", "forward returns other logits than decode returns for the posterior mean"),
     ],
 )
 def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:
@@ -79,6 +80,10 @@ def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, co
         "    def decode(self, latent): return super().decode(latent).squeeze(0)\n"
         "class Mixing(linear_vae.LinearVAE):\n"
         "    def decode(self, latent): return super().decode(latent - latent.mean(0))\n"
+        "class Undefined(linear_vae.LinearVAE):\n"
+        "    def forward(self, grids):\n"
+        "        logits, mean, log_variance = super().forward(grids)\n"
+        "        return logits / logits.new_tensor([1, 0])[:, None, None, None], mean, log_variance\n"
         "class Sampling(linear_vae.LinearVAE):\n"
         "    def forward(self, grids):\n"
         "        mean, log_variance = self.encode(grids)\n"

@@ -2,7 +2,7 @@
 
 folder        the session folder, its record, its locks, and the stored results of its runs
 continuation  resuming a session, possibly with more runs or epochs; shards, and merging them
-run           training a run, or waiting for it, or reading its result
+run           training a run, or waiting for it, or reading its result; the interface for other engines
 listeners     listeners to the trainer of a run, which write the files of the run
 ray_engine    training on a Ray cluster
 progress      the display of progress
