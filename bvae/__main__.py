@@ -308,13 +308,12 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
         spec = arguments.grids or config.corpus
         padding_value = None if is_built_in(spec) else config.padding_value
         corpus = load_corpus(spec, config.grid_size, padding_value=padding_value, classes=config.classes)
-        grids = corpus.sample_grids()
+        grids, title = corpus.sample_grids(), f"{name}: {kind} (corpus {corpus.name})"
         if arguments.traversals:
-            title = f"{name}: traversals of a grid of {corpus.name}"
             engine.plot_traversals(model, grids[0], path=output, title=title)
         else:
-            title = f"{name}: grids of {corpus.name}"
-            engine.plot_reconstructions(model, grids, path=output, title=title, background=config.background)
+            of_means, background = engine.PosteriorMean(model), config.background
+            engine.plot_reconstructions(of_means, grids, path=output, title=title, background=background)
     print(f"Wrote {printable(str(output))}")
     return 0
 

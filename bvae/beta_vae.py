@@ -102,6 +102,19 @@ class GridModel(nn.Module):
         raise NotImplementedError
 
 
+class PosteriorMean(nn.Module):
+    """A model as evaluation uses it: each grid is reconstructed from its posterior mean."""
+
+    def __init__(self, model: GridModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, grids: Tensor) -> Output:
+        """Reconstruct grids `[B, H, W]`. The model may modify its inputs."""
+        mean, log_variance = self.model.encode(grids.clone())
+        return Output(self.model.decode(mean.clone()), mean, log_variance)
+
+
 @torch.no_grad()
 def initialize(layers: nn.Sequential) -> None:
     """Draw new weights for all layers but the last, and set all biases to 0.

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bvae import EvidenceWarning
-from bvae.beta_vae import GridModel
+from bvae.beta_vae import GridModel, PosteriorMean
 from bvae.config import Precision
 from bvae.corpus import Corpus
 from bvae.evaluation.measure import references
@@ -44,6 +44,7 @@ from bvae.visualization.reconstructions import plot_comparison, plot_examples
 from bvae.visualization.why_chart import plot_verdicts, plot_why
 
 __all__ = [
+    "PosteriorMean",
     "RunScheduler",
     "describe_gpu",
     "draw_run_curves",

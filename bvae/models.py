@@ -1,10 +1,9 @@
 """Models by name, created or loaded from a checkpoint, and the check of a custom model.
 
-A model is an `nn.Module` with these methods:
+A model is an `nn.Module` with these methods, which draw no random numbers in evaluation:
 
     encode(grids [B, H, W]) -> posterior mean and log variance, each [B, Z]
     decode(latent [B, Z])   -> logits [B, C, H, W]; in evaluation, each grid depends only on its latent
-    forward(grids)          -> logits, posterior mean, log variance; in evaluation, logits of the mean
 
 The name of a model is `package.module:factory`. The factory creates the model from the keywords `grid_size`,
 `latent_dim` and `classes`. If the factory does not take `classes`, its models have ten classes.
@@ -30,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bvae import EvidenceWarning
-from bvae.beta_vae import GridModel
+from bvae.beta_vae import GridModel, PosteriorMean
 from bvae.config import DEFAULT_CLASSES, DEFAULT_MODEL, OUTSIDE, RunConfig
 from bvae.evaluation.measure import evaluating, seeded
 from bvae.losses import BetaVAELoss
@@ -49,14 +48,13 @@ from bvae.training.step import AutogradStep, reproducible, restore_tensors, trai
 CPU = torch.device("cpu")
 
 ROUNDING = 1e-3
-"""Tolerance for logits that are decoded in different ways, relative to the largest logit."""
+"""Tolerance for results of a method that must be equal, relative to the largest number."""
 
 RETURNED = {
-    "encode": "a tuple of two tensors: posterior mean and log variance",
-    "decode": "a tensor: the logits",
-    "forward": "a tuple of three tensors: logits, posterior mean and log variance",
+    "encode": ("a tuple of two tensors: posterior mean and log variance", ("posterior mean", "log variance")),
+    "decode": ("a tensor: the logits", ("logits",)),
 }
-"""Descriptions of what the methods of a model return."""
+"""What the methods of a model return: a description, and the name of each tensor."""
 
 
 class ModelError(ValueError):
@@ -71,7 +69,7 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
 
     Raises:
         ModelError: if the factory does not exist, does not take the number of classes, or does not return an
-            `nn.Module` with the three methods.
+            `nn.Module` with the two methods.
     """
     module_name, colon, factory_name = name.partition(":")
     if not (module_name and colon and factory_name):
@@ -81,8 +79,10 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
         sys.path.insert(0, here)
     try:
         factory: Callable[..., object] = getattr(importlib.import_module(module_name), factory_name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"model {name!r} cannot be imported from {here}: {error}") from error
+    except (Exception, SystemExit) as error:  # the module is user code
+        raise ModelError(
+            f"model {name!r} cannot be imported from {here}: {type(error).__name__}: {error}"
+        ) from error
     keywords = {"grid_size": grid_size, "latent_dim": latent_dim}
     if _takes_classes(factory):
         keywords["classes"] = classes
@@ -92,12 +92,10 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
             "take classes; expected a factory with the parameters grid_size, latent_dim and classes"
         )
     model = factory(**keywords)
-    lacking = [method for method in ("encode", "decode", "forward") if not hasattr(model, method)]
+    lacking = [method for method in RETURNED if not hasattr(model, method)]
     if not isinstance(model, nn.Module) or lacking:
-        raise ModelError(
-            f"model {name!r} returns a {type(model).__name__}; "
-            "expected an nn.Module with encode, decode and forward"
-        )
+        found = f"{type(model).__name__}{' without ' if lacking else ''}{' and '.join(lacking)}"
+        raise ModelError(f"model {name!r} returns a {found}; expected an nn.Module with encode and decode")
     return cast(GridModel, model)
 
 
@@ -130,9 +128,23 @@ def check_model(
     """
     build = partial(build_model, name, grid_size=grid_size, latent_dim=latent_dim, classes=classes)
 
-    def tried(method: Callable[[Tensor], object], argument: Tensor) -> object:
-        with evaluating(model):
-            return method(argument.clone())
+    def call(method: str, argument: Tensor, *shape: int) -> Sequence[Tensor]:
+        """Return the tensors that a method returns in evaluation, each with a shape, whatever the seed."""
+        results = []
+        for seed in (0, 1):
+            with evaluating(model), seeded(seed, CPU):
+                results.append(_returned(name, method, getattr(model, method)(argument.clone())))
+        for what, tensor, again in zip(RETURNED[method][1], *results, strict=True):
+            if tensor.shape != (expected := (len(argument), *shape)):
+                raise ModelError(
+                    f"model {name!r}: {method} returns {what} {list(tensor.shape)}; expected {list(expected)}"
+                )
+            if not _is_close(tensor, again):
+                raise ModelError(
+                    f"model {name!r}: {method} uses random numbers for the {what} in evaluation mode; "
+                    "expected the same result in every call"
+                )
+        return results[0]
 
     try:
         with seeded(0, CPU), torch.no_grad():
@@ -141,13 +153,11 @@ def check_model(
             grids = torch.zeros(2, grid_size, grid_size, dtype=torch.uint8)
             if has_outside:
                 grids[1, :, grid_size // 2 :] = OUTSIDE
-            mean, log_variance = _returned(name, "encode", tried(model.encode, grids), count=2)
-            (of_mean,) = _returned(name, "decode", tried(model.decode, mean))
-            latent = mean.clone()
+            latent = call("encode", grids, latent_dim)[0].clone()
             latent[-1] += 1
-            (logits,) = _returned(name, "decode", tried(model.decode, latent))
-            (alone,) = _returned(name, "decode", tried(model.decode, latent[:1]))
-            forwarded = _returned(name, "forward", tried(model, grids), count=3)[0]
+            (logits,), (alone,) = (
+                call("decode", part, classes, grid_size, grid_size) for part in (latent, latent[:1])
+            )
     except ModelError:
         raise
     except Exception as error:  # the factory and the methods are user code
@@ -155,45 +165,29 @@ def check_model(
         raise ModelError(
             f"model {name!r} failed on two grids{advice}: {type(error).__name__}: {error}"
         ) from error
-    expected = {
-        "the posterior mean of encode": (mean, (2, latent_dim)),
-        "the log variance of encode": (log_variance, (2, latent_dim)),
-        "the logits of decode": (logits, (2, classes, grid_size, grid_size)),
-        "the logits of decode (of one latent)": (alone, (1, classes, grid_size, grid_size)),
-        "the first output of forward": (forwarded, (2, classes, grid_size, grid_size)),
-    }
-    for what, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ModelError(f"model {name!r}: {what} is {list(tensor.shape)}; expected {list(shape)}")
     if not _is_close(logits[:1], alone):
         raise ModelError(
             f"model {name!r}: decode returns different logits for a latent when the batch changes; expected "
             "each latent to be decoded independently in evaluation, because the shuffled control requires it"
         )
     _check_resumption(name, build, grids)
-    if not _is_close(forwarded, of_mean):
-        raise ModelError(
-            f"model {name!r}: forward returns other logits than decode returns for the posterior mean; "
-            "expected the same in evaluation, because pictures come from forward and metrics from decode"
-        )
 
 
-def _is_close(logits: Tensor, expected: Tensor) -> bool:
-    """Return whether logits differ from others by at most `ROUNDING` times the largest finite logit."""
+def _is_close(numbers: Tensor, expected: Tensor) -> bool:
+    """Return whether numbers differ from others by at most `ROUNDING` times the largest finite number."""
     largest = expected.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1).item()
-    return torch.allclose(logits.double(), expected.double(), 0, ROUNDING * largest, equal_nan=True)
+    return torch.allclose(numbers.double(), expected.double(), 0, ROUNDING * largest, equal_nan=True)
 
 
-def _returned(name: str, method: str, found: object, count: int = 1) -> Sequence[Tensor]:
-    """Return the result of a method as tensors. Raises ModelError if it is not `count` tensors."""
-    tensors: Any = found if count > 1 else (found,)
-    is_sequence = isinstance(tensors, tuple | list) and len(tensors) == count
+def _returned(name: str, method: str, found: object) -> Sequence[Tensor]:
+    """Return the result of a method as tensors. Raises ModelError if it is something else."""
+    expected, tensors_of = RETURNED[method]
+    tensors: Any = found if len(tensors_of) > 1 else (found,)
+    is_sequence = isinstance(tensors, tuple | list) and len(tensors) == len(tensors_of)
     if is_sequence and all(isinstance(tensor, Tensor) for tensor in tensors):
         return tuple(tensors)
     size = f" of {len(found)}" if isinstance(found, tuple | list) else ""
-    raise ModelError(
-        f"model {name!r}: {method} returns a {type(found).__name__}{size}; expected {RETURNED[method]}"
-    )
+    raise ModelError(f"model {name!r}: {method} returns a {type(found).__name__}{size}; expected {expected}")
 
 
 def _check_tensors_of(name: str, model: GridModel) -> None:
@@ -245,7 +239,7 @@ def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) 
             trained = begin()
             saved = advance(*trained, 1)
             with evaluating(trained[0]), torch.inference_mode():
-                trained[0](grids.clone())
+                PosteriorMean(trained[0])(grids.clone())
             evaluated, straight = stored(*trained), advance(*trained, 2)
             resumed = begin()
             own = training_state(*resumed)
@@ -313,7 +307,7 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
 
 def reconstruct(model: GridModel, grids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return reconstructions `[B, H, W]` of grids `[B, H, W]` in evaluation mode, from posterior means."""
-    return _classes(_evaluated(model, model, grids)[0])
+    return _classes(_evaluated(model, PosteriorMean(model), grids).logits)
 
 
 def encode(model: GridModel, grids: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from bvae.beta_vae import GridModel
+from bvae.beta_vae import GridModel, PosteriorMean
 from bvae.config import (
     DEFAULT_MODEL,
     LOSS_OPTIONS,
@@ -155,7 +155,7 @@ class Run:
     def plot_reconstructions(self, grids: Grids, **more: Any) -> Figure:
         """Return the figure of `bvae.visualization.plot_reconstructions` for this model."""
         more = {"background": self.config.background, **more}
-        return plot_reconstructions(self.model, self._checked(grids), **more)
+        return plot_reconstructions(PosteriorMean(self.model), self._checked(grids), **more)
 
     def plot_traversals(
         self,

@@ -34,10 +34,6 @@ class Plain(nn.Module):
     def decode(self, latent: Tensor) -> Any:
         return self.to_logits(self.outward(latent).relu()).unflatten(1, self.shape)
 
-    def forward(self, grids: Tensor) -> Any:
-        mean, log_variance = self.encode(grids)
-        return self.decode(mean), mean, log_variance
-
 
 class TiedWeights(Plain):
     """The decoder uses the transposed weights of the encoder."""
@@ -97,9 +93,6 @@ class Lists(Plain):
     def encode(self, grids: Tensor) -> Any:
         return [*super().encode(grids)]
 
-    def forward(self, grids: Tensor) -> Any:
-        return [*super().forward(grids)]
-
 
 class WritesInputs(Plain):
     """Writes into the grids and latents that it is given."""
@@ -150,20 +143,20 @@ class Dropout(Plain):
 
 
 class DrawsWithTorch(Plain):
-    """Draws random numbers in training and in evaluation."""
+    """Draws random numbers in training."""
 
     def hidden(self, grids: Tensor) -> Tensor:
-        return super().hidden(grids) + torch.rand(12)
+        return super().hidden(grids) + torch.rand(12) * self.training
 
 
 class DrawsWithNumPy(Plain):
     def hidden(self, grids: Tensor) -> Tensor:
-        return super().hidden(grids) * float(np.random.rand())
+        return super().hidden(grids) * float(np.random.rand() if self.training else 1)
 
 
 class DrawsWithPython(Plain):
     def hidden(self, grids: Tensor) -> Tensor:
-        return super().hidden(grids) * random.random()
+        return super().hidden(grids) * (random.random() if self.training else 1)
 
 
 class StartsWithNumPy(Plain):
@@ -223,23 +216,13 @@ class DecodesDictionary(Plain):
         return {"logits": super().decode(latent)}
 
 
-class ForwardsDictionary(Plain):
-    def forward(self, grids: Tensor) -> Any:
-        return dict(enumerate(super().forward(grids)))
-
-
-class ForwardsLogits(Plain):
-    def forward(self, grids: Tensor) -> Any:
-        return super().forward(grids)[0]
-
-
 class OwnGenerator(Plain):
     def __init__(self, grid_size: int, latent_dim: int) -> None:
         super().__init__(grid_size, latent_dim)
         self.generator = torch.Generator().manual_seed(0)
 
     def hidden(self, grids: Tensor) -> Tensor:
-        return super().hidden(grids) + torch.rand(12, generator=self.generator)
+        return super().hidden(grids) + torch.rand(12, generator=self.generator) * self.training
 
 
 class Counts(Plain):
@@ -257,9 +240,9 @@ class CountsEvaluations(Plain):
         super().__init__(grid_size, latent_dim)
         self.register_buffer("seen", torch.zeros(()))
 
-    def forward(self, grids: Tensor) -> Any:
-        self.seen += 1
-        return super().forward(grids)
+    def encode(self, grids: Tensor) -> Any:
+        self.seen += not self.training
+        return super().encode(grids)
 
 
 class Grows(Plain):
@@ -285,8 +268,6 @@ REFUSED = {
     EncodesThree: "encode returns a tuple of 3; expected a tuple of two tensors",
     DecodesList: "decode returns a list of 1; expected a tensor",
     DecodesDictionary: "decode returns a dict; expected a tensor",
-    ForwardsDictionary: "forward returns a dict; expected a tuple of three tensors",
-    ForwardsLogits: "forward returns a Tensor; expected a tuple of three tensors",
     OwnGenerator: "ends with a different .* when it continues from a checkpoint.*the global generators",
     Counts: "ends with a different .* when it continues from a checkpoint.*to be in parameters or buffers",
     CountsEvaluations: "changes seen in evaluation mode; expected no change",

@@ -206,7 +206,7 @@ def test_a_factory_without_classes_makes_models_of_ten() -> None:
     check_model(name, grid_size=8, latent_dim=3)
     with pytest.raises(ModelError, match="has 10 classes, not 3, because its factory does not take classes"):
         check_model(name, grid_size=8, latent_dim=3, classes=3)
-    with pytest.raises(ModelError, match=r"logits of decode is \[2, 10, 8, 8\]; expected \[2, 3, 8, 8\]"):
+    with pytest.raises(ModelError, match=r"decode returns logits \[2, 10, 8, 8\]; expected \[2, 3, 8, 8\]"):
         check_model(f"{__name__}:ignoring_classes", grid_size=8, latent_dim=3, classes=3)
 
 

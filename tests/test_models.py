@@ -58,18 +58,20 @@ def test_checking_a_model_leaves_the_random_state_unchanged() -> None:
         ("nowhere_to_be_found:make", "cannot be imported"),
         ("linear_vae:nothing", "cannot be imported"),
         ("linear_vae:nn", "failed on two grids"),
-        ("wrong:dictionary", "returns a dict; expected an nn.Module"),
-        ("wrong:Narrow", r"the posterior mean of encode is \[2, 1\]; expected \[2, 3\]"),
+        ("wrong:dictionary", "returns a dict without encode and decode; expected an nn.Module"),
+        ("wrong:Narrow", r"encode returns posterior mean \[2, 1\]; expected \[2, 3\]"),
         ("wrong:Raising", "failed on two grids: KeyError"),
-        ("wrong:Squeezing", r"decode \(of one latent\) is \[10, 8, 8\]; expected \[1, 10, 8, 8\]"),
+        ("wrong:Squeezing", r"decode returns logits \[10, 8, 8\]; expected \[1, 10, 8, 8\]"),
         ("wrong:Mixing", "decode returns different logits for a latent when the batch changes"),
-        ("wrong:Sampling", "forward returns other logits than decode returns for the posterior mean"),
-        ("wrong:Undefined", "forward returns other logits than decode returns for the posterior mean"),
+        ("wrong:Sampling", "encode uses random numbers for the posterior mean in evaluation mode"),
+        ("wrong:Dropping", "decode uses random numbers for the logits in evaluation mode"),
+        ("ending:make", "cannot be imported from .*: SystemExit: 2"),
+        ("unreadable:make", "cannot be imported from .*: SyntaxError"),
     ],
 )
 def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, complaint: str) -> None:
     (module / "wrong.py").write_text(
-        "import linear_vae\n"
+        "import torch, linear_vae\n"
         "def dictionary(grid_size, latent_dim): return {}\n"
         "class Narrow(linear_vae.LinearVAE):\n"
         "    def encode(self, grids): return [part[:, :1] for part in super().encode(grids)]\n"
@@ -80,15 +82,15 @@ def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, co
         "    def decode(self, latent): return super().decode(latent).squeeze(0)\n"
         "class Mixing(linear_vae.LinearVAE):\n"
         "    def decode(self, latent): return super().decode(latent - latent.mean(0))\n"
-        "class Undefined(linear_vae.LinearVAE):\n"
-        "    def forward(self, grids):\n"
-        "        logits, mean, log_variance = super().forward(grids)\n"
-        "        return logits / logits.new_tensor([1, 0])[:, None, None, None], mean, log_variance\n"
         "class Sampling(linear_vae.LinearVAE):\n"
-        "    def forward(self, grids):\n"
-        "        mean, log_variance = self.encode(grids)\n"
-        "        return self.decode(mean + mean.new_ones(()).normal_()), mean, log_variance\n"
+        "    def encode(self, grids):\n"
+        "        mean, log_variance = super().encode(grids)\n"
+        "        return mean + torch.randn_like(mean), log_variance\n"
+        "class Dropping(linear_vae.LinearVAE):\n"
+        "    def decode(self, latent): return super().decode(torch.nn.functional.dropout(latent + 1))\n"
     )
+    (module / "ending.py").write_text("raise SystemExit(2)")
+    (module / "unreadable.py").write_text("def make(:")
     sys.modules.pop("wrong", None)
     with pytest.raises(ModelError, match=complaint) as caught:
         check_model(name, grid_size=8, latent_dim=3)

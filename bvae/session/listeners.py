@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from bvae import EvidenceWarning
-from bvae.beta_vae import Output
+from bvae.beta_vae import Output, PosteriorMean
 from bvae.config import RunConfig, TrainingConfig
 from bvae.corpus import Corpus
 from bvae.evaluation.measure import evaluating
@@ -118,8 +118,9 @@ class CheckpointPictures:
                 with evaluating(event.model):
                     self.predicted |= dict.fromkeys(epochs, reconstruct(event.model, self.grids))
             title, background = self._title(event), self.run.background
+            model = PosteriorMean(event.model)
             drawn = plot_reconstructions(
-                event.model, self.grids, title=title, loss=self._loss, background=background
+                model, self.grids, title=title, loss=self._loss, background=background
             )
             picture = png_of(drawn)
         except Exception as error:

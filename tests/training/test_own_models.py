@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from own_models import REFUSED, SUPPORTED, CopiesInputs, Dropout, WritesInputs
+from own_models import REFUSED, SUPPORTED, CopiesInputs, Dropout, Plain, WritesInputs
 from torch import Tensor, nn
 
 from bvae.config import LOSS_OPTIONS, ExperimentConfig, TrainingConfig
 from bvae.corpus import Corpus, load_corpus
 from bvae.models import ModelError, check_model, load_model, reconstruct
 from bvae.records import CheckpointSaved, Event
+from bvae.session.listeners import CheckpointPictures
 from bvae.trainer import Trainer
 from bvae.training.optimization import step_seed
 
@@ -101,6 +102,16 @@ def test_a_model_that_could_not_be_resumed_is_refused_in_one_sentence(
 def test_a_model_may_write_into_its_inputs(corpus: Corpus, tmp_path: Path) -> None:
     writing, copying = (bits(trainer_of(model, corpus, tmp_path)) for model in (WritesInputs, CopiesInputs))
     assert writing == copying
+
+
+def test_pictures_need_no_forward(corpus: Corpus, tmp_path: Path) -> None:
+    trainer = trainer_of(Plain, corpus, tmp_path)
+    pictures = CheckpointPictures(trainer.config, corpus)
+    trainer.listeners.append(pictures)
+    trainer.fit()
+    pictures.draw_filmstrip(tmp_path)
+    assert pictures.failures == []
+    assert len([*tmp_path.rglob("*.png")]) == 4  # two epochs, the best epoch, the filmstrip
 
 
 def states() -> list[Tensor | str]:
