@@ -184,7 +184,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ([], "reconstructions.png", "Reconstructions of 10 grids"),
         (["--traversals"], "traversals.png", "with 7 values of one latent dimension"),
         (["--samples", "3"], "samples.png", "decoded from 3 samples of the prior"),
-        (["--samples", "3", "--output", "mine.png"], "mine.png", "3 samples"),
+        (["--samples", "3", "--output", "new/mine.png"], "new/mine.png", "3 samples"),
     ],
 )
 def test_the_command_draws_one_picture(
