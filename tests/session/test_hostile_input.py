@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from lab import TINY, SessionHere
 
+from bvae.__main__ import main
 from bvae.experiment import Experiment
 from bvae.options import OPTIONS, parse_experiment
 from bvae.session import SessionRecord
@@ -109,9 +110,14 @@ def test_a_session_of_another_version_is_refused_by_its_schema(begun: Path, refu
 
 @slow
 @pytest.mark.parametrize("resumed", ["latest", "missing", "corpus.npz", "empty", "", "a\nb\x1b[31m\u202e"])
-def test_a_folder_that_is_not_a_session_is_refused(lab: Path, refusal: Refuse, resumed: str) -> None:
+def test_a_folder_that_is_not_a_session_is_refused(
+    lab: Path, refusal: Refuse, resumed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (lab / "empty").mkdir()
-    assert "cannot be used" in refusal(f"--resume={resumed}")
+    expected = " has no session.json; expected the folder of a session, such as runs/latest"
+    assert refusal(f"--resume={resumed}").endswith(expected)
+    assert main(["report", resumed]) == 4
+    assert capsys.readouterr().err.endswith(f"{expected}\n")
     assert not (lab / "runs").exists()
 
 
