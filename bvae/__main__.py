@@ -19,7 +19,7 @@ from bvae.experiments import EXAMPLE
 from bvae.hooks import Interruptions
 from bvae.options import EXTEND_EXPECTS, OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.report import side_by_side
-from bvae.session.continuation import merge_shards, shard_of
+from bvae.session.continuation import merge_shards
 from bvae.session_files import REPORT, SESSION, newest_checkpoint
 from bvae.storage import atomic_write, make_folder, printable
 from bvae.training_config import LIMITS
@@ -180,7 +180,10 @@ def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     known = options_of("shards")
     given = {option.key: getattr(arguments, option.key) for option in known}
     config = parse_experiment(given)
-    shard_of(range(len(config.options) * config.seeds), f"1/{arguments.count}")
+    most = len(config.options) * config.seeds
+    if arguments.count not in map(str, range(1, most + 1)):
+        expected = f"a whole number from 1 to {most}, the number of runs"
+        raise ValueError(f"N is {arguments.count!r}; expected {expected}")
     run_dir = given.pop("run_dir")
     words = [
         f"{option.flag}={given[option.key]}"
@@ -273,7 +276,7 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     samples = arguments.samples
     if samples is not None and (arguments.traversals or arguments.grids):
         raise ValueError("--samples draws no grids of a corpus; remove --traversals and GRIDS")
-    if samples is not None and not samples.isdecimal():
+    if samples is not None and samples not in map(str, range(1, 41)):
         raise ValueError(f"--samples is {samples!r}; expected a whole number from 1 to 40")
     engine = load_engine()
     checkpoint = newest_checkpoint(Path(arguments.checkpoint))

@@ -200,8 +200,8 @@ def test_the_command_draws_one_picture(
     [
         (["--samples", "x"], "--samples is 'x'; expected a whole number from 1 to 40"),
         (["--samples", ""], "--samples is ''; expected"),
-        (["--samples", "41"], "count is 41; expected a whole number from 1 to 40"),
-        (["--samples", "0"], "count is 0; expected"),
+        (["--samples", "41"], "--samples is '41'; expected a whole number from 1 to 40"),
+        (["--samples", "0"], "--samples is '0'; expected"),
         (["--samples", "1", "--traversals"], "--samples draws no grids"),
         (["grids.npy", "--samples", "1"], "remove --traversals and GRIDS"),
     ],
