@@ -19,7 +19,7 @@ from bvae.experiments import EXAMPLE
 from bvae.hooks import Interruptions
 from bvae.options import EXTEND_EXPECTS, OPTIONS, options_document, options_of, parse_experiment, path_text
 from bvae.report import side_by_side
-from bvae.session.continuation import merge_shards, shard_of
+from bvae.session.continuation import merge_shards
 from bvae.session_files import REPORT, SESSION, newest_checkpoint
 from bvae.storage import atomic_write, make_folder, printable
 from bvae.training_config import LIMITS
@@ -85,42 +85,18 @@ def build_parser() -> argparse.ArgumentParser:
         parsers[name].set_defaults(function=function)
         for option in options_of(name):
             parsers[name].add_argument(option.flag, **option.keywords)
-    parsers["init"].add_argument(
-        "folder", nargs="?", type=path_text, default=".", metavar="DIR", help="Default: the current folder"
-    )
+    for name, operand, metavar, count, text in (
+        ("init", "folder", "DIR", "?", "Default: the current folder"),
+        ("merge", "shards", "DIR", "+", "Session folder of a shard, such as runs/shard-1/latest"),
+        ("report", "session", "SESSION", None, "Session folder, such as runs/latest"),
+        ("compare", "runs", "RUN", "+", "Folder of a session or of a run, such as runs/latest/B-seed0"),
+        ("show", "checkpoint", "CHECKPOINT", None, "Run folder (newest checkpoint), or a .safetensors file"),
+        ("show", "grids", "GRIDS", "?", "Corpus whose grids are drawn. Default: the corpus of the run"),
+    ):
+        parsers[name].add_argument(operand, nargs=count, type=path_text, metavar=metavar, help=text)
     parsers["shards"].add_argument("count", metavar="N", help="Number of shards, at most the number of runs")
     parsers["shards"].formatter_class = argparse.RawDescriptionHelpFormatter
     parsers["shards"].epilog = SLURM
-    parsers["merge"].add_argument(
-        "shards",
-        nargs="+",
-        type=path_text,
-        metavar="DIR",
-        help="Session folder of a shard, such as runs/shard-1/latest",
-    )
-    parsers["report"].add_argument(
-        "session", type=path_text, metavar="SESSION", help="Session folder, such as runs/latest"
-    )
-    parsers["compare"].add_argument(
-        "runs",
-        nargs="+",
-        type=path_text,
-        metavar="RUN",
-        help="Folder of a session or of a run, such as runs/latest or runs/latest/B-seed0",
-    )
-    parsers["show"].add_argument(
-        "checkpoint",
-        type=path_text,
-        metavar="CHECKPOINT",
-        help="Folder of a run, whose newest checkpoint is used, or a .safetensors file",
-    )
-    parsers["show"].add_argument(
-        "grids",
-        nargs="?",
-        type=path_text,
-        metavar="GRIDS",
-        help="Corpus whose grids are drawn. Default: the corpus of the run",
-    )
     return parser
 
 
@@ -130,7 +106,7 @@ def init(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     Writes three files and overwrites none: a test file with the packaged experiment and one more gate, a
     pytest.ini that loads the plugin, and a file of loss options.
     """
-    folder = Path(arguments.folder)
+    folder = Path(arguments.folder or "")
     if existing := [str(folder / name) for name in EXAMPLE if (folder / name).exists()]:
         raise ValueError(f"{printable(', '.join(existing))} exists already; name another folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +180,10 @@ def shards(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     known = options_of("shards")
     given = {option.key: getattr(arguments, option.key) for option in known}
     config = parse_experiment(given)
-    shard_of(range(len(config.options) * config.seeds), f"1/{arguments.count}")
+    most = len(config.options) * config.seeds
+    if arguments.count not in map(str, range(1, most + 1)):
+        expected = f"a whole number from 1 to {most}, the number of runs"
+        raise ValueError(f"N is {arguments.count!r}; expected {expected}")
     run_dir = given.pop("run_dir")
     words = [
         f"{option.flag}={given[option.key]}"
@@ -245,7 +224,10 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     return _report(arguments.session, given, command, arguments.html)
 
 
-def _report(folder: str, given: Mapping[str, str | None], command: Sequence[str], html: str = "") -> int:
+def _report(
+    folder: str, given: Mapping[str, str | None], command: Sequence[str], html: str | None = None
+) -> int:
+    make_folder(Path(html or "").parent, parents=True)
     experiment = Experiment.resume(given, Path("runs"), command, folder)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
@@ -270,6 +252,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
                 f"{printable(str(path))} is refused; expected a file that is no link and in no session, and "
                 "different files for --html and --csv"
             )
+        make_folder(path.parent, parents=True)
     sides = side_by_side.read_sides(arguments.runs)
     print(*side_by_side.to_text(sides), sep="\n")
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}
@@ -293,13 +276,14 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     samples = arguments.samples
     if samples is not None and (arguments.traversals or arguments.grids):
         raise ValueError("--samples draws no grids of a corpus; remove --traversals and GRIDS")
-    if samples is not None and not samples.isdecimal():
+    if samples is not None and samples not in map(str, range(1, 41)):
         raise ValueError(f"--samples is {samples!r}; expected a whole number from 1 to 40")
     engine = load_engine()
     checkpoint = newest_checkpoint(Path(arguments.checkpoint))
     model, config = engine.load_model(checkpoint, arguments.model or DEFAULT_MODEL)
     kind = "samples" if samples is not None else "traversals" if arguments.traversals else "reconstructions"
     output, name = Path(arguments.output or f"{kind}.png"), printable(arguments.checkpoint)
+    make_folder(output.parent, parents=True)
     if samples is not None:
         title = f"{name}: samples from the prior"
         more = {"latent_dim": config.training.latent_dim, "background": config.background}

@@ -143,15 +143,17 @@ class Experiment:
             session = Session.open(path, secrets.token_hex(8))
             refuse_foreign_entries(path)
             given = allow_models(session.record.config, given)
-            baseline, stored = given.get("baseline"), path / BASELINE_FILE
-            if baseline is None and stored.exists():
-                baseline = str(stored)
+            if (baseline := given.get("baseline")) is None and (path / BASELINE_FILE).exists():
+                baseline = str(path / BASELINE_FILE)
             if baseline is None and compares:
                 raise ValueError(COMPARE_EXPECTS)
             asked = parse_experiment(given, session.record.config)
             config, changes = extended(session.record.config, asked, more_epochs=extend)
-            experiment = cls.prepare(config, path.parent, command, baseline)
+            experiment = cls.prepare(config, path.parent, command)
             refuse_changes(session.record, experiment.config, experiment.corpus)
+            if baseline is not None:
+                settings = experiment.config, session.record.corpus
+                experiment.baseline = comparable_baseline(Path(baseline), *settings)
             experiment._lock = hold(path)
             experiment._session = go_on(session, experiment.config, experiment.command, changes)
         except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: in use, or a loop of links

@@ -32,7 +32,7 @@ from bvae.models import decode, encode, load_model, reconstruct
 from bvae.option_files import select_options
 from bvae.records import EpochRecord, Progress
 from bvae.session_files import newest_checkpoint
-from bvae.storage import atomic_write
+from bvae.storage import atomic_write, make_folder
 from bvae.training.checkpoint import load_checkpoint
 from bvae.visualization import plot_reconstructions, plot_samples, plot_traversals
 from bvae.visualization.latents import VALUES, sample_prior, traverse
@@ -174,6 +174,7 @@ class Run:
 
     def export(self, path: str | Path) -> None:
         """Write only the weights to a safetensors file, for `load_state_dict`. Raises StorageError."""
+        make_folder(Path(path).parent, parents=True)
         weights = {
             name: tensor.cpu().clone().contiguous() for name, tensor in self.model.state_dict().items()
         }

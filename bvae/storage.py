@@ -112,10 +112,10 @@ def _has_locks(folder: Path) -> bool:
     return found
 
 
-def make_folder(path: Path) -> None:
-    """Create a folder if it does not exist. Its parent must exist. Raises StorageError."""
+def make_folder(path: Path, *, parents: bool = False) -> None:
+    """Create a folder if it does not exist. Without `parents`, its parent must exist. Raises StorageError."""
     with _refusing(path, "made"):
-        path.mkdir(exist_ok=True)
+        path.mkdir(parents=parents, exist_ok=True)
 
 
 def atomic_write(path: Path, data: bytes, *others: Path) -> None:
@@ -201,7 +201,7 @@ def _refusing(path: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise StorageError(
             f"{path} could not be {what}: {error.strerror or error}. Files written before are complete; "
-            "make room or restore access and resume the session"
+            "make room or restore access, then resume the session or repeat the command"
         ) from error
 
 

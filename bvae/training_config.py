@@ -126,7 +126,7 @@ class TrainingConfig:
         check(
             in_time, "beta_warmup", f"is {self.beta_warmup:g}", f"at most {self.epochs}, the epochs of a run"
         )
-        patience, expected = self.until_plateau, f"0, or a number below the {self.epochs} epochs of a run"
+        patience, expected = self.until_plateau, f"0, or less than {self.epochs}, the epochs of a run"
         check(patience < self.epochs, "until_plateau", f"is {patience}", expected)
         rising = all(a < b for a, b in itertools.pairwise((0, *self.stages)))
         before = ", ".join(map(str, self.extended_from))

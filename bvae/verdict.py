@@ -285,7 +285,7 @@ def judge_option(
     if failures:
         worst = min(failures, key=lambda verdict: SEVERITY[verdict.name])
         count = sum(verdict.name == worst.name for verdict in failures)
-        return Verdict(worst.name, f"in {count} of {len(verdicts)} seeds; first reason: {worst.reason}")
+        return Verdict(worst.name, f"in {count} of {len(verdicts)} runs; first reason: {worst.reason}")
     return judge_accuracy(MeanStd.of(accuracies).mean, band)
 
 

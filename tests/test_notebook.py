@@ -192,14 +192,15 @@ def test_each_plot_is_the_picture_of_its_function_for_the_model_and_background_o
 
 @pytest.mark.unit
 def test_exported_weights_load_into_a_model_without_a_checkpoint(run: Run, tmp_path: Path) -> None:
-    run.export(tmp_path / "model.safetensors")
+    path = tmp_path / "folders/that do not exist/model.safetensors"
+    run.export(path)
     model = BetaVAE(grid_size=8, latent_dim=4)
-    model.load_state_dict(safetensors.torch.load_file(tmp_path / "model.safetensors"))
+    model.load_state_dict(safetensors.torch.load_file(path))
     with torch.inference_mode():
         logits = model.eval()(torch.from_numpy(GRIDS)).logits
     assert np.array_equal(logits.argmax(1), run.reconstruct(GRIDS))
-    with pytest.raises(StorageError, match="missing"):
-        run.export(tmp_path / "missing/model.safetensors")
+    with pytest.raises(StorageError, match=r"model\.safetensors could not be made: .*or repeat the command"):
+        run.export(path / "a file is no folder.safetensors")
 
 
 @pytest.mark.unit

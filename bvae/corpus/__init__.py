@@ -161,8 +161,10 @@ def _read(
         path, _, member = spec.rpartition("#")
     if _is_missing(path):
         known = f"objects, arc or atomic; objects:N or atomic:N with N of {COUNTS[0]} or more"
+        start = f"; relative paths, also those that runs recorded, start in {printable(str(Path.cwd()))}"
         raise CorpusError(
             f"'{printable(spec)}' is neither a built-in corpus ({known}) nor an existing file or folder"
+            f"{'' if Path(spec).is_absolute() else start}"
         )
     name = printable(Path(spec).name or spec)
     if not (member or is_array_file(path)):

@@ -105,7 +105,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except CorpusError as error:
-        raise CorpusError(f"{printable(os.fspath(path))}: {error}") from None
+        problem = str(error).removeprefix(f"{brief(Path(path).name)}: ")  # of a collection of a single file
+        raise CorpusError(f"{printable(os.fspath(path))}: {problem}") from None
     except OSError as error:
         raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
 

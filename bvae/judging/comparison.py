@@ -204,6 +204,9 @@ def compare(
     learned = [name for name in candidates if summaries[name].learned]
     recommended = max(learned, key=lambda name: _mean(summaries[name].object_iou), default=None)
     gate = Gate(candidates=candidates, passed=bool(passed_by), passed_by=passed_by)
+    recommendation = _recommendation(recommended, gate, summaries, band)
+    if undecided := listed([name for name in candidates if _is_undecided(summaries[name])]):
+        recommendation += f" This may change: runs of {', '.join(undecided)} are unfinished."
     return Comparison(
         corpus=ComparedCorpus(
             **vars(corpus),
@@ -216,7 +219,7 @@ def compare(
         options=summaries,
         gate=gate,
         recommended=recommended,
-        recommendation=_recommendation(recommended, gate, summaries, band),
+        recommendation=recommendation,
     )
 
 
@@ -306,11 +309,20 @@ def _recommendation(
         return f"{advice} {outside}. The gate is passed by {', '.join(passed)}."
     if not gate.candidates:
         return "Nothing can be recommended: no run of a candidate was selected."
-    nearest = max(gate.candidates, key=lambda name: _nearness(options[name]))
-    return (
-        "Nothing can be recommended: no candidate is stable and learned the objects. The nearest miss is "
-        f"{nearest} ({words(options[nearest].verdict)})."
-    )
+    if any(_is_undecided(options[name]) for name in gate.candidates):
+        return "Nothing can be recommended yet."
+    failed = "Nothing can be recommended: no candidate is stable and learned the objects."
+    ended = [name for name in gate.candidates if options[name].verdict not in ("incomplete", "diverged")]
+    if not ended:
+        return failed
+    nearest = max(ended, key=lambda name: _nearness(options[name]))
+    return f"{failed} The nearest miss is {nearest} ({words(options[nearest].verdict)})."
+
+
+def _is_undecided(option: OptionSummary) -> bool:
+    """Return whether runs are incomplete, and every other run is stable and learned the objects."""
+    ended = [Verdict(run.verdict, run.reason) for run in option.runs if run.verdict != "incomplete"]
+    return option.verdict == "incomplete" and all(verdict.learned for verdict in ended)
 
 
 def _nearness(option: OptionSummary) -> tuple[int, float]:

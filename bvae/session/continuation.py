@@ -183,7 +183,7 @@ def shard_of(runs: Sequence[T], shard: str) -> Sequence[T]:
     place, count = map(int, found.groups()) if found else (0, 0)
     if not 1 <= place <= count <= len(runs):
         raise ValueError(
-            f"--shard is {shard!r}; expected I/N with I from 1 to N, and N from 1 to {len(runs)}, the number "
+            f"--shard is {shard!r}; expected I/N with I from 1 to N, and N at most {len(runs)}, the number "
             "of runs"
         )
     return runs[place - 1 :: count]

@@ -149,6 +149,9 @@ class Session:
             FileNotFoundError: if the folder has no `session.json`.
             ValueError: if `session.json` is damaged or does not match its seal.
         """
+        if not (path / SESSION).exists():
+            expected = "the folder of a session, such as runs/latest"
+            raise FileNotFoundError(f"{printable(str(path))} has no {SESSION}; expected {expected}")
         record = read_json(path / SESSION, SessionRecord)
         if not is_sealed(record):
             raise ValueError(

@@ -595,6 +595,13 @@ def test_a_corpus_that_is_neither_built_in_nor_a_file_is_refused(spec: str) -> N
     assert str(caught.value).isprintable()
 
 
+def test_a_missing_relative_path_is_refused_with_the_folder_where_it_was_looked_up(tmp_path: Path) -> None:
+    with pytest.raises(CorpusError, match=f"also those that runs recorded, start in {Path.cwd()}$"):
+        load_corpus("moved.npy")
+    with pytest.raises(CorpusError, match=r"nor an existing file or folder$"):
+        load_corpus(str(tmp_path / "moved.npy"))
+
+
 @pytest.mark.parametrize(
     ("arrays", "named"),
     [

@@ -300,7 +300,8 @@ def test_a_file_that_is_no_collection_is_refused_with_file_and_place(
     tmp_path: Path, content: str, named: str
 ) -> None:
     (tmp_path / "a.json").write_text(content)
-    assert named in refusal(tmp_path / "a.json")
+    assert named in (said := refusal(tmp_path / "a.json"))
+    assert said.count("a.json") == 1
     if content:
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder/b.json").write_text(content)

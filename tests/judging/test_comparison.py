@@ -186,6 +186,28 @@ def test_if_no_candidate_learned_only_the_nearest_miss_is_named() -> None:
         assert f"nearest miss is {nearest} (partial collapse)" in alike.recommendation
 
 
+def test_unfinished_runs_leave_the_outcome_open_unless_their_option_has_already_failed() -> None:
+    begun = {1: "B-seed1 was begun and did not finish"}
+    unfinished = "This may change: runs of B are unfinished."
+    alone, failed = compared({"B": begun}), seeds("C", "mode_collapse")
+    assert alone.recommendation == f"Nothing can be recommended yet. {unfinished}"
+    assert alone.options["B"].reason.startswith("in 1 of 1 runs; ")  # not all seeds have a run here
+    assert compared({"B": begun} | failed).recommendation == alone.recommendation
+    for verdict in ("healthy", "below_band"):
+        advice = compared({"B": begun} | seeds("C", verdict)).recommendation
+        assert advice.startswith("Use option C")
+        assert advice.endswith(f". {unfinished}")
+    for verdict in FAILURES[1:]:
+        decided = compared({"B": seeds("B", verdict)["B"] | begun} | failed).recommendation
+        assert "unfinished" not in decided
+        assert decided.endswith("The nearest miss is C (mode collapse).")
+
+
+def test_a_run_that_diverged_is_no_near_miss() -> None:
+    recommendation = compared(seeds("B", "diverged") | seeds("C", "diverged")).recommendation
+    assert recommendation == "Nothing can be recommended: no candidate is stable and learned the objects."
+
+
 # ---- what the models learned, according to the explanation of the gate
 
 

@@ -347,7 +347,7 @@ def test_the_worst_failed_seed_gives_the_verdict_on_an_option(
         first = next(verdict for verdict in verdicts if verdict.name == worst)
         assert option.name == worst
         count = failures.count(worst)
-        assert option.reason == f"in {count} of {len(runs)} seeds; first reason: {first.reason}"
+        assert option.reason == f"in {count} of {len(runs)} runs; first reason: {first.reason}"
     else:
         mean = sum(accuracy for _, accuracy in runs) / len(runs)
         near_an_edge = min(abs(mean - 0.7), abs(mean - 0.8)) < 1e-9

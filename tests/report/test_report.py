@@ -605,7 +605,10 @@ def test_the_head_of_the_report_says_that_the_gate_was_not_run(lab: Path) -> Non
 def test_the_command_writes_the_report_as_one_page(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_pytest("experiments/", *QUICK, *TINY, "-n0", "-k", "A-seed0")
     session = newest(lab)
-    for arguments, path in (([], session / "report.html"), (["--html", "mine.html"], Path("mine.html"))):
+    for arguments, path in (
+        ([], session / "report.html"),
+        (["--html", "new/mine.html"], Path("new/mine.html")),
+    ):
         assert main(["report", "runs/latest", *arguments]) == 0
         assert capsys.readouterr().out.endswith(f"Report: {path}\n")
         page = path.read_text()

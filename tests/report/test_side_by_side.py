@@ -331,7 +331,7 @@ def test_the_command_writes_only_the_requested_files(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(runs)
-    files = [f"--html={tmp_path / 'page.html'}", f"--csv={tmp_path / 'table.csv'}"]
+    files = [f"--html={tmp_path / 'page.html'}", f"--csv={tmp_path / 'new/table.csv'}"]
     assert main(["compare", str(runs / "o/latest"), str(runs / "=/latest"), *files]) == 0
     assert contents(runs) == before
     said = capsys.readouterr().out
@@ -347,7 +347,7 @@ def test_the_command_writes_only_the_requested_files(
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page
     assert "http" not in page
-    rows = [*csv.DictReader(io.StringIO((tmp_path / "table.csv").read_text()))]
+    rows = [*csv.DictReader(io.StringIO((tmp_path / "new/table.csv").read_text()))]
     assert [(row["session"], row["option"], row["seed"]) for row in rows] == [
         *(("a", "A", "0"), ("b", "A", "0"), ("b", "A", "1"), ("b", "B", "0"), ("b", "B", "1"))
     ]

@@ -12,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from evidence_factory import result
 from lab import TINY, SessionHere
 
+from bvae.__main__ import main
 from bvae.experiment import Experiment
+from bvae.judging.baseline import BASELINE_FILE
+from bvae.judging.comparison import compare
 from bvae.options import OPTIONS, parse_experiment
 from bvae.session import SessionRecord
 from bvae.storage import read_json, sealed, to_json
@@ -73,8 +77,11 @@ def test_a_session_is_not_resumed_with_another_setting(
 
 @slow
 def test_a_session_is_not_resumed_on_a_changed_corpus(lab: Path, begun: Path, refusal: Refuse) -> None:
+    record = read_json(begun / "session.json", SessionRecord)
+    baseline = compare(record.corpus, record.config, {"B": {0: result("B", 0)}})
+    (begun / BASELINE_FILE).write_bytes(to_json(baseline))
     np.savez(lab / "corpus.npz", train=np.random.default_rng(1).integers(0, 10, (9, 8, 8)))
-    assert "corpus fingerprint was" in refusal("--resume=latest")
+    assert "used: the session has other settings: corpus fingerprint was" in refusal("--resume=latest")
 
 
 @slow
@@ -109,9 +116,14 @@ def test_a_session_of_another_version_is_refused_by_its_schema(begun: Path, refu
 
 @slow
 @pytest.mark.parametrize("resumed", ["latest", "missing", "corpus.npz", "empty", "", "a\nb\x1b[31m\u202e"])
-def test_a_folder_that_is_not_a_session_is_refused(lab: Path, refusal: Refuse, resumed: str) -> None:
+def test_a_folder_that_is_not_a_session_is_refused(
+    lab: Path, refusal: Refuse, resumed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (lab / "empty").mkdir()
-    assert "cannot be used" in refusal(f"--resume={resumed}")
+    expected = " has no session.json; expected the folder of a session, such as runs/latest"
+    assert refusal(f"--resume={resumed}").endswith(expected)
+    assert main(["report", resumed]) == 4
+    assert capsys.readouterr().err.endswith(f"{expected}\n")
     assert not (lab / "runs").exists()
 
 

@@ -42,8 +42,16 @@ def test_every_run_is_in_exactly_one_shard(options: int, seeds: int, data: st.Da
 @pytest.mark.unit
 @pytest.mark.parametrize("shard", ["0/2", "3/2", "1/7", "1", "", "-1/2", "1/2/3", "a/b", "1/2\n", "١/٢"])
 def test_a_wrong_shard_is_refused_with_the_limits(shard: str) -> None:
-    with pytest.raises(ValueError, match="expected I/N with I from 1 to N, and N from 1 to 6, the number of"):
+    with pytest.raises(ValueError, match="expected I/N with I from 1 to N, and N at most 6, the number of"):
         shard_of(range(6), shard)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("count", ["0", "-1", "2.0", "many", "3"])
+def test_a_wrong_number_of_shards_is_refused(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shards", "--loss-options=A,B", "--seeds=1", "--", count]) == 4
+    expected = f"N is {count!r}; expected a whole number from 1 to 2, the number of runs"
+    assert capsys.readouterr().err == f"ERROR: {expected}\n"
 
 
 @pytest.mark.unit
@@ -62,7 +70,7 @@ def test_the_commands_carry_every_option_quoted_for_a_shell(
         assert {*command[4:]} == given
     assert len(commands) == 2
     assert main(["shards", "10"]) == 4
-    assert "N from 1 to 9, the number of runs" in capsys.readouterr().err
+    assert "from 1 to 9, the number of runs" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["shards", "--help"])
     assert "--shard=$SLURM_ARRAY_TASK_ID/4" in capsys.readouterr().out

@@ -81,7 +81,7 @@ def test_until_the_warmup_ends_the_rate_does_not_depend_on_a_known_end(step: int
 def test_the_patience_must_be_less_than_the_limit() -> None:
     assert until(4, limit=5).until_plateau == 4
     for patience in (5, 6):
-        with pytest.raises(ConfigError, match=rf"until_plateau is {patience}; expected 0, or a number below"):
+        with pytest.raises(ConfigError, match=rf"until_plateau is {patience}; expected 0, or less than"):
             until(patience, limit=5)
 
 

@@ -184,7 +184,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ([], "reconstructions.png", "Reconstructions of 10 grids"),
         (["--traversals"], "traversals.png", "with 7 values of one latent dimension"),
         (["--samples", "3"], "samples.png", "decoded from 3 samples of the prior"),
-        (["--samples", "3", "--output", "mine.png"], "mine.png", "3 samples"),
+        (["--samples", "3", "--output", "new/mine.png"], "new/mine.png", "3 samples"),
     ],
 )
 def test_the_command_draws_one_picture(
@@ -200,8 +200,8 @@ def test_the_command_draws_one_picture(
     [
         (["--samples", "x"], "--samples is 'x'; expected a whole number from 1 to 40"),
         (["--samples", ""], "--samples is ''; expected"),
-        (["--samples", "41"], "count is 41; expected a whole number from 1 to 40"),
-        (["--samples", "0"], "count is 0; expected"),
+        (["--samples", "41"], "--samples is '41'; expected a whole number from 1 to 40"),
+        (["--samples", "0"], "--samples is '0'; expected"),
         (["--samples", "1", "--traversals"], "--samples draws no grids"),
         (["grids.npy", "--samples", "1"], "remove --traversals and GRIDS"),
     ],
