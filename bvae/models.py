@@ -295,7 +295,8 @@ def load_model(checkpoint: Path, model_name: str = DEFAULT_MODEL) -> tuple[GridM
     config = loaded.state.config
     if config.training.model != model_name:
         raise CheckpointError(
-            f"{checkpoint} is of the model {config.training.model!r}; expected {model_name!r}"
+            f"{checkpoint} is of the model {config.training.model!r}, not {model_name!r}; "
+            "if you trust this name, give it as --model (in Python as model=)"
         )
     model = initial_model(config)  # also recreates state that is not in the checkpoint
     prefix = "model."

@@ -17,6 +17,7 @@ from bvae.models import ModelError, check_model, load_model, reconstruct
 from bvae.records import CheckpointSaved, Event
 from bvae.session.listeners import CheckpointPictures
 from bvae.trainer import Trainer
+from bvae.training.checkpoint import CheckpointError
 from bvae.training.optimization import step_seed
 
 pytestmark = pytest.mark.unit
@@ -86,6 +87,8 @@ def test_interruptions_other_runs_and_checkpoints_change_no_bit(
     loaded, _ = load_model(tmp_path / "checkpoints/epoch_002.safetensors", f"own_models:{model.__name__}")
     assert np.array_equal(reconstruct(loaded, grids[:9]), reconstruct(trained.model, grids[:9]))
     assert np.array_equal(corpus.train[:], grids)
+    with pytest.raises(CheckpointError, match=f"of the model '.*:{model.__name__}', not .* as --model"):
+        load_model(tmp_path / "checkpoints/epoch_002.safetensors")
 
 
 @pytest.mark.parametrize(
