@@ -311,7 +311,7 @@ def _recommendation(
         return "Nothing can be recommended: no run of a candidate was selected."
     if any(_is_undecided(options[name]) for name in gate.candidates):
         return "Nothing can be recommended yet."
-    failed = "Nothing can be recommended: no candidate is stable and learned the objects."
+    failed = "Nothing can be recommended: no trained candidate is stable and learned the objects."
     ended = [name for name in gate.candidates if options[name].verdict not in ("incomplete", "diverged")]
     if not ended:
         return failed

@@ -178,7 +178,7 @@ def test_if_no_candidate_learned_only_the_nearest_miss_is_named() -> None:
     comparison = compared(seeds("A", "healthy") | grave | mild)
     assert comparison.recommended is None
     assert comparison.recommendation.startswith(
-        "Nothing can be recommended: no candidate is stable and learned"
+        "Nothing can be recommended: no trained candidate is stable and learned"
     )
     assert "nearest miss is C (partial collapse)." in comparison.recommendation
     for iou, nearest in ((0.05, "C"), (0.2, "B")):
@@ -205,7 +205,7 @@ def test_unfinished_runs_leave_the_outcome_open_unless_their_option_has_already_
 
 def test_a_run_that_diverged_is_no_near_miss() -> None:
     recommendation = compared(seeds("B", "diverged") | seeds("C", "diverged")).recommendation
-    assert recommendation == "Nothing can be recommended: no candidate is stable and learned the objects."
+    assert recommendation == "Nothing can be recommended: no trained candidate is stable and learned the objects."
 
 
 # ---- what the models learned, according to the explanation of the gate
