@@ -85,7 +85,7 @@ def test_a_path_that_is_no_run_is_refused_in_one_sentence(folder: Path, name: st
 
 @pytest.mark.unit
 def test_only_a_model_that_is_named_is_imported(folder: Path) -> None:
-    with pytest.raises(ValueError, match="expected 'mine:make'"):
+    with pytest.raises(ValueError, match="not 'mine:make'; if you trust this name"):
         bvae.open_run(folder, model="mine:make")
 
 

@@ -205,7 +205,7 @@ def test_unfinished_runs_leave_the_outcome_open_unless_their_option_has_already_
 
 def test_a_run_that_diverged_is_no_near_miss() -> None:
     recommendation = compared(seeds("B", "diverged") | seeds("C", "diverged")).recommendation
-    assert recommendation == "Nothing can be recommended: no trained candidate is stable and learned the objects."
+    assert recommendation.endswith("no trained candidate is stable and learned the objects.")
 
 
 # ---- what the models learned, according to the explanation of the gate
