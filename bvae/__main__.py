@@ -227,8 +227,8 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def _report(
     folder: str, given: Mapping[str, str | None], command: Sequence[str], html: str | None = None
 ) -> int:
-    make_folder(Path(html or "").parent, parents=True)
     experiment = Experiment.resume(given, Path("runs"), command, folder)
+    make_parent(html or "")
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
     path = Path(html or experiment.session.path / REPORT)
@@ -239,6 +239,21 @@ def _report(
     return int(bool(experiment.complaint))
 
 
+def make_parent(output: str | Path) -> None:
+    """Make the missing folder of an output file. Raises ValueError in a session, whose folders are runs."""
+    folder = Path(output).parent
+    if not folder.exists():
+        if is_in_session(folder):
+            raise ValueError(
+                f"{printable(str(folder))} does not exist, and is in a session; name another folder"
+            )
+        make_folder(folder, parents=True)
+
+
+def is_in_session(path: Path) -> bool:
+    return any((folder / SESSION).exists() for folder in path.resolve().parents)
+
+
 def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     """Show sessions side by side, whatever settings differ.
 
@@ -246,14 +261,14 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     the first session. Changes no folder. Example: bvae compare before runs/latest --html compare.html
     """
     for path in map(Path, filter(None, (arguments.html, arguments.csv))):
-        in_session = any((folder / SESSION).exists() for folder in path.resolve().parents)
-        if path.is_symlink() or in_session or arguments.html == arguments.csv:
+        if path.is_symlink() or is_in_session(path) or arguments.html == arguments.csv:
             raise ValueError(
                 f"{printable(str(path))} is refused; expected a file that is no link and in no session, and "
                 "different files for --html and --csv"
             )
-        make_folder(path.parent, parents=True)
     sides = side_by_side.read_sides(arguments.runs)
+    for output in (arguments.html, arguments.csv):
+        make_parent(output or "")
     print(*side_by_side.to_text(sides), sep="\n")
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}
     if arguments.html:
@@ -283,15 +298,16 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     model, config = engine.load_model(checkpoint, arguments.model or DEFAULT_MODEL)
     kind = "samples" if samples is not None else "traversals" if arguments.traversals else "reconstructions"
     output, name = Path(arguments.output or f"{kind}.png"), printable(arguments.checkpoint)
-    make_folder(output.parent, parents=True)
     if samples is not None:
         title = f"{name}: samples from the prior"
+        make_parent(output)
         more = {"latent_dim": config.training.latent_dim, "background": config.background}
         engine.plot_samples(model, int(samples), path=output, title=title, **more)
     else:
         spec = arguments.grids or config.corpus
         padding_value = None if is_built_in(spec) else config.padding_value
         corpus = load_corpus(spec, config.grid_size, padding_value=padding_value, classes=config.classes)
+        make_parent(output)
         grids, title = corpus.sample_grids(), f"{name}: {kind} (corpus {corpus.name})"
         if arguments.traversals:
             engine.plot_traversals(model, grids[0], path=output, title=title)

@@ -48,8 +48,9 @@ from bvae.training.step import AutogradStep, reproducible, restore_tensors, trai
 CPU = torch.device("cpu")
 
 ROUNDING = 1e-3
-"""Tolerance for results of a method that must be equal, relative to the largest number."""
-
+"""Tolerance for the results of a method in batches of two sizes, relative to 1 or the largest number."""
+USER_ERRORS = (Exception, SystemExit)
+"""What the module, the factory or a method of a model may raise."""
 RETURNED = {
     "encode": ("a tuple of two tensors: posterior mean and log variance", ("posterior mean", "log variance")),
     "decode": ("a tensor: the logits", ("logits",)),
@@ -79,10 +80,9 @@ def build_model(name: str, *, grid_size: int, latent_dim: int, classes: int = DE
         sys.path.insert(0, here)
     try:
         factory: Callable[..., object] = getattr(importlib.import_module(module_name), factory_name)
-    except (Exception, SystemExit) as error:  # the module is user code
-        raise ModelError(
-            f"model {name!r} cannot be imported from {here}: {type(error).__name__}: {error}"
-        ) from error
+    except USER_ERRORS as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"model {name!r} cannot be imported from {here}: {reason}") from error
     keywords = {"grid_size": grid_size, "latent_dim": latent_dim}
     if _takes_classes(factory):
         keywords["classes"] = classes
@@ -127,56 +127,60 @@ def check_model(
         ModelError: if the check fails; the message says what the model did.
     """
     build = partial(build_model, name, grid_size=grid_size, latent_dim=latent_dim, classes=classes)
+    grids = torch.zeros(2, grid_size, grid_size, dtype=torch.uint8)
+    grids[1] = 1
+    grids[1, :, grid_size // 2 :] = OUTSIDE if has_outside else 1
 
-    def call(method: str, argument: Tensor, *shape: int) -> Sequence[Tensor]:
-        """Return the tensors that a method returns in evaluation, each with a shape, whatever the seed."""
-        results = []
-        for seed in (0, 1):
-            with evaluating(model), seeded(seed, CPU):
-                results.append(_returned(name, method, getattr(model, method)(argument.clone())))
-        for what, tensor, again in zip(RETURNED[method][1], *results, strict=True):
+    def check_results(model: GridModel) -> None:
+        latent = _results(name, model, "encode", grids, latent_dim)[0].clone()
+        latent[-1] += 1
+        _results(name, model, "decode", latent, classes, grid_size, grid_size)
+
+    try:
+        with seeded(0, CPU):
+            model = build()
+        _check_tensors_of(name, model)
+        check_results(model)
+        check_results(_check_resumption(name, build, grids))
+    except ModelError:
+        raise
+    except USER_ERRORS as error:
+        advice = f" ({OUTSIDE} marks cells outside a grid; see bvae.beta_vae.one_hot)" if has_outside else ""
+        reason = f"{type(error).__name__}: {error}"
+        raise ModelError(f"model {name!r} failed on two grids{advice}: {reason}") from error
+
+
+def _results(name: str, model: GridModel, method: str, argument: Tensor, *shape: int) -> Sequence[Tensor]:
+    """Return the tensors that a method returns in evaluation for two grids or latents.
+
+    Raises ModelError if their kind or shape is wrong, if a second call with other random numbers returns
+    others, or if the results for the first grid or latent depend on the second.
+    """
+
+    def call(argument: Tensor, seed: int) -> Sequence[Tensor]:
+        with evaluating(model), seeded(seed, CPU), torch.no_grad():
+            found = _returned(name, method, getattr(model, method)(argument.clone()))
+        for what, tensor in zip(RETURNED[method][1], found, strict=True):
             if tensor.shape != (expected := (len(argument), *shape)):
                 raise ModelError(
                     f"model {name!r}: {method} returns {what} {list(tensor.shape)}; expected {list(expected)}"
                 )
-            if not _is_close(tensor, again):
-                raise ModelError(
-                    f"model {name!r}: {method} uses random numbers for the {what} in evaluation mode; "
-                    "expected the same result in every call"
-                )
-        return results[0]
+        return found
 
-    try:
-        with seeded(0, CPU), torch.no_grad():
-            model = build()
-            _check_tensors_of(name, model)
-            grids = torch.zeros(2, grid_size, grid_size, dtype=torch.uint8)
-            if has_outside:
-                grids[1, :, grid_size // 2 :] = OUTSIDE
-            latent = call("encode", grids, latent_dim)[0].clone()
-            latent[-1] += 1
-            (logits,), (alone,) = (
-                call("decode", part, classes, grid_size, grid_size) for part in (latent, latent[:1])
+    results = call(argument, 0), call(argument, 1), call(argument[:1], 0)
+    for what, both, again, alone in zip(RETURNED[method][1], *results, strict=True):
+        if not torch.allclose(both, again, 0, 0, equal_nan=True):
+            raise ModelError(
+                f"model {name!r}: {method} does not return the same {what} when it is called again in "
+                "evaluation mode; expected that random numbers are used only in training mode"
             )
-    except ModelError:
-        raise
-    except Exception as error:  # the factory and the methods are user code
-        advice = f" ({OUTSIDE} marks cells outside a grid; see bvae.beta_vae.one_hot)" if has_outside else ""
-        raise ModelError(
-            f"model {name!r} failed on two grids{advice}: {type(error).__name__}: {error}"
-        ) from error
-    if not _is_close(logits[:1], alone):
-        raise ModelError(
-            f"model {name!r}: decode returns different logits for a latent when the batch changes; expected "
-            "each latent to be decoded independently in evaluation, because the shuffled control requires it"
-        )
-    _check_resumption(name, build, grids)
-
-
-def _is_close(numbers: Tensor, expected: Tensor) -> bool:
-    """Return whether numbers differ from others by at most `ROUNDING` times the largest finite number."""
-    largest = expected.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1).item()
-    return torch.allclose(numbers.double(), expected.double(), 0, ROUNDING * largest, equal_nan=True)
+        tolerance = ROUNDING * alone.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1).item()
+        if not torch.allclose(both[:1], alone, 0, tolerance, equal_nan=True):
+            raise ModelError(
+                f"model {name!r}: {method} does not return the same {what} when the rest of the batch "
+                "changes; expected that each result depends on one grid or latent alone in evaluation mode"
+            )
+    return results[0]
 
 
 def _returned(name: str, method: str, found: object) -> Sequence[Tensor]:
@@ -211,11 +215,11 @@ def _check_tensors_of(name: str, model: GridModel) -> None:
             )
 
 
-def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) -> None:
+def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) -> GridModel:
     """Check that training from a checkpoint is bit-identical, and that evaluation does not change a model.
 
     The model is trained for two steps. A second model loads the checkpoint after the first step and repeats
-    the second step. Raises ModelError.
+    the second step. Returns the trained model. Raises ModelError.
     """
     loss = BetaVAELoss(gamma=2.0, weight=None, beta=1e-3)
 
@@ -246,7 +250,7 @@ def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) 
             check_tensors(Path("the checkpoint after a step"), saved, own)
             restore_tensors(own, saved)
             repeated = advance(*resumed, 2)
-    except Exception as error:  # the methods are user code
+    except USER_ERRORS as error:
         raise ModelError(
             f"model {name!r} failed in two steps of training with a checkpoint between them: "
             f"{type(error).__name__}: {error}"
@@ -259,6 +263,7 @@ def _check_resumption(name: str, build: Callable[[], GridModel], grids: Tensor) 
             "all state that changes to be in parameters or buffers, and all random numbers to come from the "
             "global generators of torch, numpy and random"
         )
+    return trained[0]
 
 
 def _differing(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> str | None:

@@ -62,9 +62,18 @@ def test_checking_a_model_leaves_the_random_state_unchanged() -> None:
         ("wrong:Narrow", r"encode returns posterior mean \[2, 1\]; expected \[2, 3\]"),
         ("wrong:Raising", "failed on two grids: KeyError"),
         ("wrong:Squeezing", r"decode returns logits \[10, 8, 8\]; expected \[1, 10, 8, 8\]"),
-        ("wrong:Mixing", "decode returns different logits for a latent when the batch changes"),
-        ("wrong:Sampling", "encode uses random numbers for the posterior mean in evaluation mode"),
-        ("wrong:Dropping", "decode uses random numbers for the logits in evaluation mode"),
+        ("wrong:Mixing", "decode does not return the same logits when the rest of the batch changes"),
+        (
+            "wrong:Sampling",
+            "encode does not return the same posterior mean when it is called again in evaluation mode",
+        ),
+        ("wrong:Dropping", "decode does not return the same logits when it is called again"),
+        ("wrong:Beginning", "decode does not return the same logits when it is called again"),
+        (
+            "wrong:Centering",
+            "encode does not return the same posterior mean when the rest of the batch changes",
+        ),
+        ("wrong:Leaving", "failed on two grids: SystemExit: 3"),
         ("ending:make", "cannot be imported from .*: SystemExit: 2"),
         ("unreadable:make", "cannot be imported from .*: SyntaxError"),
     ],
@@ -86,8 +95,18 @@ def test_an_invalid_model_is_refused_in_one_sentence(module: Path, name: str, co
         "    def encode(self, grids):\n"
         "        mean, log_variance = super().encode(grids)\n"
         "        return mean + torch.randn_like(mean), log_variance\n"
+        "class Centering(linear_vae.LinearVAE):\n"
+        "    def encode(self, grids):\n"
+        "        mean, log_variance = super().encode(grids)\n"
+        "        return mean - mean.mean(0), log_variance\n"
+        "class Leaving(linear_vae.LinearVAE):\n"
+        "    def encode(self, grids): raise SystemExit(3)\n"
         "class Dropping(linear_vae.LinearVAE):\n"
         "    def decode(self, latent): return super().decode(torch.nn.functional.dropout(latent + 1))\n"
+        "class Beginning(Dropping):  # all logits are 0 before the first step\n"
+        "    def __init__(self, **sizes):\n"
+        "        super().__init__(**sizes)\n"
+        "        torch.nn.init.zeros_(self.to_logits.weight), torch.nn.init.zeros_(self.to_logits.bias)\n"
     )
     (module / "ending.py").write_text("raise SystemExit(2)")
     (module / "unreadable.py").write_text("def make(:")

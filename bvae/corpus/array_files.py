@@ -105,8 +105,8 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except CorpusError as error:
-        problem = str(error).removeprefix(f"{brief(Path(path).name)}: ")  # of a collection of a single file
-        raise CorpusError(f"{printable(os.fspath(path))}: {problem}") from None
+        single = "" if Path(path).is_dir() else f"{brief(Path(path).name)}: "  # its message has its name
+        raise CorpusError(f"{printable(os.fspath(path))}: {str(error).removeprefix(single)}") from None
     except OSError as error:
         raise CorpusError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from None
 

@@ -264,7 +264,7 @@ def check_nodes(needs: Mapping[str, float], versions: Mapping[str, str]) -> None
     Nodes that die or do not answer are ignored, because runs also survive the death of their node.
 
     Raises:
-        EngineError: if there is no such node, or if one has other versions or cannot import bvae.
+        EngineError: if there is no such node, or if one has other versions, or lacks bvae.
     """
     alive = [node for node in ray.nodes() if node["Alive"]]
     able = [node for node in alive if all(node["Resources"].get(each, 0) >= needs[each] for each in needs)]
@@ -284,7 +284,7 @@ def check_nodes(needs: Mapping[str, float], versions: Mapping[str, str]) -> None
             wrong = other_versions(ray.get(asked), versions)
         except RayTaskError as error:
             reason = printable(str(error).splitlines()[-1])
-            raise EngineError(f"{probes[asked]} cannot import bvae: {reason}") from None
+            raise EngineError(f"{probes[asked]} cannot tell its versions: {reason}") from None
         except RayError:
             continue  # the node died
         if wrong:

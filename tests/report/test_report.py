@@ -615,3 +615,9 @@ def test_the_command_writes_the_report_as_one_page(lab: Path, capsys: pytest.Cap
         assert "<summary>A-seed0: " in page
         assert len(re.findall("data:image/png;base64,", page)) == 10  # six in the head, four of the run
         assert not re.search(r"(src|href)=\"(?!data:)", page)
+    for told, html in (
+        ("runs/latest", session / "B-seed0/page.html"),
+        ("missing", Path("missing/page.html")),
+    ):
+        assert main(["report", told, f"--html={html}"]) == 4
+        assert not html.parent.exists()

@@ -318,7 +318,9 @@ def test_no_file_is_written_into_a_session_or_through_a_link(
     (tmp_path / "link").symlink_to(tmp_path / "page.html")
     for path in (runs / "o/latest/session.json", runs / "o/latest/new/page.html", tmp_path / "link"):
         for flag in ("--html", "--csv"):
-            assert main(["compare", *sessions, f"{flag}={path}"]) == 4
+            other = f"--{'csv' if flag == '--html' else 'html'}={tmp_path / 'new/file'}"
+            assert main(["compare", *sessions, other, f"{flag}={path}"]) == 4
+            assert not (tmp_path / "new").exists()
             assert "is refused; expected a file that is no link and in no session" in capsys.readouterr().err
     both = (f"{flag}={tmp_path / 'both'}" for flag in ("--html", "--csv"))
     assert main(["compare", *sessions, *both]) == 4

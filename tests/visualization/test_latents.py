@@ -209,8 +209,9 @@ def test_the_command_draws_one_picture(
 def test_the_command_refuses_what_it_cannot_draw(
     checkpoint: str, arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command_line.main(["show", checkpoint, *arguments]) == 4
+    assert command_line.main(["show", checkpoint, *arguments, "--output=new/picture.png"]) == 4
     assert complaint in capsys.readouterr().err
+    assert not Path("new").exists()
 
 
 def test_the_legend_of_the_scatter_names_every_mark_within_the_picture() -> None:
