@@ -227,8 +227,9 @@ def report(arguments: argparse.Namespace, command: Sequence[str]) -> int:
 def _report(
     folder: str, given: Mapping[str, str | None], command: Sequence[str], html: str | None = None
 ) -> int:
+    parent = checked_parent(html or "")
     experiment = Experiment.resume(given, Path("runs"), command, folder)
-    make_parent(html or "")
+    make_folder(parent, parents=True)
     experiment.close_session(interrupted=False)
     print(*experiment.summary(), sep="\n")
     path = Path(html or experiment.session.path / REPORT)
@@ -239,15 +240,12 @@ def _report(
     return int(bool(experiment.complaint))
 
 
-def make_parent(output: str | Path) -> None:
-    """Make the missing folder of an output file. Raises ValueError in a session, whose folders are runs."""
+def checked_parent(output: str | Path) -> Path:
+    """Return the folder of an output file. Raises ValueError if it does not exist and is in a session."""
     folder = Path(output).parent
-    if not folder.exists():
-        if is_in_session(folder):
-            raise ValueError(
-                f"{printable(str(folder))} does not exist, and is in a session; name another folder"
-            )
-        make_folder(folder, parents=True)
+    if not folder.exists() and is_in_session(folder):
+        raise ValueError(f"{printable(str(folder))} does not exist, and is in a session; name another folder")
+    return folder
 
 
 def is_in_session(path: Path) -> bool:
@@ -268,7 +266,7 @@ def compare(arguments: argparse.Namespace, command: Sequence[str]) -> int:
             )
     sides = side_by_side.read_sides(arguments.runs)
     for output in (arguments.html, arguments.csv):
-        make_parent(output or "")
+        make_folder(Path(output or "").parent, parents=True)
     print(*side_by_side.to_text(sides), sep="\n")
     written = {arguments.csv: side_by_side.to_csv(sides)} if arguments.csv else {}
     if arguments.html:
@@ -298,16 +296,17 @@ def show(arguments: argparse.Namespace, command: Sequence[str]) -> int:
     model, config = engine.load_model(checkpoint, arguments.model or DEFAULT_MODEL)
     kind = "samples" if samples is not None else "traversals" if arguments.traversals else "reconstructions"
     output, name = Path(arguments.output or f"{kind}.png"), printable(arguments.checkpoint)
+    parent = checked_parent(output)
     if samples is not None:
         title = f"{name}: samples from the prior"
-        make_parent(output)
+        make_folder(parent, parents=True)
         more = {"latent_dim": config.training.latent_dim, "background": config.background}
         engine.plot_samples(model, int(samples), path=output, title=title, **more)
     else:
         spec = arguments.grids or config.corpus
         padding_value = None if is_built_in(spec) else config.padding_value
         corpus = load_corpus(spec, config.grid_size, padding_value=padding_value, classes=config.classes)
-        make_parent(output)
+        make_folder(parent, parents=True)
         grids, title = corpus.sample_grids(), f"{name}: {kind} (corpus {corpus.name})"
         if arguments.traversals:
             engine.plot_traversals(model, grids[0], path=output, title=title)

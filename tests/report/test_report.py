@@ -621,3 +621,4 @@ def test_the_command_writes_the_report_as_one_page(lab: Path, capsys: pytest.Cap
     ):
         assert main(["report", told, f"--html={html}"]) == 4
         assert not html.parent.exists()
+        assert (session / "comparison/comparison.json").exists()
