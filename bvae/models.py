@@ -1,9 +1,10 @@
 """Models by name, created or loaded from a checkpoint, and the check of a custom model.
 
-A model is an `nn.Module` with these methods, which draw no random numbers in evaluation:
+A model is an `nn.Module` with these methods. In evaluation, they draw no random numbers, and each result
+depends on one grid or latent alone:
 
     encode(grids [B, H, W]) -> posterior mean and log variance, each [B, Z]
-    decode(latent [B, Z])   -> logits [B, C, H, W]; in evaluation, each grid depends only on its latent
+    decode(latent [B, Z])   -> logits [B, C, H, W]
 
 The name of a model is `package.module:factory`. The factory creates the model from the keywords `grid_size`,
 `latent_dim` and `classes`. If the factory does not take `classes`, its models have ten classes.
@@ -46,7 +47,6 @@ from bvae.training.checkpoint import (
 from bvae.training.step import AutogradStep, reproducible, restore_tensors, training_state
 
 CPU = torch.device("cpu")
-
 ROUNDING = 1e-3
 """Tolerance for the results of a method in batches of two sizes, relative to 1 or the largest number."""
 USER_ERRORS = (Exception, SystemExit)

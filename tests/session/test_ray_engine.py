@@ -389,3 +389,17 @@ def test_only_the_newest_of_four_workers_writes_and_its_files_are_bounded(
         assert [(folders.session.path / "A-seed0" / name).exists() for name in two] == [False, True]
     with pytest.raises(RunCrashError, match="A-seed0 was begun 4 times, and each time its worker died"):
         folders.begin("A-seed0", "5")
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_worker_with_other_versions_refuses_a_run(
+    lab: Path, folders: RunFolders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bvae.session import ray_engine
+
+    monkeypatch.setattr(ray_engine, "find_versions", lambda: {**find_versions(), "torch": "0"})
+    session, corpus = folders.session, load_corpus(str(lab / "corpus.npz"), 8)
+    with pytest.raises(RunCrashError, match=r"A-seed0 was refused by node .*, which has torch 0 instead of "):
+        ray_engine.train_on_worker(session.runs[0], (corpus, session, "home"), None)
+    assert not (session.path / "A-seed0").exists()
